@@ -1,0 +1,45 @@
+"""What can go wrong, as sentences: `UdiError` for what a user can mend, exit statuses, remedies.
+
+The kernel's own refusals stay `OSError`; `remedy` turns the common ones into a next step. Anything
+else that escapes is a bug and shows its traceback.
+"""
+
+from errno import EACCES, EINVAL, ENODEV, ENOENT, ENOSPC, EPERM, EUSERS
+
+OURS = 125
+"""Exit status of udi-run when it could not start the command (as env(1) and docker-run(1))."""
+NOT_EXECUTABLE = 126
+NOT_FOUND = 127
+
+
+class UdiError(Exception):
+    """Something that the user or the site can mend.
+
+    `message` reads "WHAT failed on WHAT: WHY", `hint` says what to do next (may be empty), `status`
+    is the exit status it leads to.
+    """
+
+    def __init__(self, message: str, hint: str = "", status: int = OURS) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.status = status
+
+
+_REMEDIES = {
+    ("unshare", EPERM): "user namespaces are refused here; `udi doctor` names the setting",
+    ("unshare", ENOSPC): "the limit user.max_user_namespaces is reached; see `udi doctor`",
+    ("unshare", EUSERS): "too many nested user namespaces; start from outside the container",
+    ("unshare", EINVAL): "this kernel is built without user namespaces; see `udi doctor`",
+    ("uid_map", EPERM): "a security module refuses the id map (AppArmor?); see `udi doctor`",
+    ("open", ENOENT): "see `udi doctor`",
+    ("pivot_root", EINVAL): "the host's root is an initramfs; boot the node with a real root",
+    ("mount", EPERM): "a security module refuses the mount (AppArmor, SELinux?); see `udi doctor`",
+    ("mount", EACCES): "a security module refuses the mount (AppArmor, SELinux?); see `udi doctor`",
+    ("mount", ENODEV): "this kernel does not have that file system; see `udi doctor`",
+}
+
+
+def remedy(call: str, errno: int | None) -> str:
+    """Return the hint for a system call's refusal, or an empty string where there is none."""
+    return _REMEDIES.get((call, errno or 0), "")

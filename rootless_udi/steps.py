@@ -1,0 +1,72 @@
+"""What can be done to a root file system, as data. The planner writes these, the executor does them.
+
+Every step has `target`, an absolute path inside the container, and `reason`: which default, option,
+file or module asked for it and why, as `--explain` prints it.
+"""
+
+from rootless_udi.records import Record
+
+
+class Mount(Record):
+    """mount(8)'s words: `source` on `target`, a bind where `fstype` is empty.
+
+    `source` is a path on the host. `options` are mount(8) options: bind flags ("rec", "ro", "rw",
+    "nosuid", "nodev", "noexec", "private", "slave") or, for a file system, its own ("size=1g").
+    With `required` false, a missing source leaves the step out.
+    """
+
+    target: str
+    source: str
+    fstype: str = ""
+    options: tuple[str, ...] = ()
+    required: bool = True
+    reason: str = ""
+
+
+class File(Record):
+    """A generated file: `content` is written to private memory and bound over `target`."""
+
+    target: str
+    content: str
+    mode: int = 0o644
+    reason: str = ""
+
+
+class Symlink(Record):
+    """A symbolic link at `target` pointing `to`; made in private memory, never in the image."""
+
+    target: str
+    to: str
+    reason: str = ""
+
+
+class Directory(Record):
+    """An empty directory at `target`, made in private memory, never in the image."""
+
+    target: str
+    mode: int = 0o755
+    reason: str = ""
+
+
+Step = Mount | File | Symlink | Directory
+
+
+class Env(Record):
+    """One operation on the environment.
+
+    `op` is "set", "append" or "prepend" (joined with ":", a plain set where the variable is unset
+    or empty), "unset", or "clear" (drop all that the caller had).
+    """
+
+    op: str
+    name: str = ""
+    value: str = ""
+    reason: str = ""
+
+
+class Injection(Record):
+    """What one part (a module, the host's MPI, its GPUs) wants put into the container."""
+
+    steps: tuple[Step, ...] = ()
+    environment: tuple[Env, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,106 @@
+"""Shared fixtures. The tests run as an ordinary user; `make test` drops to one when root calls it.
+
+Tests marked `root` start real services (Slurm, Grid Engine) or compare with the kernel's squashfs;
+they run as root and run the product as the ordinary user through `user`.
+"""
+
+import os
+import pwd
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import probes
+
+TREE = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    probes.check_words()
+    config.addinivalue_line("markers", "root: runs as root, the product as an ordinary user")
+    config.addinivalue_line("markers", "needs(word, ...): skips without it; see tests/probes.py")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Root runs the tests marked `root` and nothing else; an ordinary user all the others."""
+    want = os.getuid() == 0
+    keep = [item for item in items if (item.get_closest_marker("root") is not None) is want]
+    drop = [item for item in items if item not in keep]
+    if drop:
+        config.hook.pytest_deselected(items=drop)
+        items[:] = keep
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        for word in mark.args:
+            probes.need(word)
+
+
+class User:
+    """An ordinary user to run commands as: the caller, or the test user where the caller is root."""
+
+    def __init__(self, home: Path) -> None:
+        name = os.environ.get("UDI_TEST_USER", "udi-test") if os.getuid() == 0 else ""
+        entry = pwd.getpwnam(name) if name else pwd.getpwuid(os.getuid())
+        self.name, self.uid, self.gid = entry.pw_name, entry.pw_uid, entry.pw_gid
+        self.home = home
+        self.env = {
+            "HOME": str(home),
+            "USER": self.name,
+            "PATH": f"{TREE}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            "LANG": "C.UTF-8",
+            "UDI_STORE": str(home / "store"),
+            "XDG_RUNTIME_DIR": str(home / "run"),
+        }
+
+    def argv(self, *argv: object) -> list[str]:
+        """Return `argv` with what drops root's privileges before it."""
+        words = [os.fspath(a) if isinstance(a, os.PathLike) else str(a) for a in argv]
+        if os.getuid() != 0:
+            return words
+        return ["setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--init-groups", *words]
+
+    def run(
+        self,
+        *argv: object,
+        env: dict[str, str] | None = None,
+        cwd: Path | str | None = None,
+        input: str | None = None,
+        timeout: float = 120,
+        check: bool = False,
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run `argv` as this user with a clean environment plus `env`; text in and out."""
+        return subprocess.run(
+            self.argv(*argv),
+            env={**self.env, **(env or {})},
+            cwd=cwd or self.home,
+            input=input,
+            stdin=subprocess.DEVNULL if input is None else None,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            timeout=timeout,
+            check=check,
+        )
+
+    def popen(self, *argv: object, **kwargs: object) -> "subprocess.Popen[str]":
+        """Start `argv` as this user; keyword arguments as for subprocess.Popen."""
+        env = {**self.env, **kwargs.pop("env", {})}  # type: ignore[dict-item]
+        kwargs.setdefault("cwd", self.home)
+        return subprocess.Popen(self.argv(*argv), env=env, text=True, **kwargs)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Iterator[User]:
+    """An ordinary user with an empty home, store and runtime directory of this test's own."""
+    home = tmp_path / "home"
+    (home / "run").mkdir(parents=True)
+    one = User(home)
+    for path in (tmp_path, home, home / "run"):
+        path.chmod(0o755 if path != home / "run" else 0o700)
+        if os.getuid() == 0:
+            os.chown(path, one.uid, one.gid)
+    yield one

@@ -1,0 +1,92 @@
+"""What a test needs from the machine. Absent means skipped, unless UDI_MUST_HAVE names it: failed.
+
+UDI_MUST_HAVE is a comma-separated list of the words below; CI sets it, so that CI can't pass by
+skipping. An unknown word is an error.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+
+
+def _command(*names: str) -> Callable[[], bool]:
+    return lambda: all(shutil.which(name) for name in names)
+
+
+def _userns() -> bool:
+    argv = ["unshare", "--user", "--map-current-user", "--mount", "true"]
+    return shutil.which("unshare") is not None and subprocess.run(argv).returncode == 0
+
+
+def _fuse() -> bool:
+    return os.access("/dev/fuse", os.R_OK | os.W_OK)
+
+
+def _gpu() -> bool:
+    return os.path.exists("/proc/driver/nvidia/version")
+
+
+def _module(name: str) -> Callable[[], bool]:
+    def probe() -> bool:
+        from importlib.util import find_spec
+
+        return find_spec(name) is not None
+
+    return probe
+
+
+PROBES: dict[str, Callable[[], bool]] = {
+    "userns": _userns,
+    "fuse": _fuse,
+    "gpu": _gpu,
+    "squashfuse": _command("squashfuse_ll"),
+    "mksquashfs": _command("mksquashfs", "unsquashfs"),
+    "tar2sqfs": _command("tar2sqfs"),
+    "registry": _command("docker-registry", "htpasswd", "openssl"),
+    "skopeo": _command("skopeo"),
+    "umoci": _command("umoci"),
+    "mmdebstrap": _command("mmdebstrap"),
+    "busybox": _command("busybox"),
+    "zstd": _command("zstd"),
+    "strace": _command("strace"),
+    "gcc": _command("gcc"),
+    "bwrap": _command("bwrap"),
+    "slurm": _command("srun", "slurmctld", "slurmd", "munged"),
+    "gridengine": _command("qsub", "sge_qmaster"),
+    "mpich": _command("mpicc.mpich", "mpiexec.hydra"),
+    "openmpi": _command("mpicc.openmpi", "mpiexec.openmpi"),
+    "fuse2fs": _command("fuse2fs", "mke2fs"),
+    "pyfuse3": _module("pyfuse3"),
+    "fuse-python": _module("fuse"),
+    "pyroute2": _module("pyroute2"),
+    "prctl": _module("prctl"),
+}
+
+
+def check_words() -> None:
+    """Fail where UDI_MUST_HAVE has a word that is no probe."""
+    unknown = set(_must_have()) - set(PROBES)
+    if unknown:
+        raise pytest.UsageError(f"UDI_MUST_HAVE: unknown {sorted(unknown)}; of {sorted(PROBES)}")
+
+
+def _must_have() -> list[str]:
+    return [w for w in os.environ.get("UDI_MUST_HAVE", "").split(",") if w]
+
+
+@cache
+def has(word: str) -> bool:
+    """Tell whether this machine has what `word` stands for."""
+    return PROBES[word]()
+
+
+def need(word: str) -> None:
+    """Skip the running test without `word`; fail it where UDI_MUST_HAVE asks for `word`."""
+    if not has(word):
+        if word in _must_have():
+            pytest.fail(f"UDI_MUST_HAVE names {word}, and this machine has it not")
+        pytest.skip(f"this machine has no {word}")
