@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rootless_udi import volumes
 from rootless_udi.errors import UdiError
-from rootless_udi.sources import check_sources
+from rootless_udi.volume_sources import check_sources
 from rootless_udi.volumes import PerNodeCache, Volume, parse
 
 G = 1024**3

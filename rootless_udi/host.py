@@ -1,0 +1,150 @@
+"""Facts about the host and the caller, read and never changed. A launch gathers them once."""
+
+import os
+from stat import S_ISBLK, S_ISCHR, S_ISDIR, S_ISREG
+
+from rootless_udi.records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+class Source(Record):
+    """What is at a path of the host: `kind` is "directory", "file", "device", "missing",
+    "denied" or "special" (a FIFO or a socket); `real` is the path without symbolic links."""
+
+    kind: str
+    real: str
+
+
+class Host(Record):
+    """The caller and what this node can do."""
+
+    uid: int
+    gid: int
+    user: str
+    gecos: str
+    home: str
+    shell: str
+    group: str
+    groups: tuple[tuple[int, str], ...]
+    cwd: str
+    fuse: bool
+    """/dev/fuse is there and may be opened."""
+    overlay: bool
+    """The kernel lets an ordinary user mount overlayfs: Linux 5.11."""
+    squashfuse: str
+    """Path of squashfuse_ll, or empty."""
+    unsquashfs: str
+    machine: str = ""
+
+
+def gather(environ: "Mapping[str, str]", squashfuse: str = "") -> Host:
+    """Return the facts; `squashfuse` is the path that the site sets, empty to search for it."""
+    uid, gid = os.getuid(), os.getgid()
+    user, gecos, home, shell = _account(uid, environ)
+    system = os.uname()
+    return Host(
+        uid=uid,
+        gid=gid,
+        user=user,
+        gecos=gecos,
+        home=home,
+        shell=shell,
+        group=_group(gid, user),
+        groups=tuple((g, _group(g, f"group{g}")) for g in os.getgroups()),
+        cwd=cwd(environ),
+        fuse=os.access("/dev/fuse", os.R_OK | os.W_OK),
+        overlay=release(system.release) >= (5, 11),
+        squashfuse=squashfuse or which("squashfuse_ll", environ),
+        unsquashfs=which("unsquashfs", environ),
+        machine=system.machine,
+    )
+
+
+def cwd(environ: "Mapping[str, str]") -> str:
+    """Return the working directory, by its logical name ($PWD) where that is the same directory.
+
+    Where it was deleted, "/".
+    """
+    try:
+        real = os.getcwd()
+    except OSError:
+        return "/"
+    logical = environ.get("PWD", "")
+    if logical.startswith("/") and logical != real:
+        try:
+            if os.path.samefile(logical, real):
+                return logical
+        except OSError:
+            pass
+    return real
+
+
+def release(text: str) -> tuple[int, int]:
+    """Return (major, minor) of a kernel release such as "5.14.0-427.el9.x86_64"."""
+    numbers = []
+    for part in text.split(".")[:2]:
+        digits = ""
+        for c in part:
+            if not c.isdigit():
+                break
+            digits += c
+        numbers.append(int(digits or 0))
+    return (numbers[0], numbers[1]) if len(numbers) == 2 else (0, 0)
+
+
+def which(name: str, environ: "Mapping[str, str]") -> str:
+    """Return the path of a program on PATH or in the system's usual folders, or ""."""
+    folders = [*environ.get("PATH", "").split(":"), "/usr/local/bin", "/usr/bin", "/bin"]
+    folders += ["/usr/sbin", "/sbin", f"{environ.get('HOME', '')}/.local/bin"]
+    for folder in folders:
+        path = f"{folder}/{name}"
+        if folder.startswith("/") and os.access(path, os.X_OK) and os.path.isfile(path):
+            return path
+    return ""
+
+
+def look(paths: "Iterable[str]") -> dict[str, Source]:
+    """Return what is at each of `paths`, followed through symbolic links."""
+    return {path: _look(path) for path in paths}
+
+
+def _look(path: str) -> Source:
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return Source("missing", path)
+    except OSError:
+        return Source("denied", path)
+    if S_ISDIR(mode):
+        kind = "directory"
+    elif S_ISREG(mode):
+        kind = "file"
+    elif S_ISCHR(mode) or S_ISBLK(mode):
+        kind = "device"
+    else:
+        kind = "special"
+    return Source(kind, os.path.realpath(path))
+
+
+def _account(uid: int, environ: "Mapping[str, str]") -> tuple[str, str, str, str]:
+    """Name, full name, home and shell; for a uid that no account has, from the environment."""
+    import pwd
+
+    try:
+        entry = pwd.getpwuid(uid)
+    except KeyError:
+        name = environ.get("USER") or environ.get("LOGNAME") or "user"
+        return name, "", environ.get("HOME") or "/", "/bin/sh"
+    return entry.pw_name, entry.pw_gecos, entry.pw_dir, entry.pw_shell
+
+
+def _group(gid: int, default: str) -> str:
+    import grp
+
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return default
