@@ -108,13 +108,12 @@ def at(store: str, digest: str, name: str) -> Image | None:
 def name_of(reference: Reference) -> str:
     """Return the name that a store knows `reference` by.
 
-    That of "oci:" and "docker-archive:" has the absolute path and, after a "#", modification time
-    (ns) and size of the file that changes with the image. Raises UdiError where it is missing.
+    That of "oci:" and "docker-archive:" has, after a "#", modification time (ns) and size of the
+    file that changes with the image. Raises UdiError where that is missing.
     """
+    place = place_of(reference)
     if reference.kind == "registry":
-        return reference.canonical
-    if reference.kind not in ("oci", "archive"):
-        raise ValueError(f"{reference.canonical}: is not kept in a store")
+        return place
     path = os.path.abspath(reference.path)
     changes = f"{path}/index.json" if reference.kind == "oci" else path
     try:
@@ -124,11 +123,20 @@ def name_of(reference: Reference) -> str:
             f"reading image {reference.canonical} failed on {changes}: {error.strerror}",
             "the path ends at the first ':'; what follows is the tag",
         ) from None
+    return f"{place}#{found.st_mtime_ns}-{found.st_size}"
+
+
+def place_of(reference: Reference) -> str:
+    """Return where an image comes from, its path absolute; ValueError for plain paths."""
+    if reference.kind == "registry":
+        return reference.canonical
+    if reference.kind not in ("oci", "archive"):
+        raise ValueError(f"{reference.canonical}: is not kept in a store")
     which = f"@{reference.digest}" if reference.digest else ""
     if reference.tag:
         which = f":{reference.tag}"
     prefix = "oci" if reference.kind == "oci" else "docker-archive"
-    return f"{prefix}:{path}{which}#{found.st_mtime_ns}-{found.st_size}"
+    return f"{prefix}:{os.path.abspath(reference.path)}{which}"
 
 
 def escape(name: str) -> str:

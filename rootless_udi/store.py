@@ -1,0 +1,371 @@
+"""Write the content-addressed store: commit, name, list, remove. `store_find` has its layout.
+
+Safe for many nodes on one file system: everything is written under a temporary name in its own
+folder, synced, renamed, and its folder synced; an image is there wholly or not at all, and a name
+appears after its image. A temporary name begins with a dot and has its digest in it, so that a
+later pull can tell by that digest's lock whether its maker lives.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from rootless_udi import store_find
+from rootless_udi.errors import UdiError
+from rootless_udi.locks import Lock
+from rootless_udi.oci import Platform, Reference
+from rootless_udi.records import Record
+from rootless_udi.store_find import Image
+
+FOLDERS = ("images", "names", "blobs", "dirs", "locks")
+PARTIAL_KEPT = 24 * 3600
+"""Seconds that a partial download of a killed pull waits for the next one before it is removed."""
+_LINK_KEPT = 3600
+
+
+class Entry(Record):
+    """An image in a store as `udi images` shows it. `names`: (platform key, name), sorted."""
+
+    image: Image
+    names: tuple[tuple[str, str], ...]
+    pulled: float
+
+
+class Store:
+    """The store at `root`. Every method raises UdiError for what the file system refuses."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def path(self, *parts: str) -> str:
+        return "/".join((self.root, *parts))
+
+    def create(self, mode: int = 0o700) -> None:
+        """Make the store where it is missing; `mode` is for its top folder."""
+        try:
+            if not os.path.isdir(self.root):
+                os.makedirs(os.path.dirname(self.root) or "/", exist_ok=True)
+                try:
+                    os.mkdir(self.root, mode)
+                except FileExistsError:
+                    if not os.path.isdir(self.root):
+                        raise
+            for folder in FOLDERS:
+                os.makedirs(self.path(folder), exist_ok=True)
+                if not os.access(self.path(folder), os.W_OK | os.X_OK):
+                    raise PermissionError(errno.EACCES, "Permission denied", self.path(folder))
+        except OSError as error:
+            raise self.refused("making the image store", error) from None
+
+    def refused(self, what: str, error: OSError) -> UdiError:
+        """Turn the file system's refusal into a sentence with a remedy."""
+        where = os.fsdecode(error.filename) if error.filename is not None else self.root
+        elsewhere = "or set UDI_STORE to a directory on another file system"
+        hint = "set UDI_STORE to a directory that you can write"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = f"make room on {self.filesystem()} (`udi images`, `udi rm`), {elsewhere}"
+            if error.errno == errno.EDQUOT:
+                hint = f"your quota on {self.filesystem()} is used up: `udi rm`, {elsewhere}"
+        return UdiError(f"{what} failed on {where}: {os.strerror(error.errno or 0)}", hint)
+
+    def filesystem(self) -> str:
+        """Return the mount point that the store is on."""
+        path = os.path.realpath(self.root)
+        while not os.path.ismount(path) and path != "/":
+            path = os.path.dirname(path)
+        return path
+
+    def free(self) -> int:
+        """Return the bytes that statvfs(3) says are free for us; quotas it may not know."""
+        try:
+            found = os.statvfs(self.root)
+        except OSError as error:
+            raise self.refused("looking at the image store", error) from None
+        return found.f_bavail * found.f_frsize
+
+    def lock(self, digest: str) -> Lock:
+        return Lock(self.path("locks", f"{stem(digest)}.lock"))
+
+    def image(self, digest: str, name: str = "") -> Image | None:
+        return store_find.at(self.root, digest, name or digest)
+
+    def temporary(self, folder: str, digest: str) -> str:
+        """Return a new path in `folder` for what becomes `digest`; `sweep` knows it."""
+        return self.path(folder, f".{stem(digest)}.{os.getpid()}-{secrets.token_hex(6)}.tmp")
+
+    def commit(self, digest: str, squashfs: str, facts: Mapping[str, Any]) -> Image:
+        """Make the temporary file `squashfs` and `facts` the image `digest`, in one rename.
+
+        The facts are there before the image: whoever finds it finds them.
+        """
+        facts_tmp = self.temporary("images", digest)
+        target = self.path("images", stem(digest))
+        try:
+            try:
+                with open(facts_tmp, "x", encoding="utf-8") as file:
+                    json.dump(facts, file, ensure_ascii=False, separators=(",", ":"))
+                    file.write("\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                sync(squashfs)
+                os.rename(facts_tmp, f"{target}.json")
+                os.rename(squashfs, f"{target}.sqfs")
+                sync(self.path("images"))
+            finally:
+                discard(facts_tmp)
+        except OSError as error:
+            raise self.refused(f"storing image {digest}", error) from None
+        found = self.image(digest)
+        if found is None:
+            raise UdiError(f"storing image {digest} failed on {target}.sqfs: it vanished")
+        return found
+
+    def set_name(self, reference: Reference, platform: Platform, digest: str) -> str:
+        """Let `reference` mean `digest` on `platform`; return the name.
+
+        Names of earlier states of the same layout or archive are removed; their images are not.
+        """
+        name = store_find.name_of(reference)
+        link = self.path("names", platform.key(), store_find.escape(name))
+        folder, _, base = link.rpartition("/")
+        temporary = f"{folder}/.{base[:100]}.{secrets.token_hex(6)}.tmp"
+        try:
+            os.makedirs(folder, exist_ok=True)
+            os.symlink(stem(digest), temporary)
+            try:
+                os.rename(temporary, link)
+            finally:
+                discard(temporary)
+            sync(folder)
+            if reference.kind != "registry":
+                before = name.rpartition("#")[0]
+                for key, other, path in self._links():
+                    if key == platform.key() and other != name and _state_of(other) == before:
+                        discard(path)
+        except OSError as error:
+            raise self.refused(f"naming image {name}", error) from None
+        return name
+
+    def _links(self) -> Iterator[tuple[str, str, str]]:
+        """Yield (platform key, name, path of the link) of every name."""
+        top = self.path("names")
+        for folder, _, files in os.walk(top):
+            for file in files:
+                path = f"{folder}/{file}"
+                if file.startswith(".") or not os.path.islink(path):
+                    continue
+                key, _, escaped = os.path.relpath(path, top).partition("/")
+                try:
+                    name = store_find.unescape(escaped)
+                except ValueError:
+                    continue
+                yield key, name, path
+
+    def images(self) -> list[Entry]:
+        """Return every image of the store, the last pulled first; also those without a name."""
+        names: dict[str, list[tuple[str, str]]] = {}
+        for key, name, path in self._links():
+            names.setdefault(_target(path), []).append((key, name))
+        found = []
+        try:
+            files = os.listdir(self.path("images"))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise self.refused("listing the image store", error) from None
+        for file in files:
+            base = file.removesuffix(".sqfs")
+            if base == file or file.startswith("."):
+                continue
+            own = tuple(sorted(names.get(base, [])))
+            image = self.image(base.replace("-", ":", 1), own[0][1] if own else "")
+            if image is not None:
+                found.append(Entry(image, own, os.stat(image.squashfs).st_mtime))
+        return sorted(found, key=lambda entry: (-entry.pulled, entry.image.digest))
+
+    def facts(self, image: Image) -> dict[str, Any]:
+        """Return an image's facts; raises UdiError where the file is missing or damaged."""
+        try:
+            with open(image.facts, encoding="utf-8") as file:
+                found = json.load(file)
+            why = "is no JSON object"
+        except OSError as error:
+            found, why = None, error.strerror or str(error)
+        except ValueError as error:
+            found, why = None, f"is no JSON: {error}"
+        if not isinstance(found, dict):
+            raise UdiError(
+                f"reading the facts of {image.name} failed on {image.facts}: {why}",
+                "pull it again with --force",
+            )
+        return found
+
+    def remove(self, reference: Reference, platform: Platform) -> tuple[list[str], list[str]]:
+        """Remove names, and images that have none left; returns both, the images as digests.
+
+        A registry's reference is one name, "oci:" and "docker-archive:" with all the states that
+        they were pulled in, a digest is all its names. A running container keeps its open image on
+        this node; on NFS other nodes that have it open lose it. Raises UdiError where there is
+        nothing of that name.
+        """
+        links = list(self._links())
+        if reference.kind == "store":
+            stems = {stem(reference.digest)} if self.image(reference.digest) else set()
+            gone = [x for x in links if _target(x[2]) in stems]
+        else:
+            place = store_find.place_of(reference)
+            gone = [x for x in links if x[0] == platform.key() and place in (x[1], _state_of(x[1]))]
+            stems = {_target(x[2]) for x in gone}
+        if not stems:
+            raise UdiError(
+                f"removing {reference.canonical} failed on {self.root}: no such image for "
+                f"{platform}",
+                "`udi images` lists what is there",
+            )
+        try:
+            return [x[1] for x in gone], self._remove([x[2] for x in gone], sorted(stems))
+        except OSError as error:
+            raise self.refused(f"removing {reference.canonical}", error) from None
+
+    def _remove(self, paths: list[str], stems: list[str]) -> list[str]:
+        for path in paths:
+            discard(path)
+        images = []
+        for base in stems:
+            digest = base.replace("-", ":", 1)
+            lock = self.lock(digest)
+            lock.acquire()
+            try:
+                image = self.image(digest)
+                if image is None or any(_target(x[2]) == base for x in self._links()):
+                    continue
+                # The image before its facts: whoever still finds it finds them.
+                os.unlink(image.squashfs)
+                discard(image.facts)
+                self.discard_directory(image)
+                images.append(digest)
+            finally:
+                lock.release()
+        return images
+
+    def discard_directory(self, image: Image) -> None:
+        """Remove an image's extracted tree, if any: out of sight first, then file by file."""
+        if os.path.lexists(image.directory):
+            aside = self.temporary("dirs", image.digest)
+            os.rename(image.directory, aside)
+            remove_tree(aside)
+
+    def sweep(self) -> list[str]:
+        """Remove what killed pulls left behind, and return its paths.
+
+        Temporary files whose digest nobody has locked go at once, partial blobs after a day (the
+        next pull of them resumes), temporary links after an hour.
+        """
+        gone = []
+        now = time.time()
+        for folder, age in (("images", 0), ("dirs", 0), ("blobs", PARTIAL_KEPT)):
+            for path, digest in self._leftovers(folder):
+                if now - _changed(path) < age:
+                    continue
+                if self._if_idle(digest, path, now, age):
+                    gone.append(path)
+        for folder, _, files in os.walk(self.path("names")):
+            for file in files:
+                path = f"{folder}/{file}"
+                if file.startswith(".") and now - _changed(path) > _LINK_KEPT:
+                    discard(path)
+                    gone.append(path)
+        return gone
+
+    def _leftovers(self, folder: str) -> Iterator[tuple[str, str]]:
+        try:
+            files = os.listdir(self.path(folder))
+        except OSError:
+            return
+        for file in files:
+            if file.startswith(".") or (folder == "blobs" and stem_of(file) != file):
+                digest = stem_of(file.removeprefix(".")).replace("-", ":", 1)
+                yield self.path(folder, file), digest
+
+    def _if_idle(self, digest: str, path: str, now: float, age: float) -> bool:
+        lock = self.lock(digest)
+        try:
+            if not lock.acquire(wait=False):
+                return False
+            try:
+                # Without locks nobody can tell; a day is longer than any pull.
+                if not lock.works and now - _changed(path) < PARTIAL_KEPT:
+                    return False
+                if now - _changed(path) < age:
+                    return False
+                remove_tree(path) if os.path.isdir(path) else discard(path)
+                return True
+            finally:
+                lock.release()
+        except OSError:
+            return False
+
+
+def stem(digest: str) -> str:
+    """Return a digest as a file name: sha256-HEX."""
+    return digest.replace(":", "-", 1)
+
+
+def stem_of(file: str) -> str:
+    """Return the digest's part of a file name: sha256-HEX of sha256-HEX.1-ab.part."""
+    return file.partition(".")[0]
+
+
+def _state_of(name: str) -> str:
+    return name.rpartition("#")[0]
+
+
+def _target(link: str) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""
+
+
+def _changed(path: str) -> float:
+    try:
+        return os.lstat(path).st_mtime
+    except OSError:
+        return 0.0
+
+
+def sync(path: str) -> None:
+    """fsync(2) a file or a folder by its path."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def discard(path: str) -> None:
+    """Remove a file that may be gone already."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a tree, also one with folders that its owner may not write (images have them)."""
+
+    def again(call: Callable[..., Any], name: str, _why: object) -> None:
+        for one in (os.path.dirname(name), name):
+            if not os.path.islink(one) and os.path.isdir(one):
+                os.chmod(one, stat.S_IRWXU)
+        if os.path.isdir(name) and not os.path.islink(name):
+            shutil.rmtree(name, onerror=again)
+        else:
+            call(name)
+
+    shutil.rmtree(path, onerror=again)
