@@ -1,0 +1,389 @@
+"""CDI specifications (Container Device Interface, versions 0.3.0 to 1.1.0): read, check, choose.
+
+A specification is a JSON or YAML file in /etc/cdi or /var/run/cdi; a device of it is asked for as
+VENDOR/CLASS=NAME. What its edits mean for a container of ours: see cdi_edits.py. The rules are
+those of the specification's text, of its JSON schema and of its Go library (the field types, and
+that a file must not use what is newer than the version that it names).
+"""
+
+import os
+
+from rootless_udi import fastjson
+from rootless_udi.errors import UdiError
+from rootless_udi.mpi_inject.yamllite import YamlError, loads
+from rootless_udi.records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+DIRECTORIES = ("/etc/cdi", "/var/run/cdi")
+"""Where specifications lie; a later directory wins over an earlier one."""
+
+VERSIONS = ("0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0", "1.1.0")
+
+_LARGEST = 16 << 20
+_HOOKS = (
+    "prestart",
+    "createRuntime",
+    "createContainer",
+    "startContainer",
+    "poststart",
+    "poststop",
+)
+_U32, _I64 = (0, 2**32 - 1), (-(2**63), 2**63 - 1)
+
+_NODE = {
+    "path": "path",
+    "hostPath": "path",
+    "type": "text",
+    "major": _I64,
+    "minor": _I64,
+    "fileMode": _U32,
+    "permissions": "text",
+    "uid": _U32,
+    "gid": _U32,
+}
+_MOUNT = {"hostPath": "path", "containerPath": "path", "options": "texts", "type": "text"}
+_HOOK = {"hookName": "text", "path": "path", "args": "texts", "env": "env", "timeout": (1, 2**31)}
+_NET = {"hostInterfaceName": "name", "name": "name"}
+_RDT = {
+    "closID": "text",
+    "l3CacheSchema": "text",
+    "memBwSchema": "text",
+    "schemata": "texts",
+    "enableMonitoring": "flag",
+    "enableCMT": "flag",
+    "enableMBM": "flag",
+}
+_EDITS = {
+    "env": "env",
+    "deviceNodes": [_NODE, ("path",)],
+    "netDevices": [_NET, ("hostInterfaceName", "name")],
+    "mounts": [_MOUNT, ("hostPath", "containerPath")],
+    "hooks": [_HOOK, ("hookName", "path")],
+    "intelRdt": (_RDT, ()),
+    "additionalGids": [_U32],
+}
+_DEVICE = {"name": "text", "annotations": "map", "containerEdits": (_EDITS, ())}
+_SPEC = {
+    "cdiVersion": "text",
+    "kind": "text",
+    "annotations": "map",
+    "devices": [_DEVICE, ("name", "containerEdits")],
+    "containerEdits": (_EDITS, ()),
+}
+"""Field -> type. "text", "path" (absolute), ...; (least, most) an integer; ({...}, required) an
+object; [...] a list of such objects, or of integers."""
+
+HINT = "mend the CDI file, or have its vendor's tool write it anew"
+
+
+class Spec(Record):
+    """One checked specification; `devices` maps names to their edits, `edits` are for all."""
+
+    path: str
+    version: str
+    kind: str
+    devices: "dict[str, dict[str, Any]]"
+    edits: "dict[str, Any]"
+
+
+class Registry(Record):
+    """What the directories hold. `devices` maps VENDOR/CLASS=NAME to its specification.
+
+    `conflicts` maps such a name to the files of one directory that both define it, `broken` lists
+    files that could not be read.
+    """
+
+    devices: dict[str, Spec] = {}  # noqa: RUF012  (a Record is frozen)
+    conflicts: dict[str, tuple[str, ...]] = {}  # noqa: RUF012
+    broken: tuple[UdiError, ...] = ()
+    directories: tuple[str, ...] = DIRECTORIES
+
+
+class _Fault(Exception):
+    """A rule that a document breaks; becomes a UdiError with the file's name."""
+
+
+def parse(text: str, path: str) -> Spec:
+    """Return the specification in `text`, JSON where `path` ends so, YAML otherwise.
+
+    Raises UdiError for what is no valid CDI specification.
+    """
+    try:
+        document = fastjson.loads(text) if path.endswith(".json") else loads(text)
+    except YamlError as error:
+        advice = "rewrite it as JSON (nvidia-ctk cdi generate --format=json) or in plain block YAML"
+        raise UdiError(f"reading CDI file {path} failed: {error}", advice) from None
+    except (ValueError, RecursionError) as error:
+        raise UdiError(f"reading CDI file {path} failed: not JSON: {error}", HINT) from None
+    return check(document, path)
+
+
+def check(document: "Any", path: str) -> Spec:
+    """Return `document`, a parsed CDI file, as a Spec; raises UdiError for what breaks a rule."""
+    try:
+        version = document.get("cdiVersion") if isinstance(document, dict) else None
+        _version(version)
+        _object(document, _SPEC, ("cdiVersion", "kind", "devices"), "")
+        kind: str = document["kind"]
+        _kind(kind)
+        devices: dict[str, dict[str, Any]] = {}
+        for device in document["devices"]:
+            _name(device["name"], "device name", ":")
+            if device["name"] in devices:
+                raise _Fault(f"device {device['name']!r} is defined twice")
+            devices[device["name"]] = device["containerEdits"]
+        if not devices:
+            raise _Fault("devices: empty, at least one is needed")
+        needed = least_version(document)
+        spoken = str(version).removeprefix("v")
+        if VERSIONS.index(needed) > VERSIONS.index(spoken):
+            raise _Fault(f"uses what came with version {needed} and says cdiVersion {version}")
+        for edits in (*devices.values(), document.get("containerEdits", {})):
+            _edits(edits)
+    except _Fault as fault:
+        raise UdiError(f"reading CDI file {path} failed: {fault}", HINT) from None
+    return Spec(path, spoken, kind, devices, document.get("containerEdits", {}))
+
+
+def least_version(document: "dict[str, Any]") -> str:
+    """Return the oldest CDI version that has every field which `document` uses."""
+    every = [*document["devices"], document]
+    edits = [one.get("containerEdits", {}) for one in every]
+    if any("netDevices" in e or _newer_rdt(e.get("intelRdt", {})) for e in edits):
+        return "1.1.0"
+    if any("intelRdt" in e or e.get("additionalGids") for e in edits):
+        return "0.7.0"
+    if any(one.get("annotations") for one in every) or "." in document["kind"].partition("/")[2]:
+        return "0.6.0"
+    if any(one["name"][:1].isdigit() for one in document["devices"]):
+        return "0.5.0"
+    if any(node.get("hostPath") for e in edits for node in e.get("deviceNodes", ())):
+        return "0.5.0"
+    if any(mount.get("type") for e in edits for mount in e.get("mounts", ())):
+        return "0.4.0"
+    return "0.3.0"
+
+
+def _newer_rdt(rdt: "dict[str, Any]") -> bool:
+    return "schemata" in rdt or "enableMonitoring" in rdt
+
+
+def _version(version: object) -> None:
+    if not isinstance(version, str):
+        raise _Fault("cdiVersion: a string is needed" if version is not None else "no cdiVersion")
+    if version.removeprefix("v") not in VERSIONS:
+        raise _Fault(f"cdiVersion {version!r} is not known here ({VERSIONS[0]} to {VERSIONS[-1]})")
+
+
+def _object(value: object, fields: "dict[str, Any]", required: "Iterable[str]", where: str) -> None:
+    """Check an object's keys and the types of its values."""
+    if not isinstance(value, dict):
+        raise _Fault(f"{where or 'the document'}: an object is needed")
+    for key, inner in value.items():
+        if key not in fields:
+            raise _Fault(f"{where}{'.' if where else ''}{key}: unknown field")
+        _value(inner, fields[key], f"{where}.{key}" if where else key)
+    for key in required:
+        if key not in value:
+            raise _Fault(f"{where}{'.' if where else ''}{key}: missing")
+
+
+def _value(value: object, kind: "Any", where: str) -> None:
+    """Check one value against its type; see _SPEC."""
+    if isinstance(kind, list):
+        if not isinstance(value, list):
+            raise _Fault(f"{where}: a list is needed")
+        for index, item in enumerate(value):
+            if len(kind) == 2:
+                _object(item, kind[0], kind[1], f"{where}[{index}]")
+            else:
+                _value(item, kind[0], f"{where}[{index}]")
+    elif isinstance(kind, tuple) and isinstance(kind[0], dict):
+        _object(value, kind[0], kind[1], where)
+    elif isinstance(kind, tuple):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise _Fault(f"{where}: an integer is needed")
+        if not kind[0] <= value <= kind[1]:
+            raise _Fault(f"{where}: {value} is not from {kind[0]} to {kind[1]}")
+    elif kind == "flag":
+        if not isinstance(value, bool):
+            raise _Fault(f"{where}: true or false is needed")
+    elif kind in ("texts", "env"):
+        if not isinstance(value, list):
+            raise _Fault(f"{where}: a list is needed")
+        for item in value:
+            _text(item, where)
+            if kind == "env" and item.find("=") < 1:
+                raise _Fault(f"{where}: {item!r} is not NAME=VALUE")
+    elif kind == "map":
+        if not isinstance(value, dict):
+            raise _Fault(f"{where}: an object is needed")
+        for item in value.values():
+            _text(item, where)
+    else:
+        _text(value, where)
+        if kind == "path" and not _clean(str(value)):
+            raise _Fault(f"{where}: {value!r} is not an absolute path without '..'")
+
+
+def _text(value: object, where: str) -> None:
+    if not isinstance(value, str):
+        raise _Fault(f"{where}: a string is needed")
+    if "\0" in value:
+        raise _Fault(f"{where}: a NUL character")
+
+
+def _clean(path: str) -> bool:
+    return path.startswith("/") and path != "/" and ".." not in path.split("/")
+
+
+def _edits(edits: "dict[str, Any]") -> None:
+    """Check what the types do not say."""
+    for node in edits.get("deviceNodes", ()):
+        if node.get("type", "") not in ("", "b", "c", "u", "p"):
+            raise _Fault(f"device {node['path']}: type {node['type']!r} is none of b, c, u, p")
+        allowed = node.get("permissions", "")
+        if allowed != "none" and any(c not in "rwm" for c in allowed):
+            raise _Fault(f"device {node['path']}: permissions {allowed!r} are not of r, w, m")
+    for hook in edits.get("hooks", ()):
+        if hook["hookName"] not in _HOOKS:
+            raise _Fault(f"hookName {hook['hookName']!r} is none of {', '.join(_HOOKS)}")
+
+
+def _kind(kind: str) -> None:
+    vendor, slash, name = kind.partition("/")
+    if not slash:
+        raise _Fault(f"kind {kind!r} is not VENDOR/CLASS")
+    _name(vendor, "vendor", "")
+    _name(name, "class", "")
+
+
+def _name(name: str, what: str, extra: str) -> None:
+    """Check a vendor, class or device name; only the last may begin with a digit."""
+    good = name.isascii() and name[:1].isalnum() and name[-1:].isalnum()
+    good = good and (what == "device name" or name[:1].isalpha()) and len(name) <= 253
+    if not good or any(not c.isalnum() and c not in "-_." + extra for c in name):
+        raise _Fault(f"{what} {name!r} has characters that CDI does not allow")
+
+
+def split(device: str) -> tuple[str, str]:
+    """Return ("VENDOR/CLASS", "NAME") of a device's full name; raises UdiError."""
+    kind, _equals, name = device.partition("=")
+    try:
+        _kind(kind)
+        _name(name, "device name", ":")
+    except _Fault as fault:
+        advice = "write VENDOR/CLASS=NAME, as nvidia.com/gpu=0; `udi gpu` lists the names"
+        raise UdiError(f"--device {device}: no CDI device name: {fault}", advice) from None
+    return kind, name
+
+
+def load(directories: "Iterable[str]" = DIRECTORIES, root: str = "/") -> Registry:
+    """Read every *.json and *.yaml file of `directories` beneath `root`.
+
+    Raises nothing: a file that can't be read is kept as an error, and matters when what is asked
+    for is not found elsewhere.
+    """
+    devices: dict[str, Spec] = {}
+    conflicts: dict[str, tuple[str, ...]] = {}
+    broken: list[UdiError] = []
+    seen = set()
+    directories = tuple(directories)
+    for directory in directories:
+        place = os.path.realpath(root.rstrip("/") + directory)
+        if place in seen:
+            continue
+        seen.add(place)
+        here: dict[str, Spec] = {}
+        for name in _files(place):
+            path = f"{directory}/{name}"
+            try:
+                spec = parse(_read(f"{place}/{name}", path), path)
+            except UdiError as error:
+                broken.append(error)
+                continue
+            for device in spec.devices:
+                full = f"{spec.kind}={device}"
+                if full in here:
+                    conflicts[full] = (*conflicts.get(full, (here[full].path,)), path)
+                else:
+                    conflicts.pop(full, None)
+                    here[full] = spec
+        devices.update(here)
+    return Registry(devices, conflicts, tuple(broken), directories)
+
+
+def _files(place: str) -> list[str]:
+    try:
+        return sorted(n for n in os.listdir(place) if n.endswith((".json", ".yaml")))
+    except OSError:
+        return []
+
+
+def _read(place: str, path: str) -> str:
+    try:
+        file = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            size = os.fstat(file).st_size
+            if size > _LARGEST:
+                raise UdiError(f"reading CDI file {path} failed: larger than 16 MiB", HINT)
+            data = b""
+            while len(data) <= _LARGEST and (more := os.read(file, 1 << 20)):
+                data += more
+        finally:
+            os.close(file)
+        return data.decode()
+    except OSError as error:
+        raise UdiError(f"reading CDI file {path} failed: {error.strerror}", HINT) from None
+    except UnicodeDecodeError:
+        raise UdiError(f"reading CDI file {path} failed: not UTF-8", HINT) from None
+
+
+def kinds(registry: Registry) -> list[str]:
+    """Return the VENDOR/CLASS words that have devices."""
+    return sorted({full.partition("=")[0] for full in registry.devices})
+
+
+def names(registry: Registry, kind: str) -> list[str]:
+    """Return the names that stand for every device of `kind`: "all" where the vendor has it."""
+    found = [n.partition("=")[2] for n in registry.devices if n.partition("=")[0] == kind]
+    return ["all"] if "all" in found else sorted(found)
+
+
+def choose(registry: Registry, devices: "Iterable[str]") -> "list[tuple[Spec, list[str]]]":
+    """Return the specifications of `devices` (full names; NAME "all" may be virtual), each once.
+
+    Raises UdiError for a device that no file has, that two have, or that may be in a broken one.
+    """
+    wanted: list[tuple[Spec, list[str]]] = []
+    for device in devices:
+        kind, name = split(device)
+        every = names(registry, kind) if name == "all" else [name]
+        for one in every or [name]:
+            full = f"{kind}={one}"
+            if full in registry.conflicts:
+                files = " and ".join(registry.conflicts[full])
+                raise UdiError(f"CDI device {full}: defined by both {files}", "remove one of them")
+            spec = registry.devices.get(full)
+            if spec is None:
+                raise _missing(registry, full)
+            for have, chosen in wanted:
+                if have is spec:
+                    if one not in chosen:
+                        chosen.append(one)
+                    break
+            else:
+                wanted.append((spec, [one]))
+    return wanted
+
+
+def _missing(registry: Registry, full: str) -> UdiError:
+    if registry.broken:
+        return registry.broken[0]
+    places = " and ".join(registry.directories)
+    have = ", ".join(sorted(registry.devices)) or "none"
+    return UdiError(f"CDI device {full}: not found in {places}", f"devices there: {have}")

@@ -1,0 +1,237 @@
+"""What the GPU planners share: a path beneath the host's root, libraries to bind, device nodes.
+
+`root` is "/" on a real node; the tests give it a tree that they have built. Paths in records are
+those that the host itself would use; only a Mount's source has the root before it.
+"""
+
+import os
+
+from rootless_udi.errors import UdiError
+from rootless_udi.mpi_inject import elf
+from rootless_udi.records import Record
+from rootless_udi.steps import Directory, Env, Mount, Step, Symlink
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any
+
+LIB = "/opt/udiImage/gpu/lib"
+BIN = "/opt/udiImage/gpu/bin"
+OPTIONS = ("ro", "nosuid", "nodev")
+
+_LINKS = 40
+
+
+class Library(Record):
+    """A host library to bind: `path` is a regular file, `links` are the names that lead to it."""
+
+    path: str
+    name: str
+    links: tuple[str, ...] = ()
+    glibc: str = ""
+    """The newest GLIBC_x.y that it needs, without the prefix."""
+    machine: str = ""
+    bits: int = 64
+
+
+def under(root: str, path: str) -> str:
+    """Return the host's `path` beneath `root`."""
+    return root.rstrip("/") + path
+
+
+def resolve(root: str, path: str) -> str:
+    """Follow every symbolic link of `path` inside `root`; "" where it leads nowhere."""
+    base = root.rstrip("/")
+    if not base:
+        real = os.path.realpath(path)
+        return real if os.path.exists(real) else ""
+    todo = path.split("/")[::-1]
+    done: list[str] = []
+    links = 0
+    while todo:
+        part = todo.pop()
+        if part in ("", "."):
+            continue
+        if part == "..":
+            done = done[:-1]
+            continue
+        here = f"{base}/{'/'.join([*done, part])}"
+        try:
+            target = os.readlink(here)
+        except FileNotFoundError:
+            return ""
+        except OSError:
+            done.append(part)
+            continue
+        links += 1
+        if links > _LINKS:
+            return ""
+        if target.startswith("/"):
+            done = []
+        todo += target.split("/")[::-1]
+    return "/" + "/".join(done)
+
+
+def exists(root: str, path: str) -> bool:
+    """Tell whether `path` is there, symbolic links followed inside `root`."""
+    return bool(resolve(root, path))
+
+
+def read(root: str, path: str) -> str:
+    """Return a small text file's content, "" where it can't be read."""
+    try:
+        file = os.open(under(root, path), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(file, 65536).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(file)
+
+
+def listing(root: str, path: str) -> list[str]:
+    """Return a directory's names in order, none where it can't be read."""
+    try:
+        return sorted(os.listdir(under(root, path)))
+    except OSError:
+        return []
+
+
+def is_library(name: str) -> bool:
+    """Tell whether a file's name is lib*.so or lib*.so.*: what ldconfig(8) looks at."""
+    return name.startswith("lib") and (name.endswith(".so") or ".so." in name)
+
+
+def library(root: str, path: str, name: str = "", links: "Iterable[str]" = ()) -> Library:
+    """Read a library's SONAME and glibc need; raises UdiError where it is no ELF file.
+
+    `path` may be a symbolic link: what it leads to is what is bound.
+    """
+    real = resolve(root, path)
+    try:
+        found = elf.read(under(root, real or path))
+    except (elf.ElfError, OSError) as error:
+        why = str(error) if isinstance(error, elf.ElfError) else error.strerror
+        raise UdiError(
+            f"reading driver library {path} failed: {why}", "reinstall the driver"
+        ) from None
+    name = name or real.rpartition("/")[2]
+    soname = (found.soname,) if found.soname and "/" not in found.soname else ()
+    every = [n for n in dict.fromkeys((*soname, *links)) if n != name]
+    return Library(real, name, tuple(every), newest_glibc(found.needs), found.machine, found.bits)
+
+
+def elf_machine(machine: str) -> str:
+    """Return uname(2)'s machine in the words of elf.MACHINES."""
+    return "ppc64" if machine == "ppc64le" else machine
+
+
+def fits(machine: str, bits: int, host: str) -> bool:
+    """Tell whether a library of `machine` and `bits` is one for 64-bit programs of `host`."""
+    return machine == elf_machine(host) and bits == 64
+
+
+def newest_glibc(needs: "Mapping[str, tuple[str, ...]]") -> str:
+    """Return the newest x.y of the GLIBC_x.y versions in an Elf's `needs`, or ""."""
+    newest: tuple[int, ...] = ()
+    for versions in needs.values():
+        for version in versions:
+            if version.startswith("GLIBC_"):
+                newest = max(newest, numbers(version[6:]))
+    return ".".join(str(n) for n in newest)
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """Return "550.54.14" as (550, 54, 14), () where it is no such thing."""
+    parts = version.split(".")
+    if not all(p.isascii() and p.isdigit() and len(p) < 10 for p in parts):
+        return ()
+    return tuple(int(p) for p in parts)
+
+
+def place(
+    root: str, libraries: "Iterable[Library]", reason: str, options: tuple[str, ...] = OPTIONS
+) -> list[Step]:
+    """Return the steps that put `libraries` and their links into LIB."""
+    steps: list[Step] = []
+    taken = set()
+    for one in libraries:
+        target = f"{LIB}/{one.name}"
+        if target in taken:
+            continue
+        taken.add(target)
+        steps.append(Mount(target, under(root, one.path), options=options, reason=reason))
+        for link in one.links:
+            if f"{LIB}/{link}" not in taken:
+                taken.add(f"{LIB}/{link}")
+                why = f"the loader looks for {link}"
+                steps.append(Symlink(f"{LIB}/{link}", one.name, reason=why))
+    return steps
+
+
+def search_path(steps: "Iterable[Step]") -> tuple[list[Step], list[Env]]:
+    """Return the directories and variables that `steps` into LIB and BIN need."""
+    targets = [step.target for step in steps]
+    made: list[Step] = []
+    environment: list[Env] = []
+    if any(t.startswith(LIB + "/") for t in targets):
+        why = "driver libraries, behind every directory that the image names"
+        made.append(Directory(LIB, reason="the host's driver libraries"))
+        environment.append(Env("append", "LD_LIBRARY_PATH", LIB, reason=why))
+    if any(t.startswith(BIN + "/") for t in targets):
+        made.append(Directory(BIN, reason="the host's driver tools"))
+        environment.append(Env("append", "PATH", BIN, reason="driver tools of the host"))
+    return made, environment
+
+
+def denied(root: str, path: str, how: int = os.R_OK | os.W_OK) -> str:
+    """Return why the caller may not open the device node `path`, "" where he may.
+
+    By access(2), never by opening: the first open of an NVIDIA node can take seconds while the
+    card wakes up, and a card that the job's cgroup withholds refuses an open by design.
+    """
+    try:
+        if os.access(under(root, path), how):
+            return ""
+        info = os.stat(under(root, path))
+    except FileNotFoundError:
+        return "does not exist"
+    except OSError as error:
+        return str(error.strerror)
+    return f"no permission (mode {info.st_mode & 0o7777:04o}, group {group_name(info.st_gid)})"
+
+
+def group_name(gid: int) -> str:
+    """Return a group's name, the number where it has none."""
+    import grp
+
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def no_access(root: str, path: str, why: str) -> UdiError:
+    """Return the error for a device node that the caller may not use, with its remedy."""
+    if why == "does not exist":
+        advice = "load the driver's kernel modules on the node, or ask for another device"
+    else:
+        try:
+            group = group_name(os.stat(under(root, path)).st_gid)
+            advice = f"ask the site to put you into the group {group}: usermod -aG {group} USER"
+        except OSError:
+            advice = "ask the site for access to the node's GPUs"
+    return UdiError(f"GPU device {path}: {why}", advice)
+
+
+def image_env(facts: "Mapping[str, Any]") -> dict[str, str]:
+    """Return the image's ENV as a dict."""
+    found = {}
+    for item in facts.get("env") or ():
+        name, equals, value = item.partition("=")
+        if equals:
+            found[name] = value
+    return found

@@ -1,0 +1,333 @@
+"""Find the host's NVIDIA driver without CDI: libraries by version, tools, sockets, device nodes.
+
+Nothing is loaded or run. The running kernel module's version decides which libraries are right:
+user-space and kernel half of the driver must be of one version.
+"""
+
+import os
+
+from rootless_udi.errors import UdiError
+from rootless_udi.mpi_inject import elf, ldcache
+from rootless_udi.mpi_inject.gpu_parts import (
+    Library,
+    elf_machine,
+    exists,
+    fits,
+    library,
+    listing,
+    numbers,
+    read,
+    resolve,
+    under,
+)
+from rootless_udi.mpi_inject.nvidia_names import DEFAULT, PREFIXES, belongs
+from rootless_udi.records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_PROGRAMS = {
+    "nvidia-smi": "utility",
+    "nvidia-debugdump": "utility",
+    "nvidia-persistenced": "utility",
+    "nvidia-cuda-mps-control": "compute",
+    "nvidia-cuda-mps-server": "compute",
+    "nvidia-imex-ctl": "compute",
+}
+_PROGRAM_FOLDERS = (
+    "/usr/bin",
+    "/usr/sbin",
+    "/usr/local/bin",
+    "/usr/lib/wsl/lib",
+    "/usr/local/nvidia/bin",
+    "/run/nvidia/driver/usr/bin",
+    "/home/kubernetes/bin/nvidia/bin",
+)
+_MULTIARCH = {
+    "x86_64": "x86_64-linux-gnu",
+    "aarch64": "aarch64-linux-gnu",
+    "ppc64le": "powerpc64le-linux-gnu",
+}
+WSL = "/usr/lib/wsl"
+_CONFIGS = (
+    "/usr/share/glvnd/egl_vendor.d/10_nvidia.json",
+    "/usr/share/egl/egl_external_platform.d/15_nvidia_gbm.json",
+    "/usr/share/egl/egl_external_platform.d/10_nvidia_wayland.json",
+    "/usr/share/egl/egl_external_platform.d/20_nvidia_xcb.json",
+    "/usr/share/egl/egl_external_platform.d/20_nvidia_xlib.json",
+    "/usr/share/nvidia/nvoptix.bin",
+    "/usr/share/vulkan/icd.d/nvidia_icd.json",
+    "/usr/share/vulkan/icd.d/nvidia_icd.x86_64.json",
+    "/usr/share/vulkan/icd.d/nvidia_icd.aarch64.json",
+    "/usr/share/vulkan/implicit_layer.d/nvidia_layers.json",
+    "/etc/vulkan/icd.d/nvidia_icd.json",
+    "/etc/vulkan/implicit_layer.d/nvidia_layers.json",
+    "/etc/OpenCL/vendors/nvidia.icd",
+)
+SOCKETS = ("/run/nvidia-persistenced/socket", "/run/nvidia-fabricmanager/socket")
+
+
+class Gpu(Record):
+    """One card, as /proc/driver/nvidia/gpus/*/information tells it; "" where it does not."""
+
+    minor: str
+    uuid: str
+    model: str
+    bus: str = ""
+
+
+class Driver(Record):
+    """What there is. `libraries` are of the wanted capabilities, `programs` are (name, path),
+    `files` are mounted at their own path, `nodes` must be usable, `extra` nodes are merely there.
+    """
+
+    version: str
+    libraries: tuple[Library, ...]
+    programs: tuple[tuple[str, str], ...]
+    files: tuple[str, ...]
+    nodes: tuple[str, ...]
+    extra: tuple[str, ...]
+    gpus: tuple[Gpu, ...]
+    notes: tuple[str, ...] = ()
+    wsl: bool = False
+
+
+def looked_for() -> str:
+    """Return what discovery looks at first, for the error on a node without a GPU."""
+    return "NVIDIA: /proc/driver/nvidia/version, /dev/nvidiactl, /dev/dxg (WSL)"
+
+
+def discover(root: str, machine: str, wanted: "Iterable[str]" = DEFAULT) -> Driver | None:
+    """Return the driver's parts for `wanted` capabilities; None on a node that has none.
+
+    `machine` is uname(2)'s. Raises UdiError for a driver that is there and broken.
+    """
+    wanted = tuple(wanted)
+    version = kernel_version(read(root, "/proc/driver/nvidia/version"))
+    wsl = exists(root, "/dev/dxg") and exists(root, WSL + "/lib")
+    if not version and not wsl and not exists(root, "/dev/nvidiactl"):
+        return None
+    notes: list[str] = []
+    cached, note = _cached(root, machine)
+    notes += [note] if note else []
+    path, found = _libcuda(root, machine, version, cached, notes)
+    version = version or found
+    folders = [os.path.dirname(path)]
+    folders += [os.path.dirname(real) for e in cached if (real := resolve(root, e.path))]
+    folders += [f for d in _folders(machine) if (f := resolve(root, d))]
+    libraries = _libraries(root, machine, version, list(dict.fromkeys(folders)), wanted, notes)
+    return Driver(
+        version="" if wsl else version,
+        libraries=tuple(libraries),
+        programs=tuple(_programs(root, wanted)),
+        files=tuple(_files(root, wanted, wsl)),
+        nodes=_needed_nodes(root, wanted, wsl),
+        extra=_other_nodes(root),
+        gpus=tuple(gpus(root)),
+        notes=tuple(notes),
+        wsl=wsl,
+    )
+
+
+def kernel_version(text: str) -> str:
+    """Return the version in /proc/driver/nvidia/version, "" where there is none.
+
+    The line is "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu ...", with "Open"
+    and "for x86_64" in it for the open module.
+    """
+    for line in text.splitlines():
+        if line.startswith("NVRM version:"):
+            for word in line.split():
+                if len(numbers(word)) >= 2:
+                    return word
+    return ""
+
+
+def gpus(root: str) -> list[Gpu]:
+    """Return the cards that the kernel module knows, in bus order."""
+    found = []
+    for bus in listing(root, "/proc/driver/nvidia/gpus"):
+        facts = {}
+        for line in read(root, f"/proc/driver/nvidia/gpus/{bus}/information").splitlines():
+            key, _colon, value = line.partition(":")
+            facts[key.strip()] = value.strip()
+        uuid = facts.get("GPU UUID", "")
+        good = uuid if "?" not in uuid else ""
+        found.append(Gpu(facts.get("Device Minor", ""), good, facts.get("Model", ""), bus))
+    return found
+
+
+def _folders(machine: str) -> list[str]:
+    """Return the usual places of driver libraries: distributions, WSL, containers, GKE, NixOS."""
+    multiarch = _MULTIARCH.get(machine, f"{machine}-linux-gnu")
+    return [
+        f"/usr/lib/{multiarch}",
+        f"/usr/lib/{multiarch}/nvidia/current",
+        "/usr/lib64",
+        "/usr/lib64/nvidia",
+        WSL + "/lib",
+        "/usr/local/nvidia/lib64",
+        "/usr/local/nvidia/lib",
+        "/run/opengl-driver/lib",
+        "/home/kubernetes/bin/nvidia/lib64",
+        "/usr/lib",
+    ]
+
+
+def _cached(root: str, machine: str) -> tuple[list[ldcache.Entry], str]:
+    """Return the driver's entries for this machine in the host's ld.so.cache, and a note."""
+    try:
+        with open(under(root, ldcache.PATH), "rb") as file:
+            entries = ldcache.parse(file.read(), PREFIXES)
+    except ldcache.LdCacheError as error:
+        return [], f"{ldcache.PATH} of the host is passed over: {error}"
+    except OSError:
+        return [], ""
+    return [e for e in entries if e.machine == elf_machine(machine) and not e.hwcaps], ""
+
+
+def _libcuda(
+    root: str, machine: str, version: str, cached: "list[ldcache.Entry]", notes: list[str]
+) -> tuple[str, str]:
+    """Return the real path of the right libcuda and the version in its name.
+
+    That of the kernel module's version where this is known, else the loader's first.
+    """
+    folders = _folders(machine)
+    tried = [e.path for e in cached if e.name == "libcuda.so.1"]
+    tried += [f"{d}/libcuda.so.1" for d in folders]
+    if version:
+        tried += [f"{os.path.dirname(p)}/libcuda.so.{version}" for p in tuple(tried)]
+    found: dict[str, str] = {}
+    dangling = []
+    for path in dict.fromkeys(tried):
+        real = resolve(root, path)
+        if not real:
+            if os.path.islink(under(root, path)):
+                dangling.append(path)
+        elif real not in found and _fits(root, real, machine):
+            found[real] = real.rpartition("libcuda.so.")[2]
+    notes += [f"{path} of the host leads nowhere" for path in dangling]
+    for real, have in found.items():
+        if not version or have == version or not len(numbers(have)) > 1 or have == "1.1":
+            if not version and len(set(found.values())) > 1:
+                others = ", ".join(found)
+                notes.append(f"several libcuda ({others}): the loader's first is taken, {real}")
+            return real, have
+    raise _no_libcuda(version, sorted(set(found.values())), dangling, folders)
+
+
+def _no_libcuda(version: str, have: list[str], dangling: list[str], folders: list[str]) -> UdiError:
+    """Return the error for a driver without its user-space half."""
+    loaded = f"NVIDIA kernel module {version}" if version else "NVIDIA device nodes"
+    if have:
+        return UdiError(
+            f"{loaded} and libcuda {' and '.join(have)} do not match",
+            "the driver was updated without a reboot: ask the site to reboot the node",
+        )
+    where = f"ld.so.cache, {', '.join(folders)}"
+    if dangling:
+        where = f"{dangling[0]} leads nowhere; {where}"
+    return UdiError(
+        f"{loaded} but no libcuda.so.1 of this machine was found: looked in {where}",
+        "install the driver's libraries (nvidia-driver-cuda, libnvidia-compute) on the node",
+    )
+
+
+def _fits(root: str, path: str, machine: str) -> bool:
+    """Tell whether `path` is a library that programs of `machine` can load."""
+    try:
+        found = elf.read(under(root, path))
+    except (elf.ElfError, OSError):
+        return False
+    return fits(found.machine, found.bits, machine)
+
+
+def _libraries(
+    root: str,
+    machine: str,
+    version: str,
+    folders: list[str],
+    wanted: tuple[str, ...],
+    notes: list[str],
+) -> list[Library]:
+    """Return the driver's libraries in `folders`, of the wanted capabilities, each name once."""
+    found: dict[str, Library] = {}
+    for folder in folders:
+        names = listing(root, folder)
+        there = set(names)
+        wsl = folder == WSL + "/lib"
+        for name in names:
+            if name in found or not belongs(name, version, wanted, wsl):
+                continue
+            path = f"{folder}/{name}"
+            if not wsl and os.path.islink(under(root, path)) and not _own_link(root, path):
+                continue
+            if not resolve(root, path):
+                notes.append(f"{path} of the host leads nowhere")
+            else:
+                one = library(root, path, name, _links(name, there))
+                if fits(one.machine, one.bits, machine):
+                    found[name] = one
+    return list(found.values())
+
+
+def _own_link(root: str, path: str) -> bool:
+    """Tell whether a symbolic link is what it leads to under the same name (alternatives)."""
+    real = resolve(root, path)
+    return not real or real.rpartition("/")[2] == path.rpartition("/")[2]
+
+
+def _links(name: str, there: set[str]) -> list[str]:
+    """Return the names beside the SONAME that programs ask for, as many dlopen "libcuda.so"."""
+    base = name.partition(".so")[0] + ".so"
+    always = ("libcuda.so", "libnvidia-opticalflow.so")
+    return [base] if base != name and (base in there or base in always) else []
+
+
+def _programs(root: str, wanted: tuple[str, ...]) -> "Iterable[tuple[str, str]]":
+    for name, word in _PROGRAMS.items():
+        if word not in wanted:
+            continue
+        for folder in _PROGRAM_FOLDERS:
+            real = resolve(root, f"{folder}/{name}")
+            if real:
+                yield name, real
+                break
+
+
+def _files(root: str, wanted: tuple[str, ...], wsl: bool) -> list[str]:
+    """Return what is mounted at its own path: sockets, configuration, WSL's driver store."""
+    found = [p for p in SOCKETS if exists(root, p)]
+    if any(n.startswith("nvidia-fs") for n in listing(root, "/dev")):
+        found += [p for p in ("/etc/cufile.json", "/run/udev") if exists(root, p)]
+    if "graphics" in wanted or "display" in wanted:
+        found += [p for p in _CONFIGS if exists(root, p)]
+    if wsl and exists(root, WSL + "/drivers"):
+        found.append(WSL + "/drivers")
+    return found
+
+
+def _needed_nodes(root: str, wanted: tuple[str, ...], wsl: bool) -> tuple[str, ...]:
+    if wsl:
+        return ("/dev/dxg",)
+    cards = [f"/dev/{n}" for n in listing(root, "/dev") if is_card(n)]
+    memory = ["/dev/nvidia-uvm"] if "compute" in wanted else []
+    return ("/dev/nvidiactl", *memory, *(cards or ["/dev/nvidia0"]))
+
+
+def is_card(name: str) -> bool:
+    """Tell whether a name in /dev is a card: nvidia0, nvidia1, ..."""
+    return name.startswith("nvidia") and name[6:].isdigit()
+
+
+def _other_nodes(root: str) -> tuple[str, ...]:
+    known = ("nvidia-uvm-tools", "nvidia-modeset", "gdrdrv", "nvidia-nvswitchctl")
+    found = []
+    for name in listing(root, "/dev"):
+        if name in known or name.startswith("nvidia-fs"):
+            found.append(f"/dev/{name}")
+        elif name in ("nvidia-caps", "nvidia-caps-imex-channels"):
+            found += [f"/dev/{name}/{inner}" for inner in listing(root, f"/dev/{name}")]
+    return tuple(found)
