@@ -1,0 +1,380 @@
+"""What the site and the user configured, as one frozen record; and the quick way to read it.
+
+TOML is read by `rootless_udi.configtoml`, at 18 ms of imports; a launch reads what that made of
+the files before: a flattened copy (JSON) in the user's cache, or beside the site's files where
+the administrator ran `udi config compile`. Without any file a launch looks at two paths and no
+more. Nothing here is a privilege boundary: `UDI_SITE_DIR` names another site directory.
+"""
+
+import os
+
+from rootless_udi.errors import UdiError
+from rootless_udi.records import Record
+from rootless_udi.steps import Env
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+SITE_DIRECTORY = "/etc/rootless_udi"
+COMPILED = "udi.cache"
+"""The flattened copy beside the site's files."""
+FORMAT = 1
+"""Of the flattened copy: another number makes it read again from TOML."""
+BUILT_IN = "built-in default"
+_RACY = 2 * 10**9
+"""A file changed less than this (ns) before the copy was made may have changed again unseen."""
+
+
+class MountRow(Record):
+    """A mount that every container gets: a bind of `source` (host) on `destination`.
+
+    `options` as for a volume. Where `required` is false, a missing source leaves it out.
+    """
+
+    source: str
+    destination: str
+    options: tuple[str, ...] = ()
+    required: bool = True
+    origin: str = BUILT_IN
+
+
+DEFAULT_MOUNTS = (
+    # A fresh /proc needs a PID namespace, which MPI's shared memory transports can't live with.
+    MountRow("/proc", "/proc", ("rec",)),
+    MountRow("/sys", "/sys", ("rec",)),
+    MountRow("/dev", "/dev", ("rec",)),
+    MountRow("/tmp", "/tmp", ("rec",)),
+    MountRow("/var/tmp", "/var/tmp", ("rec",), False),
+)
+
+
+class Site(Record):
+    """The merged configuration; the defaults work without any file.
+
+    `$NAME` in paths is expanded by `load` from the caller's environment ($UID is always known).
+    `modules` maps a name to the module's checked TOML; `rootless_udi.modules.available` makes
+    records of it. `origins` are (key, "FILE") pairs for what a file gave; the rest is built in.
+    `warnings` are for the caller to print.
+    """
+
+    name: str = ""
+    """The machine's name, as `shifterimg images` prints it."""
+    store: str = ""
+    """The user's own image store; empty: the default, see `rootless_udi.store_find`."""
+    site_stores: tuple[str, ...] = ()
+    state: tuple[str, ...] = ("$XDG_RUNTIME_DIR", "/run/user/$UID", "/tmp/udi-$UID")
+    registry: str = "docker.io"
+    mirrors: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    insecure: tuple[str, ...] = ()
+    """Registries that are spoken to over plain HTTP."""
+    pull: str = "missing"
+    """"missing", "never" or "always"."""
+    compression: str = "zstd"
+    compression_level: int = 3
+    mounts: tuple[MountRow, ...] = DEFAULT_MOUNTS
+    propagation: str = "private"
+    """"private" or "slave": whether mounts that the host makes later appear inside."""
+    environment: tuple[Env, ...] = ()
+    default_modules: tuple[str, ...] = ()
+    if TYPE_CHECKING:
+        modules: Mapping[str, Any] = {}
+    else:
+        modules: dict = {}
+    cache_paths: tuple[str, ...] = ()
+    """Where perNodeCache files are made; empty: in the volume's own source."""
+    cache_method: str = "tmpfs"
+    cache_limit: int = 0
+    """Largest perNodeCache in bytes; 0: no limit but memory's or the file system's."""
+    etc: tuple[tuple[str, str], ...] = (
+        ("hosts", "/etc/hosts"),
+        ("resolv.conf", "/etc/resolv.conf"),
+    )
+    """(name below the container's /etc, file of the host)."""
+    server: str = "auto"
+    """Who serves the image: see `rootless_udi.fuse`."""
+    squashfuse: str = ""
+    """Path of squashfuse_ll; empty: searched for."""
+    server_options: tuple[str, ...] = ()
+    origins: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def host_etc(self) -> tuple[str, ...]:
+        """The container's paths that `etc` fills."""
+        return tuple(f"/etc/{name}" for name, _ in self.etc)
+
+    def origin(self, key: str) -> str:
+        """Return the file that gave a key ("cache.method"), or "built-in default"."""
+        return dict(self.origins).get(key, BUILT_IN)
+
+
+class Source(Record):
+    """A configuration file that exists: `kind` is "site", "user", "site-module", "user-module"."""
+
+    path: str
+    kind: str
+    mtime: int
+    size: int
+    inode: int
+
+
+def load(environ: "Mapping[str, str]") -> Site:
+    """Return the merged configuration for this environment, paths expanded.
+
+    Raises UdiError for a file that is wrong (with its line), can't be read, or is the site's and
+    may be written by others.
+    """
+    warnings: list[str] = []
+    sources = find(environ, warnings)
+    if not sources:
+        return expanded(Site(), environ)
+    flat = _flattened(sources, environ)
+    site = from_flat(flat)
+    return expanded(site.replace(warnings=tuple(warnings)) if warnings else site, environ)
+
+
+def site_directory(environ: "Mapping[str, str]") -> str:
+    """Return the directory of the site's files."""
+    return environ.get("UDI_SITE_DIR") or SITE_DIRECTORY
+
+
+def user_directory(environ: "Mapping[str, str]") -> str:
+    """Return the directory of the user's files; empty where there is no HOME."""
+    return _xdg(environ, "XDG_CONFIG_HOME", ".config")
+
+
+def find(environ: "Mapping[str, str]", warnings: list[str]) -> list[Source]:
+    """Return the configuration files that exist, in the order in which they are merged.
+
+    Adds to `warnings` what others may write of the user's. Raises UdiError for the same of the
+    site's, and where $UDI_CONFIG names no readable file.
+    """
+    found: list[Source] = []
+    site = site_directory(environ)
+    if _look(site, "site", warnings) is not None:
+        found += _files(site, "udi.toml", "conf.d", "site", warnings)
+    user = user_directory(environ)
+    if user and _look(user, "user", warnings) is not None:
+        found += _files(user, "config.toml", "", "user", warnings)
+    extra = environ.get("UDI_CONFIG", "")
+    if extra:
+        info = _look(os.path.abspath(extra), "user", warnings)
+        if info is None:
+            raise UdiError(
+                f"configuration {extra} (from UDI_CONFIG): no such file",
+                "correct or unset UDI_CONFIG",
+            )
+        found.append(_source(os.path.abspath(extra), "user", info))
+    return found
+
+
+def _files(root: str, main: str, more: str, kind: str, warnings: list[str]) -> list[Source]:
+    names = [main]
+    names += [f"{more}/{name}" for name in _listing(root, more, kind, warnings)] if more else []
+    modules = [f"modules.d/{name}" for name in _listing(root, "modules.d", kind, warnings)]
+    found = []
+    for name in names + modules:
+        path = f"{root}/{name}"
+        info = _look(path, kind, warnings)
+        if info is not None:
+            found.append(_source(path, f"{kind}-module" if name in modules else kind, info))
+    return found
+
+
+def _source(path: str, kind: str, info: os.stat_result) -> Source:
+    return Source(path, kind, info.st_mtime_ns, info.st_size, info.st_ino)
+
+
+def _listing(root: str, folder: str, kind: str, warnings: list[str]) -> list[str]:
+    path = f"{root}/{folder}"
+    try:
+        names = sorted(name for name in os.listdir(path) if name.endswith(".toml"))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    _look(path, kind, warnings)
+    return [name for name in names if not name.startswith(".")]
+
+
+def _look(path: str, kind: str, warnings: list[str]) -> os.stat_result | None:
+    """Return stat(2) of a file or directory, None where there is none; judge who may write it."""
+    try:
+        info = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if info.st_mode & 0o022:
+        who = "everybody" if info.st_mode & 0o002 else "its group"
+        if kind == "site":
+            raise UdiError(
+                f"configuration {path}: may be written by {who}, and is used by all users",
+                f"as its owner: chmod go-w {path}",
+            )
+        warnings.append(f"configuration {path} may be written by {who}: chmod go-w {path}")
+    return info
+
+
+def _unreadable(path: str, error: OSError) -> UdiError:
+    return UdiError(f"configuration {path}: {os.strerror(error.errno or 0)}", "make it readable")
+
+
+def read(source: Source) -> str:
+    """Return the text of a file. Raises UdiError where that fails or it is not UTF-8."""
+    try:
+        with open(source.path, "rb") as file:
+            return file.read().decode()
+    except OSError as error:
+        raise _unreadable(source.path, error) from error
+    except UnicodeDecodeError as error:
+        raise UdiError(f"configuration {source.path}: not UTF-8: {error.reason}") from error
+
+
+def _flattened(sources: list[Source], environ: "Mapping[str, str]") -> "dict[str, Any]":
+    own = cache_file(sources, environ)
+    compiled = f"{site_directory(environ)}/{COMPILED}"
+    for path in (compiled, own) if sources[0].kind.startswith("site") else (own,):
+        flat = _from_cache(path, sources) if path else None
+        if flat is not None:
+            return flat
+    from rootless_udi import configtoml
+
+    texts = [read(source) for source in sources]
+    flat = to_flat(configtoml.merged(sources, texts))
+    if own:
+        configtoml.write_cache(own, sources, texts, flat)
+    return flat
+
+
+def cache_file(sources: list[Source], environ: "Mapping[str, str]") -> str:
+    """Return where the user's flattened copy of these files lives; empty without a HOME."""
+    folder = _xdg(environ, "XDG_CACHE_HOME", ".cache")
+    name = 0xCBF29CE484222325  # FNV-1a: hashlib would be an import
+    for byte in "\0".join(source.path for source in sources).encode("utf-8", "surrogateescape"):
+        name = (name ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return f"{folder}/config-{name:016x}.json" if folder else ""
+
+
+def _from_cache(path: str, sources: list[Source]) -> "dict[str, Any] | None":
+    """Return a flattened copy if it is of exactly these files, else None.
+
+    A copy is good where every file has the time, size and inode that it had, or the very same
+    text: nodes of one machine have their own /etc and share one HOME.
+    """
+    from rootless_udi.fastjson import loads
+
+    try:
+        with open(path, "rb") as file:
+            info = os.fstat(file.fileno())
+            if info.st_uid not in (os.getuid(), 0, _owner(sources[0].path)):
+                return None
+            if info.st_mode & 0o022:
+                return None
+            copy = loads(file.read().decode())
+        rows = copy["files"]
+        if copy["format"] != FORMAT or len(rows) != len(sources):
+            return None
+        for source, row in zip(sources, rows, strict=True):
+            if [source.path, source.kind] != row[:2]:
+                return None
+            same = [source.mtime, source.size, source.inode] == row[2:5]
+            fresh = source.mtime > info.st_mtime_ns - _RACY
+            if (fresh or not same) and read(source) != row[5]:
+                return None
+        flat = copy["site"]
+        from_flat(flat)
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+    return flat if isinstance(flat, dict) else None
+
+
+def _owner(path: str) -> int:
+    return os.stat(path).st_uid
+
+
+def _xdg(environ: "Mapping[str, str]", variable: str, below: str) -> str:
+    """XDG base directories: a relative path is to be ignored."""
+    base = environ.get(variable, "")
+    if base.startswith("/"):
+        return f"{base}/rootless_udi"
+    home = environ.get("HOME", "")
+    return f"{home}/{below}/rootless_udi" if home.startswith("/") else ""
+
+
+def to_flat(site: Site) -> "dict[str, Any]":
+    """Return what JSON can hold of a Site that came from files."""
+    flat = dict(zip(site.FIELDS, site.values(), strict=True))
+    flat["mounts"] = [row.values() for row in site.mounts]
+    flat["environment"] = [one.values() for one in site.environment]
+    return flat
+
+
+def from_flat(flat: "dict[str, Any]") -> Site:
+    """Return the Site of `to_flat`'s value, after JSON made lists of its tuples."""
+    values = {name: _tuples(value) for name, value in flat.items()}
+    values["mounts"] = tuple(MountRow(*row) for row in values["mounts"])
+    values["environment"] = tuple(Env(*one) for one in values["environment"])
+    return Site(**values)
+
+
+def _tuples(value: "Any") -> "Any":
+    return tuple(_tuples(one) for one in value) if isinstance(value, list | tuple) else value
+
+
+def expanded(site: Site, environ: "Mapping[str, str]") -> Site:
+    """Return the Site with `$NAME` and `${NAME}` in its paths replaced.
+
+    Where a variable is unset or empty, a candidate of a list and an optional mount are left out;
+    a required mount raises UdiError.
+    """
+    known = {**environ, "UID": str(os.getuid())}
+
+    def those(paths: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(path for path in (expand(one, known) for one in paths) if path)
+
+    rows = []
+    for row in site.mounts:
+        source, destination = expand(row.source, known), expand(row.destination, known)
+        if source and destination:
+            rows.append(
+                row
+                if source is row.source and destination is row.destination
+                else row.replace(source=source, destination=destination)
+            )
+        elif row.required:
+            raise UdiError(
+                f"mount {row.source} on {row.destination} ({row.origin}): a variable is unset",
+                "set it, or write required = false",
+            )
+    return site.replace(
+        store=expand(site.store, known) or "",
+        site_stores=those(site.site_stores),
+        state=those(site.state),
+        cache_paths=those(site.cache_paths),
+        mounts=tuple(rows),
+    )
+
+
+def expand(text: str, variables: "Mapping[str, str]") -> str | None:
+    """Return `text` with its `$NAME` and `${NAME}` replaced, None where one is unset or empty."""
+    if "$" not in text:
+        return text
+    head, *rest = text.split("$")
+    for piece in rest:
+        if piece.startswith("{"):
+            name, brace, tail = piece[1:].partition("}")
+            if not brace:
+                return None
+        else:
+            end = 0
+            while end < len(piece) and (piece[end].isalnum() or piece[end] == "_"):
+                end += 1
+            name, tail = piece[:end], piece[end:]
+        value = variables.get(name, "")
+        if not value:
+            return None
+        head += value + tail
+    return head
