@@ -1,0 +1,109 @@
+"""File data: which blocks a range lies in, where these are, their bytes.
+
+A file's blocks lie one after the other from its start; the inode lists their sizes only, so that
+where block N is comes from adding up the sizes before it. Lists are read in segments of LIST
+entries (one metadata block), and only the segments before the highest one asked for are ever added
+up: an 8 GiB sparse file has 65,536 entries. A block of size 0 is a hole. A last part shorter than a
+block may lie in a *fragment*, a block that several files share.
+"""
+
+from struct import unpack_from
+
+from rootless_udi.fuse.cache import Cache
+from rootless_udi.fuse.format import FRAGMENT, NONE32, RAW, Corrupt, Inode
+from rootless_udi.fuse.reader import Reader
+
+LIST = 2048
+HOLE = (0, 0)
+
+Place = tuple[int, int]
+"""A block in the image: its position, and its size with format.RAW where uncompressed; or HOLE."""
+
+
+class Blocks:
+    """The data of a Reader's files. Blocks that were decompressed are kept, within bounds."""
+
+    def __init__(self, reader: Reader, cache_bytes: int) -> None:
+        self.reader = reader
+        self.size: int = reader.super.block_size
+        self.log: int = reader.super.block_log
+        self.cache: Cache[bytes] = Cache(cache_bytes, len)
+        self._places: Cache[list[Place]] = Cache(4 << 20, lambda p: 200 + 130 * len(p))
+        self._starts: Cache[list[int]] = Cache(2 << 20, lambda p: 200 + 40 * len(p))
+
+    def count(self, node: Inode) -> int:
+        """Return how many blocks a file has in its list; a tail in a fragment is not one."""
+        return (node.size if node.fragment != NONE32 else node.size + self.size - 1) >> self.log
+
+    def length(self, node: Inode, index: int) -> int:
+        """Return how many bytes of a file block `index` holds."""
+        return min(self.size, node.size - (index << self.log))
+
+    def place(self, node: Inode, index: int) -> Place:
+        """Return where block `index` of a file lies; the one after the last is its fragment's."""
+        if index >= self.count(node):
+            return self.fragment(node.fragment)
+        return self._segment(node, index // LIST)[index % LIST]
+
+    def _segment(self, node: Inode, number: int) -> list[Place]:
+        key = node.ref << 32 | number
+        found = self._places.get(key)
+        if found is None:
+            starts = self._starts.get(node.ref)
+            if starts is None:
+                starts = [node.start]
+            for n in range(len(starts) - 1, number):
+                added = sum(size & (RAW - 1) for size in self._sizes(node, n))
+                starts.append(starts[-1] + added)
+            self._starts.put(node.ref, starts)
+            at, found = starts[number], []
+            for size in self._sizes(node, number):
+                if size:
+                    found.append((at, size))
+                    at += size & (RAW - 1)
+                else:
+                    found.append(HOLE)
+            self._places.put(key, found)
+        return found
+
+    def _sizes(self, node: Inode, number: int) -> "tuple[int, ...]":
+        count = min(LIST, self.count(node) - number * LIST)
+        return unpack_from(f"<{count}I", self.reader.tail(node, number * LIST * 4, count * 4))
+
+    def fragment(self, number: int) -> Place:
+        """Return where fragment `number` lies."""
+        supers = self.reader.super
+        if number >= supers.fragment_count:
+            raise Corrupt(f"fragment {number} of {supers.fragment_count} does not exist")
+        at = supers.fragment_table + number // 512 * 8
+        block = int.from_bytes(self.reader.source.read(at, 8), "little")
+        start, size, _ = FRAGMENT.unpack(self.reader.span(block, number % 512 * 16, 16))
+        return start, size
+
+    def stored(self, place: Place) -> bytes:
+        """Return a block's bytes as the image has them. Raises Corrupt; OSError."""
+        return self.reader.source.read(place[0], self.checked(place))
+
+    def checked(self, place: Place) -> int:
+        """Return a block's stored size. Raises Corrupt where it is impossible."""
+        size = place[1] & (RAW - 1)
+        if size > self.size or place[1] >= 2 * RAW:
+            raise Corrupt(f"the data block at {place[0]} claims {size} bytes")
+        return size
+
+    def decode(self, place: Place, stored: bytes, most: int) -> bytes:
+        """Return what `stored`, the block at `place`, holds: at most `most` bytes. Any thread."""
+        if place[1] & RAW:
+            return stored
+        try:
+            return self.reader.decompress(stored, most)
+        except Corrupt as error:
+            raise Corrupt(f"the data block at {place[0]}: {error}") from None
+
+    def get(self, place: Place) -> bytes:
+        """Return what the block at `place` (no HOLE) holds, from the cache where it is there."""
+        found = self.cache.get(place)
+        if found is None:
+            found = self.decode(place, self.stored(place), self.size)
+            self.cache.put(place, found)
+        return found

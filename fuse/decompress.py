@@ -1,0 +1,257 @@
+"""Decompressors for squashfs blocks: whichever of the machine's libraries has the format.
+
+`decompressor(name)` returns a function (data, most) -> bytes that never makes more than `most`
+bytes, whatever the data says, and raises `Corrupt`. All of them release the GIL while they work, so
+threads pay; each call has a context of its own, so threads are safe.
+
+Preferred: the standard library, then the C library that the machine has anyway, by ctypes (it
+writes straight into the result: no second copy, no growing), then a package from PyPI. zstd is in
+Python only from 3.14 and LZ4 and LZO never, yet libzstd.so.1 is on practically every Linux
+(dpkg, rpm and systemd need it), so that a plain install of this package mounts zstd images.
+Nothing is imported before a format is asked for.
+"""
+
+from rootless_udi.errors import UdiError
+from rootless_udi.fuse.format import Corrupt
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Decompress = Callable[[bytes, int], bytes]
+
+PACKAGES = {
+    "gzip": "the zlib module of Python",
+    "xz": "the lzma module of Python",
+    "lzma": "the lzma module of Python",
+    "zstd": "Python 3.14, libzstd.so.1, or `pip install backports.zstd`",
+    "lz4": "liblz4.so.1, or `pip install lz4`",
+    "lzo": "liblzo2.so.2, or `pip install python-lzo`",
+}
+"""What gives each format, in words for an error's hint."""
+
+
+def decompressor(name: str) -> "Decompress":
+    """Return the decompressor for the compressor `name`. Raises UdiError if none is here."""
+    for attempt in _CANDIDATES[name]:
+        try:
+            return attempt()
+        except (ImportError, OSError, AttributeError):
+            continue
+    raise UdiError(
+        f"reading failed on a {name} image: this machine has no decompressor for {name}",
+        f"install {PACKAGES[name]}; `udi doctor` shows what is here",
+    )
+
+
+def available(name: str) -> bool:
+    """Tell whether `name` can be decompressed here."""
+    try:
+        decompressor(name)
+    except UdiError:
+        return False
+    return True
+
+
+def _too_long(name: str, most: int) -> Corrupt:
+    return Corrupt(f"a {name} block holds more than its {most} bytes")
+
+
+def _zlib() -> "Decompress":
+    try:
+        module: Any = __import__("isal.isal_zlib", fromlist=["decompressobj"])  # twice as fast
+    except ImportError:
+        module = __import__("zlib")
+    make, failure = module.decompressobj, module.error
+
+    def run(data: bytes, most: int) -> bytes:
+        stream = make()
+        try:
+            found: bytes = stream.decompress(data, most)
+            if not stream.eof:  # full to the last byte: the end is still to be seen
+                found += stream.decompress(stream.unconsumed_tail, 1)
+        except failure as error:
+            raise Corrupt(f"a gzip block is damaged ({error})") from None
+        if len(found) > most:
+            raise _too_long("gzip", most)
+        if not stream.eof:
+            raise Corrupt("a gzip block is cut short")
+        return found
+
+    return run
+
+
+def _lzma(alone: bool) -> "Decompress":
+    import _lzma as lzma
+
+    container = lzma.FORMAT_ALONE if alone else lzma.FORMAT_XZ
+    limit = 64 << 20  # a dictionary never needs to be larger than a block
+
+    def run(data: bytes, most: int) -> bytes:
+        try:
+            stream = lzma.LZMADecompressor(container, limit)
+            found = stream.decompress(data, most + 1)
+        except (lzma.LZMAError, MemoryError) as error:
+            raise Corrupt(f"an xz block is damaged ({error})") from None
+        if len(found) > most:
+            raise _too_long("xz", most)
+        if not stream.eof and not alone:
+            raise Corrupt("an xz block is cut short")
+        return found
+
+    return run
+
+
+def _uninitialised() -> "Callable[[Any, int], bytes]":
+    """Return PyBytes_FromStringAndSize: with NULL it makes a bytes object that C may still fill."""
+    import ctypes
+
+    make = ctypes.pythonapi.PyBytes_FromStringAndSize
+    make.argtypes, make.restype = (ctypes.c_void_p, ctypes.c_ssize_t), ctypes.py_object
+    return make
+
+
+def _libzstd() -> "Decompress":
+    import ctypes
+
+    library = ctypes.CDLL("libzstd.so.1")
+    size, pointer = ctypes.c_size_t, ctypes.c_void_p
+    create, call = library.ZSTD_createDCtx, library.ZSTD_decompressDCtx
+    create.restype, create.argtypes = pointer, ()
+    call.restype, call.argtypes = size, (pointer, ctypes.c_char_p, size, ctypes.c_char_p, size)
+    wrong, why = library.ZSTD_isError, library.ZSTD_getErrorName
+    wrong.argtypes, why.argtypes, why.restype = (size,), (size,), ctypes.c_char_p
+    highest = (1 << (8 * ctypes.sizeof(size))) - 4096  # errors are small negative numbers
+    make = _uninitialised()
+    contexts: list[int] = []  # one for each thread that was ever inside at the same time
+
+    def run(data: bytes, most: int) -> bytes:
+        out = make(None, most)
+        try:
+            context = contexts.pop()
+        except IndexError:
+            context = create()
+        found = call(context, out, most, data, len(data))
+        contexts.append(context)
+        if found == most:
+            return out
+        if found > highest and wrong(found):
+            raise Corrupt(f"a zstd block is damaged ({why(found).decode()})")
+        return out[:found]
+
+    return run
+
+
+def _zstd_module(name: str) -> "Callable[[], Decompress]":
+    def attempt() -> "Decompress":
+        module: Any = __import__(name, fromlist=["ZstdDecompressor"])
+        make, failure = module.ZstdDecompressor, module.ZstdError
+
+        def run(data: bytes, most: int) -> bytes:
+            try:
+                stream = make()
+                found: bytes = stream.decompress(data, most + 1)
+            except failure as error:
+                raise Corrupt(f"a zstd block is damaged ({error})") from None
+            if len(found) > most:
+                raise _too_long("zstd", most)
+            if not stream.eof:
+                raise Corrupt("a zstd block is cut short")
+            return found
+
+        return run
+
+    return attempt
+
+
+def _zstandard() -> "Decompress":
+    import zstandard
+
+    def run(data: bytes, most: int) -> bytes:
+        try:  # without a size in the frame `most` bounds the output, with one it is checked here
+            if zstandard.frame_content_size(data) > most:
+                raise _too_long("zstd", most)
+            found: bytes = zstandard.ZstdDecompressor().decompress(data, max_output_size=most)
+        except zstandard.ZstdError as error:
+            raise Corrupt(f"a zstd block is damaged ({error})") from None
+        return found
+
+    return run
+
+
+def _liblz4() -> "Decompress":
+    import ctypes
+
+    call = ctypes.CDLL("liblz4.so.1").LZ4_decompress_safe
+    call.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int)
+    make = _uninitialised()
+
+    def run(data: bytes, most: int) -> bytes:
+        out = make(None, most)
+        found = call(data, out, len(data), most)
+        if found < 0:
+            raise Corrupt("an lz4 block is damaged")
+        return out if found == most else out[:found]
+
+    return run
+
+
+def _lz4_package() -> "Decompress":
+    from lz4 import block
+
+    def run(data: bytes, most: int) -> bytes:
+        try:
+            found: bytes = block.decompress(data, uncompressed_size=most)
+        except block.LZ4BlockError:
+            raise Corrupt("an lz4 block is damaged") from None
+        return found
+
+    return run
+
+
+def _liblzo() -> "Decompress":
+    import ctypes
+
+    call = ctypes.CDLL("liblzo2.so.2").lzo1x_decompress_safe
+    length = ctypes.c_size_t
+    call.argtypes = (ctypes.c_char_p, length, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p)
+    make = _uninitialised()
+
+    def run(data: bytes, most: int) -> bytes:
+        out, found = make(None, most), length(most)
+        status = call(data, len(data), out, ctypes.byref(found), None)
+        if status != 0:
+            raise Corrupt(f"an lzo block is damaged (status {status})")
+        return out if found.value == most else out[: found.value]
+
+    return run
+
+
+def _lzo_package() -> "Decompress":
+    import lzo
+
+    def run(data: bytes, most: int) -> bytes:
+        try:
+            found: bytes = lzo.decompress(data, False, most)
+        except lzo.error as error:
+            raise Corrupt(f"an lzo block is damaged ({error})") from None
+        return found
+
+    return run
+
+
+_CANDIDATES: "dict[str, tuple[Callable[[], Decompress], ...]]" = {
+    "gzip": (_zlib,),
+    "xz": (lambda: _lzma(False),),
+    "lzma": (lambda: _lzma(True),),
+    "zstd": (
+        _libzstd,
+        _zstd_module("compression.zstd"),
+        _zstd_module("backports.zstd"),
+        _zstandard,
+        _zstd_module("pyzstd"),
+    ),
+    "lz4": (_liblz4, _lz4_package),
+    "lzo": (_liblzo, _lzo_package),
+}

@@ -1,0 +1,224 @@
+"""The file system that an image is, as any transport may serve it. Nothing in here knows of FUSE.
+
+Contract of `FileSystem`. A *node* is a number for an inode, the same for each of its hard links and
+for as long as the image is; ROOT is the root's. There is nothing to look up first, to hold or to
+forget: any node that was ever handed out can be asked for at any time. All answers are constant, so
+a transport may tell its kernel to remember every one of them for ever.
+
+Methods raise OSError for what the caller did wrong (ENOTDIR, EISDIR, EINVAL, ENODATA) and for what
+the image file's own file system refuses, and `Corrupt` for an image that does not hold together:
+transports answer EIO to the latter two and log them. One thread calls; `read` uses more by itself.
+"""
+
+from errno import EINVAL, EISDIR, ENODATA, ENOTDIR
+from itertools import islice
+
+from rootless_udi.fuse.blocks import HOLE, Blocks, Place
+from rootless_udi.fuse.format import DIR, REG, SYMLINK, Corrupt, Inode
+from rootless_udi.fuse.reader import Reader
+from rootless_udi.fuse.workers import Workers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    Buffer = bytes | memoryview
+
+ROOT = 1
+CACHE_BYTES = 48 << 20
+PARALLEL = 256 << 10
+"""Missing bytes from which on a read is worth more than one thread."""
+AHEAD = 6
+"""Blocks decompressed ahead of a sequential reader."""
+
+Attributes = tuple[int, int, int, int, int, int, int, int, int]
+"""inode number, size, 512-byte blocks, mtime (s), mode, links, uid, gid, rdev, as stat(2)."""
+
+
+class FileSystem:
+    """One image; see the module's docstring for what holds for every method."""
+
+    def __init__(self, reader: Reader, cache_bytes: int = CACHE_BYTES, threads: int = 0) -> None:
+        """`cache_bytes` bounds the decompressed data kept; `threads` help with large reads."""
+        self.reader = reader
+        self.blocks = Blocks(reader, cache_bytes)
+        self._workers = Workers(self.blocks, threads) if threads else None
+        self._shift = self.blocks.log
+        self._zeros = bytes(self.blocks.size)
+        self._streams: dict[int, int] = {}  # node -> the block that a sequential reader is at
+
+    def inode(self, node: int) -> Inode:
+        """Return the inode of `node`."""
+        return self.reader.inode(self.reader.super.root if node == ROOT else node - 2)
+
+    def node(self, ref: int) -> int:
+        """Return the node of the inode at reference `ref`."""
+        return ROOT if ref == self.reader.super.root else ref + 2
+
+    def lookup(self, parent: int, name: bytes) -> int:
+        """Return the node of `name` in the directory `parent`, or 0 where there is none."""
+        directory = self.inode(parent)
+        if directory.kind != DIR:
+            raise OSError(ENOTDIR, "not a directory")
+        entry = self.reader.lookup(directory, name)
+        return self.node(entry >> 36) if entry else 0
+
+    def attributes(self, node: int) -> Attributes:
+        """Return the attributes of `node`."""
+        one = self.inode(node)
+        owner = self.reader.owner
+        size = one.size
+        return (
+            one.number,
+            size,
+            (size - one.sparse + 511) >> 9 if one.kind == REG and one.sparse <= size else 0,
+            one.mtime,
+            one.mode,
+            one.nlink,
+            owner(one.uid),
+            owner(one.gid),
+            one.rdev,
+        )
+
+    def readlink(self, node: int) -> bytes:
+        """Return where the symbolic link `node` points."""
+        one = self.inode(node)
+        if one.kind != SYMLINK:
+            raise OSError(EINVAL, "not a symbolic link")
+        return self.reader.target(one)
+
+    def entries(self, node: int, cookie: int) -> "Iterator[tuple[bytes, int, int, int, int]]":
+        """Yield (name, node, inode number, type, cookie) of a directory's entries after `cookie`.
+
+        Type is S_IFMT >> 12 (readdir(3)'s d_type). Cookie 0 is the start; the cookie of an entry
+        leads to what follows it. "." and ".." come first, with node 0.
+        """
+        directory = self.inode(node)
+        if directory.kind != DIR:
+            raise OSError(ENOTDIR, "not a directory")
+        if cookie < 1:
+            yield b".", 0, directory.number, 4, 1
+        if cookie < 2:
+            yield b"..", 0, directory.parent, 4, 2
+        reader, root = self.reader, self.reader.super.root
+        number, done = divmod(max(cookie - 2, 0), 1 << 20)
+        for segment in range(number, len(reader.segments(directory))):
+            after = (segment << 20) + done + 2
+            for name, entry in islice(reader.entries(directory, segment).items(), done, None):
+                after += 1
+                ref = entry >> 36
+                child = ROOT if ref == root else ref + 2
+                yield name, child, entry >> 4 & 0xFFFFFFFF, _DTYPE[entry & 15], after
+            done = 0
+
+    def xattrs(self, node: int) -> dict[bytes, bytes]:
+        """Return the extended attributes of `node` by full name."""
+        return self.reader.xattrs(self.inode(node))
+
+    def xattr(self, node: int, name: bytes) -> bytes:
+        """Return one extended attribute. ENODATA where there is none of that name."""
+        found = self.xattrs(node).get(name)
+        if found is None:
+            raise OSError(ENODATA, "no such attribute")
+        return found
+
+    def statfs(self) -> tuple[int, int, int, int]:
+        """Return block size, blocks, inodes and the longest name, as statvfs(3) counts them."""
+        one = self.reader.super
+        return one.block_size, ((one.bytes_used - 1) >> one.block_log) + 1, one.inode_count, 256
+
+    def read(self, node: int, offset: int, size: int) -> "list[Buffer]":
+        """Return up to `size` bytes of a regular file from `offset`, as buffers to be joined."""
+        one = self.inode(node)
+        if one.kind != REG:
+            raise OSError(EISDIR if one.kind == DIR else EINVAL, "not a regular file")
+        end = min(offset + size, one.size)
+        if offset >= end:
+            return []
+        shift = self._shift
+        first, last = offset >> shift, (end - 1) >> shift
+        place = self.blocks.place
+        places = [place(one, index) for index in range(first, last + 1)]
+        workers = self._workers
+        if workers is not None:
+            self._look_ahead(workers, node, one, first, last, places)
+        elif last > first:
+            self._fetch_together(places)
+        base = first << shift
+        parts = []
+        for index, where in enumerate(places, first):
+            start, stop = max(offset - base, 0), min(end - base, 1 << shift)
+            parts.append(self._part(one, index, where, start, stop))
+            base += 1 << shift
+        return parts
+
+    def _part(self, one: Inode, index: int, where: Place, start: int, stop: int) -> "Buffer":
+        """Return the bytes start to stop of a file's block `index`, which lies at `where`."""
+        blocks = self.blocks
+        if where == HOLE:
+            return memoryview(self._zeros)[: stop - start]
+        data = blocks.get(where) if self._workers is None else self._workers.get(where)
+        length = blocks.length(one, index)
+        skip = 0
+        if index >= blocks.count(one):
+            skip = one.offset
+            if skip + length > len(data):
+                raise Corrupt(
+                    f"inode {one.number}: its tail ends at {skip + length} of its fragment at "
+                    f"{where[0]}, which holds {len(data)} bytes"
+                )
+        elif len(data) != length:
+            raise Corrupt(
+                f"inode {one.number}: its block {index} at {where[0]} holds {len(data)} of "
+                f"{length} bytes"
+            )
+        if stop - start == len(data):
+            return data
+        return memoryview(data)[skip + start : skip + stop]
+
+    def _look_ahead(
+        self, workers: Workers, node: int, one: Inode, first: int, last: int, places: list[Place]
+    ) -> None:
+        """Give the workers what this read wants besides one block, and what comes after it."""
+        missing = [p for p in places if p != HOLE and p not in self.blocks.cache]
+        if len(missing) << self._shift >= PARALLEL and len(missing) > 1:
+            for where in missing[1:]:
+                workers.ask(where)
+        elif len(missing) > 1:
+            self._fetch_together(missing)
+        streams = self._streams
+        at = streams.pop(node, None)
+        if at is None:
+            if len(streams) > 64:
+                del streams[next(iter(streams))]
+        elif first <= at + 1 and last > at:
+            blocks = self.blocks
+            behind = (one.size - 1) >> self._shift
+            for index in range(last + 1, min(last + 1 + AHEAD, behind + 1)):
+                where = blocks.place(one, index)
+                if where != HOLE:
+                    workers.ask(where)
+        streams[node] = last
+
+    def _fetch_together(self, places: list[Place]) -> None:
+        """Read blocks that lie one after the other at once: a read may span 32 of 4 KiB."""
+        blocks = self.blocks
+        run: list[Place] = []
+        for where in [*places, HOLE]:
+            if run and (where[0] != run[-1][0] + blocks.checked(run[-1]) or where in blocks.cache):
+                if len(run) > 1:
+                    at = run[0][0]
+                    stored = blocks.reader.source.read(
+                        at, run[-1][0] + blocks.checked(run[-1]) - at
+                    )
+                    for one in run:
+                        begin = one[0] - at
+                        piece = stored[begin : begin + blocks.checked(one)]
+                        data = blocks.decode(one, piece, blocks.size)
+                        blocks.cache.put(one, data)
+                run = []
+            if where != HOLE and where not in blocks.cache:
+                run.append(where)
+
+
+_DTYPE = (0, 4, 8, 10, 6, 2, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0)

@@ -1,0 +1,327 @@
+"""The squashfs 4.0 on-disk format: superblock, inodes, directory listings. Bytes in, values out.
+
+Source: Documentation/filesystems/squashfs.rst and fs/squashfs/squashfs_fs.h of Linux. Everything is
+little-endian. Nothing here reads a file; whatever does not hold together raises `Corrupt`.
+"""
+
+from struct import Struct
+from struct import error as StructError
+
+from rootless_udi.errors import UdiError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAGIC = 0x73717368
+METADATA = 8192
+"""Most bytes that a metadata block holds once decompressed."""
+NONE32 = 0xFFFFFFFF
+NONE64 = 0xFFFFFFFFFFFFFFFF
+RAW = 1 << 24
+"""Set in a data block's size where the block is stored uncompressed."""
+COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
+NO_XATTRS = 0x200
+COMPRESSOR_OPTIONS = 0x400
+
+DIR, REG, SYMLINK, BLOCK, CHAR, FIFO, SOCKET = range(1, 8)
+"""Inode types; an inode of type N + 7 is the extended form of type N."""
+FORMAT_BITS = (0, 0o040000, 0o100000, 0o120000, 0o060000, 0o020000, 0o010000, 0o140000)
+"""S_IFMT bits (inode(7)) by type."""
+
+_SUPERBLOCK = Struct("<5I6H8Q")
+_HEADER = Struct("<HHHHII")
+_DIR = Struct("<IIHHI")
+_LDIR = Struct("<IIIIHHI")
+_REG = Struct("<IIII")
+_LREG = Struct("<QQQIIII")
+_SYMLINK = Struct("<II")
+_DEVICE = Struct("<II")
+_LDEVICE = Struct("<III")
+_IPC = Struct("<I")
+_LIPC = Struct("<II")
+_LISTING = Struct("<III")
+_ENTRY = Struct("<HhHH")
+DIR_INDEX = Struct("<III")
+FRAGMENT = Struct("<QII")
+XATTR_TABLE = Struct("<QII")
+XATTR_ID = Struct("<QII")
+
+INODE_FIXED = 16 + _LREG.size
+"""Most bytes of an inode before its list of blocks, its index or its target."""
+
+
+class Corrupt(Exception):
+    """The image does not hold together; the message names what and where. Leads to EIO."""
+
+
+class Superblock:
+    """The first 96 bytes. `start` fields are byte positions in the image, NONE64 where absent."""
+
+    __slots__ = (
+        "block_log",
+        "block_size",
+        "bytes_used",
+        "compressor",
+        "directory_table",
+        "export_table",
+        "flags",
+        "fragment_count",
+        "fragment_table",
+        "id_count",
+        "id_table",
+        "inode_count",
+        "inode_table",
+        "mtime",
+        "root",
+        "xattr_table",
+    )
+    compressor: str
+    root: int
+    block_size: int
+    bytes_used: int
+
+    def __init__(self, data: bytes) -> None:
+        """Parse `data`. Raises Corrupt, naming what is wrong with it."""
+        if len(data) < _SUPERBLOCK.size:
+            raise Corrupt(f"{len(data)} bytes are too few for a squashfs image")
+        (
+            magic,
+            self.inode_count,
+            self.mtime,
+            self.block_size,
+            self.fragment_count,
+            compressor,
+            self.block_log,
+            self.flags,
+            self.id_count,
+            major,
+            minor,
+            self.root,
+            self.bytes_used,
+            self.id_table,
+            self.xattr_table,
+            self.inode_table,
+            self.directory_table,
+            self.fragment_table,
+            self.export_table,
+        ) = _SUPERBLOCK.unpack_from(data)
+        if magic != MAGIC:
+            raise Corrupt("not a squashfs image (no squashfs magic at its start)")
+        if (major, minor) != (4, 0):
+            raise Corrupt(f"squashfs version {major}.{minor}, and only 4.0 is known")
+        if not 12 <= self.block_log <= 20 or self.block_size != 1 << self.block_log:
+            raise Corrupt(f"block size {self.block_size} (log {self.block_log}) is not possible")
+        self.compressor = COMPRESSORS.get(compressor, "")
+        if not self.compressor:
+            raise Corrupt(f"compressor number {compressor} is not known")
+        used = self.bytes_used
+        if not _SUPERBLOCK.size < self.inode_table < self.directory_table <= used:
+            raise Corrupt("its inode and directory tables lie outside of it")
+        if self.id_table >= used or not self.id_count:
+            raise Corrupt("its table of owners lies outside of it")
+        if self.fragment_count and self.fragment_table >= used:
+            raise Corrupt("its fragment table lies outside of it")
+        if self.xattr_table != NONE64 and self.xattr_table >= used:
+            raise Corrupt("its xattr table lies outside of it")
+        if self.root >> 16 >= self.directory_table - self.inode_table:
+            raise Corrupt("its root directory lies outside of its inode table")
+
+
+SUPERBLOCK_SIZE = _SUPERBLOCK.size
+
+
+def superblock(fd: int, name: str) -> Superblock:
+    """Return the superblock of the image open at `fd`, called `name` in errors.
+
+    Raises UdiError where it is no squashfs 4.0 image, or shorter than it says; OSError.
+    """
+    import os
+
+    hint = "pull or copy it again; `udi doctor IMAGE` checks it"
+    try:
+        found = Superblock(os.pread(fd, SUPERBLOCK_SIZE, 0))
+    except Corrupt as error:
+        raise UdiError(f"mounting failed on {name}: {error}", hint) from None
+    size = os.lseek(fd, 0, os.SEEK_END)
+    if size < found.bytes_used:
+        why = f"it is cut short ({size} of {found.bytes_used} bytes)"
+        raise UdiError(f"mounting failed on {name}: {why}", hint)
+    return found
+
+
+class Inode:
+    """An inode, of any type.
+
+    `uid` and `gid` are indices into the table of owners. `start`: of the first data block (REG, a
+    position in the image) or of the listing (DIR, a metadata block counted from the directory
+    table). `fragment`, `offset`: the tail's fragment and where in it; for a DIR `offset` is where
+    in its metadata block the listing starts. `tail`: how many bytes after the inode's start its
+    block list, index or link target begins. `count`: entries of a directory's index.
+    """
+
+    __slots__ = (
+        "count",
+        "fragment",
+        "gid",
+        "kind",
+        "mode",
+        "mtime",
+        "nlink",
+        "number",
+        "offset",
+        "parent",
+        "rdev",
+        "ref",
+        "size",
+        "sparse",
+        "start",
+        "tail",
+        "uid",
+        "xattr",
+    )
+    fragment: int
+    offset: int
+    start: int
+    parent: int
+    count: int
+
+    def __init__(self, ref: int, data: bytes, at: int) -> None:
+        """Parse the inode at `data[at:]`; `ref` is its reference. Raises Corrupt."""
+        self.ref = ref
+        kind, mode, self.uid, self.gid, self.mtime, self.number = _HEADER.unpack_from(data, at)
+        self.nlink, self.rdev, self.size, self.sparse, self.xattr, self.tail = 1, 0, 0, 0, NONE32, 0
+        if not 1 <= kind <= 14:
+            raise Corrupt(f"inode {self.number} has the unknown type {kind}")
+        _PARSERS[kind](self, data, at + 16)
+        self.kind = kind if kind < 8 else kind - 7
+        self.mode = FORMAT_BITS[self.kind] | mode & 0o7777
+
+
+def inode(ref: int, data: bytes, at: int) -> Inode:
+    """Return the inode at `data[at:]`, which holds at least INODE_FIXED bytes or all there are."""
+    try:
+        return Inode(ref, data, at)
+    except StructError:
+        raise Corrupt(f"inode at {ref >> 16}:{ref & 0xFFFF} is cut short") from None
+
+
+def _dir(self: Inode, data: bytes, at: int) -> None:
+    self.start, self.nlink, size, self.offset, self.parent = _DIR.unpack_from(data, at)
+    self.size, self.count = size, 0
+
+
+def _ldir(self: Inode, data: bytes, at: int) -> None:
+    self.nlink, self.size, self.start, self.parent, self.count, self.offset, self.xattr = (
+        _LDIR.unpack_from(data, at)
+    )
+    self.tail = 16 + _LDIR.size
+
+
+def _reg(self: Inode, data: bytes, at: int) -> None:
+    self.start, self.fragment, self.offset, self.size = _REG.unpack_from(data, at)
+    self.tail = 16 + _REG.size
+
+
+def _lreg(self: Inode, data: bytes, at: int) -> None:
+    self.start, self.size, self.sparse, self.nlink, self.fragment, self.offset, self.xattr = (
+        _LREG.unpack_from(data, at)
+    )
+    self.tail = 16 + _LREG.size
+
+
+def _symlink(self: Inode, data: bytes, at: int) -> None:
+    self.nlink, self.size = _SYMLINK.unpack_from(data, at)
+    self.tail = 16 + _SYMLINK.size
+
+
+def _device(self: Inode, data: bytes, at: int) -> None:
+    self.nlink, self.rdev = _DEVICE.unpack_from(data, at)
+
+
+def _ldevice(self: Inode, data: bytes, at: int) -> None:
+    self.nlink, self.rdev, self.xattr = _LDEVICE.unpack_from(data, at)
+
+
+def _ipc(self: Inode, data: bytes, at: int) -> None:
+    (self.nlink,) = _IPC.unpack_from(data, at)
+
+
+def _lipc(self: Inode, data: bytes, at: int) -> None:
+    self.nlink, self.xattr = _LIPC.unpack_from(data, at)
+
+
+_PARSERS: "tuple[Callable[[Inode, bytes, int], None], ...]" = (
+    _ipc,
+    _dir,
+    _reg,
+    _symlink,
+    _device,
+    _device,
+    _ipc,
+    _ipc,
+    _ldir,
+    _lreg,
+    _symlink,  # its xattr index lies behind the target: Reader.inode reads it
+    _ldevice,
+    _ldevice,
+    _lipc,
+    _lipc,
+)
+
+
+def pack_entry(ref: int, number: int, kind: int) -> int:
+    """Return a directory entry as one integer: 36 bytes where a tuple takes 130."""
+    return ref << 36 | number << 4 | kind
+
+
+def listing(data: bytes) -> "dict[bytes, int]":
+    """Parse a directory listing, or the part of one that starts at a header.
+
+    Returns name -> `pack_entry` in the order of the listing. Raises Corrupt.
+    """
+    found: dict[bytes, int] = {}
+    at, end = 0, len(data)
+    entry_at = _ENTRY.unpack_from
+    try:
+        while at < end:
+            count, start, number = _LISTING.unpack_from(data, at)
+            if count > 255:
+                raise Corrupt(f"a directory header counts {count + 1} entries")
+            at += 12
+            base = start << 16
+            for _ in range(count + 1):
+                offset, delta, kind, size = entry_at(data, at)
+                stop = at + 9 + size
+                name = data[at + 8 : stop]
+                if size > 255 or not 1 <= kind <= 7 or b"/" in name or b"\0" in name:
+                    raise Corrupt(f"a directory has the impossible entry {name[:60]!r}")
+                if name == b"." or name == b"..":
+                    raise Corrupt(f"a directory has an entry called {name!r}")
+                found[name] = (base | offset) << 36 | ((number + delta) & NONE32) << 4 | kind
+                at = stop
+    except StructError:
+        raise Corrupt("a directory listing is cut short") from None
+    if at != end:
+        raise Corrupt("a directory listing is cut short")
+    return found
+
+
+def listing_index(data: bytes, every: int) -> "list[tuple[int, bytes]]":
+    """Return (position, first name) of headers of a whole listing, about `every` bytes apart."""
+    found: list[tuple[int, bytes]] = []
+    at, end = 0, len(data)
+    try:
+        while at < end:
+            count, _, _ = _LISTING.unpack_from(data, at)
+            if count > 255:
+                raise Corrupt(f"a directory header counts {count + 1} entries")
+            header, at = at, at + 12
+            for n in range(count + 1):
+                stop = at + 9 + int.from_bytes(data[at + 6 : at + 8], "little")
+                if n == 0 and (not found or header - found[-1][0] >= every):
+                    found.append((header, data[at + 8 : stop]))
+                at = stop
+    except StructError:
+        raise Corrupt("a directory listing is cut short") from None
+    return found

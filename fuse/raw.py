@@ -1,0 +1,309 @@
+"""Serve an image over /dev/fuse itself, with the standard library alone. The default server.
+
+The kernel is told to remember all that it can, since an image never changes: entries and attributes
+for ever, names that do not exist too (a node of 0 with a timeout), links' targets, listings, pages.
+It is also told never to ask some things at all, by ENOSYS: OPEN, OPENDIR, FLUSH, RELEASE, ACCESS,
+xattrs of an image that has none, INTERRUPT (answers come at once), LSEEK, STATX. Nodes are where
+inodes lie in the image, so FORGET has nothing to do. After the first process has started from an
+image, the next ones cost this server nothing.
+"""
+
+import os
+from errno import (
+    EAGAIN,
+    ECONNABORTED,
+    EINTR,
+    EINVAL,
+    EIO,
+    EISDIR,
+    ENODATA,
+    ENODEV,
+    ENOENT,
+    ENOSYS,
+    ENOTDIR,
+    EPROTO,
+    ERANGE,
+)
+
+from rootless_udi.fuse import protocol as p
+from rootless_udi.fuse.filesystem import CACHE_BYTES, FileSystem
+from rootless_udi.fuse.format import Corrupt
+from rootless_udi.fuse.reader import Reader
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Reply = tuple[bytes | memoryview, ...] | None
+    Log = Callable[[str], None]
+
+LOG_LINES = 100
+"""A damaged image on a busy node must not fill a disk with the same complaint."""
+
+
+def to_stderr(line: str) -> None:
+    """Write a log line to descriptor 2, in one piece; a closed one is no reason to stop serving."""
+    try:
+        os.write(2, line.encode(errors="backslashreplace") + b"\n")
+    except OSError:
+        return
+
+
+def open_image(image: "str | int") -> tuple[int, str]:
+    """Return a descriptor of `image` and its name for messages. Raises OSError."""
+    if isinstance(image, int):
+        try:
+            return image, os.readlink(f"/proc/self/fd/{image}")
+        except OSError:
+            return image, f"descriptor {image}"
+    return os.open(image, os.O_RDONLY | os.O_CLOEXEC), image
+
+
+def default_threads() -> int:
+    """Return how many threads help with large reads: one where there is a second CPU, up to 4."""
+    return min(4, len(os.sched_getaffinity(0)) - 1)
+
+
+def serve(
+    image: "str | int",
+    fuse_fd: int,
+    *,
+    cache_bytes: int = CACHE_BYTES,
+    threads: int | None = None,
+    log: "Log" = to_stderr,
+    filesystem: "Callable[[Reader, int, int], FileSystem]" = FileSystem,
+    ready_fd: int | None = None,
+    counts: "dict[int, int] | None" = None,
+) -> None:
+    """Serve `image` (a path or an open descriptor) to the kernel over `fuse_fd`; return at its end.
+
+    `fuse_fd` is /dev/fuse, opened and mounted by somebody in the mount's own user namespace; the
+    end is when the last process of that mount namespace is gone. `cache_bytes` bounds the
+    decompressed data kept, `threads` those that help (default: by CPUs). A byte is written to
+    `ready_fd` once requests will be answered, and it is closed. `counts` gets the number of
+    messages by opcode. Raises UdiError where `image` can't be served; OSError.
+    """
+    fd, name = open_image(image)
+    reader = Reader(fd, name)
+    helpers = default_threads() if threads is None else threads
+    _name_process()
+    server = Server(filesystem(reader, cache_bytes, helpers), fuse_fd, log)
+    if ready_fd is not None:
+        os.write(ready_fd, b"\0")
+        os.close(ready_fd)
+    server.run(counts)
+
+
+def _name_process() -> None:
+    """Call this process udi-fuse in ps(1) and top(1)."""
+    try:
+        fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return  # /proc may be hidden, and the name is only for people
+    try:
+        os.write(fd, b"udi-fuse")
+    finally:
+        os.close(fd)
+
+
+class Server:
+    """One connection: reads requests from `fd` and answers them from `fs`, one at a time."""
+
+    def __init__(self, fs: FileSystem, fd: int, log: "Log") -> None:
+        self.fs = fs
+        self.fd = fd
+        self._log = log
+        self._lines = 0
+        self._handlers: list[Callable[[int, bytes], Reply] | None] = [None] * 64
+        for opcode, handler in (
+            (p.LOOKUP, self._lookup),
+            (p.GETATTR, self._getattr),
+            (p.READLINK, self._readlink),
+            (p.READ_OP, self._read),
+            (p.STATFS_OP, self._statfs),
+            (p.READDIR, self._readdir),
+            (p.READDIRPLUS, self._readdirplus),
+            (p.INIT, self._init),
+            (p.DESTROY, self._nothing),
+            (p.FORGET, self._silence),
+            (p.BATCH_FORGET, self._silence),
+        ):
+            self._handlers[opcode] = handler
+        if fs.reader.has_xattrs:
+            self._handlers[p.GETXATTR_OP] = self._getxattr
+            self._handlers[p.LISTXATTR] = self._listxattr
+
+    def run(self, counts: "dict[int, int] | None" = None) -> None:
+        """Answer until the kernel ends the connection."""
+        read, header, handlers, fd = os.read, p.IN_HEADER.unpack_from, self._handlers, self.fd
+        answer = self._answer
+        while True:
+            try:
+                request = read(fd, p.BUFFER)
+            except OSError as error:
+                if error.errno in (EINTR, ENOENT, EAGAIN):  # ENOENT: interrupted before we had it
+                    continue
+                if error.errno in (ENODEV, ECONNABORTED):
+                    return
+                raise
+            _, opcode, unique, node = header(request)[:4]
+            if counts is not None:
+                counts[opcode] = counts.get(opcode, 0) + 1
+            handler = handlers[opcode] if opcode < 64 else None
+            if handler is None:
+                answer(unique, -ENOSYS, ())
+                continue
+            try:
+                reply = handler(node, request)
+            except Exception as error:
+                answer(unique, -self._failed(error, opcode, node), ())
+                continue
+            if reply is not None:
+                answer(unique, 0, reply)
+
+    def _answer(self, unique: int, error: int, parts: "tuple[bytes | memoryview, ...]") -> None:
+        size = 16
+        for part in parts:
+            size += len(part)
+        try:
+            os.writev(self.fd, (p.OUT_HEADER.pack(size, error, unique), *parts))
+        except OSError as failure:
+            if failure.errno not in (ENOENT, ENODEV, ECONNABORTED):  # gone while we worked on it
+                self._note(f"answering request {unique} failed: {failure}")
+
+    def _failed(self, error: Exception, opcode: int, node: int) -> int:
+        """Log what went wrong; return the errno to answer."""
+        name = self.fs.reader.name
+        what = f"{name}: {p.NAMES.get(opcode, opcode)} of inode {_where(node)}"
+        if isinstance(error, OSError):
+            if type(error) is not OSError or (error.filename is None and error.errno in _CALLERS):
+                return error.errno or EIO
+            self._note(f"{what}: reading the image failed: {error}")
+        elif isinstance(error, Corrupt):
+            self._note(f"{what}: the image is damaged: {error}")
+        else:
+            self._note(f"{what}: {type(error).__name__}: {error}")
+        return EIO
+
+    def _note(self, line: str) -> None:
+        self._lines += 1
+        if self._lines <= LOG_LINES:
+            last = "; no more such lines" if self._lines == LOG_LINES else ""
+            self._log(f"udi-fuse: {line}{last}")
+
+    def _nothing(self, node: int, request: bytes) -> "Reply":
+        return ()
+
+    def _silence(self, node: int, request: bytes) -> "Reply":
+        return None
+
+    def _init(self, node: int, request: bytes) -> "Reply":
+        major, minor, readahead, flags = p.INIT_IN.unpack_from(request, 40)
+        if major > p.MAJOR:  # the kernel then asks again with ours
+            return (p.INIT_OUT.pack(p.MAJOR, p.MINOR, *[0] * 16),)
+        if major < p.MAJOR or minor < p.OLDEST:
+            self._note(f"this kernel speaks FUSE {major}.{minor}, and 7.{p.OLDEST} is the oldest")
+            raise OSError(EPROTO, "protocol too old")
+        if not flags & p.NO_OPEN_SUPPORT:
+            self._handlers[p.OPEN] = self._open
+            self._handlers[p.RELEASE] = self._nothing
+        if not flags & p.NO_OPENDIR_SUPPORT:
+            self._handlers[p.OPENDIR] = self._open
+            self._handlers[p.RELEASEDIR] = self._nothing
+        wanted = flags & p.WANTED
+        reply = (p.MAJOR, min(minor, p.MINOR), readahead, wanted, 256, 192, 4096, 1, p.PAGES)
+        return (p.INIT_OUT.pack(*reply, 0, 0, *[0] * 7),)
+
+    def _open(self, node: int, request: bytes) -> "Reply":
+        return (p.OPEN_OUT.pack(0, p.KEEP_CACHE | p.CACHE_DIR, 0),)
+
+    def _entry(self, node: int) -> bytes:
+        number, size, blocks, time, mode, links, uid, gid, rdev = self.fs.attributes(node)
+        ever = p.FOREVER
+        return p.ENTRY.pack(
+            *(node, 0, ever, ever, 0, 0, number, size, blocks, time, time, time),
+            *(0, 0, 0, mode, links, uid, gid, rdev, 4096, 0),
+        )
+
+    def _lookup(self, node: int, request: bytes) -> "Reply":
+        found = self.fs.lookup(node, request[40:-1])
+        return (self._entry(found) if found else ABSENT,)
+
+    def _getattr(self, node: int, request: bytes) -> "Reply":
+        number, size, blocks, time, mode, links, uid, gid, rdev = self.fs.attributes(node)
+        return (
+            p.ATTR.pack(
+                *(p.FOREVER, 0, 0, number, size, blocks, time, time, time),
+                *(0, 0, 0, mode, links, uid, gid, rdev, 4096, 0),
+            ),
+        )
+
+    def _readlink(self, node: int, request: bytes) -> "Reply":
+        return (self.fs.readlink(node),)
+
+    def _read(self, node: int, request: bytes) -> "Reply":
+        _, offset, size = p.READ.unpack_from(request, 40)
+        return tuple(self.fs.read(node, offset, size))
+
+    def _statfs(self, node: int, request: bytes) -> "Reply":
+        size, blocks, files, longest = self.fs.statfs()
+        return (p.STATFS.pack(blocks, 0, 0, files, 0, size, longest, size, *[0] * 7),)
+
+    def _readdir(self, node: int, request: bytes) -> "Reply":
+        return self._listing(node, request, False)
+
+    def _readdirplus(self, node: int, request: bytes) -> "Reply":
+        return self._listing(node, request, True)
+
+    def _listing(self, node: int, request: bytes, plus: bool) -> "Reply":
+        _, cookie, room = p.READ.unpack_from(request, 40)
+        parts: list[bytes] = []
+        fixed = p.DIRENT.size + (p.ENTRY.size if plus else 0)
+        for name, child, number, kind, after in self.fs.entries(node, cookie):
+            length = len(name)
+            padding = -length % 8
+            room -= fixed + length + padding
+            if room < 0:
+                break
+            if plus:
+                parts.append(self._plus(child))
+            parts.append(p.DIRENT.pack(number, after, length, kind))
+            parts.append(name + bytes(padding))
+        return (b"".join(parts),)
+
+    def _plus(self, child: int) -> bytes:
+        """Return an entry to list, an empty one for a damaged inode: its neighbours must show."""
+        if child == 0:
+            return NO_ENTRY
+        try:
+            return self._entry(child)
+        except Corrupt as error:
+            self._note(f"{self.fs.reader.name}: inode {_where(child)}: {error}")
+            return NO_ENTRY
+
+    def _getxattr(self, node: int, request: bytes) -> "Reply":
+        (size,) = p.GETXATTR.unpack_from(request, 40)
+        return _sized(self.fs.xattr(node, request[48 : request.index(0, 48)]), size)
+
+    def _listxattr(self, node: int, request: bytes) -> "Reply":
+        (size,) = p.GETXATTR.unpack_from(request, 40)
+        return _sized(b"".join(name + b"\0" for name in self.fs.xattrs(node)), size)
+
+
+def _sized(value: bytes, size: int) -> "Reply":
+    """Answer getxattr(2)'s two questions: how long (size 0), and what."""
+    if size == 0:
+        return (p.SIZE_OUT.pack(len(value), 0),)
+    if size < len(value):
+        raise OSError(ERANGE, "the attribute is longer")
+    return (value,)
+
+
+def _where(node: int) -> str:
+    """Return an inode's place for a log line: metadata block and offset, from its node."""
+    return "root" if node == 1 else f"{(node - 2) >> 16}:{(node - 2) & 0xFFFF}"
+
+
+_CALLERS = (EINVAL, EISDIR, ENODATA, ENOTDIR, EPROTO, ERANGE)
+ABSENT = p.ENTRY.pack(0, 0, p.FOREVER, 0, 0, 0, *[0] * 16)
+NO_ENTRY = bytes(p.ENTRY.size)
