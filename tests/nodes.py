@@ -1,0 +1,238 @@
+"""What the tests of shared containers have in common: images, ranks, and counting what remains.
+
+The test process makes itself a subreaper, so that every process which a test leaves behind is its
+descendant, whoever forked it and however often, and none of another's is counted.
+"""
+
+import ctypes
+import os
+import select
+import shutil
+import signal
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+from rootless_udi import skeleton
+from tests import images
+from tests.conftest import User
+
+PR_SET_CHILD_SUBREAPER = 36
+
+SHOW = "readlink /proc/self/ns/user; readlink /proc/self/ns/mnt"
+"""Shell words that print the two namespaces a process is in, a line each."""
+
+
+def squashfs(target: Path, layers: Iterable[bytes | Path]) -> Path:
+    """Write a squashfs of tar `layers`, one after the other, with every image's mount points.
+
+    No layer may have a path that another has. Without the mount points, each run would need an
+    overlay.
+    """
+    merged = target.with_suffix(f".{os.getpid()}.tar")
+    partial = target.with_suffix(f".{os.getpid()}.part")
+    first, *others = layers
+    if isinstance(first, Path):
+        shutil.copyfile(first, merged)
+    else:
+        merged.write_bytes(first)
+    with tarfile.open(merged, "a") as archive:
+        for layer in others:
+            data = BytesIO(layer) if isinstance(layer, bytes) else None
+            with tarfile.open(None if data else layer, fileobj=data) as source:  # type: ignore[call-overload]
+                for member in source:
+                    content = source.extractfile(member) if member.isreg() else None
+                    archive.addfile(member, content)
+        have = {"/" + name.removeprefix("./").strip("/") for name in archive.getnames()}
+        for name in (*skeleton.DIRECTORIES, *skeleton.FILES):
+            if name not in have:
+                info = tarfile.TarInfo(name.lstrip("/"))
+                folder = name in skeleton.DIRECTORIES
+                info.type = tarfile.DIRTYPE if folder else tarfile.REGTYPE
+                info.mode = 0o755 if folder else 0o644
+                archive.addfile(info)
+    words = ["-tar", "-comp", "zstd", "-Xcompression-level", "3", "-noappend", "-quiet"]
+    with open(merged, "rb") as stream:
+        subprocess.run(
+            ["mksquashfs", "-", partial, *words, "-no-progress", "-mem", "512M"],
+            stdin=stream,
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+    merged.unlink()
+    partial.rename(target)
+    return target
+
+
+def busybox(folder: Path) -> Path:
+    """Write a small image as a squashfs file in `folder`."""
+    return squashfs(folder / "busybox.squashfs", [images.tar(images.busybox_entries())])
+
+
+class Leftovers:
+    """Counts what is there beside what was there when it was made."""
+
+    def __init__(self, user: User) -> None:
+        self.user = user
+        self.state = Path(user.env["XDG_RUNTIME_DIR"])
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self._before = set(descendants())
+        self._mounts = Path("/proc/self/mountinfo").read_text()
+
+    def processes(self) -> dict[int, str]:
+        """Return the living descendants that are new: pid -> command line."""
+        return {p: w for p, w in descendants().items() if p not in self._before}
+
+    def files(self) -> list[str]:
+        """Return all below the state directory but empty directories."""
+        found = []
+        for folder, _, names in os.walk(self.state):
+            found += [os.path.join(folder, name) for name in names]
+        return found
+
+    def folders(self) -> list[str]:
+        """Return the directories below the runtime directory."""
+        return [os.path.join(at, name) for at, names, _ in os.walk(self.state) for name in names]
+
+    def check(self, seconds: float = 10) -> None:
+        """Wait until every process has ended; then no mount, no file and one directory is left."""
+        end = time.monotonic() + seconds
+        while left := self.processes():
+            pid = next(iter(left))
+            try:
+                descriptor = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            ended = poll.poll(max(0.0, end - time.monotonic()) * 1000)
+            os.close(descriptor)
+            if not ended:
+                self.kill()
+                raise AssertionError(f"these processes remain after {seconds} s: {left}")
+        assert Path("/proc/self/mountinfo").read_text() == self._mounts
+        assert self.files() == []
+        assert len(self.folders()) <= 1, self.folders()
+
+    def kill(self) -> None:
+        """End what remains, so that a failed test harms no other."""
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+
+
+def descendants() -> dict[int, str]:
+    """Return the living descendants of this process: pid -> command line; reap orphans' ends."""
+    parents: dict[int, int] = {}
+    zombies = set()
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            text = Path(f"/proc/{name}/stat").read_text()
+        except OSError:  # it has just ended
+            continue
+        state, parent = text.rpartition(")")[2].split()[:2]
+        parents[int(name)] = int(parent)
+        if state in "ZX":
+            zombies.add(int(name))
+    found: dict[int, str] = {}
+    me = os.getpid()
+    for pid in parents:
+        above = pid
+        while above in parents and parents[above] != me:
+            above = parents[above]
+        if above not in parents:
+            continue
+        if pid in zombies:
+            _reap(pid)
+            continue
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        found[pid] = words.replace(b"\0", b" ").decode(errors="replace").strip()
+    return found
+
+
+_POPENS: set[int] = set()
+
+
+def _reap(pid: int) -> None:
+    """Reap an adopted orphan; a child that subprocess started is subprocess's own to reap."""
+    if pid not in _POPENS:
+        try:
+            os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            pass
+
+
+class Rank:
+    """A command in a container that has said its namespaces and waits until it is told to end."""
+
+    def __init__(self, user: User, *argv: object, env: dict[str, str] | None = None) -> None:
+        self.process = user.popen(
+            *argv,
+            "sh",
+            "-c",
+            f'{SHOW}; echo "ready $$"; read line; eval "$line"',
+            env=env or {},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        _POPENS.add(self.process.pid)
+        self.pid = self.process.pid
+        self.namespaces: tuple[str, str] = ("", "")
+
+    def ready(self) -> "Rank":
+        """Wait until the command runs; afterwards `namespaces` are its (user, mnt)."""
+        assert self.process.stdout
+        lines = [self.process.stdout.readline().strip() for _ in range(3)]
+        if not lines[2].startswith("ready "):
+            raise AssertionError(f"the rank did not start: {lines} {self.process.communicate()}")
+        self.namespaces = (lines[0], lines[1])
+        return self
+
+    def end(self, line: str = "exit 0", timeout: float = 60) -> "tuple[int, str, str]":
+        """Let it run `line` and end; return its exit status and the rest of what it wrote."""
+        out, err = self.process.communicate(line + "\n", timeout)
+        _POPENS.discard(self.pid)
+        return self.process.returncode, out, err
+
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        self.process.kill()
+        self.process.communicate()
+        _POPENS.discard(self.pid)
+
+
+@contextmanager
+def counted(user: User) -> Iterator[Leftovers]:
+    """Run a test's body; afterwards nothing may remain. For use in a fixture."""
+    left = Leftovers(user)
+    try:
+        yield left
+    except BaseException:
+        left.kill()
+        raise
+    try:
+        left.check()
+    finally:
+        left.kill()
+
+
+def servers(left: Leftovers, ranks: Iterable[Rank]) -> dict[int, str]:
+    """Return the processes that are neither ranks nor in a rank's mount namespace."""
+    own = {rank.pid for rank in ranks}
+    inside = {rank.namespaces[1] for rank in ranks}
+    found = {}
+    for pid, words in left.processes().items():
+        try:
+            where = os.readlink(f"/proc/{pid}/ns/mnt")
+        except OSError:
+            continue
+        if pid not in own and where not in inside:
+            found[pid] = words
+    return found
