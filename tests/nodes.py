@@ -13,7 +13,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -56,11 +56,12 @@ def squashfs(target: Path, layers: Iterable[bytes | Path]) -> Path:
                 info.mode = 0o755 if folder else 0o644
                 archive.addfile(info)
     words = ["-tar", "-comp", "zstd", "-Xcompression-level", "3", "-noappend", "-quiet"]
+    words += ["-root-mode", "755"]
     with open(merged, "rb") as stream:
         subprocess.run(
             ["mksquashfs", "-", partial, *words, "-no-progress", "-mem", "512M"],
             stdin=stream,
-            stdout=subprocess.DEVNULL,
+            capture_output=True,
             check=True,
         )
     merged.unlink()
@@ -162,10 +163,8 @@ _POPENS: set[int] = set()
 def _reap(pid: int) -> None:
     """Reap an adopted orphan; a child that subprocess started is subprocess's own to reap."""
     if pid not in _POPENS:
-        try:
+        with suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:
-            pass
 
 
 class Rank:
