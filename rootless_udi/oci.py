@@ -227,7 +227,11 @@ def _host_fault(host: str) -> str:
         known = name != "[]" and _only(name[1:-1].lower(), _HEX + ":.")
         return "" if known else f"{name!r} is no IPv6 address"
     for label in name.lower().split("."):
-        if not label or not _only(label, _LOWER + "-_") or "-" in (label[0], label[-1]):
+        if (
+            not 0 < len(label) < 64
+            or not _only(label, _LOWER + "-_")
+            or "-" in (label[0], label[-1])
+        ):
             return f"{name!r} is no host name"
     return ""
 
