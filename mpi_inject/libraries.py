@@ -1,0 +1,302 @@
+"""Find host libraries as ld.so(8) would, and all that they need in turn.
+
+Every path is looked for under `root`, so that a tree made for a test can stand for the host. Only
+reads; nothing is run.
+"""
+
+import os
+
+from rootless_udi.mpi_inject import elf, ldcache
+from rootless_udi.records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+GLIBC = frozenset(
+    (
+        "ld-linux.so.2",
+        "libBrokenLocale.so.1",
+        "libanl.so.1",
+        "libc.so.6",
+        "libc_malloc_debug.so.0",
+        "libdl.so.2",
+        "libm.so.6",
+        "libmvec.so.1",
+        "libnsl.so.1",
+        "libpthread.so.0",
+        "libresolv.so.2",
+        "librt.so.1",
+        "libthread_db.so.1",
+        "libutil.so.1",
+    )
+)
+"""glibc's own files: parts of one program with ld.so, never mixed between two systems."""
+
+MULTIARCH = {
+    "x86_64": "x86_64-linux-gnu",
+    "aarch64": "aarch64-linux-gnu",
+    "ppc64": "powerpc64le-linux-gnu",
+    "s390x": "s390x-linux-gnu",
+    "riscv64": "riscv64-linux-gnu",
+    "arm": "arm-linux-gnueabihf",
+    "i386": "i386-linux-gnu",
+}
+"""Debian's library folder of each machine."""
+
+
+STACK = (
+    "libabt",
+    "libcollectives",
+    "libcxi",
+    "libefa",
+    "libevent",
+    "libfabric",
+    "libgdrapi",
+    "libhcoll",
+    "libhns",
+    "libhwloc",
+    "libibumad",
+    "libibverbs",
+    "libirdma",
+    "libmca_common",
+    "libmemkind",
+    "libmlx4",
+    "libmlx5",
+    "libmpi_gtl",
+    "libocoms",
+    "libopen-pal",
+    "libopen-rte",
+    "libopa",
+    "libpals",
+    "libpmi",
+    "libpmix",
+    "libprrte",
+    "libpsm",
+    "librdmacm",
+    "libsharp",
+    "libucc",
+    "libucm",
+    "libucp",
+    "libucs",
+    "libuct",
+    "libwlm_detect",
+    "libxpmem",
+)
+"""How the files of an MPI's own stack begin: network, launcher interface, node topology. These must
+be the host's where its MPI needs them, since they speak to its drivers and daemons."""
+
+COMPILER = ("libstdc++", "libgcc_s", "libgfortran", "libquadmath", "libatomic", "libgomp")
+"""GCC's run-time libraries. Newer ones serve programs of older compilers, never the reverse."""
+
+
+def is_stack(name: str) -> bool:
+    """Tell whether `name` belongs to an MPI's own stack (see STACK)."""
+    return name.startswith(STACK)
+
+
+def is_glibc(name: str) -> bool:
+    """Tell whether `name` is a part of glibc or its dynamic linker."""
+    return name in GLIBC or name.startswith(("ld-linux", "ld64.so", "libnss_", "linux-vdso"))
+
+
+def default_folders(machine: str) -> tuple[str, ...]:
+    """Return the folders that ld.so searches last, Debian's among them."""
+    arch = MULTIARCH.get(machine, "")
+    debian = (f"/lib/{arch}", f"/usr/lib/{arch}") if arch else ()
+    return (*debian, "/lib64", "/usr/lib64", "/lib", "/usr/lib")
+
+
+def under(root: str, path: str) -> str:
+    """Return `path` under `root`; a leading slash never escapes."""
+    return path if root == "/" else root.rstrip("/") + "/" + path.lstrip("/")
+
+
+def real(root: str, path: str) -> str:
+    """Return `path` (as seen from `root`) with every symbolic link resolved inside `root`."""
+    if root == "/":
+        return os.path.realpath(path)
+    done, rest, links = "", [p for p in path.split("/") if p], 0
+    while rest:
+        part = rest.pop(0)
+        if part == ".":
+            continue
+        if part == "..":
+            done = done.rpartition("/")[0]
+            continue
+        try:
+            target = os.readlink(under(root, done + "/" + part))
+        except OSError:
+            done += "/" + part
+            continue
+        links += 1
+        if links > 40:
+            return path
+        if target.startswith("/"):
+            done = ""
+        rest[:0] = [p for p in target.split("/") if p]
+    return done or "/"
+
+
+class Found(Record):
+    """A host library: the path it was found at, the real file, its ELF description.
+
+    `names` are those that other libraries ask for it by; `wanted_by` is the first that did.
+    """
+
+    path: str
+    real: str
+    elf: elf.Elf
+    name: str
+    wanted_by: str = ""
+
+
+class Host:
+    """A host's libraries: its ld.so.cache, its search rules, each file read once."""
+
+    def __init__(self, root: str = "/", search: "Iterable[str]" = ()) -> None:
+        """`search` is LD_LIBRARY_PATH in order."""
+        self.root = root
+        self.search = tuple(search)
+        self._files: dict[str, elf.Elf | None] = {}
+        self._cache: dict[str, list[tuple[str, str, str]]] | None = None
+
+    def read(self, path: str) -> "elf.Elf | None":
+        """Return what is at `path`, or None where it is no ELF file that can be read."""
+        if path not in self._files:
+            try:
+                self._files[path] = elf.read(under(self.root, path))
+            except (OSError, elf.ElfError):
+                self._files[path] = None
+        return self._files[path]
+
+    def cached(self, name: str) -> "list[str]":
+        """Return the paths of `name` in ld.so.cache, those for every processor first."""
+        if self._cache is None:
+            self._cache = _cache(self.root)
+        return [path for _hwcaps, path, _machine in sorted(self._cache.get(name, ()))]
+
+    def find(self, name: str, by: "Found | None" = None, rpath: "Iterable[str]" = ()) -> str:
+        """Return the path of `name`, wanted by the library `by`, or "" (ld.so(8)'s order).
+
+        `rpath` is what the libraries that wanted `by` add by DT_RPATH, already expanded.
+        """
+        if "/" in name:
+            return name if self.read(name) else ""
+        like = by.elf if by else None
+        folders = list(rpath) if by and not by.elf.runpath else []
+        folders += self.search
+        if by:
+            folders += self.expand(by.elf.runpath, by)
+        for folder in folders:
+            path = f"{folder}/{name}"
+            if self._fits(path, like):
+                return path
+        for path in self.cached(name):
+            if self._fits(path, like):
+                return path
+        for folder in default_folders(like.machine if like else os.uname().machine):
+            if self._fits(f"{folder}/{name}", like):
+                return f"{folder}/{name}"
+        return ""
+
+    def _fits(self, path: str, like: "elf.Elf | None") -> bool:
+        found = self.read(path)
+        if found is None:
+            return False
+        return like is None or (found.machine, found.bits) == (like.machine, like.bits)
+
+    def expand(self, folders: "Iterable[str]", of: Found) -> list[str]:
+        """Return DT_RPATH or DT_RUNPATH with ld.so's $ORIGIN, $LIB and $PLATFORM replaced."""
+        origin = of.path.rpartition("/")[0]
+        libs = ["lib64", "lib/" + MULTIARCH.get(of.elf.machine, ""), "lib"]
+        out = []
+        for folder in folders:
+            text = folder.replace("${ORIGIN}", origin).replace("$ORIGIN", origin)
+            text = text.replace("${PLATFORM}", of.elf.machine).replace("$PLATFORM", of.elf.machine)
+            for lib in libs if "$LIB" in text or "${LIB}" in text else libs[:1]:
+                out.append(text.replace("${LIB}", lib).replace("$LIB", lib))
+        return [f for f in out if f.startswith("/")]
+
+    def load(self, path: str, name: str = "", wanted_by: str = "") -> "Found | None":
+        """Return the library at `path`, or None where there is no ELF file."""
+        found = self.read(path)
+        if found is None:
+            return None
+        known = name or found.soname or path.rpartition("/")[2]
+        return Found(path, real(self.root, path), found, known, wanted_by)
+
+    def closure(
+        self, first: "Iterable[Found]", keep: "Callable[[str, Found], bool]"
+    ) -> "tuple[list[Found], list[tuple[str, str]]]":
+        """Return `first` and all that they need, and the (name, wanted by) that is nowhere.
+
+        `keep(name, by)` says that `name` stays the image's own: it is not followed. glibc never is.
+        Circles end: each name is looked at once.
+        """
+        queue = [(one, self.expand(() if one.elf.runpath else one.elf.rpath, one)) for one in first]
+        done = {one.name for one, _ in queue} | {one.elf.soname for one, _ in queue}
+        found, missing = [], []
+        while queue:
+            one, rpath = queue.pop(0)
+            found.append(one)
+            for name in one.elf.needed:
+                if name in done or is_glibc(name) or keep(name, one):
+                    continue
+                done.add(name)
+                path = self.find(name, one, rpath)
+                new = self.load(path, name, one.name) if path else None
+                if new is None:
+                    missing.append((name, one.name))
+                    continue
+                own = self.expand(() if new.elf.runpath else new.elf.rpath, new)
+                queue.append((new, own + rpath))
+        return found, missing
+
+
+def _cache(root: str) -> dict[str, list[tuple[str, str, str]]]:
+    """Return ld.so.cache by name; a missing or damaged one is an empty one, as for ld.so."""
+    try:
+        with open(under(root, ldcache.PATH), "rb") as file:
+            entries = ldcache.parse(file.read())
+    except (OSError, ldcache.LdCacheError):
+        return {}
+    table: dict[str, list[tuple[str, str, str]]] = {}
+    for entry in entries:
+        table.setdefault(entry.name, []).append((entry.hwcaps, entry.path, entry.machine))
+    return table
+
+
+def numbers(version: str) -> tuple[str, tuple[int, ...]]:
+    """Split a symbol version: "GLIBC_2.34" is ("GLIBC", (2, 34)); no numbers: (version, ())."""
+    head, _, tail = version.rpartition("_")
+    words = tail.split(".")
+    if head and all(w.isascii() and w.isdigit() for w in words):
+        return head, tuple(map(int, words))
+    return version, ()
+
+
+def newest(versions: "Iterable[str]") -> list[str]:
+    """Return the highest of each series, sorted: of GLIBC_2.2.5 and GLIBC_2.34 the latter."""
+    best: dict[str, tuple[tuple[int, ...], str]] = {}
+    for version in versions:
+        series, value = numbers(version)
+        if series not in best or value > best[series][0]:
+            best[series] = (value, version)
+    return sorted(text for _value, text in best.values())
+
+
+def lacking(needed: "Iterable[str]", defined: "Iterable[str]") -> list[str]:
+    """Return the symbol versions of `needed` that `defined` (or a later one of its series) lacks.
+
+    A library without symbol versions satisfies everything, as in ld.so.
+    """
+    have = dict(map(numbers, newest(defined)))
+    if not have:
+        return []
+    out = []
+    for version in needed:
+        series, value = numbers(version)
+        if series not in have or have[series] < value:
+            out.append(version)
+    return out
