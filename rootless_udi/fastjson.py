@@ -36,7 +36,7 @@ def loads(text: str) -> "Any":
         return json.loads(text)
     text = text.strip(" \t\r\n")
     try:
-        value, end = make_scanner(_Context())(text, 0)
+        value, end = make_scanner(_Context())(text, 0)  # type: ignore[arg-type]
     except StopIteration as stop:
         raise ValueError(f"not JSON at character {stop.value}") from None
     except SystemError:

@@ -29,7 +29,6 @@ class Host(Record):
     shell: str
     group: str
     groups: tuple[tuple[int, str], ...]
-    cwd: str
     fuse: bool
     """/dev/fuse is there and may be opened."""
     overlay: bool
@@ -54,32 +53,12 @@ def gather(environ: "Mapping[str, str]", squashfuse: str = "") -> Host:
         shell=shell,
         group=_group(gid, user),
         groups=tuple((g, _group(g, f"group{g}")) for g in os.getgroups()),
-        cwd=cwd(environ),
         fuse=os.access("/dev/fuse", os.R_OK | os.W_OK),
         overlay=release(system.release) >= (5, 11),
         squashfuse=squashfuse or which("squashfuse_ll", environ),
         unsquashfs=which("unsquashfs", environ),
         machine=system.machine,
     )
-
-
-def cwd(environ: "Mapping[str, str]") -> str:
-    """Return the working directory, by its logical name ($PWD) where that is the same directory.
-
-    Where it was deleted, "/".
-    """
-    try:
-        real = os.getcwd()
-    except OSError:
-        return "/"
-    logical = environ.get("PWD", "")
-    if logical.startswith("/") and logical != real:
-        try:
-            if os.path.samefile(logical, real):
-                return logical
-        except OSError:
-            pass
-    return real
 
 
 def release(text: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The command line of udi-run: one table, from which parsing, --help, completion and man come. Pure.
+"""udi-run's command line: one table, from which parsing, --help, completion and man come. Pure.
 
 A hand loop reads it: argparse costs a launch 10 ms. Options stop at the first word that is none
 (POSIX, as Shifter does), so the command's own options need no "--".
@@ -35,7 +35,9 @@ OPTIONS = (
     Option("env", LIST, "NAME=VALUE", "set a variable", "e", shares=False),
     Option("env-file", LIST, "FILE", "set the variables listed in FILE", "", shares=False),
     Option("clearenv", FLAG, "", "start from an empty environment", "E", shares=False),
-    Option("workdir", OPTIONAL, "DIR", "start in DIR, or in the image's WORKDIR", "w", shares=False),
+    Option(
+        "workdir", OPTIONAL, "DIR", "start in DIR, or in the image's WORKDIR", "w", shares=False
+    ),
     Option(
         "entrypoint",
         OPTIONAL,
@@ -56,7 +58,9 @@ OPTIONS = (
     Option("gpu", OPTIONAL, "WHICH", "the host's GPUs: auto, nvidia, amd, intel, cdi:NAME, none"),
     Option("device", LIST, "VENDOR/CLASS=NAME", "a device by its CDI name"),
     Option("share", VALUE, "HOW", "one container for a node's ranks: auto, off, NAME"),
-    Option("fuse", VALUE, "SERVER", "who serves the image: auto, udi, squashfuse_ll, directory, ..."),
+    Option(
+        "fuse", VALUE, "SERVER", "who serves the image: auto, udi, squashfuse_ll, directory, ..."
+    ),
     Option(
         "pull",
         VALUE,
@@ -205,11 +209,13 @@ def usage() -> str:
         meta = {FLAG: "", OPTIONAL: f"[={option.meta}]"}.get(option.kind, f"={option.meta}")
         short = f"-{option.short}, " if option.short else ""
         left = f"  {short}--{option.name}{meta}"
-        lines.append(f"{left:<34}{option.text}" if len(left) < 33 else f"{left}\n{'':34}{option.text}")
+        lines.append(
+            f"{left:<34}{option.text}" if len(left) < 33 else f"{left}\n{'':34}{option.text}"
+        )
     lines += [
         "",
         "IMAGE is NAME[:TAG], HOST[:PORT]/NAME[:TAG], NAME@sha256:HEX, oci:DIR[:TAG],",
         "docker-archive:FILE, a .sqfs file or a directory. Options end at the first other word.",
-        "The exit status is the command's; 125: udi-run failed, 126: not executable, 127: not found.",
+        "The exit status is the command's; 125: ours, 126: not runnable, 127: not found.",
     ]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""What can be done to a root file system, as data. The planner writes these, the executor does them.
+"""What can be done to a root file system, as data: the planner writes it, the executor does it.
 
 Every step has `target`, an absolute path inside the container, and `reason`: which default, option,
 file or module asked for it and why, as `--explain` prints it.
@@ -12,7 +12,8 @@ class Mount(Record):
 
     `source` is a path on the host. `options` are mount(8) options: bind flags ("rec", "ro", "rw",
     "nosuid", "nodev", "noexec", "private", "slave") or, for a file system, its own ("size=1g").
-    With `required` false, a missing source leaves the step out.
+    With `required` false, a missing source leaves the step out. `over` says that the image is known
+    to have `target` (a library that another replaces), so that no overlay is needed for it.
     """
 
     target: str
@@ -21,6 +22,7 @@ class Mount(Record):
     options: tuple[str, ...] = ()
     required: bool = True
     reason: str = ""
+    over: bool = False
 
 
 class File(Record):

@@ -40,7 +40,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 class User:
-    """An ordinary user to run commands as: the caller, or the test user where the caller is root."""
+    """An ordinary user to run commands as: the caller, or root's test user."""
 
     def __init__(self, home: Path) -> None:
         name = os.environ.get("UDI_TEST_USER", "udi-test") if os.getuid() == 0 else ""

@@ -1,0 +1,171 @@
+"""The last step of every start, in a new container or a joined one: environment, folder, exec."""
+
+import _signal
+import os
+from errno import E2BIG, EACCES, EISDIR, ENOENT, ENOEXEC, ENOTDIR
+
+from rootless_udi import environment
+from rootless_udi.errors import NOT_EXECUTABLE, NOT_FOUND, UdiError
+from rootless_udi.options import Request
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+    from rootless_udi.environment import Operation
+    from rootless_udi.modules import Hook
+
+SHELL = "/bin/sh"
+
+
+class Start:
+    """What a container gives to each of its commands, from the plan or from the node's record."""
+
+    def __init__(
+        self,
+        before: "Sequence[Operation]",
+        after: "Sequence[Operation]",
+        entrypoint: "Sequence[str]",
+        command: "Sequence[str]",
+        workdir: str,
+    ) -> None:
+        self.before, self.after = before, after
+        self.entrypoint, self.command, self.workdir = entrypoint, command, workdir
+
+
+def own_variables(request: Request) -> "list[Operation]":
+    """Read --env-file and --env, in that order; on the host, before the container is entered."""
+    operations: list[Operation] = []
+    for path in request.env_file:
+        try:
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                text = file.read()
+        except OSError as error:
+            raise UdiError(f"reading --env-file {path} failed: {error.strerror}") from None
+        operations += environment.of_file(text, path)
+    return operations + environment.of_options(request.env)
+
+
+def argv(request: Request, start: Start) -> list[str]:
+    """Return the command line, by Shifter's rules: see docs/semantics.md."""
+    if request.entrypoint:
+        return [request.entrypoint, *request.command]
+    if request.entrypoint is None:
+        return list(request.command) or [SHELL]
+    if not start.entrypoint:
+        raise UdiError(
+            "--entrypoint: the image has no ENTRYPOINT", "give one: --entrypoint=COMMAND"
+        )
+    return [*start.entrypoint, *(request.command or start.command)]
+
+
+def workdir(request: Request, start: Start, cwd: str) -> str:
+    """Return the folder to start in: the caller's, --workdir's or the image's WORKDIR."""
+    if request.workdir is None:
+        return cwd
+    if request.workdir or start.workdir:
+        return request.workdir or start.workdir
+    raise UdiError("--workdir: the image has no WORKDIR", "give one: --workdir=DIR")
+
+
+def variables(
+    environ: "dict[str, str]", request: Request, start: Start, own: "Sequence[Operation]"
+) -> dict[str, str]:
+    """Return the command's environment."""
+    result = dict(environ)
+    environment.apply(result, environment.of_caller(request.clearenv))
+    for operations in (start.before, own, start.after):
+        environment.apply(result, operations)
+    result.setdefault("PATH", environment.DEFAULT_PATH)
+    return result
+
+
+def hook(one: "Hook", env: "dict[str, str]") -> None:
+    """Run a module's hook inside, before the command, and wait for it up to its time limit.
+
+    Raises UdiError where it fails or takes too long (it is killed then).
+    """
+    from select import poll
+
+    try:
+        pid = os.posix_spawnp(one.argv[0], one.argv, env)
+    except OSError as error:
+        raise UdiError(f"{one.reason}: hook {one.argv[0]} failed: {error.strerror}") from None
+    watch = os.pidfd_open(pid)
+    waiter = poll()
+    waiter.register(watch)
+    if not waiter.poll(one.seconds * 1000):
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+        raise UdiError(
+            f"{one.reason}: hook {one.argv[0]} took more than {one.seconds:g} seconds",
+            "set a longer time limit in the module, or leave the module out",
+        )
+    os.close(watch)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status:
+        how = f"signal {-status}" if status < 0 else f"exit status {status}"
+        raise UdiError(f"{one.reason}: hook {one.argv[0]} failed: {how}")
+
+
+def execute(words: "list[str]", env: "dict[str, str]", folder: str) -> "NoReturn":
+    """Become the command. Raises UdiError with status 127 (not found) or 126 (not executable)."""
+    try:
+        os.chdir(folder)
+    except OSError:
+        if folder != "/":
+            os.write(
+                2,
+                f"udi-run: Failed to switch to working dir: {folder}, staying in /\n".encode(
+                    "utf-8", "surrogateescape"
+                ),
+            )
+        folder = "/"
+    if "PWD" in env:
+        env["PWD"] = folder
+    # Python ignores these two, and what is ignored stays so across execve(2).
+    for name in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(name, _signal.SIG_DFL)
+    raise _execute(words, env)
+
+
+def _execute(words: "list[str]", env: "dict[str, str]") -> UdiError:
+    """execvpe(3) on the container's PATH; returns why it could not.
+
+    os.execvpe would import `warnings` and has no shell for a script without "#!".
+    """
+    name = words[0]
+    paths = [name] if "/" in name else [f"{d or '.'}/{name}" for d in env["PATH"].split(":")]
+    refused: OSError | None = None
+    for path in paths:
+        try:
+            try:
+                os.execve(path, words, env)
+            except OSError as error:
+                if error.errno != ENOEXEC:
+                    raise
+                os.execve(SHELL, [SHELL, path, *words[1:]], env)
+        except OSError as error:
+            if error.errno in (ENOENT, ENOTDIR) and not os.path.isfile(path):
+                continue
+            refused = error
+            if error.errno != EACCES:
+                break
+        except ValueError:
+            return UdiError("the command or its environment holds a NUL character")
+    if refused is None:
+        where = "" if "/" in name else f" on the container's PATH ({env['PATH']})"
+        return UdiError(f"{name}: not found{where}", "", NOT_FOUND)
+    if refused.errno == ENOENT:
+        return UdiError(
+            f"{name}: its interpreter or dynamic loader is not in the image",
+            "a program of the host? what it needs is not inside",
+            NOT_FOUND,
+        )
+    if refused.errno in (EACCES, ENOEXEC, EISDIR):
+        return UdiError(f"{name}: not executable: {refused.strerror}", "", NOT_EXECUTABLE)
+    if refused.errno == E2BIG:
+        return UdiError(f"{name}: the arguments and the environment are too long", "")
+    hint = "the image server may have ended: see `udi ps`; a new run starts a new container"
+    return UdiError(f"executing {name} failed: {refused.strerror}", hint)

@@ -1,0 +1,322 @@
+"""Carry out a Plan: system calls in the plan's order, and no decision of its own.
+
+The caller becomes root of an outer user namespace (FUSE, overlay and binds are mounted there), then
+himself in an inner one. In between the host's tree is at /host of a private tmpfs:
+
+    /host      the host's root, until the end
+    /image     the image: FUSE or a bind of a directory
+    /upper     what an overlay writes, with its work directory
+    /files     generated files, bound over their targets
+    /root      the overlay, where there is one
+"""
+
+import os
+from errno import EEXIST, ELOOP, ENOENT, ENOTCONN, ENOTDIR, EROFS
+from stat import S_ISDIR, S_ISLNK
+
+from rootless_udi import skeleton
+from rootless_udi.errors import UdiError
+from rootless_udi.idmap import maps, userns
+from rootless_udi.plan import Plan
+from rootless_udi.steps import Directory, File, Mount, Step, Symlink
+from rootless_udi.syscalls import (
+    IN_ONLYDIR,
+    IN_UNMOUNT,
+    MNT_DETACH,
+    MS_BIND,
+    MS_NODEV,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_RDONLY,
+    MS_REC,
+    MS_SLAVE,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    inotify_add_watch,
+    inotify_init,
+    mount,
+    openat2,
+    pivot_root,
+    protect,
+    restrict,
+    umount,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rootless_udi.helper import Helper
+
+BASE = "/tmp"
+"""Any directory that every host has; the tmpfs is on it only until the first pivot_root."""
+
+_WORDS = {"ro", "rw", "nosuid", "nodev", "noexec", "rec", "private", "slave"}
+
+
+def run(plan: Plan, helper: "Helper | None") -> None:
+    """Make the container of `plan` and leave the calling process inside, at "/", unprivileged.
+
+    `helper` serves the image where the plan's rung is FUSE, and cleans up after the container.
+    Raises UdiError or OSError; the caller then just exits: nothing outlives the namespaces.
+    """
+    mask = os.umask(0o022)
+    userns.enter((maps.OUTER, plan.uid), (maps.OUTER, plan.gid))
+    _base()
+    _image(plan, helper)
+    root = _overlay(plan) if plan.overlay else "/image"
+    tree = _Tree(root)
+    for step in plan.steps:
+        tree.do(step)
+    tree.seal()
+    if plan.overlay and not plan.writable:
+        restrict(root, MS_RDONLY, below=False)
+    os.chdir(root)
+    pivot_root(".", ".")
+    umount(".", MNT_DETACH)
+    os.chdir("/")
+    userns.enter((plan.uid, maps.OUTER), (plan.gid, maps.OUTER))
+    protect()
+    os.umask(mask)
+
+
+def _base() -> None:
+    """Pivot into a private tmpfs with the host at /host, so that no mount hides a source."""
+    # Not private: with slave, volumes can be made to see what the host mounts later (autofs).
+    mount(None, "/", None, MS_REC | MS_SLAVE)
+    mount("tmpfs", BASE, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+    os.chdir(BASE)
+    for name in ("host", "image", "upper", "upper/upper", "upper/work", "files", "root"):
+        os.mkdir(name, 0o755)
+    pivot_root(".", "host")
+    os.chdir("/")
+
+
+def _image(plan: Plan, helper: "Helper | None") -> None:
+    """Mount the image at /image; hand the FUSE connection to the helper outside."""
+    watch = None
+    if helper is not None:
+        watch = _watch()
+    if plan.root.server == "directory":
+        mount(f"/host{plan.root.path}", "/image", None, MS_BIND | MS_REC)
+        mount(None, "/image", None, MS_REC | MS_PRIVATE)
+        restrict("/image", MS_NOSUID | MS_NODEV | (0 if plan.overlay else MS_RDONLY))
+        if helper is not None:
+            helper.hand_over(None, watch)
+        return
+    assert helper is not None
+    # It must be opened in the user namespace that mounts it (fuse(4)); user_id is an id in there.
+    fuse = os.open("/host/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    data = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
+    mount(
+        plan.root.server,
+        "/image",
+        f"fuse.{plan.root.server}",
+        MS_RDONLY | MS_NOSUID | MS_NODEV,
+        data,
+    )
+    helper.hand_over(fuse, watch)
+    # A copy that stays open would make readers of a dead server hang in place of ENOTCONN.
+    os.close(fuse)
+    if watch is not None:
+        os.close(watch)
+    try:
+        os.stat("/image/.")
+    except OSError as error:
+        if error.errno != ENOTCONN:
+            raise
+        raise UdiError(
+            f"serving {plan.root.path} failed: {helper.failure()}",
+            f"check the file with unsquashfs -s {plan.root.path}, or pull the image again",
+        ) from None
+
+
+def _watch() -> int | None:
+    """Return an inotify descriptor that tells when the private tmpfs is gone, with the namespace.
+
+    None where the user's inotify instances are used up: then a record may stay until the next run.
+    """
+    try:
+        fd = inotify_init()
+    except OSError:
+        return None
+    inotify_add_watch(fd, "/files", IN_UNMOUNT | IN_ONLYDIR)
+    return fd
+
+
+def _overlay(plan: Plan) -> str:
+    data = "lowerdir=/image,upperdir=/upper/upper,workdir=/upper/work,userxattr"
+    mount("overlay", "/root", "overlay", MS_NOSUID | MS_NODEV, data)
+    return "/root"
+
+
+class _Tree:
+    """The container's tree while it is made; no link of it leads a path out."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.fd = os.open(root, os.O_PATH | os.O_CLOEXEC)
+        self.files = 0
+        self.to_seal: list[str] = []
+
+    def do(self, step: Step) -> None:
+        """Carry out one step."""
+        if isinstance(step, Mount):
+            self.mount(step)
+        elif isinstance(step, File):
+            self.file(step)
+        elif isinstance(step, Symlink):
+            self.symlink(step)
+        else:
+            assert isinstance(step, Directory)
+            os.close(self.ensure(step.target, True, step.mode))
+
+    def mount(self, step: Mount) -> None:
+        """Bind the source or mount a file system on the target."""
+        words = {o for o in step.options if o in _WORDS}
+        flags = MS_NOSUID * ("nosuid" in words) | MS_NODEV * ("nodev" in words)
+        source = f"/host{step.source}"
+        is_directory = bool(step.fstype) or S_ISDIR(os.stat(source).st_mode)
+        target = self.ensure(step.target, is_directory)
+        where = f"/host/proc/self/fd/{target}"
+        if step.fstype:
+            data = ",".join(o for o in step.options if o not in _WORDS)
+            mount(step.source, where, step.fstype, flags, data)
+            if "ro" in words:
+                self.to_seal.append(step.target)
+        else:
+            # Always recursive: mounts of the parent namespace are locked to each other, and the
+            # kernel refuses to show a part of them (mount_namespaces(7)).
+            mount(source, where, None, MS_BIND | MS_REC)
+            os.close(target)
+            target = self.open(step.target)
+            where = f"/host/proc/self/fd/{target}"
+            if "slave" not in words:
+                mount(None, where, None, MS_REC | MS_PRIVATE)
+            flags |= MS_RDONLY * ("ro" in words)
+            if flags:
+                restrict(where, flags)
+        os.close(target)
+
+    def file(self, step: File) -> None:
+        """Bind a generated file over the target."""
+        source = f"/files/{self.files}"
+        self.files += 1
+        fd = os.open(source, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, step.mode)
+        os.write(fd, step.content.encode("utf-8", "surrogateescape"))
+        os.close(fd)
+        parent = self.ensure(step.target.rpartition("/")[0] or "/", True)
+        os.close(parent)
+        target = self.ensure(step.target, False)
+        mount(source, f"/host/proc/self/fd/{target}", None, MS_BIND)
+        os.close(target)
+        target = self.open(step.target)
+        restrict(f"/host/proc/self/fd/{target}", MS_RDONLY | MS_NOSUID | MS_NODEV)
+        os.close(target)
+
+    def symlink(self, step: Symlink) -> None:
+        """Make a link; one that is there and says the same is left alone."""
+        folder, _, name = step.target.rpartition("/")
+        parent = self.ensure(folder or "/", True)
+        try:
+            try:
+                os.symlink(step.to, name, dir_fd=parent)
+            except OSError as error:
+                # On a read-only file system the kernel may say EROFS before EEXIST.
+                if error.errno not in (EEXIST, EROFS):
+                    raise
+                self._replace(parent, name, step)
+        finally:
+            os.close(parent)
+
+    def _replace(self, parent: int, name: str, step: Symlink) -> None:
+        try:
+            if os.readlink(name, dir_fd=parent) == step.to:
+                return
+        except OSError:
+            pass
+        try:
+            os.unlink(name, dir_fd=parent)
+            os.symlink(step.to, name, dir_fd=parent)
+        except OSError as error:
+            raise UdiError(
+                f"making the link {step.target} -> {step.to} failed: {error.strerror}",
+                f"asked for by: {step.reason}",
+            ) from None
+
+    def open(self, path: str) -> int:
+        """Open `path` inside the tree (O_PATH); links are followed but never out of it."""
+        return openat2(
+            self.fd,
+            path,
+            os.O_PATH | os.O_CLOEXEC,
+            RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+        )
+
+    def ensure(self, path: str, is_directory: bool, mode: int = 0o755) -> int:
+        """Open the mount point `path`, which is made where it is missing, with its parents."""
+        try:
+            fd = self.open(path)
+        except OSError as error:
+            if error.errno == ENOENT:
+                return self._make(path, is_directory, mode)
+            why = {
+                ELOOP: "the image's symbolic links lead in a circle",
+                ENOTDIR: "a part of it is a file in the image",
+            }.get(error.errno or 0, error.strerror)
+            raise UdiError(f"mount point {path} can't be opened: {why}") from None
+        self._check(path, fd)
+        if S_ISDIR(os.fstat(fd).st_mode) != is_directory:
+            os.close(fd)
+            kinds = ("a file", "a directory")
+            raise UdiError(
+                f"mounting on {path} failed: it is {kinds[not is_directory]} in the image, and "
+                f"{kinds[is_directory]} is to be mounted there",
+            )
+        return fd
+
+    def _check(self, path: str, fd: int) -> None:
+        """Refuse a standard mount point that the image's links lead elsewhere (/etc -> /)."""
+        if path not in skeleton.DIRECTORIES:
+            return
+        found = os.readlink(f"/host/proc/self/fd/{fd}")
+        found = found.removeprefix(self.root) or "/"
+        if found != path and found not in skeleton.DIRECTORIES:
+            os.close(fd)
+            raise UdiError(
+                f"mount point {path} is a symbolic link in the image, to {found}",
+                "no image of a Linux distribution has that; make it a directory",
+            )
+
+    def _make(self, path: str, is_directory: bool, mode: int) -> int:
+        folder, _, name = path.rstrip("/").rpartition("/")
+        parent = self.ensure(folder or "/", True)
+        try:
+            if path in skeleton.FILES or not is_directory:
+                self._make_file(parent, name)
+            else:
+                os.mkdir(name, mode, dir_fd=parent)
+        except OSError as error:
+            raise UdiError(
+                f"mount point {path} is not in the image and can't be made: {error.strerror}",
+                "choose a destination that exists in the image, or make it writable (--writable)",
+            ) from None
+        finally:
+            os.close(parent)
+        return self.open(path)
+
+    def _make_file(self, parent: int, name: str) -> None:
+        """Make an empty file; a dangling link of the image in its place goes."""
+        try:
+            if S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=parent)
+        except FileNotFoundError:
+            pass
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        os.close(os.open(name, flags, 0o644, dir_fd=parent))
+
+    def seal(self) -> None:
+        """Make read-only what had to be writable while mount points were made in it."""
+        for path in self.to_seal:
+            fd = self.open(path)
+            restrict(f"/host/proc/self/fd/{fd}", MS_RDONLY)
+            os.close(fd)
+        os.close(self.fd)

@@ -1,0 +1,192 @@
+"""The one process that a container leaves outside: it serves the image and cleans up at the end.
+
+It is forked before the namespaces are made, is no child of the command (which would get a SIGCHLD
+it never made), and holds nothing of the caller's: no descriptor, no terminal, no directory. Two
+ends of a socket pair talk once:
+
+    launcher -> helper   the FUSE connection and the inotify descriptor (SCM_RIGHTS, unix(7))
+    helper -> launcher   "pid PID" of the image server, or "! WHY"
+
+After that the kernel tells it all: the connection ends when the mount namespace does, and so does
+the private tmpfs, which inotify reports (IN_UNMOUNT).
+"""
+
+import _signal
+import _socket
+import os
+from sys import byteorder
+
+from rootless_udi.errors import UdiError
+from rootless_udi.plan import Root
+from rootless_udi.syscalls import PR_SET_NAME, prctl
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_NAME = b"udi-image"
+"""What ps(1) shows; at most 15 bytes (prctl(2), PR_SET_NAME)."""
+
+
+class Helper:
+    """The launcher's end. `pid` is the image server's, 0 where the rung has none."""
+
+    def __init__(self, root: Root, at_end: "Callable[[str], None] | None") -> None:
+        """Fork the helper.
+
+        `at_end(why)` is called in the helper when the image server has died while the container
+        lives on (`why` says how) and once more when the container is gone (`why` is empty).
+        """
+        self.pid = 0
+        self._said = ""
+        self._mine, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        child = os.fork()
+        if child == 0:
+            status = 70
+            try:
+                if os.fork():
+                    os._exit(0)
+                _detach(theirs)
+                _work(theirs, root, at_end)
+                status = 0
+            finally:
+                os._exit(status)
+        os.waitpid(child, 0)
+        theirs.close()
+
+    def hand_over(self, fuse: int | None, watch: int | None) -> None:
+        """Send the descriptors. Raises UdiError where the helper is dead already."""
+        fds = [fd for fd in (fuse, watch) if fd is not None]
+        what = b"f" * (fuse is not None) + b"w" * (watch is not None)
+        rights = b"".join(fd.to_bytes(4, byteorder) for fd in fds)
+        ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if fds else []
+        try:
+            self._mine.sendmsg([what or b"-"], ancillary)
+        except OSError as error:
+            raise UdiError(f"the image server could not be started: {error.strerror}") from None
+
+    def answer(self) -> int:
+        """Wait for the image server to be started; return its process id (0: there is none)."""
+        if not self.pid and not self._said:
+            self._said = self._mine.recv(4096).decode("utf-8", "replace")
+            if self._said.startswith("pid "):
+                self.pid = int(self._said[4:])
+        return self.pid
+
+    def failure(self) -> str:
+        """Say why the image server does not serve; call this after a reader met ENOTCONN."""
+        said = self._said
+        try:
+            while not said.startswith("! "):
+                said = self._mine.recv(4096).decode("utf-8", "replace") or "! it ended"
+        except OSError:
+            return "the image server ended"
+        return said[2:]
+
+    def close(self) -> None:
+        """Close the launcher's end, before the command is executed."""
+        self._mine.close()
+
+
+def _detach(sock: "_socket.socket") -> None:
+    """Leave the caller's session, folder, terminal and descriptors."""
+    os.setsid()
+    os.chdir("/")
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.closerange(3, sock.fileno())
+    os.closerange(sock.fileno() + 1, 1 << 20)
+    prctl(PR_SET_NAME, _NAME)
+
+
+def _work(
+    sock: "_socket.socket",
+    root: Root,
+    at_end: "Callable[[str], None] | None",
+) -> None:
+    """Receive the descriptors, serve, wait for the end, clean up."""
+    message, ancillary, _, _ = sock.recvmsg(16, 256)
+    rights = b"".join(data for _, kind, data in ancillary if kind == _socket.SCM_RIGHTS)
+    fds = [int.from_bytes(rights[i : i + 4], byteorder) for i in range(0, len(rights), 4)]
+    if not message:
+        return
+    fuse = fds.pop(0) if b"f" in message else None
+    watch = fds.pop(0) if b"w" in message else None
+    why = ""
+    if fuse is None:
+        sock.send(b"pid 0")
+    elif root.program:
+        why = _program(sock, root, fuse)
+    else:
+        why = _in_process(sock, root, fuse)
+    sock.close()
+    if at_end is None:
+        return
+    if why:
+        at_end(why)
+    if watch is not None:
+        # One event: the tmpfs is gone, and the namespace with it.
+        os.read(watch, 4096)
+    if watch is not None or fuse is not None:
+        at_end("")
+
+
+def _program(sock: "_socket.socket", root: Root, fuse: int) -> str:
+    """Run a C server on the connection; return how it ended, "" for well."""
+    argv = [root.program, "-f", root.path, f"/dev/fd/{fuse}"]
+    os.set_inheritable(fuse, True)
+    complaint, theirs = os.pipe()
+    try:
+        actions = [(os.POSIX_SPAWN_DUP2, theirs, 2)]
+        pid = os.posix_spawn(root.program, argv, {"PATH": "/usr/bin:/bin"}, file_actions=actions)
+    except OSError as error:
+        sock.send(f"! starting {root.program} failed: {error.strerror}".encode())
+        return f"{root.program} could not be started"
+    finally:
+        os.close(fuse)
+        os.close(theirs)
+    sock.send(b"pid %d" % pid)
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code == 0:
+        return ""
+    said = os.read(complaint, 2048).decode("utf-8", "replace").strip().replace("\n", "; ")
+    name = root.program.rpartition("/")[2]
+    how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+    why = f"{name} ended ({how}){': ' + said if said else ''}"
+    _tell(sock, f"! {why}")
+    return why
+
+
+def _in_process(sock: "_socket.socket", root: Root, fuse: int) -> str:
+    """Serve with our own server in this very process; return how it ended, "" for well."""
+    from rootless_udi.fuse.raw import serve
+
+    sock.send(b"pid %d" % os.getpid())
+    try:
+        serve(root.path, fuse, log=_log)
+    except (OSError, UdiError, ValueError) as error:
+        why = f"the image server ended: {error}"
+        os.close(fuse)
+        _tell(sock, f"! {why}")
+        _log(why)
+        return why
+    return ""
+
+
+def _tell(sock: "_socket.socket", text: str) -> None:
+    try:
+        sock.send(text.encode("utf-8", "replace"))
+    except OSError:
+        # The launcher has long become the command.
+        pass
+
+
+def _log(text: str) -> None:
+    """Write a line to the system's log: the caller's terminal is not the helper's to keep."""
+    import syslog
+
+    syslog.openlog("udi-image", syslog.LOG_PID, syslog.LOG_USER)
+    syslog.syslog(syslog.LOG_ERR, text)

@@ -1,0 +1,183 @@
+"""Build a container: gather facts, plan, then either explain or execute and become the command."""
+
+import os
+
+from rootless_udi import (
+    begin,
+    config,
+    execute,
+    host,
+    inject,
+    ladder,
+    node,
+    plan,
+    publish,
+    resolve,
+    volumes,
+)
+from rootless_udi.errors import UdiError
+from rootless_udi.helper import Helper
+from rootless_udi.options import Request
+from rootless_udi.plan import Plan
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+    from rootless_udi.environment import Operation
+
+
+def run(
+    request: Request,
+    environ: "dict[str, str]",
+    own: "list[Operation]",
+    who: str,
+    name: str,
+    key: str,
+) -> int:
+    """Start the request's command in a new container, or in one that another rank made meanwhile.
+
+    `who`, `name` and `key` are the launcher and the container's name and description from `node`;
+    empty for a run of its own. Returns 0 after --explain, else becomes the command.
+    """
+    if request.explain is not None:
+        from rootless_udi import explain
+
+        made = prepare(request, environ, who)
+        print(explain.as_json(made) if request.explain else explain.as_text(made), end="")
+        return 0
+    if who:
+        return _elected(request, environ, own, who, name, key)
+    me = os.getpid()
+    name = f"alone-{me}-{node.started(me)}"
+    try:
+        path, directory = node.state(node.directories(environ, os.getuid()), make=True)
+    except UdiError:
+        # `udi ps` won't see this run; nothing else depends on the record.
+        path, directory = "", -1
+    return _build(request, environ, own, (path, directory, name), {"request": "", "job": ""})
+
+
+def _elected(
+    request: Request,
+    environ: "dict[str, str]",
+    own: "list[Operation]",
+    who: str,
+    name: str,
+    key: str,
+) -> int:
+    """Take part in the election; join what another rank built, or build."""
+    from rootless_udi.run import complain, enter
+
+    paths = node.directories(environ, os.getuid())
+    path, directory = node.state(paths, make=True)
+    if directory < 0:
+        raise UdiError(
+            f"no state directory for the node's shared container: tried {', '.join(paths)}",
+            "set XDG_RUNTIME_DIR to a directory of your own on this node, or use --share=off",
+        )
+    election = publish.Election(path, directory, name)
+    record, fd = election.record()
+    if record is not None:
+        if record.get("dead"):
+            complain(
+                "udi-run",
+                f"this node's container of {record.get('image')} has lost its image server "
+                f"({record.get('dead')}); starting a new one",
+            )
+        elif record.get("request") == key:
+            enter(record, fd, request, environ, own)
+        os.close(fd)
+    fields = {"request": key, "job": who}
+    try:
+        return _build(request, environ, own, (path, directory, name), fields, election)
+    finally:
+        election.release()
+
+
+def _build(
+    request: Request,
+    environ: "dict[str, str]",
+    own: "list[Operation]",
+    place: tuple[str, int, str],
+    fields: dict[str, str],
+    election: "publish.Election | None" = None,
+) -> "NoReturn":
+    """Make the container, publish it at `place` (path, descriptor, name), become the command."""
+    from rootless_udi.run import current
+
+    path, directory, name = place
+    made = prepare(request, environ, fields["job"])
+    start = begin.Start(
+        _operations(made.before),
+        _operations(made.after),
+        made.entrypoint,
+        made.command,
+        made.workdir,
+    )
+    words = begin.argv(request, start)
+    env = begin.variables(environ, request, start, own)
+    folder = begin.workdir(request, start, current(environ))
+    if made.root.server == "directory" and made.digest and not os.path.isdir(made.root.path):
+        _extract(made)
+    me = os.getpid()
+    token = f"{me}.{node.started(me)}"
+    helper = None
+    if directory >= 0 or made.root.server != "directory":
+        at_end = publish.ending(path, name, token) if directory >= 0 else None
+        helper = Helper(made.root, at_end)
+    execute.run(made, helper)
+    server = helper.answer() if helper is not None else 0
+    if directory >= 0:
+        try:
+            publish.write(directory, path, name, made, {**fields, "token": token}, server)
+        except UdiError:
+            if election is not None:
+                raise
+    if helper is not None:
+        helper.close()
+    if election is not None:
+        election.release()
+    for hook in made.hooks:
+        begin.hook(hook, env)
+    if request.verbose:
+        _say(made)
+    begin.execute(words, env, folder)
+
+
+def prepare(request: Request, environ: "dict[str, str]", who: str) -> Plan:
+    """Gather facts and return the plan. Changes nothing but the store.
+
+    Raises UdiError for what is impossible.
+    """
+    from rootless_udi.run import complain
+
+    site = config.load(environ)
+    for warning in site.warnings:
+        complain("udi-run", warning)
+    facts = host.gather(environ)
+    image = resolve.image(request, site, environ, who)
+    root = ladder.choose(request.fuse or site.server, facts, image)
+    asked = [v for text in request.volume for v in volumes.parse(text)]
+    mounts = volumes.together(asked)
+    injections, hooks = inject.gather(request, site, environ, image, facts)
+    sources = host.look(plan.wanted(site, mounts, injections))
+    return plan.build(request, site, facts, image, root, sources, mounts, injections, hooks)
+
+
+def _operations(environment: "Sequence[object]") -> "list[Operation]":
+    return [(e.op, e.name, e.value) for e in environment]  # type: ignore[attr-defined]
+
+
+def _extract(made: Plan) -> None:
+    """Extract the image into the store, once for all; on the rung without FUSE."""
+    status = resolve.udi(["extract", "--", made.digest], {})
+    if status:
+        raise UdiError(f"image {made.image} could not be extracted into {made.root.path}")
+
+
+def _say(made: Plan) -> None:
+    from rootless_udi.run import complain
+
+    complain("udi-run", f"image {made.image} ({made.digest or 'no digest'}): {made.root.reason}")

@@ -1,0 +1,333 @@
+"""One container per node and job step: find it, join it, publish it, forget it.
+
+Ranks in different user namespaces can't reach each other's memory, which MPI's shared-memory
+transports need; so all ranks that one launcher starts on a node share one container. Its record is
+a file in the user's state directory, of lines:
+
+    udi 1                       the format
+    KEY=VALUE                   "\\n", "\\t" and "\\\\" escaped; repeated keys make a list
+                                (an empty line)
+    PID START                   members: process id and start time (proc(5), stat, field 22)
+
+Keys: request (all that the container depends on), token (of this container), image, digest, job,
+started (seconds), user and mnt (inode numbers of the namespaces), server (process id), before,
+after ("op TAB name TAB value" on the environment), entrypoint, cmd, workdir, cwd. `dead` says that
+the image server has ended while members live.
+
+A joiner reads this file and nothing else. Each one adds itself as a member, so that any living one
+can be joined when the first has gone. Nothing here imports what a joiner does not need.
+"""
+
+import os
+from errno import EACCES, ENOENT, ENOTDIR, EPERM, EROFS
+from stat import S_ISDIR, S_ISLNK
+
+from rootless_udi.errors import UdiError
+from rootless_udi.options import OPTIONS, Request
+from rootless_udi.syscalls import CLONE_NEWNS, CLONE_NEWUSER, protect, setns
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+FORMAT = "udi 1"
+PLANNED = (
+    "UDI_CONFIG",
+    "UDI_SITE_DIR",
+    "UDI_STORE",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+    "HOME",
+    "MPI_HOME",
+    "MPICH_DIR",
+    "CRAY_MPICH_DIR",
+    "I_MPI_ROOT",
+)
+"""Variables that change what is planned; the command's own differ between ranks and don't count."""
+
+_RANKS = ("PMIX_RANK", "PMI_RANK", "PMI_ID", "OMPI_COMM_WORLD_RANK", "PMI_FD")
+_LATER = (ENOENT, ENOTDIR, EACCES, EPERM, EROFS)
+"""Why a state directory is passed over. Not ENOSPC: a rank that comes when there is room again
+would look in another directory than the ranks before it."""
+
+
+class Record:
+    """A container's record as read: `text` by key, `members` as (pid, start) pairs."""
+
+    def __init__(self, data: str) -> None:
+        head, _, tail = data.partition("\n\n")
+        lines = head.split("\n")
+        if lines[0] != FORMAT:
+            raise ValueError(f"a record of format {lines[0]!r}, not {FORMAT!r}")
+        self.lists: dict[str, list[str]] = {}
+        for line in lines[1:]:
+            key, _, value = line.partition("=")
+            self.lists.setdefault(key, []).append(_unescape(value) if "\\" in value else value)
+        pairs = [line.partition(" ") for line in tail.split("\n") if line]
+        self.members = [(int(pid), int(start)) for pid, _, start in pairs]
+
+    def get(self, key: str) -> str:
+        """Return the one value of `key`, "" where it is missing."""
+        return self.lists.get(key, [""])[0]
+
+    def operations(self, key: str) -> list[tuple[str, str, str]]:
+        """Return "before" or "after" as operations on the environment."""
+        split = [line.split("\t", 2) for line in self.lists.get(key, [])]
+        return [(op, name, value) for op, name, value in split]
+
+
+def _unescape(text: str) -> str:
+    out, at = [], 0
+    while at < len(text):
+        c = text[at]
+        if c == "\\":
+            at += 1
+            c = {"n": "\n", "t": "\t"}.get(text[at : at + 1], text[at : at + 1])
+        out.append(c)
+        at += 1
+    return "".join(out)
+
+
+def escape(text: str) -> str:
+    """Return `text` on one line without tabs; `Record` reads it back."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
+
+
+def launcher(environ: "Mapping[str, str]", share: str) -> str:
+    """Return a name for who started this process and its peers on this node; "" for nobody.
+
+    A Slurm or PALS step; else a PBS, Grid Engine or LSF job with the launcher's process; else,
+    where PMI or PMIx is spoken, the launcher's process alone.
+    """
+    if share == "off":
+        return ""
+    if share != "auto":
+        return f"name {share}"
+    get = environ.get
+    # Several node daemons on one machine make pretend nodes of it.
+    node = get("SLURMD_NODENAME", "")
+    if get("SLURM_JOB_ID") and get("SLURM_STEP_ID") and get("SLURM_PROCID"):
+        return f"slurm {get('SLURM_JOB_ID')}.{get('SLURM_STEP_ID')} {node}"
+    if get("PALS_APID"):
+        return f"pals {get('PALS_APID')}"
+    ranked = next((name for name in _RANKS if name in environ), None)
+    job = ""
+    if get("PBS_JOBID"):
+        job = f"pbs {get('PBS_JOBID')}"
+    elif get("SGE_TASK_ID") and get("JOB_ID"):
+        job = f"sge {get('JOB_ID')}.{get('SGE_TASK_ID')}"
+    elif get("LSB_JOBID"):
+        job = f"lsf {get('LSB_JOBID')}.{get('LSB_JOBINDEX', '0')}"
+    if ranked is not None:
+        pid, start = _starter(f"{ranked}={environ[ranked]}")
+    elif job:
+        pid, start = os.getppid(), started(os.getppid())
+    else:
+        return ""
+    return f"{job or 'mpi'} {pid}.{start}"
+
+
+def _starter(mark: str) -> tuple[int, int]:
+    """Return (pid, start) of the nearest ancestor whose environment lacks `mark`, NAME=VALUE.
+
+    A rank may come through a wrapper script, of which each has its own; the launcher is the one
+    process above them that is no rank itself.
+    """
+    pid = os.getppid()
+    wanted = mark.encode("utf-8", "surrogateescape")
+    while pid > 1:
+        try:
+            fd = os.open(f"/proc/{pid}/environ", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            break
+        try:
+            with open(fd, "rb", buffering=0) as file:
+                block = file.readall() or b""
+        except OSError:
+            break
+        if wanted not in block.split(b"\0"):
+            break
+        pid = _stat(pid)[1]
+    return pid, started(pid)
+
+
+def _stat(pid: int) -> tuple[int, int]:
+    """Return (start time, parent) of a process from /proc/PID/stat."""
+    fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fields = os.read(fd, 4096).rpartition(b")")[2].split()
+    finally:
+        os.close(fd)
+    if fields[0] in (b"Z", b"X"):
+        raise ProcessLookupError(f"process {pid} has ended")
+    return int(fields[19]), int(fields[1])
+
+
+def started(pid: int) -> int:
+    """Return a process's start time in clock ticks since boot; 0 where there is no such process.
+
+    With the process id it names a process for good: ids are used again, start times are not.
+    """
+    try:
+        return _stat(pid)[0]
+    except OSError:
+        return 0
+
+
+def key(request: Request, who: str, environ: "Mapping[str, str]") -> tuple[str, str]:
+    """Return (name, text): what a container depends on as text, and its file name in the state."""
+    parts = [who]
+    for option in OPTIONS:
+        value = getattr(request, option.field)
+        if option.shares and option.name != "share" and value:
+            parts.append(f"{option.name}={value}")
+    if request.image.startswith(".") or ":" in request.image:
+        parts.append(f"cwd={os.getcwd()}")
+    parts += [f"{name}={environ[name]}" for name in PLANNED if name in environ]
+    text = "\n".join(parts)
+    return _digest(text.encode("utf-8", "surrogateescape")), text
+
+
+def _digest(data: bytes) -> str:
+    try:
+        # hashlib brings OpenSSL in, 3 ms.
+        from _blake2 import blake2s
+    except ImportError:
+        from hashlib import blake2s
+    return blake2s(data, digest_size=16).hexdigest()
+
+
+def directories(environ: "Mapping[str, str]", uid: int) -> list[str]:
+    """Return the state directories in the order in which they are tried."""
+    found = [f"/run/user/{uid}/rootless_udi", f"/tmp/udi-{uid}"]
+    runtime = environ.get("XDG_RUNTIME_DIR", "")
+    if runtime.startswith("/"):
+        # Often unset, or set and missing, under a batch system.
+        found.insert(0, f"{runtime}/rootless_udi")
+    return found
+
+
+def state(paths: "Iterable[str]", make: bool) -> tuple[str, int]:
+    """Return the first usable state directory and a descriptor of it; ("", -1) for none.
+
+    With `make`, a missing one is made, mode 0700. One that belongs to somebody else, is open to
+    others or is a symbolic link is refused by UdiError: records in it would be lies.
+    """
+    for path in paths:
+        try:
+            if make:
+                try:
+                    os.mkdir(path, 0o700)
+                except FileExistsError:
+                    pass
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            _refuse_link(path)
+            if error.errno in _LATER:
+                continue
+            raise UdiError(
+                f"making the state directory {path} failed: {error.strerror}",
+                "free some space, set XDG_RUNTIME_DIR, or run with --share=off",
+            ) from None
+        status = os.fstat(fd)
+        if status.st_uid != os.getuid() or status.st_mode & 0o077:
+            os.close(fd)
+            whose = "open to others" if status.st_uid == os.getuid() else "somebody else's"
+            raise UdiError(
+                f"the state directory {path} is refused: it is {whose}",
+                "remove it, set XDG_RUNTIME_DIR to a directory of your own, or use --share=off",
+            )
+        return path, fd
+    return "", -1
+
+
+def _refuse_link(path: str) -> None:
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return
+    if not S_ISDIR(mode):
+        what = "a symbolic link" if S_ISLNK(mode) else "no directory"
+        raise UdiError(
+            f"the state directory {path} is refused: it is {what}",
+            "remove it, set XDG_RUNTIME_DIR to a directory of your own, or use --share=off",
+        )
+
+
+def read(directory: int, name: str) -> tuple[Record | None, int]:
+    """Return the record `name` of a state directory and its descriptor, for appending.
+
+    (None, -1) where there is none, or none that this version understands.
+    """
+    try:
+        fd = os.open(name, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    except OSError as error:
+        if error.errno != ENOENT:
+            raise
+        return None, -1
+    chunks = []
+    while chunk := os.read(fd, 1 << 16):
+        chunks.append(chunk)
+    try:
+        return Record(b"".join(chunks).decode("utf-8", "surrogateescape")), fd
+    except ValueError:
+        os.close(fd)
+        return None, -1
+
+
+def join(record: Record, fd: int) -> bool:
+    """Enter the container of `record` through any living member; tell whether that was possible.
+
+    The caller is then inside, at "/", unprivileged, and a member. Adds itself first: a peer that
+    comes while this one is on its way must not find nobody.
+    """
+    numbers = int(record.get("user")), int(record.get("mnt"))
+    for pid, start in reversed(record.members):
+        spaces = _namespaces(pid, start, numbers)
+        if spaces is None:
+            continue
+        me = os.getpid()
+        os.write(fd, b"%d %d\n" % (me, started(me)))
+        user, mnt = spaces
+        setns(user, CLONE_NEWUSER)
+        setns(mnt, CLONE_NEWNS)
+        os.close(user)
+        os.close(mnt)
+        protect()
+        return True
+    return False
+
+
+def _namespaces(pid: int, start: int, numbers: tuple[int, int]) -> tuple[int, int] | None:
+    """Return open descriptors of a member's namespaces; None where it is no member any more."""
+    fds: list[int] = []
+    try:
+        for kind in ("user", "mnt"):
+            fds.append(os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC))
+        # After the opens: the process that has this start time was there all along.
+        if tuple(os.fstat(fd).st_ino for fd in fds) == numbers and started(pid) == start:
+            return fds[0], fds[1]
+    except OSError:
+        pass
+    for fd in fds:
+        os.close(fd)
+    return None
+
+
+def living(record: Record) -> list[int]:
+    """Return the members that are alive, whether or not they have entered yet."""
+    return [pid for pid, start in record.members if started(pid) == start]
+
+
+def entering(record: Record) -> bool:
+    """Tell whether no member can be joined now, but one is alive and may be on its way in."""
+    numbers = int(record.get("user")), int(record.get("mnt"))
+    alive = False
+    for pid, start in reversed(record.members):
+        spaces = _namespaces(pid, start, numbers)
+        if spaces is not None:
+            for fd in spaces:
+                os.close(fd)
+            return False
+        alive = alive or started(pid) == start
+    return alive

@@ -1,0 +1,144 @@
+"""From the word IMAGE to an image on this node: the stores, files and folders, and the pull policy.
+
+The pull itself is another program (`udi pull`): a launch never imports it.
+"""
+
+import os
+import sys
+from stat import S_ISDIR, S_ISREG
+
+from rootless_udi import fastjson, oci, store_find
+from rootless_udi.errors import UdiError
+from rootless_udi.options import Request
+from rootless_udi.plan import Image
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from rootless_udi.config import Site
+
+_MAGIC = b"hsqs"
+
+
+def image(request: Request, site: "Site", environ: "Mapping[str, str]", who: str) -> Image:
+    """Return the image that the request names, pulled first where the policy says so.
+
+    In a job of several ranks (`who` is their launcher) nothing is pulled: 10,000 nodes would.
+    Raises UdiError where there is no such image.
+    """
+    reference = oci.parse(request.image, site.registry)
+    if reference.kind in ("squashfs", "directory", "path"):
+        return local(request.image, os.path.abspath(reference.path))
+    stores = all_stores(site, environ)
+    policy = request.pull or site.pull
+    found = None if policy == "always" and not who else store_find.find(stores, reference)
+    if found is None:
+        if who or policy == "never":
+            why = "a job of several ranks never pulls" if who else "--pull=never"
+            raise UdiError(
+                f"image {request.image} is in no image store ({', '.join(stores)}), and {why}",
+                f"run this first, once: udi pull {request.image}",
+            )
+        pull(request, stores[0])
+        found = store_find.find(stores, reference)
+        if found is None:
+            raise UdiError(f"image {request.image} is not in the store after its pull")
+    check(found.squashfs)
+    return Image(request.image, found.digest, found.squashfs, found.directory, read(found.facts))
+
+
+def all_stores(site: "Site", environ: "Mapping[str, str]") -> tuple[str, ...]:
+    """Return the user's store and then the site's; HOME is the account's where it is unset."""
+    if site.store and not environ.get("UDI_STORE"):
+        return (site.store, *site.site_stores)
+    environ = dict(environ)
+    if not environ.get("HOME"):
+        import pwd
+
+        try:
+            environ["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:
+            if site.site_stores:
+                return site.site_stores
+    return (store_find.user_store(environ), *site.site_stores)
+
+
+def local(text: str, path: str) -> Image:
+    """Return the image in a squashfs file or a root directory at `path`."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise UdiError(f"opening image {path} failed: {error.strerror}") from None
+    if S_ISDIR(mode):
+        if not os.path.isdir(f"{path}/usr") and not os.path.isdir(f"{path}/bin"):
+            raise UdiError(
+                f"directory {path} is no root file system: it has neither /usr nor /bin",
+                f"an OCI image layout is named oci:{path}",
+            )
+        return Image(text, "", "", os.path.realpath(path), {})
+    if not S_ISREG(mode):
+        raise UdiError(f"image {path} is neither a file nor a directory")
+    check(path)
+    facts = path.rpartition(".")[0] + ".json"
+    known = read(facts) if os.path.exists(facts) else {}
+    return Image(text, known.get("digest", ""), os.path.realpath(path), "", known)
+
+
+def check(path: str) -> None:
+    """Raise UdiError where the file at `path` is no whole squashfs 4.0 (its superblock says)."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            head = os.pread(fd, 96, 0)
+            size = os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise UdiError(f"opening image {path} failed: {error.strerror}") from None
+    used = int.from_bytes(head[40:48], "little")
+    if len(head) < 96 or head[:4] != _MAGIC:
+        why = "it does not begin with squashfs's magic number"
+    elif head[28:32] != b"\x04\0\0\0":
+        why = "it is not of squashfs version 4.0"
+    elif used > size:
+        why = f"it is cut off: {size} bytes of {used}"
+    else:
+        return
+    hint = "a name without / is looked up in the store; a path to a tar is docker-archive:FILE"
+    raise UdiError(f"image {path} is no squashfs file: {why}", hint)
+
+
+def read(path: str) -> "dict[str, Any]":
+    """Return an image's facts. Raises UdiError for a file that is damaged or not ours."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = fastjson.loads(file.read())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UdiError(f"reading {path} failed: {error}", "pull the image again") from None
+    if not isinstance(found, dict) or found.get("version") != 1:
+        # A file that happens to lie beside a foreign squashfs, or of a later version.
+        return {}
+    return found
+
+
+def pull(request: Request, store: str) -> None:
+    """Run `udi pull` for the request's image. Raises UdiError where that fails (it said why)."""
+    words = ["pull", *(["--insecure"] if request.insecure else []), "--", request.image]
+    status = udi(words, {"UDI_STORE": store})
+    if status:
+        raise UdiError(f"image {request.image} could not be pulled")
+
+
+def udi(words: "list[str]", more: "Mapping[str, str]") -> int:
+    """Run the udi command of this very package; return its exit status."""
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    code = f"import sys; sys.path.insert(0, {folder!r}); from rootless_udi.cli import main; main()"
+    # Standard output is the command's: what the pull says goes to standard error.
+    actions = [(os.POSIX_SPAWN_DUP2, 2, 1)]
+    argv = [sys.executable, "-I", "-c", code, *words]
+    pid = os.posix_spawn(sys.executable, argv, {**os.environ, **more}, file_actions=actions)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
