@@ -1,0 +1,189 @@
+"""perNodeCache: method, place, limits, and the programs' arguments; real mke2fs and fuse2fs."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from rootless_udi import cache, cachefacts, volumes
+from rootless_udi.cache import Facts, FileCache, Place
+from rootless_udi.config import Site
+from rootless_udi.errors import UdiError
+from rootless_udi.steps import Mount
+
+G = 1024**3
+NODE = Facts(
+    8 * G,
+    "this node's memory",
+    (Place("/local", "", 50 * G), Place("/full", "", 5), Place("/closed", "no", 0)),
+    "/sbin/mke2fs",
+    "/bin/fuse2fs",
+)
+
+
+def steps(
+    text: str, site: Site | None = None, facts: Facts = NODE
+) -> tuple[Mount | FileCache, ...]:
+    return cache.plan(volumes.parse(text), site or Site(), facts)
+
+
+def test_in_memory() -> None:
+    assert steps("/s:/c:perNodeCache=size=1G;/a:/b;/s:/d:perNodeCache=size=5000,bs=4k") == (
+        Mount(
+            "/c",
+            "tmpfs",
+            "tmpfs",
+            ("nosuid", "nodev", "mode=755", f"size={G}"),
+            True,
+            "perNodeCache (--volume) in memory: method=cache.method, built-in default",
+        ),
+        Mount(
+            "/d",
+            "tmpfs",
+            "tmpfs",
+            ("nosuid", "nodev", "mode=755", "size=8192"),
+            True,
+            "perNodeCache (--volume) in memory: method=cache.method, built-in default",
+        ),
+    )
+
+
+def test_in_a_file() -> None:
+    (step,) = steps("/local:/c:perNodeCache=size=10G,method=file")
+    assert isinstance(step, FileCache)
+    assert (step.target, step.directory, step.size) == ("/c", "/local", 10 * G)
+    assert step.reason == "perNodeCache (--volume) in a file in /local"
+    assert cache.filled(step.mke2fs, "/dev/fd/5")[::11] == ["/sbin/mke2fs", "/dev/fd/5"]
+    assert cache.filled(step.fuse2fs, "/dev/fd/5", "/t")[:3] == ["/bin/fuse2fs", "/dev/fd/5", "/t"]
+
+
+def test_the_site_s_directories_and_method() -> None:
+    site = Site(cache_paths=("/full", "/closed", "/local"), cache_method="file")
+    (step,) = steps("/any:/c:perNodeCache=size=10G", site)
+    assert isinstance(step, FileCache)
+    assert step.directory == "/local"
+    (step,) = steps("/any:/c:perNodeCache=size=1G,method=tmpfs", site)
+    assert isinstance(step, Mount)
+    both = volumes.parse("/any:/c:perNodeCache=size=1G;/other:/d:perNodeCache=size=1G;/a:/b")
+    assert cache.candidates(both, site) == ("/full", "/closed", "/local")
+    assert cache.candidates(both, Site(cache_method="file")) == ("/any", "/other")
+    assert cache.candidates(both, Site()) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "site", "facts", "why", "hint"),
+    [
+        (
+            "/s:/c:perNodeCache=size=100G",
+            Site(),
+            NODE,
+            "/c: size=100G in memory is more than 8G, the limit of this node's memory",
+            "ask for less than 8G, or keep it in a file: perNodeCache=size=100G,method=file",
+        ),
+        (
+            "/s:/c:perNodeCache=size=5G;/s:/d:perNodeCache=size=5G",
+            Site(),
+            NODE,
+            "/d: size=5G (all caches: 10G) in memory is more than 8G",
+            "",
+        ),
+        (
+            "/s:/c:perNodeCache=size=2G",
+            Site(cache_limit=G, origins=(("cache.limit", "/etc/x:3"),)),
+            NODE,
+            "/c: size=2G is more than this site allows: 1G (/etc/x:3)",
+            "ask for at most size=1G",
+        ),
+        (
+            "/local:/c:perNodeCache=size=1k,method=file",
+            Site(),
+            NODE,
+            "too small for a file system in a file",
+            "at least size=1M",
+        ),
+        (
+            "/local:/c:perNodeCache=size=1G,method=file",
+            Site(),
+            NODE.replace(mke2fs="", fuse2fs=""),
+            "this node has no mke2fs and no fuse2fs",
+            "method=tmpfs",
+        ),
+        (
+            "/local:/c:perNodeCache=size=100G,method=file",
+            Site(),
+            NODE,
+            "no directory for its file: /local: 50G free",
+            "name a directory of yours before the ':'",
+        ),
+        (
+            "/s:/c:perNodeCache=size=1G,method=file",
+            Site(cache_paths=("/full", "/closed"), origins=(("cache.paths", "/etc/x:4"),)),
+            NODE,
+            "no directory for its file (cache.paths, /etc/x:4): /full: 5 free; /closed: no",
+            "ask for less, or keep it in memory",
+        ),
+    ],
+)
+def test_refused(text: str, site: Site, facts: Facts, why: str, hint: str) -> None:
+    with pytest.raises(UdiError) as caught:
+        steps(text, site, facts)
+    assert why in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_cgroup_files() -> None:
+    text = "12:cpu,cpuacct:/x\n9:memory:/slurm/uid_1/job_2\n1:name=systemd:/s\n0::/a/b.scope\n"
+    assert cache.cgroup_files(text) == (
+        "/sys/fs/cgroup/memory/slurm/uid_1/job_2/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/slurm/uid_1/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/slurm/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/a/b.scope/memory.max",
+        "/sys/fs/cgroup/a/memory.max",
+        "/sys/fs/cgroup/memory.max",
+    )
+    assert cache.cgroup_files("0::/../../x") == (
+        "/sys/fs/cgroup/x/memory.max",
+        "/sys/fs/cgroup/memory.max",
+    )
+    assert cache.cgroup_files("rubbish\n") == ()
+
+
+def test_the_smallest_limit_counts() -> None:
+    meminfo = "MemTotal:        8388608 kB\nMemFree: 1 kB\n"
+    assert cache.smallest({}, meminfo) == (8 * G, "this node's memory")
+    assert cache.smallest({"/a": "max\n", "/b": str(2**63 - 4096)}, meminfo)[0] == 8 * G
+    assert cache.smallest({"/a": f"{2 * G}\n", "/b": f"{G}\n"}, meminfo) == (
+        G,
+        "this job's cgroup (/b)",
+    )
+    assert cache.smallest({}, "") == (0, "")
+
+
+def test_facts_of_this_machine(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "closed").mkdir(0o555)
+    names = ["", "file", "closed", "gone"]
+    facts = cachefacts.gather([str(tmp_path / name) for name in names], os.environ)
+    assert facts.memory > 0
+    assert [place.why for place in facts.places] == [
+        "",
+        "not a directory",
+        "you may not write there",
+        "No such file or directory",
+    ]
+    assert facts.places[0].free > 0
+    assert cachefacts.gather([], {}).places == ()
+
+
+@pytest.mark.needs("fuse2fs")
+def test_mke2fs_makes_a_hundred_gibibytes_sparse(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with path.open("w+b") as file:
+        file.truncate(100 * G)
+        program = cachefacts.gather([str(tmp_path)], os.environ).mke2fs
+        argv = cache.filled(cache.mke2fs(program), f"/dev/fd/{file.fileno()}")
+        path.unlink()
+        subprocess.run(argv, pass_fds=[file.fileno()], check=True, timeout=60)
+        assert os.fstat(file.fileno()).st_blocks * 512 < 64 * 1024**2
