@@ -1,0 +1,209 @@
+"""A layer's blob as a stream of uncompressed bytes, checked against its diff_id as they pass.
+
+gzip by isal where it is installed (2.1 times zlib), zstd by whatever this machine has for it.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import zlib
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import IO, Any, NoReturn
+
+from rootless_udi.errors import UdiError
+
+CHUNK = 1 << 18
+OUT = 1 << 20
+"""Most bytes that one call decompresses to: memory stays bounded whatever the ratio."""
+
+_DOCKER = "application/vnd.docker.image.rootfs."
+_OCI = "application/vnd.oci.image.layer."
+MEDIA_TYPES = {
+    f"{_DOCKER}diff.tar": "tar",
+    f"{_DOCKER}diff.tar.gzip": "gzip",
+    f"{_DOCKER}diff.tar.zstd": "zstd",
+    f"{_DOCKER}foreign.diff.tar": "tar",
+    f"{_DOCKER}foreign.diff.tar.gzip": "gzip",
+    f"{_OCI}v1.tar": "tar",
+    f"{_OCI}v1.tar+gzip": "gzip",
+    f"{_OCI}v1.tar+zstd": "zstd",
+    f"{_OCI}nondistributable.v1.tar": "tar",
+    f"{_OCI}nondistributable.v1.tar+gzip": "gzip",
+    f"{_OCI}nondistributable.v1.tar+zstd": "zstd",
+}
+"""Layer media types and their compression (OCI image-spec 1.1, layer.md; Docker's schema 2)."""
+
+_MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
+_DAMAGED = "the blob is damaged; remove it and pull the image again"
+
+
+def compression_of(media_type: str, label: str = "") -> str:
+    """Return "gzip", "zstd" or "tar" for a layer's media type; UdiError for an unknown one."""
+    try:
+        return MEDIA_TYPES[media_type]
+    except KeyError:
+        raise UdiError(
+            f"reading layer {label} failed: unknown media type {media_type!r}",
+            "known are tar layers, plain or with gzip or zstd, of OCI and Docker; "
+            "is this an image, or some other artifact?",
+        ) from None
+
+
+def sniff(head: bytes) -> str:
+    """Return "gzip", "zstd" or "tar" for the first bytes of a blob (`docker save` does not say)."""
+    for name, magic in _MAGIC.items():
+        if head.startswith(magic):
+            return name
+    # Skippable frames may come first in a zstd file (RFC 8878, 3.1.2).
+    if len(head) >= 4 and head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5:
+        return "zstd"
+    return "tar"
+
+
+def chunks(path: str, media_type: str, label: str) -> Iterator[bytes]:
+    """Yield a blob's uncompressed bytes; raise UdiError for a damaged one, naming the offset.
+
+    `label` names the layer in messages. Refuses content that is not what the media type says.
+    """
+    kind = compression_of(media_type, label)
+    with open(path, "rb") as blob:
+        found = sniff(blob.read(16))
+        blob.seek(0)
+        if found != kind and os.fstat(blob.fileno()).st_size:
+            raise UdiError(
+                f"reading layer {label} failed: its media type says {kind}, "
+                f"its first bytes say {found}",
+                "the image's manifest is wrong; rebuild the image",
+            )
+        yield from {"gzip": _gzip, "zstd": _zstd, "tar": _plain}[kind](blob, label)
+
+
+def verified(parts: Iterator[bytes], diff_id: str, label: str) -> Iterator[bytes]:
+    """Pass `parts` on and, after the last one, refuse a content that has not the digest `diff_id`.
+
+    `diff_id` is "sha256:HEX" or "sha512:HEX" (image-spec, config.md).
+    """
+    algorithm, _, told = diff_id.partition(":")
+    if algorithm not in ("sha256", "sha512") or not told:
+        raise UdiError(
+            f"reading layer {label} failed: diff_id {diff_id!r} is no sha256 or sha512 digest",
+            "the image's configuration is wrong; rebuild the image",
+        )
+    digest = hashlib.new(algorithm)
+    for part in parts:
+        digest.update(part)
+        yield part
+    if digest.hexdigest() != told:
+        raise UdiError(
+            f"reading layer {label} failed: its content has digest "
+            f"{algorithm}:{digest.hexdigest()} where the image's configuration says {diff_id}",
+            _DAMAGED,
+        )
+
+
+def _refuse(label: str, offset: int, why: str) -> NoReturn:
+    raise UdiError(f"reading layer {label} failed at byte {offset} of the blob: {why}", _DAMAGED)
+
+
+def _plain(blob: IO[bytes], label: str) -> Iterator[bytes]:
+    while part := blob.read(OUT):
+        yield part
+
+
+def _optional(*names: str) -> Any:
+    """Return the first module of `names` that is installed, else None."""
+    for name in names:
+        try:
+            return import_module(name)
+        except ImportError:
+            continue
+    return None
+
+
+def _gzip(blob: IO[bytes], label: str) -> Iterator[bytes]:
+    codec: Any = _optional("isal.isal_zlib") or zlib
+
+    def new() -> Any:
+        return codec.decompressobj(wbits=31)
+
+    yield from _inflate(blob, label, new, codec.error)
+
+
+def _zstd(blob: IO[bytes], label: str) -> Iterator[bytes]:
+    module = _optional("compression.zstd", "backports.zstd")
+    if module is not None:
+        yield from _inflate(blob, label, module.ZstdDecompressor, module.ZstdError)
+    elif (module := _optional("zstandard")) is not None:
+        yield from _zstandard(blob, label, module)
+    elif program := shutil.which("zstd"):
+        yield from _zstd_program(blob, label, program)
+    else:
+        raise UdiError(
+            f"reading layer {label} failed: it is compressed with zstd, and nothing here reads it",
+            "pip install 'rootless_udi[speed]', or install the program zstd",
+        )
+
+
+def _inflate(
+    blob: IO[bytes], label: str, new: Callable[[], Any], error: type[Exception]
+) -> Iterator[bytes]:
+    """Drive a decompressor of the standard library's shape over one or more members or frames."""
+    codec = new()
+    fed = 0
+    try:
+        while data := blob.read(CHUNK):
+            fed += len(data)
+            while data:
+                if codec.eof:
+                    # Another gzip member or zstd frame; zeros are padding (as gzip(1) takes them).
+                    if not data.strip(b"\0"):
+                        break
+                    codec = new()
+                out = codec.decompress(data, OUT)
+                if out:
+                    yield out
+                data = _rest(codec)
+                while not data and not codec.eof and len(out) == OUT:
+                    out = codec.decompress(b"", OUT)
+                    if out:
+                        yield out
+                    data = _rest(codec)
+    except (error, EOFError, ValueError) as err:
+        _refuse(label, max(0, fed - len(data)), str(err) or "corrupt data")
+    if not codec.eof:
+        _refuse(label, fed, "the blob ends in the middle of the compressed data")
+
+
+def _rest(codec: Any) -> bytes:
+    """Return the input that `codec` has not taken (zlib's objects hand it back, zstd's keep it)."""
+    if codec.eof:
+        return bytes(codec.unused_data)
+    return bytes(getattr(codec, "unconsumed_tail", b""))
+
+
+def _zstandard(blob: IO[bytes], label: str, module: Any) -> Iterator[bytes]:
+    reader = module.ZstdDecompressor().stream_reader(blob, read_across_frames=True)
+    try:
+        while part := reader.read(OUT):
+            yield bytes(part)
+    except module.ZstdError as err:
+        _refuse(label, blob.tell(), str(err))
+
+
+def _zstd_program(blob: IO[bytes], label: str, program: str) -> Iterator[bytes]:
+    argv = [program, "--decompress", "--stdout", "--quiet", "--no-progress"]
+    with subprocess.Popen(
+        argv, stdin=blob, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=False
+    ) as child:
+        assert child.stdout and child.stderr
+        try:
+            while part := child.stdout.read(OUT):
+                yield part
+        except GeneratorExit:
+            child.kill()
+            raise
+        said = child.stderr.read().decode(errors="replace").strip()
+        if child.wait():
+            _refuse(label, blob.tell(), said or f"zstd ended with status {child.returncode}")

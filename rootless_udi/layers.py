@@ -1,0 +1,309 @@
+"""Merge an image's layers into one tar stream of what is visible in the end.
+
+The layers are read once each, from the top one down: what a higher layer has or takes away is known
+when a lower one passes by, so that each file is either written at once or skipped. (Headers first,
+then contents, would decompress everything twice.) Two things are only known afterwards. A file that
+is hidden at its own path may be wanted by a hard link further on: then that layer is read again for
+it. A file may be replaced by a later member of the same layer, after it was written: then all is
+begun again with that knowledge (`Again`); builders do not write such layers.
+
+What is chosen where tools differ:
+- A directory in a layer, listed or only implied by a member beneath it, replaces a symbolic link
+  or file of the layers below: as on overlayfs, where each layer is a directory of its own. So
+  nothing is ever written through a lower layer's link.
+- Within one layer, a member beneath a symbolic link of that layer goes where the link leads, if
+  that is relative and stays in the image; otherwise it is refused.
+- A directory that is only implied keeps the mode and times that a lower layer gives it.
+- Files come first, in the order of the layers; then directories, symbolic links and FIFOs by name;
+  then hard links. Squashfs sorts its directories itself, so readers do not see that order.
+- Owner and group are 0:0 (one id is mapped in a container), setuid and setgid bits are dropped
+  (they can't work there), device nodes are left out (an ordinary user can't make them, and /dev is
+  the host's). FIFOs are kept. Of the extended attributes only `user.*` are kept, and not
+  `user.overlay.*`, which would speak to our own overlay mount.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from os import fsdecode
+from typing import Protocol
+
+from rootless_udi.decompress import chunks, verified
+from rootless_udi.onelayer import Node, OneLayer, Replaced
+from rootless_udi.records import Record
+from rootless_udi.squashfs import Again
+from rootless_udi.tarbytes import Stream, shown
+from rootless_udi.tarstream import DEVICE, DIRECTORY, FILE, LINK, Member, members
+from rootless_udi.tarwrite import TarWriter, Write
+from rootless_udi.tree import Above, Tree
+
+LARGEST_OBSERVED = 96 << 20
+"""Largest file that an observer is offered, bytes: it is held in memory, twice for a moment."""
+HEAD = 64
+
+
+class Layer:
+    """A layer's blob: a local file `path`, compressed as `media_type` says.
+
+    `diff_id` is the digest of the uncompressed tar, from the image's configuration.
+    """
+
+    def __init__(self, path: str, media_type: str, diff_id: str) -> None:
+        self.path = path
+        self.media_type = media_type
+        self.diff_id = diff_id
+        self.losers: frozenset[int] | None = None
+        """Ordinals of files that later members of this layer replace, once that is known."""
+
+    def __repr__(self) -> str:
+        return f"Layer({self.path!r}, {self.media_type!r}, {self.diff_id!r})"
+
+
+class Observer(Protocol):
+    """Hears what is in the image while it passes. Paths are absolute, surrogateescape for bytes.
+
+    After `Again`, everything is heard once more: the last call for a path is the true one.
+    """
+
+    def wants(self, path: str, size: int, head: bytes) -> bool:
+        """Tell whether `file` is to be called; `head` is the first 64 bytes of content, or all.
+
+        Asked for regular files up to LARGEST_OBSERVED bytes.
+        """
+
+    def file(self, path: str, data: bytes) -> None:
+        """Take the content of a file that was wanted."""
+
+    def link(self, path: str, target: str) -> None:
+        """Take a symbolic link, `target` as it is, or a hard link, `target` absolute."""
+
+
+class Summary(Record):
+    """What a merge wrote and left out. Paths are absolute."""
+
+    files: int = 0
+    directories: int = 0
+    symlinks: int = 0
+    links: int = 0
+    fifos: int = 0
+    bytes: int = 0
+    """Sum of the files' sizes."""
+    devices: tuple[str, ...] = ()
+    """Device nodes left out."""
+    setuid: tuple[str, ...] = ()
+    """Files and directories whose setuid or setgid bit was dropped."""
+    xattrs: int = 0
+    """Extended attributes dropped."""
+
+
+def merge(layers: Sequence[Layer], write: Write, observer: Observer | None = None) -> Summary:
+    """Write the merged tar of `layers` (bottom first) through `write`.
+
+    Raises UdiError for a damaged or hostile layer, and `squashfs.Again` where what was written is
+    void and the call is to be made once more, with the same `layers`, into an empty output
+    (squashfs.build does so).
+    """
+    one = _Merge(TarWriter(write), observer)
+    for index in reversed(range(len(layers))):
+        try:
+            one.layer(layers[index], last=index == 0)
+        except Replaced:
+            for layer in layers[: index + 1]:
+                layer.losers = _survey(layer)
+            raise Again from None
+    return one.finish()
+
+
+def _open(layer: Layer, check: bool) -> Stream:
+    parts = chunks(layer.path, layer.media_type, layer.diff_id)
+    return Stream(verified(parts, layer.diff_id, layer.diff_id) if check else parts, layer.diff_id)
+
+
+def _survey(layer: Layer) -> frozenset[int]:
+    """Return the ordinals of the files that later members of the same layer replace."""
+    stream = _open(layer, check=False)
+    found = OneLayer(stream)
+    for ordinal, member in enumerate(members(stream)):
+        found.add(member, ordinal)
+    return frozenset(found.losers)
+
+
+class _Merge:
+    def __init__(self, tar: TarWriter, observer: Observer | None) -> None:
+        self.tar = tar
+        self.observer = observer
+        self.above = Above()
+        self.tree = Tree()
+        self.pending: dict[bytes, list[bytes]] = {}
+        """Paths in the layers still to come -> the names that hard links give their contents."""
+        self.missed: dict[int, tuple[Node, list[bytes]]] = {}
+        self.files = self.bytes = self.xattrs = 0
+        self.devices: set[bytes] = set()
+        self.setuid: set[bytes] = set()
+
+    def layer(self, layer: Layer, last: bool) -> None:
+        """Write what is visible of the next lower layer, which may be the `last` one."""
+        stream = _open(layer, check=True)
+        view = OneLayer(stream)
+        losers = layer.losers or frozenset()
+        for ordinal, member in enumerate(members(stream)):
+            node = view.add(member, ordinal)
+            if node is None or node.kind is not FILE or ordinal in losers:
+                continue
+            names = [] if self.above.hides(node.path, FILE) else [node.path]
+            if self.pending:
+                names += self.pending.pop(node.path, [])
+            if names:
+                self._content(node, member, names)
+        view.finish()
+        self._settle(view, stream)
+        if self.missed:
+            self._again(layer)
+        if not last:
+            self.above.add(view)
+        elif self.pending:
+            path, names = next(iter(self.pending.items()))
+            self._missing(path, names[0], stream)
+
+    def _content(self, node: Node, member: Member, names: list[bytes]) -> None:
+        """Write a file under the first of `names`; the others become hard links to it."""
+        path = node.primary = names[0]
+        for name in names[1:]:
+            self._link(name, path)
+        body = member.body()
+        if self.observer is not None and member.size <= LARGEST_OBSERVED:
+            body = self._observed(self.observer, path, member.size, body)
+        mode, xattrs = self._allowed(path, node)
+        self.tar.file(path, member.size, mode, member.mtime, body, xattrs)
+        self.tree.file(path)
+        self.files += 1
+        self.bytes += member.size
+
+    @staticmethod
+    def _observed(
+        observer: Observer, path: bytes, size: int, body: Iterator[memoryview]
+    ) -> Iterator[memoryview]:
+        first = next(body, memoryview(b""))
+        while len(first) < min(HEAD, size):
+            first = memoryview(bytes(first) + bytes(next(body)))
+        name = "/" + fsdecode(path)
+        if not observer.wants(name, size, bytes(first[:HEAD])):
+            return chain((first,), body)
+        data = b"".join(chain((first,), body))
+        observer.file(name, data)
+        return iter((memoryview(data),))
+
+    def _link(self, name: bytes, path: bytes) -> None:
+        self.tree.links[name] = path
+        self.tree.file(name)
+        if self.observer is not None:
+            self.observer.link("/" + fsdecode(name), "/" + fsdecode(path))
+
+    def _allowed(self, path: bytes, node: Node) -> tuple[int, dict[bytes, bytes]]:
+        """Return the mode and extended attributes that are kept."""
+        if node.mode & 0o6000:
+            self.setuid.add(path)
+        if not node.xattrs:
+            return node.mode & 0o1777, node.xattrs
+        kept = {
+            name: value
+            for name, value in node.xattrs.items()
+            if name.startswith(b"user.")
+            and not name.startswith(b"user.overlay.")
+            and 5 < len(name) <= 255
+            and b"\0" not in name
+            and len(value) <= 65536
+        }
+        self.xattrs += len(node.xattrs) - len(kept)
+        return node.mode & 0o1777, kept
+
+    def _settle(self, view: OneLayer, stream: Stream) -> None:
+        """Note all of a layer that is no content: directories, links, what hard links wait for."""
+        wanted = self.pending
+        self.pending = {}
+        for path, node in view.nodes.items():
+            names = wanted.pop(path, []) if wanted else []
+            if node.kind is DIRECTORY:
+                if names:
+                    stream.refuse(
+                        f"hard link {shown(names[0])} of a higher layer to the directory "
+                        f"{shown(path)}"
+                    )
+                if not self.above.hides(path, DIRECTORY):
+                    self.tree.directory(path, node, self.above.seals(path))
+                continue
+            if node.kind is FILE and path not in view.linked:
+                continue
+            if not self.above.hides(path, node.kind):
+                names.insert(0, path)
+            if names:
+                self._names(node, names, view, stream)
+        for path, names in wanted.items():
+            if view.hides(path):
+                self._missing(path, names[0], stream)
+            self.pending.setdefault(path, []).extend(names)
+
+    def _names(self, node: Node, names: list[bytes], view: OneLayer, stream: Stream) -> None:
+        """Give `node`, whatever it is, these names in the merged tree."""
+        if node.kind is LINK:
+            # What this layer itself has at the target came after the link, or it would be found.
+            if view.removes(node.target):
+                self._missing(node.target, names[0], stream)
+            self.pending.setdefault(node.target, []).extend(names)
+        elif node.kind is DEVICE:
+            self.devices.update(names)
+        elif node.kind is not FILE:
+            for name in names:
+                self.tree.others[name] = node
+        elif node.primary is None:
+            self.missed.setdefault(node.ordinal, (node, []))[1].extend(names)
+        else:
+            for name in names:
+                if name != node.primary:
+                    self._link(name, node.primary)
+
+    @staticmethod
+    def _missing(path: bytes, name: bytes, stream: Stream) -> None:
+        stream.refuse(f"hard link {shown(name)} to {shown(path)}, which is not in the image")
+
+    def _again(self, layer: Layer) -> None:
+        """Read a layer once more, for contents that only its hard links make visible."""
+        stream = _open(layer, check=False)
+        for ordinal, member in enumerate(members(stream)):
+            if ordinal in self.missed:
+                node, names = self.missed.pop(ordinal)
+                self._content(node, member, names)
+                if not self.missed:
+                    return
+        stream.refuse("the blob has changed while it was read")
+
+    def finish(self) -> Summary:
+        """Write the end of the tar."""
+        self.tree.mount_points()
+        kinds: dict[str, int] = {}
+        for path in sorted(self.tree.others):
+            node = self.tree.others[path]
+            kinds[node.kind] = kinds.get(node.kind, 0) + 1
+            mode, xattrs = self._allowed(path, node)
+            self.tar.member(node.kind, path, mode, node.mtime, node.target, xattrs)
+            if self.observer is not None and node.target:
+                self.observer.link("/" + fsdecode(path), fsdecode(node.target))
+        for path in self.tree.empty:
+            self.tar.file(path, 0, 0o644, 0, ())
+        for name in sorted(self.tree.links):
+            self.tar.member(LINK, name, 0o644, 0, self.tree.links[name])
+        self.tar.close()
+
+        def paths(found: set[bytes]) -> tuple[str, ...]:
+            return tuple("/" + fsdecode(path) for path in sorted(found))
+
+        return Summary(
+            files=self.files + len(self.tree.empty),
+            directories=kinds.get(DIRECTORY, 0),
+            symlinks=kinds.get("symlink", 0),
+            links=len(self.tree.links),
+            fifos=kinds.get("fifo", 0),
+            bytes=self.bytes,
+            devices=paths(self.devices),
+            setuid=paths(self.setuid),
+            xattrs=self.xattrs,
+        )

@@ -1,0 +1,313 @@
+"""One squashfs file out of a tar stream, by tar2sqfs or mksquashfs; checked, and taken apart again.
+
+Both writers get the same tar and make the same tree; each makes the same bytes every time. Traps
+that are dealt with here, seen in squashfs-tools 4.5.1 and squashfs-tools-ng 1.2.0: mksquashfs takes
+a quarter of the memory unless told, gives the root directory mode 0777 and the present time and
+ignores -root-time when it reads a tar; both compress with zstd 15 unless told.
+"""
+
+import fcntl
+import os
+import shutil
+import signal
+import stat
+import struct
+import subprocess
+from collections.abc import Callable
+
+from rootless_udi.errors import UdiError
+from rootless_udi.tarwrite import Write
+
+Feed = Callable[[Write], object]
+BLOCK_SIZE = 131072
+MEMORY = "256M"
+PIPE_SIZE = 1 << 20
+
+_LEVELS = {"zstd": 22, "gzip": 9, "lz4": 0, "xz": 0, "lzo": 9, "none": 0}
+_NONE = 0xFFFFFFFFFFFFFFFF
+_SUPERBLOCK = struct.Struct("<4sIIIIHHHHHHQQQQQQQQ")
+
+
+class Again(Exception):
+    """Raised by a feed: what was written is void; call it again with a new writer."""
+
+
+def build(target: str, compression: str, feed: Feed, writer: str = "") -> None:
+    """Write the squashfs file `target` from the tar that `feed` writes through its argument.
+
+    `compression` is "zstd[:1-22]", "gzip[:1-9]", "lzo[:1-9]", "lz4", "xz" or "none"; zstd is level
+    3 where none is given. `writer` is the path or name of a tar2sqfs or mksquashfs to use. Raises
+    UdiError where there is no writer, it fails, or the disk is full; what `feed` raises passes
+    through. `target` is gone then. It is not flushed to disk: that is the caller's, as is a name
+    that nobody reads yet.
+    """
+    argv = command(target, compression, writer or find(compression))
+    try:
+        while True:
+            try:
+                _write(argv, target, feed)
+                break
+            except Again:
+                os.unlink(target)
+        if not _is_tar2sqfs(argv[0]):
+            _settle_root(target)
+        check(target)
+    except BaseException:
+        if os.path.lexists(target):
+            os.unlink(target)
+        raise
+
+
+def find(compression: str) -> str:
+    """Return the path of the writer to use; UdiError where this machine has none."""
+    names = ("mksquashfs",) if _parse(compression)[0] == "none" else ("tar2sqfs", "mksquashfs")
+    for name in names:
+        if path := shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"):
+            return path
+    raise UdiError(
+        f"making a squashfs file failed: there is no {' or '.join(names)} here",
+        "install squashfs-tools-ng (tar2sqfs), or squashfs-tools 4.5 or later (mksquashfs)",
+    )
+
+
+def command(target: str, compression: str, writer: str) -> list[str]:
+    """Return the command line that reads a tar on standard input and writes `target`."""
+    name, level = _parse(compression)
+    processors = str(len(os.sched_getaffinity(0)))
+    target = os.path.abspath(target)
+    if _is_tar2sqfs(writer):
+        if name == "none":
+            raise UdiError(
+                "making a squashfs file failed: tar2sqfs can't leave it uncompressed",
+                "install squashfs-tools (mksquashfs), or choose another --compression",
+            )
+        options = ["--quiet", "--force", "--no-skip", "--num-jobs", processors]
+        options += ["--block-size", str(BLOCK_SIZE), "--compressor", name]
+        options += ["--comp-extra", f"level={level}"] if level else []
+        return [writer, *options, "--defaults", "uid=0,gid=0,mode=0755,mtime=0", target]
+    options = ["-tar", "-noappend", "-quiet", "-no-progress", "-processors", processors]
+    options += ["-mem", MEMORY, "-b", str(BLOCK_SIZE), "-mkfs-time", "0", "-root-mode", "0755"]
+    # The inode table is left uncompressed for _settle_root; it is small, and read faster so.
+    options += ["-noI"]
+    if name == "none":
+        options += ["-noD", "-noF", "-noX"]
+    else:
+        options += ["-comp", name]
+    options += ["-Xcompression-level", str(level)] if level else []
+    return [writer, "-", target, *options]
+
+
+def _parse(compression: str) -> tuple[str, int]:
+    """Return name and level (0: the writer's own)."""
+    name, colon, text = compression.partition(":")
+    level = int(text) if text.isascii() and text.isdigit() and len(text) < 4 else 0
+    most = _LEVELS.get(name)
+    if most is None or (colon and not 1 <= level <= most):
+        raise UdiError(
+            f"making a squashfs file failed: unknown compression {compression!r}",
+            "use zstd:1 to zstd:22, gzip:1 to gzip:9, lzo:1 to lzo:9, lz4, xz or none",
+        )
+    return name, level or (3 if name == "zstd" else 0)
+
+
+def _is_tar2sqfs(writer: str) -> bool:
+    return "tar2sqfs" in os.path.basename(writer)
+
+
+def _write(argv: list[str], target: str, feed: Feed) -> None:
+    env = {**os.environ, "LC_ALL": "C"}
+    env.pop("SOURCE_DATE_EPOCH", None)  # fatal to mksquashfs together with -mkfs-time
+    said = os.memfd_create("stderr")
+    with open(said, "r+b") as stderr:
+        try:
+            child = subprocess.Popen(
+                argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr, env=env
+            )
+        except OSError as err:
+            raise UdiError(
+                f"starting {argv[0]} failed: {err.strerror}", "see `udi doctor`"
+            ) from err
+        assert child.stdin
+        with child.stdin:
+            try:
+                _enlarge(child.stdin)
+                feed(child.stdin.write)
+                child.stdin.close()
+            except BrokenPipeError:
+                pass  # the writer has ended, and says why
+            except BaseException:
+                child.kill()
+                child.wait()
+                _close(child.stdin)
+                raise
+            _close(child.stdin)
+        status = child.wait()
+        stderr.seek(0)
+        text = stderr.read().decode(errors="replace")
+    if status:
+        raise _failure(os.path.basename(argv[0]), "writing", target, status, text)
+
+
+def _close(pipe: object) -> None:
+    """Close without flushing to a reader that is gone."""
+    try:
+        pipe.close()  # type: ignore[attr-defined]
+    except BrokenPipeError:
+        pass
+
+
+def _enlarge(pipe: object) -> None:
+    """Fewer switches between the two processes; beyond the user's pipe quota it stays as it is."""
+    try:
+        fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_SIZE)  # type: ignore[attr-defined]
+    except OSError:
+        pass
+
+
+def _failure(program: str, doing: str, path: str, status: int, text: str) -> UdiError:
+    """Return the UdiError for a program's exit status and what it said."""
+    what = f"{doing} {path} failed"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    for reason in ("No space left on device", "Disk quota exceeded"):
+        if reason in text:
+            return UdiError(
+                f"{what}: {reason} (file system {file_system(path)})",
+                "make room there, or put the store elsewhere with UDI_STORE",
+            )
+    if status == -signal.SIGXFSZ or "File too large" in text:
+        return UdiError(f"{what}: File too large", "raise the limit of file sizes (ulimit -f)")
+    if status < 0:
+        name = signal.Signals(-status).name if -status in list(signal.Signals) else str(-status)
+        hint = "out of memory? see dmesg, or ask for more memory" if name == "SIGKILL" else ""
+        return UdiError(f"{what}: {program} was killed by signal {name}", hint)
+    if "invalid option" in text and "tar" in program + text:
+        return UdiError(
+            f"{what}: this {program} can't read a tar",
+            "install squashfs-tools 4.5 or later, or squashfs-tools-ng (tar2sqfs)",
+        )
+    why = lines[-1] if lines else "it says nothing"
+    return UdiError(f"{what}: {program} ended with status {status}: {why}", "see `udi doctor`")
+
+
+def file_system(path: str) -> str:
+    """Return the mount point of the file system that `path` is, or would be, on."""
+    path = os.path.realpath(os.path.dirname(os.path.abspath(path)))
+    while path != "/" and not os.path.ismount(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _fields(head: bytes) -> dict[str, int]:
+    names = "magic inodes time block fragments compression log flags ids major minor root used id "
+    names += "xattr inode directory fragment export"
+    values = dict(zip(names.split(), _SUPERBLOCK.unpack(head), strict=True))
+    return {key: value for key, value in values.items() if key != "magic"}
+
+
+def check(path: str) -> None:
+    """Raise UdiError where `path` is no squashfs 4.0 file, or shorter than it says it is.
+
+    Looks at the superblock alone (Documentation/filesystems/squashfs.rst of the kernel).
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(_SUPERBLOCK.size)
+    why = ""
+    if len(head) < _SUPERBLOCK.size or head[:4] != b"hsqs":
+        why = "it does not start as one"
+    else:
+        s = _fields(head)
+        if (s["major"], s["minor"]) != (4, 0):
+            why = f"it is of version {s['major']}.{s['minor']}, and 4.0 is wanted"
+        elif s["used"] > size:
+            why = f"it is cut short: {size} bytes of {s['used']}"
+        elif not 12 <= s["log"] <= 20 or s["block"] != 1 << s["log"]:
+            why = f"its block size is {s['block']}"
+        elif not 1 <= s["compression"] <= 6:
+            why = f"its compression is number {s['compression']}"
+        elif not _tables(s):
+            why = "its tables lie outside of it"
+    if why:
+        raise UdiError(
+            f"reading {path} failed: corrupt squashfs: {why}",
+            "remove the image and pull it again, or copy the file again",
+        )
+
+
+def _tables(s: dict[str, int]) -> bool:
+    needed = _SUPERBLOCK.size <= s["inode"] < s["directory"] < s["used"] and s["id"] < s["used"]
+    optional = all(s[k] == _NONE or s[k] < s["used"] for k in ("xattr", "fragment", "export"))
+    return needed and optional and s["inode"] + (s["root"] >> 16) < s["directory"] and s["ids"] > 0
+
+
+def _settle_root(path: str) -> None:
+    """Set the root directory's time to 0: mksquashfs -tar knows no option for it.
+
+    The time is the 32 bits after type, mode, uid and gid of the root's inode, whose place is in the
+    superblock: block << 16 | offset in a block of 8192 bytes after its two-byte header.
+    """
+    with open(path, "r+b") as file:
+        s = _fields(file.read(_SUPERBLOCK.size))
+        block, offset = s["inode"] + (s["root"] >> 16), s["root"] & 0xFFFF
+        for at in range(offset + 8, offset + 12):
+            start = block + at // 8192 * 8194
+            file.seek(start)
+            if not file.read(2)[1] & 0x80:
+                raise UdiError(f"writing {path} failed: mksquashfs has compressed the inode table")
+            file.seek(start + 2 + at % 8192)
+            file.write(b"\0")
+
+
+def extract(path: str, directory: str) -> None:
+    """Unpack the squashfs file `path` as `directory`, by unsquashfs, as the calling user.
+
+    Extended attributes and device nodes are left out. The work goes on beside `directory` under a
+    temporary name that a next call takes over, so that a complete tree or none is found; the caller
+    holds a lock. Does nothing where `directory` exists. Raises UdiError.
+    """
+    if os.path.lexists(directory):
+        return
+    check(path)
+    program = shutil.which(
+        "unsquashfs", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    )
+    if program is None:
+        raise UdiError(
+            f"unpacking {path} failed: there is no unsquashfs here", "install squashfs-tools"
+        )
+    parent, name = os.path.split(os.path.abspath(directory))
+    partial = os.path.join(parent, f".{name}.partial")
+    remove_tree(partial)
+    processors = str(len(os.sched_getaffinity(0)))
+    argv = [program, "-quiet", "-no-progress", "-no-xattrs", "-processors", processors]
+    argv += ["-da", "64", "-fr", "64", "-dest", partial, os.path.abspath(path)]
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+        text = done.stderr.decode(errors="replace")
+        # An ordinary user can't make device nodes; unsquashfs 4.5 says so and goes on, status 2.
+        others = [x for x in text.splitlines() if x.strip() and "not superuser" not in x]
+        if done.returncode and (others or done.returncode < 0 or not os.path.isdir(partial)):
+            raise _failure("unsquashfs", "unpacking", directory, done.returncode, "\n".join(others))
+        os.rename(partial, directory)
+    except BaseException:
+        remove_tree(partial)
+        raise
+
+
+def remove_tree(path: str) -> None:
+    """Remove a tree of the caller's, though some directories give no permission to write."""
+    if not os.path.lexists(path):
+        return
+    for root, directories, _ in os.walk(path):
+        os.chmod(root, 0o700)
+        for name in directories:
+            inner = os.path.join(root, name)
+            if not stat.S_ISLNK(os.lstat(inner).st_mode):
+                os.chmod(inner, 0o700)
+    shutil.rmtree(path)
