@@ -90,6 +90,21 @@ class Spec(Record):
     edits: "dict[str, Any]"
 
 
+class Chosen(Record):
+    """Devices of one specification; with `every`, all that its kind has were asked for."""
+
+    spec: Spec
+    names: tuple[str, ...]
+    every: bool
+
+
+class Broken(Record):
+    """A file that can't be used, its text as far as it could be read."""
+
+    error: UdiError
+    text: str
+
+
 class Registry(Record):
     """What the directories hold. `devices` maps VENDOR/CLASS=NAME to its specification.
 
@@ -99,7 +114,7 @@ class Registry(Record):
 
     devices: dict[str, Spec] = {}  # noqa: RUF012  (a Record is frozen)
     conflicts: dict[str, tuple[str, ...]] = {}  # noqa: RUF012
-    broken: tuple[UdiError, ...] = ()
+    broken: tuple[Broken, ...] = ()
     directories: tuple[str, ...] = DIRECTORIES
 
 
@@ -290,7 +305,7 @@ def load(directories: "Iterable[str]" = DIRECTORIES, root: str = "/") -> Registr
     """
     devices: dict[str, Spec] = {}
     conflicts: dict[str, tuple[str, ...]] = {}
-    broken: list[UdiError] = []
+    broken: list[Broken] = []
     seen = set()
     directories = tuple(directories)
     for directory in directories:
@@ -300,11 +315,12 @@ def load(directories: "Iterable[str]" = DIRECTORIES, root: str = "/") -> Registr
         seen.add(place)
         here: dict[str, Spec] = {}
         for name in _files(place):
-            path = f"{directory}/{name}"
+            path, text = f"{directory}/{name}", ""
             try:
-                spec = parse(_read(f"{place}/{name}", path), path)
+                text = _read(f"{place}/{name}", path)
+                spec = parse(text, path)
             except UdiError as error:
-                broken.append(error)
+                broken.append(Broken(error, text))
                 continue
             for device in spec.devices:
                 full = f"{spec.kind}={device}"
@@ -354,12 +370,12 @@ def names(registry: Registry, kind: str) -> list[str]:
     return ["all"] if "all" in found else sorted(found)
 
 
-def choose(registry: Registry, devices: "Iterable[str]") -> "list[tuple[Spec, list[str]]]":
-    """Return the specifications of `devices` (full names; NAME "all" may be virtual), each once.
+def choose(registry: Registry, devices: "Iterable[str]") -> list[Chosen]:
+    """Return what `devices` (full names; NAME "all" need not be in a file) stand for.
 
     Raises UdiError for a device that no file has, that two have, or that may be in a broken one.
     """
-    wanted: list[tuple[Spec, list[str]]] = []
+    found: dict[tuple[str, bool], Chosen] = {}
     for device in devices:
         kind, name = split(device)
         every = names(registry, kind) if name == "all" else [name]
@@ -371,19 +387,24 @@ def choose(registry: Registry, devices: "Iterable[str]") -> "list[tuple[Spec, li
             spec = registry.devices.get(full)
             if spec is None:
                 raise _missing(registry, full)
-            for have, chosen in wanted:
-                if have is spec:
-                    if one not in chosen:
-                        chosen.append(one)
-                    break
-            else:
-                wanted.append((spec, [one]))
-    return wanted
+            key = (spec.path, name == "all")
+            old = found.get(key, Chosen(spec, (), name == "all"))
+            found[key] = old.replace(names=tuple(dict.fromkeys((*old.names, one))))
+    return list(found.values())
 
 
 def _missing(registry: Registry, full: str) -> UdiError:
-    if registry.broken:
-        return registry.broken[0]
+    for broken in registry.broken:
+        if full.partition("=")[0] in broken.text or not broken.text:
+            return broken.error
     places = " and ".join(registry.directories)
     have = ", ".join(sorted(registry.devices)) or "none"
     return UdiError(f"CDI device {full}: not found in {places}", f"devices there: {have}")
+
+
+def dump(document: "dict[str, Any]", path: str = "the new file") -> str:
+    """Return a specification as JSON text, checked; raises UdiError where it breaks a rule."""
+    import json
+
+    check(document, path)
+    return json.dumps(document, indent=2) + "\n"

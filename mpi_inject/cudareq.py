@@ -139,7 +139,7 @@ def _holds(factor: str, have: "Mapping[str, str]") -> bool | None:
 def _unreadable(factor: str) -> UdiError:
     return UdiError(
         f"reading NVIDIA_REQUIRE_CUDA of the image failed: {factor!r} is no condition",
-        f"mend the image, or run with --env {DISABLE}=1",
+        f"mend the image, or set {DISABLE}=1",
     )
 
 
@@ -223,5 +223,5 @@ def check(
         f"the image needs {image}; the host's NVIDIA driver {driver} runs CUDA {cuda or '?'} at"
         f" most (NVIDIA_REQUIRE_CUDA: {requirement})",
         f"use an image for CUDA {cuda or 'of the host'} or older, or ask the site for"
-        f" {newer_driver}; --env {DISABLE}=1 tries it all the same",
+        f" {newer_driver}; {DISABLE}=1 tries it all the same",
     )

@@ -8,6 +8,7 @@ import os
 
 from rootless_udi.errors import UdiError
 from rootless_udi.mpi_inject import elf
+from rootless_udi.mpi_inject.libraries import real, under
 from rootless_udi.records import Record
 from rootless_udi.steps import Directory, Env, Mount, Step, Symlink
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 LIB = "/opt/udiImage/gpu/lib"
 BIN = "/opt/udiImage/gpu/bin"
 OPTIONS = ("ro", "nosuid", "nodev")
-
-_LINKS = 40
 
 
 class Library(Record):
@@ -35,42 +34,10 @@ class Library(Record):
     bits: int = 64
 
 
-def under(root: str, path: str) -> str:
-    """Return the host's `path` beneath `root`."""
-    return root.rstrip("/") + path
-
-
 def resolve(root: str, path: str) -> str:
     """Follow every symbolic link of `path` inside `root`; "" where it leads nowhere."""
-    base = root.rstrip("/")
-    if not base:
-        real = os.path.realpath(path)
-        return real if os.path.exists(real) else ""
-    todo = path.split("/")[::-1]
-    done: list[str] = []
-    links = 0
-    while todo:
-        part = todo.pop()
-        if part in ("", "."):
-            continue
-        if part == "..":
-            done = done[:-1]
-            continue
-        here = f"{base}/{'/'.join([*done, part])}"
-        try:
-            target = os.readlink(here)
-        except FileNotFoundError:
-            return ""
-        except OSError:
-            done.append(part)
-            continue
-        links += 1
-        if links > _LINKS:
-            return ""
-        if target.startswith("/"):
-            done = []
-        todo += target.split("/")[::-1]
-    return "/" + "/".join(done)
+    found = real(root, path)
+    return found if os.path.exists(under(root, found)) else ""
 
 
 def exists(root: str, path: str) -> bool:

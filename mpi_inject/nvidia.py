@@ -18,9 +18,9 @@ from rootless_udi.mpi_inject.gpu_parts import (
     numbers,
     read,
     resolve,
-    under,
 )
-from rootless_udi.mpi_inject.nvidia_names import DEFAULT, PREFIXES, belongs
+from rootless_udi.mpi_inject.libraries import under
+from rootless_udi.mpi_inject.nvidia_names import DEFAULT, PREFIXES, belongs, is_card
 from rootless_udi.records import Record
 
 TYPE_CHECKING = False
@@ -315,11 +315,6 @@ def _needed_nodes(root: str, wanted: tuple[str, ...], wsl: bool) -> tuple[str, .
     cards = [f"/dev/{n}" for n in listing(root, "/dev") if is_card(n)]
     memory = ["/dev/nvidia-uvm"] if "compute" in wanted else []
     return ("/dev/nvidiactl", *memory, *(cards or ["/dev/nvidia0"]))
-
-
-def is_card(name: str) -> bool:
-    """Tell whether a name in /dev is a card: nvidia0, nvidia1, ..."""
-    return name.startswith("nvidia") and name[6:].isdigit()
 
 
 def _other_nodes(root: str) -> tuple[str, ...]:

@@ -113,3 +113,8 @@ def asked(base: str, wanted: tuple[str, ...]) -> bool:
     else:
         words = ("compute",)
     return any(w in wanted for w in words)
+
+
+def is_card(name: str) -> bool:
+    """Tell whether a name in /dev is a card: nvidia0, nvidia1, ..."""
+    return name.startswith("nvidia") and name[6:].isdigit()
