@@ -127,15 +127,15 @@ class Store:
             raise UdiError(f"storing image {digest} failed on {target}.sqfs: it vanished")
         return found
 
-    def set_name(self, reference: Reference, platform: Platform, digest: str) -> str:
-        """Let `reference` mean `digest` on `platform`; return the name.
+    def set_name(self, name: str, platform: Platform, digest: str) -> None:
+        """Let `name` (of `store_find.name_of`) mean `digest` on `platform`.
 
         Names of earlier states of the same layout or archive are removed; their images are not.
         """
-        name = store_find.name_of(reference)
         link = self.path("names", platform.key(), store_find.escape(name))
         folder, _, base = link.rpartition("/")
         temporary = f"{folder}/.{base[:100]}.{secrets.token_hex(6)}.tmp"
+        place = _state_of(name)
         try:
             os.makedirs(folder, exist_ok=True)
             os.symlink(stem(digest), temporary)
@@ -144,14 +144,11 @@ class Store:
             finally:
                 discard(temporary)
             sync(folder)
-            if reference.kind != "registry":
-                before = name.rpartition("#")[0]
-                for key, other, path in self._links():
-                    if key == platform.key() and other != name and _state_of(other) == before:
-                        discard(path)
+            for key, other, path in self._links() if place else ():
+                if key == platform.key() and other != name and _state_of(other) == place:
+                    discard(path)
         except OSError as error:
             raise self.refused(f"naming image {name}", error) from None
-        return name
 
     def _links(self) -> Iterator[tuple[str, str, str]]:
         """Yield (platform key, name, path of the link) of every name."""
@@ -324,6 +321,7 @@ def stem_of(file: str) -> str:
 
 
 def _state_of(name: str) -> str:
+    """Return a layout's or archive's name without its "#" and state; "" for a registry's."""
     return name.rpartition("#")[0]
 
 

@@ -1,0 +1,245 @@
+"""Compressed blobs in the store's blobs/ folder: downloaded once, resumed, shared, checked.
+
+    blobs/sha256-HEX.part   being downloaded, or whole and in use by the pulls that share its lock
+    blobs/sha256-HEX        whole and kept (--keep-blobs)
+
+Nothing on disk is believed: what a killed pull left is hashed before it is gone on with. One pull
+downloads under the blob's exclusive lock, the others wait and then share the file; a pull never
+waits for an exclusive lock while another shares it for longer than a download, so that two pulls
+cannot block each other. Where the file system has no locks each pull has files of its own.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import random
+import secrets
+from collections.abc import Callable
+from typing import Protocol
+
+from rootless_udi.errors import UdiError
+from rootless_udi.locks import Lock
+from rootless_udi.manifest import Descriptor
+from rootless_udi.patience import Stop
+from rootless_udi.registry import WrongContent, matches
+from rootless_udi.store import Store, discard, stem
+
+_CHUNK = 1 << 20
+
+Report = Callable[[int], None]
+"""Called with the bytes that are there by now."""
+
+
+class Download(Protocol):
+    """Sends bytes from offset `have` on; `Endpoint.blob` is one."""
+
+    def __call__(
+        self,
+        descriptor: Descriptor,
+        have: int,
+        write: Callable[[bytes, int], None],
+        restart: Callable[[], None],
+    ) -> None: ...
+
+
+def hash_file(path: str, algorithm: str, stop: Stop, report: Report = lambda done: None) -> str:
+    """Return ALGORITHM:HEX of a file; raises OSError."""
+    summed, done = hashlib.new(algorithm), 0
+    buffer = memoryview(bytearray(_CHUNK))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            stop.check()
+            summed.update(buffer[:count])
+            done += count
+            report(done)
+    return f"{algorithm}:{summed.hexdigest()}"
+
+
+class Blobs:
+    """The blobs of one pull. `fetch` from several threads; `release` once, at the end."""
+
+    def __init__(
+        self, store: Store, stop: Stop, keep: bool = False, note: Callable[[str], None] = print
+    ) -> None:
+        self._store = store
+        self._stop = stop
+        self._keep = keep
+        self._note = note
+        self._held: dict[str, tuple[str, Lock]] = {}
+
+    def fetch(self, descriptor: Descriptor, download: Download, report: Report) -> str:
+        """Return the path of a blob that is whole and right, which stays there until `release`.
+
+        Raises UdiError where it cannot be had and where the file system refuses.
+        """
+        held = self._held.get(descriptor.digest)
+        if held is not None:
+            return held[0]
+        lock = self._store.lock(descriptor.digest)
+        try:
+            path = self._fetch(descriptor, download, report, lock)
+        except OSError as error:
+            self._give_up(lock)
+            raise self._store.refused(f"storing blob {descriptor.digest}", error) from None
+        except BaseException:
+            self._give_up(lock)
+            raise
+        self._held[descriptor.digest] = path, lock
+        return path
+
+    def _give_up(self, lock: Lock) -> None:
+        with contextlib.suppress(OSError):
+            lock.release()
+
+    def _fetch(self, descriptor: Descriptor, download: Download, report: Report, lock: Lock) -> str:
+        waits = 0
+        while True:
+            if not lock.acquire(shared=True, wait=False):
+                if not waits:
+                    self._note(
+                        f"waiting for the download of {descriptor.digest} by {lock.holder()}"
+                    )
+                self._stop.sleep(min(0.05 * 2**waits, 1.0) * random.uniform(0.5, 1.5))
+                waits += 1
+                continue
+            if not lock.works:
+                self._note(f"{self._store.root} has no file locks: nothing is shared or resumed")
+                path = self._store.path(
+                    "blobs", f"{stem(descriptor.digest)}.{os.getpid()}-{secrets.token_hex(6)}.part"
+                )
+                self._download(path, descriptor, download, report)
+                return path
+            path = self._whole(descriptor, report)
+            if path:
+                return path
+            lock.release()
+            if not lock.acquire(wait=False):
+                waits += 1
+                self._stop.sleep(0.05 * random.uniform(0.5, 1.5))
+                continue
+            path = self._whole(descriptor, report)
+            if not path:
+                path = self._store.path("blobs", f"{stem(descriptor.digest)}.part")
+                self._download(path, descriptor, download, report)
+            lock.acquire(shared=True)
+            if os.path.exists(path):
+                return path
+            # Removed by another pull while we changed to a shared lock.
+            lock.release()
+
+    def _whole(self, descriptor: Descriptor, report: Report) -> str:
+        """Return the path of a whole, right copy, empty where there is none."""
+        for end in ("", ".part"):
+            path = self._store.path("blobs", stem(descriptor.digest) + end)
+            try:
+                if os.stat(path).st_size != descriptor.size:
+                    continue
+                algorithm = descriptor.digest.partition(":")[0]
+                if hash_file(path, algorithm, self._stop, report) == descriptor.digest:
+                    return path
+            except FileNotFoundError:
+                continue
+        return ""
+
+    def _download(
+        self, path: str, descriptor: Descriptor, download: Download, report: Report
+    ) -> None:
+        """Download into `path`, going on with what is there; once more from the start if wrong."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            have = os.fstat(fd).st_size
+            if have >= descriptor.size:
+                # As long as it should be, and `_whole` found it wrong.
+                have = 0
+            try:
+                self._stream(fd, have, descriptor, download, report)
+            except WrongContent:
+                if not have:
+                    raise
+                self._note(f"what was left of {descriptor.digest} is damaged: from the start")
+                self._stream(fd, 0, descriptor, download, report)
+        except (WrongContent, OSError) as error:
+            # Of no use to the next pull, and on a full disk in its way.
+            if isinstance(error, WrongContent) or error.errno in (errno.ENOSPC, errno.EDQUOT):
+                discard(path)
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = path
+            raise
+        finally:
+            os.close(fd)
+
+    def _stream(
+        self, fd: int, have: int, descriptor: Descriptor, download: Download, report: Report
+    ) -> None:
+        algorithm = descriptor.digest.partition(":")[0]
+        summed = hashlib.new(algorithm)
+        os.truncate(fd, have)
+        done = 0
+        while done < have:
+            part = os.pread(fd, min(_CHUNK, have - done), done)
+            if not part:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            summed.update(part)
+            done += len(part)
+        report(done)
+
+        def write(data: bytes, offset: int) -> None:
+            nonlocal done
+            left = memoryview(data)
+            while left:
+                left = left[os.pwrite(fd, left, offset + len(data) - len(left)) :]
+            summed.update(data)
+            done = offset + len(data)
+            report(done)
+
+        def restart() -> None:
+            nonlocal summed, done
+            os.truncate(fd, 0)
+            summed, done = hashlib.new(algorithm), 0
+
+        download(descriptor, have, write, restart)
+        what = f"pulling blob {descriptor.digest}"
+        matches(f"{algorithm}:{summed.hexdigest()}", descriptor.digest, what)
+
+    def release(self, used: bool) -> None:
+        """Let go of all blobs. With `used` they are removed or, if asked for, kept; others stay.
+
+        A blob that another pull shares is left to it.
+        """
+        for digest, (path, lock) in self._held.items():
+            with contextlib.suppress(OSError):
+                if not lock.works:
+                    discard(path)
+                elif used and path.endswith(".part"):
+                    if self._keep:
+                        with contextlib.suppress(FileExistsError):
+                            os.link(path, self._store.path("blobs", stem(digest)))
+                    if lock.acquire(wait=False):
+                        discard(path)
+            self._give_up(lock)
+        self._held.clear()
+
+    def have(self, descriptor: Descriptor) -> int:
+        """Return the bytes of a blob that need not be downloaded, as far as sizes tell."""
+        most = 0
+        for end in ("", ".part"):
+            with contextlib.suppress(OSError):
+                size = os.stat(self._store.path("blobs", stem(descriptor.digest) + end)).st_size
+                most = max(most, min(size, descriptor.size))
+        return most
+
+
+def verify(path: str, descriptor: Descriptor, what: str, stop: Stop, report: Report) -> None:
+    """Check a blob that is read where it is. Raises UdiError."""
+    try:
+        size = os.stat(path).st_size
+        if size != descriptor.size:
+            raise WrongContent(
+                f"{what}: has {size} bytes, its descriptor says {descriptor.size}",
+                "the copy there is truncated or damaged",
+            )
+        algorithm = descriptor.digest.partition(":")[0]
+        matches(hash_file(path, algorithm, stop, report), descriptor.digest, what)
+    except OSError as error:
+        raise UdiError(f"{what}: {error.strerror}", f"it should be {path}") from None

@@ -1,0 +1,308 @@
+"""Where an image comes from: a registry, an OCI image layout, an archive of `docker save`.
+
+Each source gives the documents first (`resolve`), then a local file for each layer (`fetch`). All
+that a source gives has been checked against its digest.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from rootless_udi import auth, manifest
+from rootless_udi.blobs import Blobs, Report, verify
+from rootless_udi.challenge import Lookup
+from rootless_udi.errors import UdiError
+from rootless_udi.manifest import Config, Descriptor, Manifest
+from rootless_udi.oci import Platform, Reference
+from rootless_udi.patience import Patience, Stop
+from rootless_udi.records import Record
+from rootless_udi.registry import Endpoint, Missing, Note, check
+from rootless_udi.transport import Transport
+
+_NESTED_MAX = 4
+_Answer = TypeVar("_Answer")
+
+
+class Resolved(Record):
+    """An image of one platform. `digest` is its manifest's, `index` that of the index or ""."""
+
+    digest: str
+    manifest: Manifest
+    config: Config
+    index: str = ""
+
+
+class Source(Protocol):
+    """One image somewhere. Blocking; `fetch` is called from at most `parallel` threads."""
+
+    parallel: int
+
+    def resolve(self, platform: Platform) -> Resolved:
+        """Read index, manifest and config. Raises UdiError, also for a wrong platform."""
+        ...
+
+    def order(self, layers: Sequence[Descriptor]) -> list[Descriptor]:
+        """Return the layers in the order in which they are best fetched."""
+        ...
+
+    def fetch(self, layer: Descriptor, report: Report) -> str:
+        """Return the path of a layer's compressed blob, checked; it stays until `close`."""
+        ...
+
+    def room(self, layers: Sequence[Descriptor]) -> int:
+        """Return the bytes that `fetch` will write into the store."""
+        ...
+
+    def close(self, used: bool) -> None:
+        """Let go of what `fetch` gave; `used`: the image was made, nobody needs it again."""
+        ...
+
+
+def parse(body: bytes, what: str) -> Any:
+    """Return a JSON document. Raises UdiError."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise UdiError(f"{what}: is no JSON: {error}") from None
+
+
+def descend(
+    body: bytes,
+    told: str,
+    digest: str,
+    platform: Platform,
+    what: str,
+    read: Callable[[Descriptor], bytes],
+) -> tuple[str, Manifest]:
+    """Go from a document to the manifest for `platform`, through indexes; return digest and it.
+
+    `read` returns an index's or manifest's bytes, checked.
+    """
+    for _ in range(_NESTED_MAX):
+        document = parse(body, what)
+        if manifest.media_type(document, told, what) in manifest.MANIFESTS:
+            return digest, manifest.manifest(document, what)
+        chosen = manifest.choose(document, platform, what)
+        body, told, digest = read(chosen), chosen.media_type, chosen.digest
+    raise UdiError(f"{what}: has more than {_NESTED_MAX} indexes within each other")
+
+
+class RegistrySource:
+    """An image at a registry or, before it, at the mirrors that the site has for it."""
+
+    parallel = 4
+
+    def __init__(
+        self,
+        reference: Reference,
+        blobs: Blobs,
+        stop: Stop,
+        insecure: bool = False,
+        mirrors: Mapping[str, Sequence[str]] | None = None,
+        patience: Patience | None = None,
+        note: Note = lambda text: None,
+        lookup: Lookup = auth.find,
+    ) -> None:
+        self.what = f"pulling {reference.canonical}"
+        self._reference = reference
+        self._blobs = blobs
+        self._note = note
+        self._transport = Transport(stop)
+        hosts = [*(mirrors or {}).get(reference.registry, ()), reference.registry]
+        self._endpoints = [
+            Endpoint(
+                host,
+                reference.repository,
+                self._transport,
+                # A mirror that does not answer has another after it.
+                patience if host == reference.registry else Patience(attempts=2),
+                insecure and host == reference.registry,
+                note,
+                lookup,
+            )
+            for host in hosts
+        ]
+
+    def _first(self, ask: Callable[[Endpoint], _Answer]) -> _Answer:
+        """Return what the first endpoint says that can; the registry itself is the last."""
+        *mirrors, registry = self._endpoints
+        for mirror in mirrors:
+            try:
+                return ask(mirror)
+            except Missing:
+                continue
+            except UdiError as error:
+                self._note(f"mirror {mirror.host}: {error.message}")
+        return ask(registry)
+
+    def resolve(self, platform: Platform) -> Resolved:
+        first = self._reference.digest or self._reference.tag
+        body, told = self._first(lambda endpoint: endpoint.manifest(first))
+        top = _digest_of(body, self._reference.digest)
+
+        def read(descriptor: Descriptor) -> bytes:
+            return self._first(lambda endpoint: endpoint.manifest(descriptor.digest))[0]
+
+        digest, found = descend(body, told, top, platform, self.what, read)
+        raw = self._first(lambda endpoint: endpoint.document(found.config, "config"))
+        config = manifest.config(parse(raw, self.what), platform, len(found.layers), self.what)
+        return Resolved(digest, found, config, top if top != digest else "")
+
+    def order(self, layers: Sequence[Descriptor]) -> list[Descriptor]:
+        """The largest first: it takes the longest."""
+        return sorted(layers, key=lambda layer: -layer.size)
+
+    def fetch(self, layer: Descriptor, report: Report) -> str:
+        return self._first(lambda endpoint: self._blobs.fetch(layer, endpoint.blob, report))
+
+    def room(self, layers: Sequence[Descriptor]) -> int:
+        unique = {layer.digest: layer for layer in layers}.values()
+        return sum(layer.size - self._blobs.have(layer) for layer in unique)
+
+    def close(self, used: bool) -> None:
+        self._blobs.release(used)
+        self._transport.close()
+
+
+def _digest_of(body: bytes, asked: str) -> str:
+    if asked:
+        return asked
+    return f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+class LayoutSource:
+    """An OCI image layout on disk (image-spec 1.1, image-layout.md), its blobs read in place."""
+
+    parallel = 2
+
+    def __init__(self, reference: Reference, stop: Stop) -> None:
+        self.what = f"reading {reference.canonical}"
+        self._reference = reference
+        self._stop = stop
+        self._path = os.path.abspath(reference.path)
+
+    def resolve(self, platform: Platform) -> Resolved:
+        version = parse(self._file("oci-layout"), f"{self.what}: oci-layout")
+        found = version.get("imageLayoutVersion") if isinstance(version, dict) else None
+        if not isinstance(found, str) or found.partition(".")[0] != "1":
+            raise UdiError(f"{self.what}: image layout version {found!r} is unknown")
+        index = parse(self._file("index.json"), f"{self.what}: index.json")
+        reference = self._reference
+        return from_index(
+            index, reference.tag, reference.digest, platform, self.what, self._document
+        )
+
+    def _file(self, name: str) -> bytes:
+        path = f"{self._path}/{name}"
+        try:
+            with open(path, "rb") as file:
+                body = file.read(manifest.DOCUMENT_MAX + 1)
+        except OSError as error:
+            hint = "an OCI image layout has oci-layout, index.json and blobs/"
+            raise UdiError(f"{self.what} failed on {path}: {error.strerror}", hint) from None
+        if len(body) > manifest.DOCUMENT_MAX:
+            raise UdiError(f"{self.what} failed on {path}: is larger than any document may be")
+        return body
+
+    def _blob(self, descriptor: Descriptor) -> str:
+        return "/".join((self._path, "blobs", *descriptor.digest.split(":")))
+
+    def _document(self, descriptor: Descriptor) -> bytes:
+        body = self._file("blobs/" + descriptor.digest.replace(":", "/"))
+        check(body, descriptor.digest, f"{self.what}: {descriptor.digest}")
+        return body
+
+    def order(self, layers: Sequence[Descriptor]) -> list[Descriptor]:
+        return list(layers)
+
+    def fetch(self, layer: Descriptor, report: Report) -> str:
+        path = self._blob(layer)
+        verify(path, layer, f"{self.what}: blob {layer.digest}", self._stop, report)
+        return path
+
+    def room(self, layers: Sequence[Descriptor]) -> int:
+        return 0
+
+    def close(self, used: bool) -> None:
+        pass
+
+
+REF_NAME = "org.opencontainers.image.ref.name"
+_CONTAINERD_NAME = "io.containerd.image.name"
+
+
+def from_index(
+    index: Any,
+    tag: str,
+    digest: str,
+    platform: Platform,
+    what: str,
+    read: Callable[[Descriptor], bytes],
+) -> Resolved:
+    """Resolve in a layout's index.json by `tag` (annotation ref.name) or digest; both may be empty.
+
+    Without them there must be one image only, perhaps for several platforms.
+    """
+    entries = index.get("manifests") if isinstance(index, dict) else None
+    if not isinstance(entries, list):
+        raise UdiError(f"{what}: index.json has no list of manifests")
+    names: list[str] = []
+    chosen = []
+    for number, entry in enumerate(entries):
+        found = manifest.descriptor(entry, f"entry {number + 1} of index.json", what)
+        known = _names(entry)
+        names += known[:1]
+        if (digest and found.digest == digest) or (not digest and (not tag or tag in known)):
+            chosen.append((entry, found))
+    if not chosen:
+        wanted = digest or f"tag {tag!r}"
+        raise UdiError(f"{what}: has no {wanted}", f"it has {', '.join(names) or 'no tags'}")
+    if not (tag or digest) and len({(_names(entry) or [""])[0] for entry, _ in chosen}) > 1:
+        raise UdiError(f"{what}: holds several images", f"add one of its tags: {', '.join(names)}")
+    if len(chosen) == 1:
+        top = chosen[0][1]
+    else:
+        top = manifest.choose({"manifests": [entry for entry, _ in chosen]}, platform, what)
+    found_digest, found_manifest = descend(
+        read(top), top.media_type, top.digest, platform, what, read
+    )
+    raw = read(found_manifest.config)
+    config = manifest.config(parse(raw, what), platform, len(found_manifest.layers), what)
+    return Resolved(
+        found_digest, found_manifest, config, top.digest if top.digest != found_digest else ""
+    )
+
+
+def _names(entry: Any) -> list[str]:
+    annotations = entry.get("annotations")
+    if not isinstance(annotations, dict):
+        return []
+    names = [annotations.get(REF_NAME), annotations.get(_CONTAINERD_NAME)]
+    return [name for name in names if isinstance(name, str) and name]
+
+
+def open_source(
+    reference: Reference,
+    blobs: Blobs,
+    stop: Stop,
+    insecure: bool = False,
+    mirrors: Mapping[str, Sequence[str]] | None = None,
+    patience: Patience | None = None,
+    note: Note = lambda text: None,
+    lookup: Lookup = auth.find,
+) -> Source:
+    """Return the source that `reference` names. Raises UdiError where there is nothing to pull."""
+    if reference.kind == "registry":
+        return RegistrySource(reference, blobs, stop, insecure, mirrors, patience, note, lookup)
+    if reference.kind == "oci":
+        return LayoutSource(reference, stop)
+    if reference.kind == "archive":
+        from rootless_udi.archive import ArchiveSource
+
+        return ArchiveSource(reference, blobs, stop)
+    raise UdiError(
+        f"pulling {reference.canonical}: there is nothing to pull",
+        "a digest names an image of the store, a path a file or directory that udi-run takes as is",
+    )
