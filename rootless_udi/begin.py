@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from rootless_udi.environment import Operation
-    from rootless_udi.modules import Hook
 
 SHELL = "/bin/sh"
 
@@ -79,34 +78,6 @@ def variables(
         environment.apply(result, operations)
     result.setdefault("PATH", environment.DEFAULT_PATH)
     return result
-
-
-def hook(one: "Hook", env: "dict[str, str]") -> None:
-    """Run a module's hook inside, before the command, and wait for it up to its time limit.
-
-    Raises UdiError where it fails or takes too long (it is killed then).
-    """
-    from select import poll
-
-    try:
-        pid = os.posix_spawnp(one.argv[0], one.argv, env)
-    except OSError as error:
-        raise UdiError(f"{one.reason}: hook {one.argv[0]} failed: {error.strerror}") from None
-    watch = os.pidfd_open(pid)
-    waiter = poll()
-    waiter.register(watch)
-    if not waiter.poll(one.seconds * 1000):
-        os.kill(pid, 9)
-        os.waitpid(pid, 0)
-        raise UdiError(
-            f"{one.reason}: hook {one.argv[0]} took more than {one.seconds:g} seconds",
-            "set a longer time limit in the module, or leave the module out",
-        )
-    os.close(watch)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if status:
-        how = f"signal {-status}" if status < 0 else f"exit status {status}"
-        raise UdiError(f"{one.reason}: hook {one.argv[0]} failed: {how}")
 
 
 def execute(words: "list[str]", env: "dict[str, str]", folder: str) -> "NoReturn":

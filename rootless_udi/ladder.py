@@ -13,6 +13,8 @@ def choose(wanted: str, host: Host, image: Image) -> Root:
     if not image.path:
         return Root("directory", image.directory, reason="the image is a directory")
     missing = []
+    if wanted == "udi" and host.fuse:
+        return Root("udi", image.path, reason="FUSE, served by our own server")
     if wanted in ("auto", "squashfuse_ll"):
         if not host.fuse:
             missing.append("squashfuse_ll: /dev/fuse is missing or may not be opened")

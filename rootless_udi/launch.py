@@ -139,8 +139,10 @@ def _build(
         helper.close()
     if election is not None:
         election.release()
-    for hook in made.hooks:
-        begin.hook(hook, env)
+    if made.hooks:
+        from rootless_udi import hooks
+
+        hooks.run(made.hooks, env)
     if request.verbose:
         _say(made)
     begin.execute(words, env, folder)

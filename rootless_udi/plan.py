@@ -242,6 +242,7 @@ def _overlay(request: Request, host: Host, image: Image, root: Root, steps: list
 
 def _before(image: Image) -> list[Env]:
     shifter = [
+        ("set", "SHIFTER_RUNTIME", "1"),
         ("set", "SHIFTER_IMAGEREQUEST", image.request),
         ("set", "SHIFTER_IMAGE", image.digest or image.request),
     ]
