@@ -258,9 +258,31 @@ def statement(root: str, path: str) -> tuple[str, str]:
         os.close(file)
 
 
-def library(host: Host, found: Found) -> abi.Library:
-    """Return an MPI library of the host as a value for abi's predicates."""
+def why_not(host: Host, path: str) -> str:
+    """Say why there is no library at `path`."""
+    try:
+        elf.read(under(host.root, path))
+    except elf.ElfError as error:
+        return str(error)
+    except OSError as error:
+        if os.path.islink(under(host.root, path)):
+            return f"a dangling symbolic link to {os.readlink(under(host.root, path))}"
+        return error.strerror or str(error)
+    return "it changed while it was read"
+
+
+def library(host: Host, found: Found, exact: bool = False) -> abi.Library:
+    """Return an MPI library of the host as a value for abi's predicates.
+
+    `exact` reads the whole file where its name has no minor number and it hides its version.
+    """
     family, role = abi.identify(found.name)
     numbers, release = statement(host.root, found.path) if role == "C" else ("", "")
+    if exact and not numbers and role == "C" and len(abi.split(found.real)[1]) < 2:
+        from rootless_udi.mpi_inject import imagefacts
+
+        with open(under(host.root, found.path), "rb") as file:
+            data = file.read()
+        numbers, release = imagefacts.statement(elf.Reader(data), data)
     version = abi.version(family, found.real, found.name, numbers, release)
     return abi.Library(found.path, found.name, family, role, version, release)

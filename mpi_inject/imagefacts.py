@@ -282,7 +282,7 @@ class Inspector:
 
 
 def statement(reader: elf.Reader, data: bytes) -> tuple[str, str]:
-    """Return what an MPI library says of itself: libtool's numbers ("14:2:2") and release ("4.0.2").
+    """Return an MPI library's statements: libtool's numbers ("14:2:2") and its release ("4.0.2").
 
     MPICH 4.1 and later hide these constants; there they stand between zero bytes.
     """

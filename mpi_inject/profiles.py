@@ -75,8 +75,8 @@ def from_dict(name: str, table: "Mapping[str, Any]", source: str = "") -> Profil
         if not good:
             kind = "text" if key in _WORDS else "a list of texts" if key in _LISTS else "a table"
             raise UdiError(f"{where}: {key} must be {kind}", "see docs/mpi.md")
-    words = {key: table.get(key, "") for key in _WORDS}
-    lists = {key: tuple(table.get(key, ())) for key in _LISTS}
+    words: dict[str, Any] = {key: table.get(key, "") for key in _WORDS}
+    lists: dict[str, Any] = {key: tuple(table.get(key, ())) for key in _LISTS}
     _check(where, words, lists)
     prefix = words["prefix"]
     for key in ("libraries", "dependencies", "optional", "search", "preload"):

@@ -1,0 +1,256 @@
+"""Read all that a host MPI brings along: its libraries, plugin folders, and what it lacks.
+
+The only part of an injection that reads files, and only the host's. What comes out is data for
+mpi.plan, which decides.
+"""
+
+import os
+
+from rootless_udi.mpi_inject import abi, hostmpi
+from rootless_udi.mpi_inject.hostmpi import HostMpi
+from rootless_udi.mpi_inject.libraries import Found, Host, is_glibc, is_stack, lacking, under
+from rootless_udi.records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+_PLUGINS = {
+    "libucs": ("ucx",),
+    "libfabric": ("libfabric", "prov"),
+    "libpmix": ("pmix", "pmix2/lib/pmix"),
+    "libhwloc": ("hwloc",),
+    "libibverbs": ("libibverbs",),
+    "libmpi.so.40": ("openmpi", "openmpi3", "openmpi/lib/openmpi3", "openmpi/lib/openmpi"),
+}
+"""Where a library looks for its plugins, beside itself: by how its name begins."""
+
+_LINKED = ("ucx", "libfabric")
+"""Plugins that need libraries of the network: a few files, read for these. Open MPI's hundred are
+not read (20 ms): the libraries that its plugins need are these:"""
+
+_OPENMPI_EXTRAS = ("libmca_common_", "libfabric.so.", "libpsm2.so.", "libucp.so.")
+
+
+class Tree(Record):
+    """A folder of plugins on the host: `kind` is "ucx", "libfabric", "openmpi", ..."""
+
+    kind: str
+    folder: str
+    files: tuple[str, ...]
+
+
+class Gathered(Record):
+    """A host MPI with all that it needs.
+
+    `mains` are its MPI libraries as abi.Library; `libraries` the closure, in the order found;
+    `trees` its plugin folders; `dropped` optional libraries that stay outside and why; `absent`
+    what the host itself lacks, as (name, wanted by); `lacks` maps a family to the symbols that the
+    image needs and no library of the host has.
+    """
+
+    mpi: HostMpi
+    mains: tuple[abi.Library, ...]
+    libraries: tuple[Found, ...]
+    trees: tuple[Tree, ...]
+    dropped: tuple[str, ...]
+    absent: tuple[tuple[str, str], ...]
+    lacks: "dict[str, tuple[str, ...]]"
+
+
+def too_new(found: Found, image: "dict[str, Any]") -> list[str]:
+    """Return the symbol versions of glibc that a host library needs and the image's has not."""
+    have = image["libc_versions"]
+    out = []
+    for name, versions in found.elf.needs.items():
+        if is_glibc(name):
+            out += lacking((v for v in versions if v != "GLIBC_PRIVATE"), have)
+            out += [v for v in versions if v == "GLIBC_PRIVATE"]
+    return sorted(set(out), key=lambda v: [int(w) if w.isdigit() else 0 for w in v.split(".")])
+
+
+def gather(
+    host: Host,
+    mpi: HostMpi,
+    image: "dict[str, Any]",
+    families: "tuple[str, ...]",
+    required: "Iterable[str]" = (),
+    optional: "Iterable[str]" = (),
+    exact: bool = False,
+) -> Gathered:
+    """Return what `mpi` needs in this image for these families.
+
+    `required` and `optional` are further libraries of a profile. `exact` also reads the version
+    numbers that MPICH 4.1 and later hide, which takes some ms.
+    """
+    group = _Group(host, image)
+    first: list[tuple[str, str]] = []
+    later: list[tuple[str, str]] = []
+    wanted = _roles(image, families)
+    for name, path in mpi.files.items():
+        family, role = abi.identify(name)
+        if family in families:
+            (first if role == "C" or (family, role) in wanted else later).append((name, path))
+    for path in required:
+        first.append(("", path))
+    group.add(_load(host, first), "")
+    if not any(f.name in abi.MAIN for f in group.found):
+        group.add(_load(host, later), "")
+        later = []
+    for one in later:
+        group.add(_load(host, [one]), f"{one[0]} is left out")
+    trees = _trees(host, group.found)
+    extras = list(optional) + _extras(host, mpi, trees)
+    for path in extras:
+        group.add(_load(host, [("", path)]), f"{path} is left out")
+    mains = [f for f in group.found if abi.identify(f.name)[0] in families]
+    libraries = tuple(hostmpi.library(host, f, exact) for f in mains)
+    lacks = {f: _lacks(host, mains, image, f, libraries) for f in families}
+    return Gathered(
+        mpi,
+        libraries,
+        tuple(group.found),
+        tuple(trees),
+        tuple(group.dropped),
+        tuple(group.absent),
+        {family: names for family, names in lacks.items() if names},
+    )
+
+
+def _roles(image: "dict[str, Any]", families: "tuple[str, ...]") -> set[tuple[str, str]]:
+    """Return the (family, role) that the image's programs ask for by name."""
+    return {
+        abi.identify(name)
+        for family in families
+        for name in image["consumers"].get(family, {}).get("libraries", ())
+    }
+
+
+def _load(host: Host, files: "Iterable[tuple[str, str]]") -> list[Found]:
+    """Load libraries, each real file once even where it has two names."""
+    out: dict[str, Found] = {}
+    for name, path in files:
+        found = host.load(path, name)
+        if found:
+            out.setdefault(found.real, found)
+    return list(out.values())
+
+
+class _Group:
+    """Libraries that go in, added root by root with what they need."""
+
+    def __init__(self, host: Host, image: "dict[str, Any]") -> None:
+        self.host, self.image = host, image
+        self.found: list[Found] = []
+        self.names: set[str] = set()
+        self.absent: list[tuple[str, str]] = []
+        self.dropped: list[str] = []
+
+    def keep(self, name: str, by: Found) -> bool:
+        """Say that a library is there already or stays the image's own: it has what `by` needs."""
+        if name in self.names:
+            return True
+        if is_stack(name) or abi.identify(name)[0]:
+            return False
+        have = self.image["provides"].get(name)
+        return have is not None and not lacking(by.elf.needs.get(name, ()), have)
+
+    def add(self, roots: list[Found], optional: str) -> None:
+        """Add `roots` and their closure; with `optional`, not where glibc is too old for one."""
+        new = [r for r in roots if r.name not in self.names and r.elf.soname not in self.names]
+        found, absent = self.host.closure(new, self.keep)
+        if optional:
+            for one in found:
+                versions = too_new(one, self.image)
+                if versions:
+                    self.dropped.append(f"{optional}: {one.name} needs {versions[-1]}")
+                    return
+            if absent:
+                self.dropped.append(f"{optional}: the host has no {absent[0][0]}")
+                return
+        self.found += found
+        self.absent += absent
+        self.names |= {f.name for f in found} | {f.elf.soname for f in found if f.elf.soname}
+
+
+def _trees(host: Host, found: list[Found]) -> list[Tree]:
+    """Return the plugin folders beside the libraries."""
+    out: dict[str, Tree] = {}
+    for one in found:
+        for start, places in _PLUGINS.items():
+            if not one.name.startswith(start):
+                continue
+            folder = one.real.rpartition("/")[0]
+            for place in places:
+                files = _listed(host, f"{folder}/{place}")
+                if files:
+                    kind = "openmpi" if start == "libmpi.so.40" else places[0]
+                    out.setdefault(kind, Tree(kind, f"{folder}/{place}", files))
+    return list(out.values())
+
+
+def _listed(host: Host, folder: str) -> tuple[str, ...]:
+    try:
+        names = os.listdir(under(host.root, folder))
+    except OSError:
+        return ()
+    return tuple(sorted(n for n in names if ".so" in n))
+
+
+def _extras(host: Host, mpi: HostMpi, trees: list[Tree]) -> list[str]:
+    """Return libraries that plugins need, which no NEEDED of an MPI library names."""
+    out = []
+    for tree in trees:
+        if tree.kind in _LINKED:
+            for name in tree.files:
+                plugin = host.load(f"{tree.folder}/{name}")
+                paths = [host.find(n, plugin) for n in plugin.elf.needed] if plugin else []
+                out += [p for p in paths if p and not is_glibc(p.rpartition("/")[2])]
+        elif tree.kind == "openmpi":
+            folder = mpi.files["libmpi.so.40"].rpartition("/")[0]
+            names = [n for n in _listed(host, folder) if n.startswith(_OPENMPI_EXTRAS)]
+            out += [f"{folder}/{n}" for n in names if len(abi.split(n)[1]) == 1]
+    if host.read(f"{mpi.folder}/libfabric.so.1"):
+        out.append(f"{mpi.folder}/libfabric.so.1")
+    intel = f"{mpi.prefix}/opt/mpi/libfabric/lib/libfabric.so.1"
+    if mpi.prefix and host.read(intel):
+        out.append(intel)
+    return list(dict.fromkeys(p for p in out if is_stack(p.rpartition("/")[2]) or "/" in p))
+
+
+def _lacks(
+    host: Host,
+    mains: list[Found],
+    image: "dict[str, Any]",
+    family: str,
+    libraries: "tuple[abi.Library, ...]",
+) -> tuple[str, ...]:
+    """Return the symbols that the image's programs need of `family` and the host's MPI lacks."""
+    names = set(image["consumers"].get(family, {}).get("symbols", ()))
+    roles = {lib.role for lib in libraries if lib.family == family}
+    if not roles & {"Fortran", "Fortran module", "Fortran 2008"}:
+        names = {n for n in names if not n.startswith(("mpi_", "pmpi_", "mpix_"))}
+    for own in kept(image, family, roles):
+        names |= set(own["symbols"])
+    left = sorted(names)
+    for main in mains:
+        left = hostmpi.missing(host.root, main.path, left)
+    if left and family == abi.OPENMPI:
+        for path in (host.find(n, m) for m in mains for n in m.elf.needed if n.startswith("libop")):
+            left = hostmpi.missing(host.root, path, left)
+    return tuple(left)
+
+
+def kept(image: "dict[str, Any]", family: str, roles: "set[str]") -> "list[dict[str, Any]]":
+    """Return the image's own MPI libraries that its programs need and no library of the host
+    replaces: they run on the host's C library, if that has what they need."""
+    needed = image["consumers"].get(family, {}).get("libraries", ())
+    return [
+        lib
+        for lib in image["libraries"]
+        if lib["family"] == family
+        and lib["role"] in abi.INTERFACES
+        and lib["role"] not in roles
+        and set(lib["names"]) & set(needed)
+    ]

@@ -1,0 +1,110 @@
+"""Why a host MPI can't be used in an image, and what would work: sentences, nothing else."""
+
+from rootless_udi.errors import UdiError
+from rootless_udi.mpi_inject import abi
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from rootless_udi.mpi_inject.gather import Gathered
+    from rootless_udi.mpi_inject.hostmpi import HostMpi
+    from rootless_udi.mpi_inject.libraries import Found, Host
+
+_NONE = "--mpi=none runs the image's own MPI"
+
+
+def check_image(image: "dict[str, Any]") -> None:
+    """Refuse images that no host MPI can be put into."""
+    if image["libc"] == "musl":
+        raise UdiError(
+            "--mpi: the image's C library is musl (Alpine?), the host's MPI needs glibc",
+            f"rebuild the image on Debian, Ubuntu, Rocky or another with glibc, or {_NONE}",
+        )
+    if image["static"] and not image["consumers"]:
+        files = ", ".join(image["static"][:3])
+        raise UdiError(
+            f"--mpi: the image's MPI programs ({files}) have their MPI linked in statically:"
+            " there is nothing to replace",
+            f"link them with the shared MPI library, or {_NONE}",
+        )
+    if image["libc"] != "glibc":
+        raise UdiError(
+            "--mpi: the image has no glibc, which the host's MPI needs",
+            f"rebuild the image on Debian, Ubuntu, Rocky or another with glibc, or {_NONE}",
+        )
+
+
+def no_host_mpi(family: str, host: "Host") -> UdiError:
+    """Say that the host has no MPI (of a family)."""
+    what = abi.NAMES[family] if family else "MPI"
+    return UdiError(
+        f"--mpi: no {what} found on this host: not by the variables of MPI modules (MPI_HOME,"
+        " MPICH_DIR, I_MPI_ROOT, ...), not by mpiexec on the PATH, not in LD_LIBRARY_PATH,"
+        " ld.so.cache or the usual prefixes",
+        f"load the site's MPI module first, name one by --mpi=PROFILE, or {_NONE}",
+    )
+
+
+def no_family(
+    families: "tuple[str, ...]", found: "list[HostMpi]", image: "dict[str, Any]"
+) -> UdiError:
+    """Say that the host has MPIs, but none that the image's programs can run on."""
+    wanted = " and ".join(abi.NAMES[f] for f in families)
+    files = [f for family in families for f in image["consumers"].get(family, {}).get("files", ())]
+    by = f" ({files[0]})" if files else ""
+    have = "; ".join(m.text() for m in found)
+    return UdiError(
+        f"--mpi: the image needs {wanted}{by}, and the host has {have}",
+        f"load a module of {wanted}, rebuild the image with an MPI of the host's family or for the"
+        f" MPI 5 standard ABI (mpicc_abi), or {_NONE}",
+    )
+
+
+def refuse_version(host: abi.Library, own: abi.Library, why: str, compat: str) -> UdiError:
+    """Say that two versions don't go together."""
+    weaker = {
+        "strict": "--mpi-compat=full or =major asks for less; ",
+        "full": "--mpi-compat=major looks at the symbols alone; ",
+    }.get(compat, "")
+    return UdiError(
+        f"--mpi: the host's {host.text()} ({host.path}) can't replace the image's {own.text()}"
+        f" ({own.path}): {why} (--mpi-compat={compat})",
+        f"{weaker}use another MPI of the host (--mpi=PROFILE), or {_NONE}",
+    )
+
+
+def refuse_symbols(
+    got: "Gathered", image: "dict[str, Any]", family: str, symbols: "tuple[str, ...]"
+) -> UdiError:
+    """Say which functions the host's library lacks, and for whom."""
+    main = next(lib for lib in got.mains if lib.family == family and lib.role == "C")
+    shown = ", ".join(symbols[:3])
+    more = f" and {len(symbols) - 3} more" if len(symbols) > 3 else ""
+    one = image["consumers"].get(family, {})
+    whose = f"programs ({', '.join(one['files'][:2])})" if one else "MPI libraries"
+    if not set(symbols) & set(one.get("symbols", ())):
+        whose = "own Fortran or C++ library, for which the host has none,"
+    verb = "need" if one and "programs" in whose else "needs"
+    return UdiError(
+        f"--mpi: the host's {main.text()} ({main.path}) lacks {shown}{more}, which the image's"
+        f" {whose} {verb}",
+        "use a newer MPI of the host (--mpi=PROFILE), rebuild the image with"
+        f" {abi.NAMES[family]} {main.release or 'of the host'} or older, or {_NONE}",
+    )
+
+
+def refuse_glibc(found: "Found", version: str, image: "dict[str, Any]") -> UdiError:
+    """Say which library needs a newer glibc than the image has."""
+    have = [v for v in image["libc_versions"] if v.startswith("GLIBC_2")]
+    if version == "GLIBC_PRIVATE":
+        why = "glibc's private symbols, which only its own system has"
+    else:
+        why = f"{version}, and the image's glibc has {have[-1] if have else 'none'}"
+    number = version.removeprefix("GLIBC_")
+    return UdiError(
+        f"--mpi: the host's {found.name} ({found.real}) needs {why}",
+        "use an MPI of the host that was built on an older system (--mpi=PROFILE), rebuild the"
+        f" image on one with glibc {number if number[:1].isdigit() else 'of the host'} or later,"
+        f" or {_NONE}",
+    )
