@@ -72,23 +72,26 @@ def is_library(name: str) -> bool:
     return name.startswith("lib") and (name.endswith(".so") or ".so." in name)
 
 
-def library(root: str, path: str, name: str = "", links: "Iterable[str]" = ()) -> Library:
-    """Read a library's SONAME and glibc need; raises UdiError where it is no ELF file.
+def library(root: str, path: str, name: str) -> Library:
+    """Describe the library that `path`, maybe a symbolic link, leads to; raises UdiError."""
+    return describe(root, resolve(root, path) or path, name)
 
-    `path` may be a symbolic link: what it leads to is what is bound.
+
+def describe(root: str, path: str, name: str, links: "Iterable[str]" = ()) -> Library:
+    """Read the SONAME and glibc need of the library at the real `path`, to be bound as `name`.
+
+    Raises UdiError where it is no ELF file.
     """
-    real = resolve(root, path)
     try:
-        found = elf.read(under(root, real or path))
+        found = elf.read(under(root, path))
     except (elf.ElfError, OSError) as error:
         why = str(error) if isinstance(error, elf.ElfError) else error.strerror
-        raise UdiError(
-            f"reading driver library {path} failed: {why}", "reinstall the driver"
-        ) from None
-    name = name or real.rpartition("/")[2]
+        message = f"reading driver library {path} failed: {why}"
+        raise UdiError(message, "reinstall the driver on the node") from None
     soname = (found.soname,) if found.soname and "/" not in found.soname else ()
     every = [n for n in dict.fromkeys((*soname, *links)) if n != name]
-    return Library(real, name, tuple(every), newest_glibc(found.needs), found.machine, found.bits)
+    glibc = newest_glibc(found.needs)
+    return Library(path, name, tuple(every), glibc, found.machine, found.bits)
 
 
 def elf_machine(machine: str) -> str:

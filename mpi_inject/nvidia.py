@@ -10,10 +10,10 @@ from rootless_udi.errors import UdiError
 from rootless_udi.mpi_inject import elf, ldcache
 from rootless_udi.mpi_inject.gpu_parts import (
     Library,
+    describe,
     elf_machine,
     exists,
     fits,
-    library,
     listing,
     numbers,
     read,
@@ -210,7 +210,7 @@ def _libcuda(
             found[real] = real.rpartition("libcuda.so.")[2]
     notes += [f"{path} of the host leads nowhere" for path in dangling]
     for real, have in found.items():
-        if not version or have == version or not len(numbers(have)) > 1 or have == "1.1":
+        if not version or have == version or len(numbers(have)) < 2:
             if not version and len(set(found.values())) > 1:
                 others = ", ".join(found)
                 notes.append(f"several libcuda ({others}): the loader's first is taken, {real}")
@@ -261,29 +261,26 @@ def _libraries(
         for name in names:
             if name in found or not belongs(name, version, wanted, wsl):
                 continue
-            path = f"{folder}/{name}"
-            if not wsl and os.path.islink(under(root, path)) and not _own_link(root, path):
-                continue
-            if not resolve(root, path):
-                notes.append(f"{path} of the host leads nowhere")
-            else:
-                one = library(root, path, name, _links(name, there))
-                if fits(one.machine, one.bits, machine):
-                    found[name] = one
+            path = real = f"{folder}/{name}"
+            if os.path.islink(under(root, path)):
+                real = resolve(root, path)
+                if not real:
+                    notes.append(f"{path} of the host leads nowhere")
+                if wsl or real.rpartition("/")[2] != name:
+                    # A name beside the file's own; Debian's alternatives keep the name.
+                    continue
+            one = describe(root, real, name, _links(name, there))
+            if fits(one.machine, one.bits, machine):
+                found[name] = one
     return list(found.values())
-
-
-def _own_link(root: str, path: str) -> bool:
-    """Tell whether a symbolic link is what it leads to under the same name (alternatives)."""
-    real = resolve(root, path)
-    return not real or real.rpartition("/")[2] == path.rpartition("/")[2]
 
 
 def _links(name: str, there: set[str]) -> list[str]:
     """Return the names beside the SONAME that programs ask for, as many dlopen "libcuda.so"."""
     base = name.partition(".so")[0] + ".so"
     always = ("libcuda.so", "libnvidia-opticalflow.so")
-    return [base] if base != name and (base in there or base in always) else []
+    more = [n for n in (f"{base}.1", base) if n != name and n in there]
+    return more if base in there or base not in always else [*more, base]
 
 
 def _programs(root: str, wanted: tuple[str, ...]) -> "Iterable[tuple[str, str]]":

@@ -79,30 +79,27 @@ class _Parser:
         self.rows: list[tuple[int, int, str]] = []
         self.at = 0
         self.depth = 0
-        self._number = 0
         started = False
         for number, raw in enumerate(text.split("\n"), 1):
             line = raw.lstrip(" ")
             if not line or line[0] in "#\r":
                 continue
-            self._number = number
             if line[0] == "\t":
-                raise self.error("a tab in the indentation")
+                raise _refusal(number, "a tab in the indentation")
             if raw[0] in "-.%" and _marker(raw):
                 if raw.startswith("..."):
                     break
                 if raw[0] == "%":
-                    raise self.error(_REFUSED["%"])
+                    raise _refusal(number, _REFUSED["%"])
                 if started or self.rows:
-                    raise self.error("a second document")
+                    raise _refusal(number, "a second document")
                 started = True
                 continue
             self.rows.append((number, len(raw) - len(line), line.rstrip("\r \t")))
 
     def error(self, what: str) -> YamlError:
-        """Return the refusal of `what` in the line being read."""
-        number = self.rows[self.at][0] if self.at < len(self.rows) else self._number
-        return YamlError(f"line {number}: {what} is not read here")
+        """Return the refusal of `what` in the row being read, or in the last one."""
+        return _refusal(self.rows[min(self.at, len(self.rows) - 1)][0], what)
 
     def document(self) -> "Any":
         """Return the value of the whole text."""
@@ -333,6 +330,10 @@ class _Parser:
         if at >= len(text) or text[at] == "#":
             raise self.error("a [] or {} of several lines, or without its end,")
         return at
+
+
+def _refusal(number: int, what: str) -> YamlError:
+    return YamlError(f"line {number}: {what} is not read here")
 
 
 def _marker(raw: str) -> bool:
