@@ -86,7 +86,8 @@ def command(target: str, compression: str, writer: str) -> list[str]:
         options += ["--comp-extra", f"level={level}"] if level else []
         return [writer, *options, "--defaults", "uid=0,gid=0,mode=0755,mtime=0", target]
     options = ["-tar", "-noappend", "-quiet", "-no-progress", "-processors", processors]
-    options += ["-mem", MEMORY, "-b", str(BLOCK_SIZE), "-mkfs-time", "0", "-root-mode", "0755"]
+    options += ["-mem", MEMORY, "-b", str(BLOCK_SIZE), "-mkfs-time", "0"]
+    options += ["-root-mode", "0755", "-root-uid", "0", "-root-gid", "0"]
     # The inode table is left uncompressed for _settle_root; it is small, and read faster so.
     options += ["-noI"]
     if name == "none":

@@ -119,7 +119,7 @@ def number(stream: Stream, header: bytes, start: int, end: int, what: str) -> in
 def decimal(stream: Stream, text: bytes, what: str) -> int:
     """Return a number of a pax record or sparse map; `what` names it in the refusal."""
     if not text.isdigit() or len(text) > 20:
-        stream.refuse(f"{what} is {shown(text)!r} in place of a number")
+        stream.refuse(f"{what} is '{shown(text)}' in place of a number")
     return int(text)
 
 

@@ -164,10 +164,10 @@ def _records(stream: Stream, data: bytes) -> Iterator[tuple[bytes, bytes]]:
         digits = data[at:space] if space > 0 else b""
         end = at + int(digits) if digits.isdigit() else 0
         if end <= space + 2 or end > len(data) or data[end - 1 : end] != b"\n":
-            stream.refuse(f"a pax record with no valid length: {shown(data[at : at + 40])!r}")
+            stream.refuse(f"a pax record with no valid length: '{shown(data[at : at + 40])}'")
         key, equals, value = data[space + 1 : end - 1].partition(b"=")
         if not equals or not key:
-            stream.refuse(f"a pax record without a name: {shown(data[at : at + 40])!r}")
+            stream.refuse(f"a pax record without a name: '{shown(data[at : at + 40])}'")
         yield key, value
         at = end
 
@@ -205,7 +205,7 @@ def _member(
         target = pax.get(b"linkpath") or target
         _from_pax(stream, member, pax)
     if kind not in _KINDS:
-        stream.refuse(f"{shown(name)} is of unknown type {shown(kind)!r}")
+        stream.refuse(f"{shown(name)} is of unknown type '{shown(kind)}'")
     member.kind = _KINDS[kind]
     if member.kind is FILE and name.endswith(b"/"):
         member.kind = DIRECTORY
@@ -229,7 +229,7 @@ def _from_pax(stream: Stream, member: Member, pax: dict[bytes, bytes]) -> None:
         seconds = decimal(stream, whole[1:] if minus else whole, "a pax header's mtime")
         member.mtime = -seconds if minus else seconds
         if fraction and not fraction.isdigit():
-            stream.refuse(f"a pax header's mtime is {shown(mtime)!r} in place of a number")
+            stream.refuse(f"a pax header's mtime is '{shown(mtime)}' in place of a number")
     for key, value in pax.items():
         if key.startswith(b"SCHILY.xattr."):
             member.xattrs[key[13:]] = value
@@ -240,7 +240,7 @@ def _from_pax(stream: Stream, member: Member, pax: dict[bytes, bytes]) -> None:
 def _libarchive(stream: Stream, key: bytes, value: bytes) -> tuple[bytes, bytes]:
     """Decode libarchive's own record: the name URL-encoded, the value in base64 without padding."""
     try:
-        return unquote_to_bytes(key), a2b_base64(value + b"=" * (-len(value) % 4))
+        return unquote_to_bytes(key), a2b_base64(value + b"=" * (-len(value) % 4), strict_mode=True)
     except Error:
         stream.refuse(f"the extended attribute {shown(key)} is not in base64")
 
