@@ -187,7 +187,8 @@ def _ask(helper: Any, server: str, path: str, environ: Mapping[str, str]) -> Cre
         answer = json.loads(done.stdout)
         user, secret = answer["Username"], answer["Secret"]
     except (ValueError, KeyError, TypeError):
-        raise UdiError(f"{name} get failed on {server}: its answer is not as specified") from None
+        why = "its answer is not as specified"
+        raise UdiError(f"{name} get failed on {server}: {why}", f"{path} names it") from None
     origin = f"{name} ({path})"
     if user == "<token>":
         return Credentials("", "", str(secret), origin)

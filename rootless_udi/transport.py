@@ -296,7 +296,10 @@ def _target(url: str, location: str, insecure: bool) -> str:
     if not location:
         raise UdiError(f"GET {url} failed: it redirects to nowhere")
     location = urllib.parse.quote(location, safe="%/:=&?~#+!$,;'@()*[]|")
-    target = urllib.parse.urljoin(url, location)
+    try:
+        target = urllib.parse.urljoin(url, location)
+    except ValueError as error:
+        raise UdiError(f"GET {url} failed: it redirects to {location!r}: {error}") from None
     if url.startswith("https:") and not target.startswith("https:") and not insecure:
         raise UdiError(
             f"GET {url} failed: it redirects from https to plain http",
