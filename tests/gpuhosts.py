@@ -73,6 +73,7 @@ class Host:
     def write(self, path: str, text: str = "", mode: int = 0o644) -> "Host":
         target = self.path / path.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
         target.write_text(text)
         target.chmod(mode)
         return self
@@ -133,6 +134,14 @@ class Host:
             f"/sys/class/drm/renderD{128 + number}/device", f"../../../devices/pci0000:00/{bus}"
         )
         return self.nodes(f"dri/renderD{128 + number}")
+
+    def gaudi(self, number: int) -> "Host":
+        """Add a Gaudi card: its compute node and its control node."""
+        place = f"/sys/devices/pci0000:00/0000:a{number}:00.0"
+        self.write(f"{place}/vendor", "0x1da3\n").write(f"{place}/device", "0x1020\n")
+        self.write(f"/sys/class/accel/accel{number}/uevent")
+        self.link(f"/sys/class/accel/accel{number}/device", f"../../..{place.removeprefix('/sys')}")
+        return self.nodes(f"accel/accel{number}", f"accel/accel_controlD{number}")
 
     def ldconfig(self, *folders: str) -> "Host":
         """Make a real /etc/ld.so.cache of the root's folders by ldconfig(8)."""
