@@ -100,7 +100,19 @@ class Leftovers:
         return [os.path.join(at, name) for at, names, _ in os.walk(self.state) for name in names]
 
     def check(self, seconds: float = 10) -> None:
-        """Wait until every process has ended; then no mount, no file and one directory is left."""
+        """Wait until every process has ended; then no mount, no file and one directory is left.
+
+        A rank that the test did not end, since it failed, is killed first.
+        """
+        self.check_processes(seconds)
+        assert Path("/proc/self/mountinfo").read_text() == self._mounts
+        assert self.files() == []
+        assert len(self.folders()) <= 1, self.folders()
+
+    def check_processes(self, seconds: float = 10) -> None:
+        """Wait until every process has ended; see `check`."""
+        for rank in list(_POPENS.values()):
+            rank.kill()
         end = time.monotonic() + seconds
         while left := self.processes():
             pid = next(iter(left))
@@ -115,9 +127,6 @@ class Leftovers:
             if not ended:
                 self.kill()
                 raise AssertionError(f"these processes remain after {seconds} s: {left}")
-        assert Path("/proc/self/mountinfo").read_text() == self._mounts
-        assert self.files() == []
-        assert len(self.folders()) <= 1, self.folders()
 
     def kill(self) -> None:
         """End what remains, so that a failed test harms no other."""
@@ -157,7 +166,8 @@ def descendants() -> dict[int, str]:
     return found
 
 
-_POPENS: set[int] = set()
+_POPENS: dict[int, "Rank"] = {}
+"""Ranks that no test has ended yet, by process id."""
 
 
 def _reap(pid: int) -> None:
@@ -181,7 +191,7 @@ class Rank:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        _POPENS.add(self.process.pid)
+        _POPENS[self.process.pid] = self
         self.pid = self.process.pid
         self.namespaces: tuple[str, str] = ("", "")
 
@@ -197,14 +207,14 @@ class Rank:
     def end(self, line: str = "exit 0", timeout: float = 60) -> "tuple[int, str, str]":
         """Let it run `line` and end; return its exit status and the rest of what it wrote."""
         out, err = self.process.communicate(line + "\n", timeout)
-        _POPENS.discard(self.pid)
+        _POPENS.pop(self.pid, None)
         return self.process.returncode, out, err
 
     def kill(self) -> None:
         """End it with SIGKILL."""
         self.process.kill()
         self.process.communicate()
-        _POPENS.discard(self.pid)
+        _POPENS.pop(self.pid, None)
 
 
 @contextmanager
@@ -222,16 +232,13 @@ def counted(user: User) -> Iterator[Leftovers]:
         left.kill()
 
 
-def servers(left: Leftovers, ranks: Iterable[Rank]) -> dict[int, str]:
-    """Return the processes that are neither ranks nor in a rank's mount namespace."""
-    own = {rank.pid for rank in ranks}
-    inside = {rank.namespaces[1] for rank in ranks}
+def servers(left: Leftovers) -> dict[int, str]:
+    """Return the new processes that hold a FUSE connection: pid -> command line."""
+    fuse = os.stat("/dev/fuse").st_rdev
     found = {}
     for pid, words in left.processes().items():
-        try:
-            where = os.readlink(f"/proc/{pid}/ns/mnt")
-        except OSError:
-            continue
-        if pid not in own and where not in inside:
-            found[pid] = words
+        folder = f"/proc/{pid}/fd"
+        with suppress(OSError):  # it has just ended, or is none of ours to look into
+            if any(os.stat(f"{folder}/{fd}").st_rdev == fuse for fd in os.listdir(folder)):
+                found[pid] = words
     return found
