@@ -36,7 +36,7 @@ _KINDS = {1: "relocatable", 2: "executable", 3: "shared", 4: "core"}
 _LIMIT = 16384
 _GNU_HASH = 0x6FFFFEF5
 _STRING = 4096
-_WINDOW = 65536
+_BLOCK = 32768
 
 
 class ElfError(ValueError):
@@ -68,29 +68,29 @@ class Elf(Record):
 
 
 class _Input:
-    """Bytes at an offset, of memory or of an open file, through one window of the file."""
+    """Bytes at an offset, of memory or of an open file, read by blocks that are kept."""
 
     def __init__(self, source: "bytes | int") -> None:
-        if isinstance(source, int):
-            self.file = source
-            self.size = os.fstat(source).st_size
-            self.data, self.start = os.pread(source, _WINDOW, 0), 0
-        else:
-            self.file = -1
-            self.size = len(source)
-            self.data, self.start = source, 0
+        self.file = source if isinstance(source, int) else -1
+        self.size = os.fstat(source).st_size if isinstance(source, int) else len(source)
+        self.data = b"" if isinstance(source, int) else source
+        self.blocks: dict[int, bytes] = {}
 
     def at(self, offset: int, size: int) -> bytes:
         """Return exactly `size` bytes at `offset`."""
         if offset < 0 or size < 0 or offset + size > self.size:
             raise ElfError(f"truncated: {size} bytes at {offset} of {self.size}")
-        begin = offset - self.start
-        if begin < 0 or begin + size > len(self.data):
-            if self.file < 0:
-                raise ElfError("truncated")
-            self.data = os.pread(self.file, max(size, _WINDOW), offset)
-            self.start, begin = offset, 0
-        found = self.data[begin : begin + size]
+        if self.file < 0:
+            return self.data[offset : offset + size]
+        number = offset // _BLOCK
+        begin = offset - number * _BLOCK
+        if begin + size > _BLOCK:
+            found = os.pread(self.file, size, offset)
+        else:
+            block = self.blocks.get(number)
+            if block is None:
+                block = self.blocks[number] = os.pread(self.file, _BLOCK, number * _BLOCK)
+            found = block[begin : begin + size]
         if len(found) != size:
             raise ElfError(f"truncated: it became shorter than {offset + size} while being read")
         return found
@@ -113,7 +113,7 @@ class Reader:
 
     def __init__(self, source: "bytes | int") -> None:
         self._in = _Input(source)
-        head = self._in.data[:64]
+        head = self._in.at(0, min(64, self._in.size))
         if head[:4] != MAGIC:
             raise ElfError(_what_else(head))
         if len(head) < 20 or head[4] not in (1, 2) or head[5] not in (1, 2):

@@ -8,7 +8,7 @@ the usual prefixes.
 import os
 
 from rootless_udi.mpi_inject import abi, elf
-from rootless_udi.mpi_inject.libraries import MULTIARCH, Found, Host, real, under
+from rootless_udi.mpi_inject.libraries import MULTIARCH, Found, Host, under
 from rootless_udi.records import Record
 
 TYPE_CHECKING = False
@@ -99,7 +99,7 @@ def candidates(environ: "Mapping[str, str]", host: Host) -> "Iterator[tuple[str,
         if value.startswith("/"):
             for folder in folders(value):
                 yield folder, name
-    for name, path in _tools(environ.get("PATH", ""), host.root):
+    for name, path in _tools(environ.get("PATH", ""), host):
         prefix = path.rpartition("/")[0].rpartition("/")[0]
         for folder in folders(prefix or "/"):
             yield folder, f"{name} on the PATH"
@@ -126,51 +126,39 @@ def folders(prefix: str) -> "Iterator[str]":
     yield prefix or "/"
 
 
-def _tools(path: str, root: str) -> "Iterator[tuple[str, str]]":
+def _tools(path: str, host: Host) -> "Iterator[tuple[str, str]]":
     """Yield (name, real path) of the MPI tools on the PATH."""
     for folder in path.split(":"):
         if not folder.startswith("/"):
             continue
         for name in TOOLS:
-            if os.path.lexists(under(root, f"{folder}/{name}")):
-                yield name, real(root, f"{folder}/{name}")
+            if os.path.lexists(under(host.root, f"{folder}/{name}")):
+                yield name, host.real(f"{folder}/{name}")
 
 
-def find(environ: "Mapping[str, str]", host: Host) -> list[HostMpi]:
-    """Return the host's MPIs, the preferred first; each real library once."""
-    found: list[HostMpi] = []
+def find(environ: "Mapping[str, str]", host: Host) -> "Iterator[HostMpi]":
+    """Yield the host's MPIs, the preferred first; each real library once.
+
+    Lazily: the first one mostly serves, and looking everywhere takes 10 ms.
+    """
     folders_seen: set[str] = set()
     mains: set[str] = set()
-    favourite = _favourite(environ, host.root)
+    favourite = _favourite(environ, host)
     for folder, origin in candidates(environ, host):
         if folder in folders_seen:
             continue
         folders_seen.add(folder)
-        for mpi in at(folder, origin, host):
-            main = real(host.root, next(iter(mpi.files.values())))
+        # Debian has two kinds in one folder: the launcher's own goes first.
+        for mpi in sorted(at(folder, origin, host), key=lambda m: favourite not in m.families):
+            main = host.real(next(iter(mpi.files.values())))
             if main not in mains:
                 mains.add(main)
-                found.append(mpi)
-    tools = [mpi for mpi in found if "on the PATH" in mpi.origin and favourite in mpi.families]
-    return _moved_first(found, tools[:1])
+                yield mpi
 
 
-def _moved_first(found: list[HostMpi], tools: list[HostMpi]) -> list[HostMpi]:
-    """Put the launcher's own kind first among the MPIs of its folder (Debian has two in one)."""
-    if not tools:
-        return found
-    (tool,) = tools
-    same = [m for m in found if m.folder == tool.folder and m != tool]
-    if not same or found.index(same[0]) > found.index(tool):
-        return found
-    rest = [m for m in found if m != tool]
-    at_ = rest.index(same[0])
-    return [*rest[:at_], tool, *rest[at_:]]
-
-
-def _favourite(environ: "Mapping[str, str]", root: str) -> str:
+def _favourite(environ: "Mapping[str, str]", host: Host) -> str:
     """Return the family of the mpiexec on the PATH by its real name (mpirun.openmpi)."""
-    for name, path in _tools(environ.get("PATH", ""), root):
+    for name, path in _tools(environ.get("PATH", ""), host):
         if name in ("mpiexec", "mpirun"):
             base = path.rpartition("/")[2]
             if any(word in base for word in ("openmpi", "orte", "prte")):
@@ -183,11 +171,12 @@ def _favourite(environ: "Mapping[str, str]", root: str) -> str:
 def at(folder: str, origin: str, host: Host) -> list[HostMpi]:
     """Return the MPIs whose libraries are in `folder`: none, one, or one of each kind."""
     files: dict[str, dict[str, str]] = {}
+    if not any(os.path.lexists(under(host.root, f"{folder}/{name}")) for name in abi.MAIN):
+        return []
     for name in _FILES:
         path = f"{folder}/{name}"
-        family = abi.identify(name)[0]
         if os.path.lexists(under(host.root, path)) and host.read(path):
-            files.setdefault(family, {})[name] = path
+            files.setdefault(abi.identify(name)[0], {})[name] = path
     if abi.MPICH in files and _is_openmpi(host, files[abi.MPICH]):
         del files[abi.MPICH]
     standard = files.pop(abi.ABI, None)

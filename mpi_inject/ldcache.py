@@ -75,6 +75,34 @@ def parse(data: bytes, prefixes: tuple[str, ...] = ("",)) -> list[Entry]:
     raise LdCacheError("truncated")
 
 
+def find(data: bytes, name: str) -> list[Entry]:
+    """Return the entries of one name, as `parse` would.
+
+    A launch asks for 20 names of some thousand: two searches in C per name (0.05 ms) where parsing
+    all takes 1 ms per thousand.
+    """
+    if not data.startswith(_NEW) or len(data) < 48 or data[28] & 3 == 3:
+        return [e for e in parse(data, (name,)) if e.name == name]
+    (count,) = Struct("<I").unpack_from(data, 20)
+    end = 48 + 24 * count
+    if end > len(data):
+        raise LdCacheError("truncated")
+    number = Struct("<I")
+    wanted = name.encode("utf-8", "surrogateescape") + b"\0"
+    rows = []
+    # Strings share tails: "libz.so.1" may be the end of "/lib/libz.so.1".
+    at = data.find(wanted, end)
+    while at >= 0:
+        key = number.pack(at)
+        row = data.find(key, 48, end)
+        while row >= 0:
+            if (row - 52) % 24 == 0:
+                rows.append(data[row - 4 : row + 20])
+            row = data.find(key, row + 1, end)
+        at = data.find(wanted, at + 1)
+    return _entries(data, 0, "<", b"".join(rows), (b"",)) if rows else []
+
+
 def _old(data: bytes, order: str, count: int, starts: tuple[bytes, ...]) -> list[Entry]:
     strings = 16 + 12 * count
     found = []
@@ -97,10 +125,16 @@ def _new(data: bytes, base: int, starts: tuple[bytes, ...]) -> list[Entry]:
             break
     else:
         raise LdCacheError("truncated")
+    return _entries(data, base, order, data[base + 48 : end], starts)
+
+
+def _entries(
+    data: bytes, base: int, order: str, rows: bytes, starts: tuple[bytes, ...]
+) -> list[Entry]:
     (extension,) = Struct(order + "I").unpack_from(data, base + 32)
     names = _hwcaps(data, base, extension, order)
     found = []
-    for flags, key, value, _os, hwcap in iter_unpack(order + "iIIIQ", data[base + 48 : end]):
+    for flags, key, value, _os, hwcap in iter_unpack(order + "iIIIQ", rows):
         if not data.startswith(starts, base + key):
             continue
         kind = ""

@@ -129,27 +129,31 @@ def choose(
     """Return the host MPI to use and which of the image's families it serves."""
     families = wanted_families(image)
     profile = next((p for p in chosen if p.family), None)
+    found: Iterable[HostMpi]
     if profile:
         found = [_of_profile(profile, host)]
         asked: tuple[str, ...] = (profile.family,)
     else:
         found = hostmpi.find(environ, host)
         asked = (wanted,) if wanted in abi.FAMILIES else ()
-    for family in asked:
-        found = [m for m in found if family in m.families]
-    if not found:
-        raise no_host_mpi(asked[0] if asked else "", host)
-    if not families:
-        first = found[0]
-        return first, asked or first.families
     started = launcher(environ)
-    order = [f for f in (started,) if f in families] + [None]
-    for only in order:
-        for mpi in found:
-            both = tuple(f for f in families if f in mpi.families)
-            if both and (only is None or only in both):
-                return mpi, both
-    raise no_family(families, found, image)
+    seen = []
+    second = None
+    for mpi in found:
+        if not all(family in mpi.families for family in asked):
+            continue
+        if not families:
+            return mpi, asked or mpi.families
+        both = tuple(f for f in families if f in mpi.families)
+        if both and (started not in families or started in both):
+            return mpi, both
+        second = second or ((mpi, both) if both else None)
+        seen.append(mpi)
+    if second:
+        return second
+    if not seen:
+        raise no_host_mpi(asked[0] if asked else "")
+    raise no_family(families, seen, image)
 
 
 def _of_profile(profile: "Profile", host: Host) -> HostMpi:

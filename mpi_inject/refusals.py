@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from rootless_udi.mpi_inject.gather import Gathered
     from rootless_udi.mpi_inject.hostmpi import HostMpi
-    from rootless_udi.mpi_inject.libraries import Found, Host
+    from rootless_udi.mpi_inject.libraries import Found
 
 _NONE = "--mpi=none runs the image's own MPI"
 
@@ -35,7 +35,7 @@ def check_image(image: "dict[str, Any]") -> None:
         )
 
 
-def no_host_mpi(family: str, host: "Host") -> UdiError:
+def no_host_mpi(family: str) -> UdiError:
     """Say that the host has no MPI (of a family)."""
     what = abi.NAMES[family] if family else "MPI"
     return UdiError(

@@ -5,6 +5,7 @@ Wheels are fetched by pip into UDI_TEST_CACHE once. They are unpacked by hand, s
 """
 
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 from tests import images
+from tests.conftest import TREE
 
 VERSIONS = {
     "mpich-3.4.3": "mpich==3.4.3.post1",
@@ -93,17 +95,143 @@ def compiler(name: str) -> list[str]:
     return [str(root / "bin/mpicc")]
 
 
-def program(name: str, abi: bool = False) -> Path:
-    """Return tests/mpi_program.c built with the MPI `name`, or with its standard ABI."""
-    source = Path(__file__).with_name("mpi_program.c")
+def program(name: str, kind: str = "", rpath: str = "") -> Path:
+    """Return tests/programs/mpiinject.c built with the MPI `name`.
+
+    `kind` "abi" takes the standard ABI's compiler, "static" the static library. `rpath` becomes a
+    DT_RPATH, which wins over LD_LIBRARY_PATH, in place of the wrapper's DT_RUNPATH.
+    """
+    source = Path(__file__).with_name("programs") / "mpiinject.c"
     folder = images.cache() / "mpi" / "programs"
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / (name + ("-abi" if abi else ""))
-    if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
-        argv = compiler(name)
-        if abi:
-            argv[-1] += "_abi"
+    state = hashlib.sha256(source.read_bytes() + f"{kind} {rpath}".encode()).hexdigest()[:10]
+    target = folder / f"{name}-{state}"
+    if not target.exists():
         partial = target.with_suffix(f".{os.getpid()}")
-        subprocess.run([*argv, "-O1", "-o", str(partial), str(source)], check=True, timeout=120)
+        argv = compiler(name)
+        argv[-1] += "_abi" if kind == "abi" else ""
+        rest = ["-O1", "-o", str(partial), str(source)]
+        if kind == "static":
+            library = "/usr/lib/x86_64-linux-gnu/libmpich.a"
+            include = "-I/usr/include/x86_64-linux-gnu/mpich"
+            argv = ["gcc", include]
+            rest += [library, "-lhwloc", "-lucp", "-lucs", "-lm", "-lpthread"]
+        if rpath:
+            rest += ["-Wl,--disable-new-dtags", f"-Wl,-rpath,{rpath}"]
+        subprocess.run([*argv, *rest], check=True, timeout=120)
         partial.rename(target)
     return target
+
+
+PROGRAM = "/opt/test/program"
+PYTHONPATH = "/opt/test/python"
+PYTHON = (
+    "from mpi4py import MPI; c = MPI.COMM_WORLD; s = c.allreduce(c.rank + 1);"
+    " print(f'rank={c.rank} size={c.size} sum={s} bad=0"
+    " version={MPI.Get_library_version().split(chr(10))[0][:60]}')"
+)
+"""What mpi4py does on every rank; the line is as the C program's."""
+
+
+class Image:
+    """An image of the tests: a Debian suite with packages, a wheel's MPI in a folder, a program."""
+
+    def __init__(
+        self,
+        name: str,
+        suite: str,
+        packages: tuple[str, ...],
+        built: str,
+        folder: str = "",
+        kind: str = "",
+        rpath: bool = False,
+    ) -> None:
+        self.name, self.suite, self.packages, self.built = name, suite, packages, built
+        self.folder, self.kind, self.rpath = folder, kind, rpath
+
+    def layers(self) -> list[bytes]:
+        """Return the image's layers as tars."""
+        root = images.debian_root(self.suite, ("python3", *self.packages)).read_bytes()
+        compiled = program(self.built, self.kind, f"{self.folder}/lib" if self.rpath else "")
+        entries: list[images.Entry] = [
+            (PROGRAM.lstrip("/"), compiled.read_bytes(), {"mode": 0o755})
+        ]
+        python = "3.13" if self.suite == "trixie" else "3.11"
+        entries += _tree(mpi4py(python), PYTHONPATH)
+        if self.folder:
+            entries += _tree(prefix(self.built), self.folder)
+        return [root, images.tar(entries)]
+
+    def env(self) -> dict[str, str]:
+        """Return the variables of the image's configuration."""
+        path = {"LD_LIBRARY_PATH": f"{self.folder}/lib"} if self.folder and not self.rpath else {}
+        return {"PYTHONPATH": PYTHONPATH, "PATH": "/usr/bin:/bin", **path}
+
+
+IMAGES = {
+    image.name: image
+    for image in (
+        Image("bookworm-mpich", "bookworm", ("libmpich12",), "debian-mpich"),
+        Image("bookworm-openmpi", "bookworm", ("libopenmpi3",), "debian-openmpi"),
+        Image("trixie-mpich", "trixie", ("libmpich12",), "debian-mpich"),
+        Image("trixie-openmpi", "trixie", ("libopenmpi40",), "debian-openmpi"),
+        Image("local-mpich-3.4.3", "bookworm", (), "mpich-3.4.3", "/usr/local"),
+        Image("conda-mpich-4.1.3", "bookworm", (), "mpich-4.1.3", "/opt/conda", rpath=True),
+        Image("local-mpich-5.0.2", "bookworm", (), "mpich-5.0.2", "/usr/local"),
+        Image(
+            "spack-openmpi-5.0.11",
+            "bookworm",
+            (),
+            "openmpi-5.0.11",
+            "/opt/spack/ompi-x",
+            rpath=True,
+        ),
+        Image("abi-mpich-5.0.2", "bookworm", (), "mpich-5.0.2", "/usr/local", kind="abi"),
+    )
+}
+"""Distributions' own MPIs, one in /usr/local, conda's and Spack's way with DT_RPATH."""
+
+
+def _tree(folder: Path, inside: str) -> list[images.Entry]:
+    """Return a folder's files as members of a layer below `inside`."""
+    found: list[images.Entry] = []
+    for path in sorted(folder.rglob("*")):
+        name = f"{inside}/{path.relative_to(folder)}".lstrip("/")
+        if path.is_file():
+            found.append((name, path.read_bytes(), {"mode": path.stat().st_mode & 0o777}))
+    return found
+
+
+def store() -> Path:
+    """Return the store in the cache that has the pulled images."""
+    return images.cache() / "mpi" / "store"
+
+
+def pulled(name: str) -> str:
+    """Pull one of IMAGES by `udi pull`, once, and return its reference."""
+    image = IMAGES[name]
+    folder = images.cache() / "mpi" / "layouts"
+    folder.mkdir(parents=True, exist_ok=True)
+    state = repr((image.suite, image.packages, image.built, image.kind, image.env(), image.rpath))
+    place = folder / f"{name}-{hashlib.sha256(state.encode()).hexdigest()[:8]}"
+    reference = f"oci:{place}:latest"
+    with open(folder / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (place / "pulled").exists():
+            shutil.rmtree(place, ignore_errors=True)
+            config = {"Env": [f"{k}={v}" for k, v in image.env().items()], "Cmd": ["/bin/sh"]}
+            layout = images.Layout(place)
+            layout.image("latest", image.layers(), config, compress=None, suffix="")
+            pull(reference)
+            (place / "pulled").touch()
+            for blob in (place / "blobs/sha256").iterdir():
+                if blob.stat().st_size > 1 << 20:
+                    os.truncate(blob, 0)
+    return reference
+
+
+def pull(reference: str) -> None:
+    """Run `udi pull` into the store of the cache."""
+    env = {**os.environ, "UDI_STORE": str(store())}
+    argv = [str(TREE / "bin/udi"), "pull", reference]
+    subprocess.run(argv, env=env, check=True, timeout=300, stdout=subprocess.DEVNULL)

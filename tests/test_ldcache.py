@@ -3,6 +3,7 @@
 import shutil
 import struct
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,17 @@ def test_the_machines_own_as_ldconfig_prints_it() -> None:
     lines = [line.strip().partition(" => ") for line in text.splitlines() if " => " in line]
     wanted = [(left.partition(" (")[0], path) for left, _, path in lines]
     assert pairs(Path(ldcache.PATH).read_bytes()) == wanted
+
+
+def test_one_name_is_found_as_by_parsing_all() -> None:
+    for data in (Path(ldcache.PATH).read_bytes(), old("<"), new("<", 2), new(">", 3)):
+        entries = ldcache.parse(data)
+        for name in {e.name for e in entries}:
+            assert ldcache.find(data, name) == [e for e in entries if e.name == name]
+        assert ldcache.find(data, "so.1") == []
+        assert ldcache.find(data, "libnone.so.1") == []
+    with pytest.raises(ldcache.LdCacheError, match="truncated"):
+        ldcache.find(new("<", 2)[:60], "liba.so.1")
 
 
 def test_one_that_ldconfig_writes_for_another_root(tmp_path: Path) -> None:
@@ -126,7 +138,7 @@ def test_damaged_caches_are_refused_or_read(data: st.DataObject) -> None:
     content = bytearray(data.draw(st.sampled_from([old("<"), new("<", 2), new(">", 0)])))
     for _ in range(data.draw(st.integers(1, 6))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    try:
-        ldcache.parse(bytes(content[: data.draw(st.integers(0, len(content)))]))
-    except ldcache.LdCacheError:
-        pass
+    cut = bytes(content[: data.draw(st.integers(0, len(content)))])
+    for ask in (ldcache.parse, lambda data: ldcache.find(data, "liba.so.1")):
+        with suppress(ldcache.LdCacheError):
+            ask(cut)
