@@ -179,7 +179,7 @@ def _nodes(work: _Work, chosen: Chosen, edits: "dict[str, Any]") -> None:
             if not display and not (card and chosen.every):
                 raise no_access(work.root, source, why)
             work.notes.append(f"{source}: {why}")
-            closed = closed if display else source
+            closed = closed or ("" if display else source)
             continue
         opened = opened or card
         if source != node["path"]:
