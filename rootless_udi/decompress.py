@@ -68,7 +68,7 @@ def chunks(path: str, media_type: str, label: str) -> Iterator[bytes]:
     `label` names the layer in messages. Refuses content that is not what the media type says.
     """
     kind = compression_of(media_type, label)
-    with open(path, "rb") as blob:
+    with open(path, "rb", buffering=0) as blob:
         found = sniff(blob.read(16))
         blob.seek(0)
         if found != kind and os.fstat(blob.fileno()).st_size:
