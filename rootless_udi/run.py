@@ -20,7 +20,20 @@ if TYPE_CHECKING:
 
 def main(argv: "list[str] | None" = None) -> "NoReturn":
     """Run udi-run on `argv` (without the program's name); never returns."""
+    occupy()
     sys.exit(guarded("udi-run", lambda: run(sys.argv[1:] if argv is None else argv)))
+
+
+def occupy() -> None:
+    """Put /dev/null in closed standard descriptors, so that no file of ours is taken for one.
+
+    Closed on exec: the command finds them as they were.
+    """
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
 
 
 def run(argv: "list[str]") -> int:

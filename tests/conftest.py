@@ -7,12 +7,13 @@ they run as root and run the product as the ordinary user through `user`.
 import os
 import pwd
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests import probes
+from tests import images, probes
 
 TREE = Path(__file__).resolve().parent.parent
 
@@ -50,7 +51,7 @@ class User:
         self.env = {
             "HOME": str(home),
             "USER": self.name,
-            "PATH": f"{TREE}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            "PATH": f"{TREE}/bin:{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
             "LANG": "C.UTF-8",
             "UDI_STORE": str(home / "store"),
             "XDG_RUNTIME_DIR": str(home / "run"),
@@ -104,3 +105,29 @@ def user(tmp_path: Path) -> Iterator[User]:
         if os.getuid() == 0:
             os.chown(path, one.uid, one.gid)
     yield one
+
+
+@pytest.fixture(scope="session")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A squashfs file with its facts, made by `udi pull` from an image of busybox.
+
+    ENV has PATH=/bin and GREETING=image; ENTRYPOINT is /bin/echo entry, CMD is "from cmd",
+    WORKDIR is /usr.
+    """
+    folder = tmp_path_factory.mktemp("box")
+    config = {
+        "Env": ["PATH=/bin", "GREETING=image", "EMPTY="],
+        "Entrypoint": ["/bin/echo", "entry"],
+        "Cmd": ["from", "cmd"],
+        "WorkingDir": "/usr",
+        "User": "nobody",
+    }
+    images.busybox_layout(folder / "layout", config=config)
+    done = subprocess.run(
+        [TREE / "bin/udi", "pull", "-q", f"oci:{folder}/layout:latest"],
+        env={**os.environ, "UDI_STORE": str(folder / "store")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "store/images" / (done.stdout.strip().replace(":", "-") + ".sqfs")
