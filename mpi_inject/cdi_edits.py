@@ -7,10 +7,12 @@ LIB, which is in the search path; everything else goes where the specification s
 """
 
 import os
+from stat import S_ISSOCK
 
 from rootless_udi.errors import UdiError
 from rootless_udi.mpi_inject.cdi import Chosen, Spec
 from rootless_udi.mpi_inject.gpu_parts import (
+    BIN,
     LIB,
     Library,
     denied,
@@ -21,7 +23,7 @@ from rootless_udi.mpi_inject.gpu_parts import (
     place,
 )
 from rootless_udi.mpi_inject.libraries import under
-from rootless_udi.mpi_inject.nvidia_names import NEUTRAL, is_card
+from rootless_udi.mpi_inject.nvidia_names import DEFAULT, NEUTRAL, is_card
 from rootless_udi.records import Record
 from rootless_udi.steps import Directory, Env, Mount, Step, Symlink
 
@@ -51,6 +53,9 @@ _FLAGS = {
 SHARED = ("/dev", "/tmp", "/var/tmp")
 """The host's own in every container."""
 
+_FIRMWARE = ("/lib/firmware/", "/usr/lib/firmware/")
+_GRAPHICS = ("/usr/share/", "/etc/vulkan/", "/etc/OpenCL/", "/etc/X11/")
+
 _NOTHING_TO_DO = {
     "chmod": "the folders of /dev are the host's own",
     "disable-device-node-modification": "nobody in the container may make device nodes",
@@ -76,8 +81,9 @@ class Edits(Record):
 class _Work:
     """The lists that one specification after another adds to."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, graphics: bool) -> None:
         self.root = root
+        self.graphics = graphics
         self.steps: list[Step] = []
         self.environment: list[Env] = []
         self.libraries: list[Library] = []
@@ -88,13 +94,15 @@ class _Work:
         self.closed = ""
 
 
-def apply(devices: "Iterable[Chosen]", root: str) -> Edits:
+def apply(devices: "Iterable[Chosen]", root: str, wanted: "Iterable[str]" = DEFAULT) -> Edits:
     """Return what the chosen devices of the specifications put into a container.
+
+    `wanted` are NVIDIA's driver capabilities; other vendors' devices have none.
 
     Raises UdiError for an edit that can't be made here and for a device that the caller may not
     use, StaleError for a file that is missing on the host.
     """
-    work = _Work(root)
+    work = _Work(root, bool({"graphics", "display"} & set(wanted)))
     for chosen in devices:
         spec = chosen.spec
         every = [spec.edits, *(spec.devices[name] for name in chosen.names)]
@@ -213,17 +221,54 @@ def _mounts(work: _Work, spec: Spec, edits: "dict[str, Any]") -> None:
             )
         if not exists(work.root, source):
             raise _stale(spec, source)
-        folder, _slash, name = target.rpartition("/")
-        if name.partition(".so")[0] in NEUTRAL and is_library(name):
-            work.notes.append(f"{source}: left to the image, a vendor-neutral library")
-        elif folder in work.folders and is_library(name):
-            work.libraries.append(library(work.root, source, name))
-        elif source == target and _within(target, SHARED):
-            work.notes.append(f"{target}: already there, the host's own")
-        else:
-            flags = tuple(dict.fromkeys(f for o in options if (f := _FLAGS[o])))
+        flags = tuple(dict.fromkeys(f for o in options if (f := _FLAGS[o])))
+        if not _driver_file(work, spec, source, target, flags):
             reason = f"mount of the CDI specification {spec.path}"
-            work.steps.append(Mount(target, under(work.root, source), options=flags, reason=reason))
+            source, target = _socket(work.root, source, target)
+            place = under(work.root, source)
+            work.steps.append(Mount(target, place, options=flags, reason=reason))
+
+
+def _driver_file(work: _Work, spec: Spec, source: str, target: str, flags: tuple[str, ...]) -> bool:
+    """Deal with a mount that needs no mount point in the image; return whether it was one.
+
+    So that the usual specification needs no overlay over a read-only image: libraries and tools
+    go into private memory, and what only graphics needs waits until graphics is asked for.
+    """
+    folder, _slash, name = target.rpartition("/")
+    nvidia = spec.kind.startswith("nvidia.com/")
+    if name.partition(".so")[0] in NEUTRAL and is_library(name):
+        work.notes.append(f"{source}: left to the image, a vendor-neutral library")
+    elif folder in work.folders and is_library(name):
+        work.libraries.append(library(work.root, source, name))
+    elif source == target and _within(target, SHARED):
+        work.notes.append(f"{target}: already there, the host's own")
+    elif nvidia and target.startswith(_FIRMWARE):
+        work.notes.append(f"{target}: left out, the kernel reads firmware on the host")
+    elif nvidia and (target.startswith(_GRAPHICS) or "/xorg/" in target) and not work.graphics:
+        work.notes.append(f"{target}: left out, NVIDIA_DRIVER_CAPABILITIES has no graphics")
+    elif nvidia and folder in ("/usr/bin", "/bin") and name.startswith("nvidia-"):
+        reason = f"driver tool of the CDI specification {spec.path}"
+        place = under(work.root, source)
+        work.steps.append(Mount(f"{BIN}/{name}", place, options=flags, reason=reason))
+    else:
+        return False
+    return True
+
+
+def _socket(root: str, source: str, target: str) -> tuple[str, str]:
+    """Return the folders of a socket that has one of its own: a restarted daemon makes a new
+    socket, which a bind of the old one would never show."""
+    try:
+        mode = os.stat(under(root, source)).st_mode
+    except OSError:
+        return source, target
+    folder, _slash, name = source.rpartition("/")
+    there, _slash, same = target.rpartition("/")
+    own = folder.rpartition("/")[2] == there.rpartition("/")[2] and folder.count("/") > 1
+    if S_ISSOCK(mode) and name == same and own and folder not in ("/var/run", "/run/user"):
+        return folder, there
+    return source, target
 
 
 def _within(path: str, folders: "Iterable[str]") -> bool:

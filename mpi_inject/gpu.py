@@ -232,7 +232,8 @@ def _files(context: Context, driver: nvidia.Driver, reason: str) -> list[Step]:
 
 def _from_cdi(context: Context, chosen: "list[cdi.Chosen]") -> Injection:
     """Return the part of CDI devices, with the checks that NVIDIA's ask for."""
-    edits = apply(chosen, context.root)
+    wanted = capabilities(context.env, context.environ)
+    edits = apply(chosen, context.root, wanted)
     _loadable(context, edits.libraries)
     environment, notes = list(edits.environment), list(edits.notes)
     for one in chosen:

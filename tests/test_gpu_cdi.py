@@ -1,6 +1,7 @@
 """--gpu and --device by CDI: edits as steps, hooks, checks, what is refused; `udi gpu cdi`."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,39 @@ def test_the_variable_that_disarms_nvidias_own_hook_is_left_out(tmp_path: Path) 
 
 
 def test_other_files_go_where_the_specification_says(tmp_path: Path) -> None:
-    found = {s.target: s for s in plan(host(tmp_path)).steps}
-    assert "/usr/bin/nvidia-smi" in found
-    socket = found["/run/nvidia-persistenced/socket"]
-    assert isinstance(socket, Mount)
-    assert socket.options == ("nosuid", "nodev", "rec", "noexec")
+    edits = [mount("/etc/cufile.json"), mount("/usr/share/nvidia/nvoptix.bin", "/opt/optix.bin")]
+    made = host(tmp_path, nvidia(mounts=edits)).write("/etc/cufile.json")
+    made.write("/usr/share/nvidia/nvoptix.bin")
+    found = {s.target: s for s in plan(made).steps}
+    step = found["/etc/cufile.json"]
+    assert isinstance(step, Mount)
+    assert step.options == ("ro", "nosuid", "nodev", "rec", "private")
+    assert "/opt/optix.bin" in found
+
+
+def test_the_usual_specification_needs_no_mount_point_in_the_image(tmp_path: Path) -> None:
+    icd, gsp = "/usr/share/vulkan/icd.d/nvidia_icd.json", "/lib/firmware/nvidia/550/gsp_ga10x.bin"
+    edits = nvidia()["containerEdits"]["mounts"] + [mount(icd), mount(gsp)]
+    made = host(tmp_path, nvidia(mounts=edits)).write(icd).write(gsp)
+    found = plan(made)
+    places = ("/opt/udiImage/", "/run/")
+    assert all(target.startswith(places) for target in targets(found))
+    assert f"{BIN}/nvidia-smi" in targets(found)
+    assert sum("left out" in note for note in found.notes) == 2
+    asked = plan(made, environ={"NVIDIA_DRIVER_CAPABILITIES": "graphics"})
+    assert icd in targets(asked) and gsp not in targets(asked)
+
+
+def test_a_socket_comes_by_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = host(tmp_path)
+    (tmp_path / "run/nvidia-persistenced/socket").unlink()
+    monkeypatch.chdir(tmp_path / "run/nvidia-persistenced")
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind("socket")
+        (step,) = [s for s in plan(made).steps if s.target.startswith("/run")]
+    assert isinstance(step, Mount)
+    assert step.target == "/run/nvidia-persistenced"
+    assert step.options == ("nosuid", "nodev", "rec", "noexec")
 
 
 def test_nvidia_ctk_as_hook_program_and_options_with_equals(tmp_path: Path) -> None:
@@ -362,9 +391,9 @@ def test_the_written_specification_is_valid_and_leads_to_the_same(
     assert ("hooks" in spec.edits) is with_hook
     made.write("/etc/cdi/nvidia.json", written["nvidia.json"])
     after = plan(made, "cdi:all")
-    names = {t for t in targets(before) if t.startswith(LIB)}
+    names = {t for t in targets(before) if t.startswith((LIB, BIN))}
     assert names <= set(targets(after))
-    assert "/usr/bin/nvidia-smi" in targets(after)
+    assert f"{BIN}/nvidia-smi" in targets(after)
 
 
 def test_specifications_of_amd_intel_and_gaudi(tmp_path: Path) -> None:
