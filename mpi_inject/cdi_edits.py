@@ -10,7 +10,8 @@ import os
 from stat import S_ISSOCK
 
 from rootless_udi.errors import UdiError
-from rootless_udi.mpi_inject.cdi import Chosen, Spec
+from rootless_udi.mpi_inject.cdi import Spec
+from rootless_udi.mpi_inject.cdi_registry import Chosen
 from rootless_udi.mpi_inject.gpu_parts import (
     BIN,
     LIB,

@@ -13,7 +13,7 @@ another LD_LIBRARY_PATH does not find them. docs/gpu.md says so and how to mend 
 import os
 
 from rootless_udi.errors import UdiError
-from rootless_udi.mpi_inject import amd, cdi, cudareq, intel, nvidia
+from rootless_udi.mpi_inject import amd, cdi_registry, cudareq, intel, nvidia
 from rootless_udi.mpi_inject.cdi_edits import SHARED, StaleError, apply
 from rootless_udi.mpi_inject.drm import Card
 from rootless_udi.mpi_inject.gpu_parts import (
@@ -57,7 +57,7 @@ class Context(Record):
     machine: str
     facts: "Mapping[str, Any]"
     environ: "Mapping[str, str]"
-    registry: cdi.Registry
+    registry: cdi_registry.Registry
 
     @property
     def env(self) -> dict[str, str]:
@@ -72,7 +72,7 @@ def plan(
     environ: "Mapping[str, str]",
     root: str = "/",
     machine: str = "",
-    directories: tuple[str, ...] = cdi.DIRECTORIES,
+    directories: tuple[str, ...] = cdi_registry.DIRECTORIES,
 ) -> Injection:
     """Return what `--gpu=REQUEST` and the `--device` names put into a container.
 
@@ -83,13 +83,13 @@ def plan(
     word, name = parse(request)
     if word == "none" and not devices:
         return Injection()
-    registry = cdi.load(directories, root)
+    registry = cdi_registry.load(directories, root)
     machine = machine or os.uname().machine
     context = Context(root, machine, facts, environ, registry)
     parts: list[Injection] = []
     named = [*devices, *(_cdi_names(registry, name) if word == "cdi" else ())]
     if named:
-        parts.append(_from_cdi(context, cdi.choose(registry, named)))
+        parts.append(_from_cdi(context, cdi_registry.choose(registry, named)))
     if word in VENDORS:
         part = _vendor(context, word)
         if part is None:
@@ -132,10 +132,12 @@ def _auto(context: Context, directories: tuple[str, ...]) -> list[Injection]:
 
 def _vendor(context: Context, vendor: str) -> Injection | None:
     """Return a vendor's part, by CDI where the host has a specification; None without cards."""
-    kinds = [k for k in KINDS[vendor] if k in cdi.kinds(context.registry)]
+    kinds = [k for k in KINDS[vendor] if k in cdi_registry.kinds(context.registry)]
     if kinds:
         try:
-            return _from_cdi(context, cdi.choose(context.registry, [f"{k}=all" for k in kinds]))
+            return _from_cdi(
+                context, cdi_registry.choose(context.registry, [f"{k}=all" for k in kinds])
+            )
         except StaleError as error:
             stale = f"{error.message}; found without it"
             part = _discover(context, vendor)
@@ -230,7 +232,7 @@ def _files(context: Context, driver: nvidia.Driver, reason: str) -> list[Step]:
     return steps
 
 
-def _from_cdi(context: Context, chosen: "list[cdi.Chosen]") -> Injection:
+def _from_cdi(context: Context, chosen: "list[cdi_registry.Chosen]") -> Injection:
     """Return the part of CDI devices, with the checks that NVIDIA's ask for."""
     wanted = capabilities(context.env, context.environ)
     edits = apply(chosen, context.root, wanted)
@@ -256,7 +258,7 @@ def _version_in(steps: "Iterable[Step]") -> str:
     return ""
 
 
-def _chosen_cards(context: Context, chosen: "list[cdi.Chosen]") -> list[Env]:
+def _chosen_cards(context: Context, chosen: "list[cdi_registry.Chosen]") -> list[Env]:
     """Name single NVIDIA cards in NVIDIA_VISIBLE_DEVICES: gpuselect makes it each rank's choice.
 
     By UUID where the kernel module tells it, as CDI's index and CUDA's may differ.
@@ -346,13 +348,13 @@ def none_found(vendors: "Iterable[str]", directories: "Iterable[str]") -> UdiErr
     )
 
 
-def _cdi_names(registry: cdi.Registry, name: str) -> list[str]:
+def _cdi_names(registry: cdi_registry.Registry, name: str) -> list[str]:
     """Return the full names of `--gpu=cdi:NAME`: KIND=NAME, KIND (all of it), or a bare NAME."""
     if "=" in name:
         return [name]
     if "/" in name:
         return [f"{name}=all"]
-    every = cdi.kinds(registry)
+    every = cdi_registry.kinds(registry)
     kinds = [k for k in every if f"{k}={name}" in registry.devices or name == "all"]
     if len(kinds) > 1:
         have = ", ".join(f"cdi:{k}={name}" for k in kinds)

@@ -3,7 +3,7 @@
 import os
 
 from rootless_udi.errors import UdiError
-from rootless_udi.mpi_inject import amd, cdi, gpu, intel, nvidia
+from rootless_udi.mpi_inject import amd, cdi, cdi_registry, gpu, intel, nvidia
 from rootless_udi.mpi_inject.cudareq import cuda_of
 from rootless_udi.mpi_inject.drm import Card
 from rootless_udi.mpi_inject.gpu_parts import denied, exists
@@ -26,14 +26,14 @@ def report(
     environ: "Mapping[str, str]",
     root: str = "/",
     machine: str = "",
-    directories: tuple[str, ...] = cdi.DIRECTORIES,
+    directories: tuple[str, ...] = cdi_registry.DIRECTORIES,
 ) -> list[str]:
     """Return the lines of `udi gpu`: the node's GPUs and CDI devices, then what would go in.
 
     Raises UdiError as gpu.plan does, and where there is no GPU.
     """
     machine = machine or os.uname().machine
-    lines = _hardware(root, machine) + _registry(cdi.load(directories, root))
+    lines = _hardware(root, machine) + _registry(cdi_registry.load(directories, root))
     planned = gpu.plan(request, devices, {}, environ, root, machine, directories)
     lines += ["", "would be put into a container:"]
     lines += [f"  {_step(step)}  ({step.reason})" for step in planned.steps]
@@ -64,7 +64,7 @@ def _cards(root: str, vendor: str, cards: list[Card]) -> list[str]:
     return lines
 
 
-def _registry(registry: cdi.Registry) -> list[str]:
+def _registry(registry: cdi_registry.Registry) -> list[str]:
     lines = [f"CDI device {n} of {s.path}" for n, s in sorted(registry.devices.items())]
     for name, files in sorted(registry.conflicts.items()):
         lines.append(f"CDI device {name} can't be used: in {' and '.join(files)}")
@@ -108,7 +108,7 @@ def specifications(root: str = "/", machine: str = "") -> "dict[str, str]":
                 (name, _document(kind, [(str(i), c.nodes) for i, c in enumerate(cards)]))
             )
     if not documents:
-        raise gpu.none_found(gpu.VENDORS, cdi.DIRECTORIES)
+        raise gpu.none_found(gpu.VENDORS, cdi_registry.DIRECTORIES)
     return {f"{name}.json": cdi.dump(document, f"{name}.json") for name, document in documents}
 
 

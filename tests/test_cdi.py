@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rootless_udi.errors import UdiError
-from rootless_udi.mpi_inject import cdi, yamllite
+from rootless_udi.mpi_inject import cdi, cdi_registry, yamllite
 
 NVIDIA = """---
 cdiVersion: 0.5.0
@@ -330,7 +330,7 @@ def test_the_dynamic_directory_wins(tmp_path: Path) -> None:
     write(tmp_path, "/etc/cdi/a.json", named("one", "two"))
     write(tmp_path, "/var/run/cdi/b.json", named("one"))
     write(tmp_path, "/etc/cdi/README", "not a specification")
-    registry = cdi.load(root=str(tmp_path))
+    registry = cdi_registry.load(root=str(tmp_path))
     assert registry.devices["vendor.com/device=one"].path == "/var/run/cdi/b.json"
     assert registry.devices["vendor.com/device=two"].path == "/etc/cdi/a.json"
     assert not registry.conflicts and not registry.broken
@@ -339,55 +339,55 @@ def test_the_dynamic_directory_wins(tmp_path: Path) -> None:
 def test_two_files_of_one_directory_that_define_a_device_conflict(tmp_path: Path) -> None:
     write(tmp_path, "/etc/cdi/a.json", named("one"))
     write(tmp_path, "/etc/cdi/b.json", named("one", "two"))
-    registry = cdi.load(root=str(tmp_path))
+    registry = cdi_registry.load(root=str(tmp_path))
     with pytest.raises(UdiError, match=r"defined by both /etc/cdi/a.json and /etc/cdi/b.json"):
-        cdi.choose(registry, ["vendor.com/device=one"])
-    assert cdi.choose(registry, ["vendor.com/device=two"])[0].names == ("two",)
+        cdi_registry.choose(registry, ["vendor.com/device=one"])
+    assert cdi_registry.choose(registry, ["vendor.com/device=two"])[0].names == ("two",)
 
 
 def test_a_conflict_is_settled_by_the_dynamic_directory(tmp_path: Path) -> None:
     for path in ("/etc/cdi/a.json", "/etc/cdi/b.json", "/var/run/cdi/c.json"):
         write(tmp_path, path, named("one"))
-    chosen = cdi.choose(cdi.load(root=str(tmp_path)), ["vendor.com/device=one"])
+    chosen = cdi_registry.choose(cdi_registry.load(root=str(tmp_path)), ["vendor.com/device=one"])
     assert chosen[0].spec.path == "/var/run/cdi/c.json"
 
 
 def test_all_is_every_device_where_the_vendor_has_no_all(tmp_path: Path) -> None:
     write(tmp_path, "/etc/cdi/a.json", named("b", "a"))
-    registry = cdi.load(root=str(tmp_path))
-    (chosen,) = cdi.choose(registry, ["vendor.com/device=all"])
+    registry = cdi_registry.load(root=str(tmp_path))
+    (chosen,) = cdi_registry.choose(registry, ["vendor.com/device=all"])
     assert (chosen.names, chosen.every) == (("a", "b"), True)
 
 
 def test_an_unknown_device_names_those_there_are(tmp_path: Path) -> None:
     write(tmp_path, "/etc/cdi/a.json", named("one"))
     with pytest.raises(UdiError, match=r"device=two: not found in /etc/cdi and") as caught:
-        cdi.choose(cdi.load(root=str(tmp_path)), ["vendor.com/device=two"])
+        cdi_registry.choose(cdi_registry.load(root=str(tmp_path)), ["vendor.com/device=two"])
     assert "vendor.com/device=one" in caught.value.hint
 
 
 def test_a_broken_file_matters_where_its_kind_is_asked_for(tmp_path: Path) -> None:
     write(tmp_path, "/etc/cdi/a.json", named("one"))
     write(tmp_path, "/etc/cdi/b.yaml", "kind: other.com/device\nx: y\n")
-    registry = cdi.load(root=str(tmp_path))
-    assert cdi.choose(registry, ["vendor.com/device=one"])
+    registry = cdi_registry.load(root=str(tmp_path))
+    assert cdi_registry.choose(registry, ["vendor.com/device=one"])
     with pytest.raises(UdiError, match=r"reading CDI file /etc/cdi/b.yaml failed"):
-        cdi.choose(registry, ["other.com/device=one"])
+        cdi_registry.choose(registry, ["other.com/device=one"])
 
 
 def test_a_file_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, "/etc/cdi/a.json", named("one"))
     (tmp_path / "etc/cdi/a.json").chmod(0)
     with pytest.raises(UdiError, match="Permission denied"):
-        cdi.choose(cdi.load(root=str(tmp_path)), ["vendor.com/device=one"])
+        cdi_registry.choose(cdi_registry.load(root=str(tmp_path)), ["vendor.com/device=one"])
     (tmp_path / "etc/cdi/a.json").chmod(0o644)
     (tmp_path / "etc/cdi/a.json").write_bytes(b"\xff")
     with pytest.raises(UdiError, match="not UTF-8"):
-        cdi.choose(cdi.load(root=str(tmp_path)), ["vendor.com/device=one"])
+        cdi_registry.choose(cdi_registry.load(root=str(tmp_path)), ["vendor.com/device=one"])
     with open(tmp_path / "etc/cdi/a.json", "wb") as file:
         file.truncate(17 << 20)
     with pytest.raises(UdiError, match="larger than 16 MiB"):
-        cdi.choose(cdi.load(root=str(tmp_path)), ["vendor.com/device=one"])
+        cdi_registry.choose(cdi_registry.load(root=str(tmp_path)), ["vendor.com/device=one"])
 
 
 @pytest.mark.parametrize("name", ["gpu", "nvidia.com=0", "a/b=", "a/b=-", "/b=c", "a/b=c d"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rootless_udi.errors import UdiError
-from rootless_udi.mpi_inject import cdi, gpu, gpu_report
+from rootless_udi.mpi_inject import cdi, cdi_registry, gpu, gpu_report
 from rootless_udi.mpi_inject.gpu_parts import BIN, LIB
 from rootless_udi.steps import Directory, Injection, Mount, Symlink
 from tests import gpuhosts
@@ -407,7 +407,7 @@ def test_specifications_of_amd_intel_and_gaudi(tmp_path: Path) -> None:
         {"path": "/dev/dri/renderD128"},
     ]
     assert {"amd.com/gpu", "intel.com/gaudi", "intel.com/gpu"} == set(
-        cdi.kinds(cdi.load(root=made.root))
+        cdi_registry.kinds(cdi_registry.load(root=made.root))
     )
     assert plan(made, "amd") and plan(made, "intel")
 
