@@ -26,6 +26,8 @@ _PLUGINS = {
 }
 """Where a library looks for its plugins, beside itself: by how its name begins."""
 
+PLUGIN_FOLDERS = tuple(p.rpartition("/")[2] for places in _PLUGINS.values() for p in places)
+
 _LINKED = ("ucx", "libfabric")
 """Plugins that need libraries of the network: a few files, read for these. Open MPI's hundred are
 not read (20 ms): the libraries that its plugins need are these:"""
@@ -212,7 +214,7 @@ def _extras(host: Host, mpi: HostMpi, trees: list[Tree]) -> list[str]:
             folder = mpi.files["libmpi.so.40"].rpartition("/")[0]
             names = [n for n in _listed(host, folder) if n.startswith(_OPENMPI_EXTRAS)]
             out += [f"{folder}/{n}" for n in names if len(abi.split(n)[1]) == 1]
-    if host.read(f"{mpi.folder}/libfabric.so.1"):
+    if mpi.prefix and host.read(f"{mpi.folder}/libfabric.so.1"):
         out.append(f"{mpi.folder}/libfabric.so.1")
     intel = f"{mpi.prefix}/opt/mpi/libfabric/lib/libfabric.so.1"
     if mpi.prefix and host.read(intel):

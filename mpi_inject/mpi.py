@@ -8,7 +8,7 @@ ask for it by.
 """
 
 from rootless_udi.errors import UdiError
-from rootless_udi.mpi_inject import abi, hostmpi, profiles
+from rootless_udi.mpi_inject import abi, hostmpi, network, profiles
 from rootless_udi.mpi_inject.gather import Gathered, gather, too_new
 from rootless_udi.mpi_inject.hostmpi import HostMpi
 from rootless_udi.mpi_inject.libraries import COMPILER, Found, Host, is_stack, lacking, under
@@ -85,9 +85,10 @@ def inject(
     )
     planned = plan(got, image, compat, families, root)
     steps, environment = list(planned.steps), list(planned.environment)
+    environment += network.variables(network.from_sys(root), environ)
     for profile in chosen:
         steps += profiles.mounts(profile, root)
-        environment += profile.environment
+        environment += profiles.variables(profile, environ)
         for name in profile.preload:
             where = f"{LIB}/{name.rpartition('/')[2]}"
             environment.append(Env("prepend", "LD_PRELOAD", where, f"MPI profile {profile.name}"))

@@ -150,6 +150,15 @@ def expand(root: str, pattern: str) -> list[str]:
     return [f"{folder}/{n}" for n in sorted(fits) if not (n.startswith(".") and not head)]
 
 
+def variables(profile: Profile, environ: "Mapping[str, str]") -> list[Env]:
+    """Return a profile's operations; a `default` is a set where the caller has no such variable."""
+    return [
+        env.replace(op="set") if env.op == "default" else env
+        for env in profile.environment
+        if env.op != "default" or env.name not in environ
+    ]
+
+
 def mounts(profile: Profile, root: str = "/") -> list[Mount]:
     """Return the binds of a profile's folders, files and devices that the host has."""
     steps = []
