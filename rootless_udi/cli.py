@@ -1,0 +1,234 @@
+"""udi: everything but the hot path. One argparse parser; each command is a small function below.
+
+What a command does lives in the module it calls; here are words in, words out.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from rootless_udi import config, oci, resolve, store_find
+from rootless_udi.errors import UdiError
+from rootless_udi.run import guarded, refuse_privilege
+from rootless_udi.version import VERSION
+
+Arguments = argparse.Namespace
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Run udi on `argv` (without the program's name); never returns."""
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        status = guarded("udi", lambda: run(words))
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)
+
+
+def run(argv: list[str]) -> int:
+    """Do what `argv` asks; returns the exit status."""
+    arguments = parser().parse_args(argv)
+    refuse_privilege("udi")
+    command: Callable[[Arguments], int] = arguments.command
+    return command(arguments)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; completion and the man page are made from it too."""
+    top = argparse.ArgumentParser(
+        prog="udi",
+        description="Images for udi-run: pull, list, inspect, remove; check the machine.",
+    )
+    top.add_argument("--version", action="version", version=f"udi {VERSION}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, command: Callable[[Arguments], int], text: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=text, description=text)
+        one.set_defaults(command=command)
+        return one
+
+    one = add("pull", pull, "fetch an image and make one squashfs file of it")
+    one.add_argument("image")
+    one.add_argument("--platform", help="OS/ARCHITECTURE[/VARIANT], this machine's by default")
+    one.add_argument("--compression", help="zstd[:LEVEL], gzip[:LEVEL], xz, lz4, lzo or none")
+    one.add_argument("--insecure", action="store_true", help="plain HTTP (loopback is always)")
+    one.add_argument("--force", action="store_true", help="make it anew though it is there")
+    one.add_argument("--keep-blobs", action="store_true", help="keep the compressed layers")
+    one.add_argument("--writer", default="", help="tar2sqfs or mksquashfs, by name or path")
+    one.add_argument("--quiet", "-q", action="store_true", help="say nothing but errors")
+    one = add("images", images, "list the images of the stores")
+    one.add_argument("--json", action="store_true", help="as JSON")
+    one.add_argument("--digests", action="store_true", help="whole digests")
+    one = add("inspect", inspect, "print what is known of an image, as JSON")
+    one.add_argument("image")
+    one = add("rm", remove, "remove images from the store")
+    one.add_argument("image", nargs="+")
+    one = add("extract", extract, "unpack an image into a directory of the store")
+    one.add_argument("image")
+    one = add("ps", ps, "list the containers that live on this node")
+    one.add_argument("--json", action="store_true", help="as JSON")
+    add("doctor", doctor, "check what this machine lets an ordinary user do, with the remedies")
+    return top
+
+
+def _reference(text: str, site: config.Site) -> oci.Reference:
+    found = oci.parse(text, site.registry)
+    if found.kind in ("squashfs", "directory", "path"):
+        raise UdiError(
+            f"{text} is a path, not an image of a registry or a store",
+            "an OCI image layout is oci:DIR, the output of `docker save` docker-archive:FILE; a "
+            "squashfs file or a root directory needs no pull: udi-run takes it as it is",
+        )
+    return found
+
+
+def _platform(text: str | None) -> oci.Platform:
+    if not text:
+        return oci.platform_of(os.uname().machine)
+    return oci.parse_platform(text)
+
+
+def _stores(site: config.Site) -> tuple[str, ...]:
+    return resolve.all_stores(site, os.environ)
+
+
+def _image(text: str, site: config.Site) -> store_find.Image:
+    """Return an image of the stores by name or digest. Raises UdiError where it is in none."""
+    found = store_find.find(_stores(site), _reference(text, site))
+    if found is None:
+        raise UdiError(f"image {text} is in no image store", f"udi pull {text}")
+    return found
+
+
+def pull(arguments: Arguments) -> int:
+    """udi pull: print the digest on standard output; all else goes to standard error."""
+    site = config.load(os.environ)
+    reference = _reference(arguments.image, site)
+    try:
+        from rootless_udi import progress
+        from rootless_udi import pull as pulling
+        from rootless_udi.store import Store
+    except ModuleNotFoundError as error:
+        raise UdiError(
+            f"udi pull needs the Python module {error.name}, and {sys.executable} does not have it",
+            "pip install rootless_udi installs it; images that are there run without it",
+        ) from None
+
+    options = pulling.Options(
+        platform=_platform(arguments.platform),
+        compression=arguments.compression or f"{site.compression}:{site.compression_level}",
+        insecure=arguments.insecure or reference.registry in site.insecure,
+        force=arguments.force,
+        keep_blobs=arguments.keep_blobs,
+        writer=arguments.writer,
+        mirrors=dict(site.mirrors),
+    )
+    with progress.shown(arguments.quiet) as shown:
+        image = pulling.pull_sync(reference, Store(_stores(site)[0]), options, shown)
+    print(image.digest)
+    return 0
+
+
+def images(arguments: Arguments) -> int:
+    """udi images: a row a name, the newest first; the site's stores after the user's."""
+    from rootless_udi.store import Store
+
+    rows = []
+    for root in _stores(config.load(os.environ)):
+        for entry in Store(root).images():
+            for platform, name in entry.names or (("", "<none>"),):
+                # After the "#" is the state of the file that it was pulled from.
+                name = name.partition("#")[0]
+                rows.append(
+                    (name, entry.image.digest, platform, entry.image.size, entry.pulled, root)
+                )
+    if arguments.json:
+        keys = ("name", "digest", "platform", "size", "pulled", "store")
+        print(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2))
+        return 0
+    table = [("NAME", "DIGEST", "PLATFORM", "SIZE", "PULLED")]
+    for name, digest, platform, size, pulled, _ in rows:
+        shown = digest if arguments.digests else digest.partition(":")[2][:12]
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(pulled))
+        table.append((name, shown, platform, _size(size), when))
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    for row in table:
+        print("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def _size(size: int) -> str:
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} B"
+
+
+def inspect(arguments: Arguments) -> int:
+    """udi inspect: the facts that the pull wrote, and where the image is."""
+    image = _image(arguments.image, config.load(os.environ))
+    place = {"squashfs": image.squashfs, "store": image.store, "size": image.size}
+    print(json.dumps({**resolve.read(image.facts), **place}, indent=2, ensure_ascii=False))
+    return 0
+
+
+def remove(arguments: Arguments) -> int:
+    """udi rm: print each name and image that is gone."""
+    from rootless_udi.store import Store
+
+    site = config.load(os.environ)
+    store = Store(_stores(site)[0])
+    for text in arguments.image:
+        names, digests = store.remove(_reference(text, site), _platform(None))
+        for name in names:
+            print(f"untagged {name}")
+        for digest in digests:
+            print(f"removed {digest}")
+    return 0
+
+
+def extract(arguments: Arguments) -> int:
+    """udi extract: what udi-run does by itself where there is no FUSE. Prints the directory."""
+    from rootless_udi import squashfs
+    from rootless_udi.store import Store
+
+    image = _image(arguments.image, config.load(os.environ))
+    store = Store(image.store)
+    lock = store.lock(image.digest)
+    lock.acquire()
+    try:
+        os.makedirs(os.path.dirname(image.directory), exist_ok=True)
+        squashfs.extract(image.squashfs, image.directory)
+    except OSError as error:
+        raise store.refused(f"extracting {image.name or image.digest}", error) from None
+    finally:
+        lock.release()
+    print(image.directory)
+    return 0
+
+
+def ps(arguments: Arguments) -> int:
+    """udi ps: see `rootless_udi.ps`."""
+    from rootless_udi import ps as listing
+
+    found = listing.containers(dict(os.environ))
+    if arguments.json:
+        print(json.dumps([dict(zip(c.FIELDS, c.values(), strict=True)) for c in found], indent=2))
+    else:
+        print(listing.table(found), end="")
+    return 0
+
+
+def doctor(arguments: Arguments) -> int:
+    """udi doctor: see `rootless_udi.doctor`."""
+    from rootless_udi import doctor as checks
+
+    return checks.report(dict(os.environ))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""`udi ps`: the containers that live on this node, from the state directories and /proc.
+
+Records that nobody lives behind any more (their helper was killed) are removed on the way.
+"""
+
+import os
+from time import time
+
+from rootless_udi import node
+from rootless_udi.errors import UdiError
+from rootless_udi.records import Record
+
+
+class Container(Record):
+    """A living container: `members` process ids, `age` in seconds, `memory` of its image server in
+    KiB (0: it has none), `trouble` says how the server has died."""
+
+    image: str
+    digest: str
+    job: str
+    members: tuple[int, ...]
+    age: int
+    server: str
+    memory: int
+    trouble: str = ""
+
+
+def containers(environ: dict[str, str]) -> list[Container]:
+    """Return this user's living containers on this node, oldest first."""
+    found = []
+    for path in node.directories(environ, os.getuid()):
+        try:
+            _, directory = node.state([path], make=False)
+        except UdiError:
+            continue
+        if directory < 0:
+            continue
+        try:
+            for name in os.listdir(directory):
+                if not name.endswith((".lock", ".new")):
+                    one = _container(directory, name)
+                    if one is not None:
+                        found.append(one)
+        finally:
+            os.close(directory)
+    return sorted(found, key=lambda c: -c.age)
+
+
+def _container(directory: int, name: str) -> Container | None:
+    record, fd = node.read(directory, name)
+    if record is None:
+        return None
+    os.close(fd)
+    members = node.living(record)
+    pid = int(record.get("server") or 0)
+    if not members:
+        if not node.started(pid):
+            _remove(directory, name)
+        return None
+    return Container(
+        image=record.get("image"),
+        digest=record.get("digest"),
+        job=record.get("job"),
+        members=tuple(members),
+        age=max(0, int(time()) - int(record.get("started") or 0)),
+        server=record.get("rung"),
+        memory=resident(pid) if pid else 0,
+        trouble=record.get("dead"),
+    )
+
+
+def _remove(directory: int, name: str) -> None:
+    for left in (name, f"{name}.lock"):
+        try:
+            os.unlink(left, dir_fd=directory)
+        except OSError:
+            pass
+
+
+def resident(pid: int) -> int:
+    """Return the resident memory of a process in KiB, from /proc/PID/status (VmRSS)."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("VmRSS:"):
+                    return int(line.split()[1])
+    except OSError:
+        pass
+    return 0
+
+
+def table(found: list[Container]) -> str:
+    """Return the containers as a table for a person; the header alone where there are none."""
+    rows = [("IMAGE", "JOB", "MEMBERS", "AGE", "SERVER", "MEMORY")]
+    for one in found:
+        rows.append(
+            (
+                one.image,
+                one.job or "-",
+                str(len(one.members)),
+                age(one.age),
+                one.server if not one.trouble else f"dead: {one.trouble}",
+                f"{one.memory / 1024:.1f} MiB" if one.memory else "-",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows]
+    return "".join(line.rstrip() + "\n" for line in lines)
+
+
+def age(seconds: int) -> str:
+    """Return a duration as a person says it: 12s, 5m 3s, 2h 10m, 3d 4h."""
+    for unit, size, small, fraction in (("d", 86400, "h", 3600), ("h", 3600, "m", 60)):
+        if seconds >= size:
+            return f"{seconds // size}{unit} {seconds % size // fraction}{small}"
+    return f"{seconds // 60}m {seconds % 60}s" if seconds >= 60 else f"{seconds}s"
