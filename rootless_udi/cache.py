@@ -39,6 +39,8 @@ class Facts(Record):
     places: tuple[Place, ...] = ()
     mke2fs: str = ""
     fuse2fs: str = ""
+    libfuse: int = 0
+    """Major version of the libfuse that fuse2fs was built with."""
 
 
 class FileCache(Record):
@@ -155,7 +157,7 @@ def _file(volume: "Volume", site: "Site", facts: Facts) -> FileCache:
         place.path,
         size,
         mke2fs(facts.mke2fs),
-        fuse2fs(facts.fuse2fs),
+        fuse2fs(facts.fuse2fs, facts.libfuse),
         f"perNodeCache ({volume.origin}) in a file in {place.path}",
     )
 
@@ -210,9 +212,16 @@ def mke2fs(program: str) -> tuple[str, ...]:
     )
 
 
-def fuse2fs(program: str) -> tuple[str, ...]:
-    """Return the argv that serves FILE at TARGET in the foreground (fuse2fs(1))."""
-    return (program, FILE, TARGET, "-f", "-o", "rw,nosuid,nodev,minixdf,allow_other,fsname=udi")
+def fuse2fs(program: str, libfuse: int) -> tuple[str, ...]:
+    """Return the argv that serves FILE at TARGET in the foreground (fuse2fs(1)).
+
+    One thread, since a lock serialises them anyway. libfuse 2 must be told to take writes of more
+    than 4 KiB, libfuse 3 always does and refuses the word. The caches' only writers go through this
+    mount, so names and attributes may be kept.
+    """
+    words = "rw,nosuid,nodev,minixdf,allow_other,kernel_cache,entry_timeout=3600,attr_timeout=3600"
+    big = ",big_writes" if libfuse == 2 else ""
+    return (program, FILE, TARGET, "-f", "-s", "-o", words + big)
 
 
 def filled(argv: tuple[str, ...], file: str, target: str = "") -> list[str]:

@@ -20,13 +20,33 @@ def gather(directories: "Iterable[str]", environ: "Mapping[str, str]") -> Facts:
         return Facts(memory, by)
     from rootless_udi.host import which
 
+    fuse2fs = which("fuse2fs", environ)
     return Facts(
         memory,
         by,
         tuple(_place(path) for path in directories),
         which("mke2fs", environ),
-        which("fuse2fs", environ),
+        fuse2fs,
+        _libfuse(fuse2fs) if fuse2fs else 0,
     )
+
+
+def _libfuse(fuse2fs: str) -> int:
+    """Ask fuse2fs for the major version of its libfuse; 3 where it does not say."""
+    mine, theirs = os.pipe()
+    actions = [(os.POSIX_SPAWN_DUP2, theirs, fd) for fd in (1, 2)]
+    try:
+        pid = os.posix_spawn(fuse2fs, [fuse2fs, "-V"], {"LC_ALL": "C"}, file_actions=actions)
+    except OSError:
+        os.close(mine)
+        return 3
+    finally:
+        os.close(theirs)
+    with open(mine, "rb") as said:
+        text = said.read()
+    os.waitpid(pid, 0)
+    _, found, rest = text.lower().partition(b"fuse library version")
+    return 2 if found and rest.lstrip(b": ").startswith(b"2") else 3
 
 
 def _place(path: str) -> Place:

@@ -187,3 +187,111 @@ def test_mke2fs_makes_a_hundred_gibibytes_sparse(tmp_path: Path) -> None:
         path.unlink()
         subprocess.run(argv, pass_fds=[file.fileno()], check=True, timeout=60)
         assert os.fstat(file.fileno()).st_blocks * 512 < 64 * 1024**2
+
+
+SCRIPT = """
+import os, sys
+sys.path.insert(0, {tree!r})
+from rootless_udi import cache, cachefacts, cachefile, volumes
+from rootless_udi.config import Site
+from rootless_udi.errors import UdiError
+from rootless_udi.idmap import userns
+
+text, change = sys.argv[1:3]
+asked = volumes.parse(text)
+facts = cachefacts.gather(cache.candidates(asked, Site()), os.environ)
+uid, gid = os.getuid(), os.getgid()
+(step,) = cache.plan(asked, Site(), facts)
+if change:
+    step = step.replace(**{{change: ("/bin/ls", "/nowhere")}})
+userns.enter((0, uid), (0, gid))
+try:
+    made = cachefile.make(step)
+except UdiError as error:
+    sys.exit(error.message)
+fd = os.open({target!r}, os.O_PATH)
+cachefile.attach(made, fd)
+os.close(fd)
+userns.enter((uid, 0), (gid, 0))
+os.execvp("/bin/sh", ["/bin/sh", "-c", *sys.argv[3:]])
+"""
+
+
+def in_file(tmp_path: Path, script: str, change: str = "") -> "subprocess.CompletedProcess[str]":
+    """Run a shell in namespaces with a cache of 64 MiB in a file, mounted at tmp_path/t."""
+    target, tree = str(tmp_path / "t"), str(Path(__file__).parent.parent)
+    os.makedirs(target, exist_ok=True)
+    argv = ["python3", "-c", SCRIPT.format(tree=tree, target=target)]
+    text = f"{tmp_path}:/c:perNodeCache=size=64M,method=file"
+    return subprocess.run(
+        [*argv, text, change, f"cd {target} && {{ {script}\n}}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.needs("fuse2fs", "userns", "fuse")
+def test_a_cache_in_a_file(tmp_path: Path) -> None:
+    done = in_file(
+        tmp_path,
+        """
+        df -P . | awk 'NR == 2 { print $2 }'
+        ls -A | wc -l; stat -c %u .
+        mkdir d && echo hello > d/f && cat d/f && stat -c %u d/f
+        dd if=/dev/zero of=big bs=1M count=100 2>&1 | grep -o 'No space.*'
+        rm big && echo again > after && cat after
+        """,
+    )
+    assert done.stderr == ""
+    size, *rest = done.stdout.split("\n")
+    assert 60 * 1024 <= int(size) <= 64 * 1024
+    uid = str(os.getuid())
+    expected = ["0", uid, "hello", uid, "No space left on device", "again", ""]
+    assert rest == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+
+
+@pytest.mark.needs("fuse2fs", "userns", "fuse")
+def test_its_server_ends_with_the_last_process(tmp_path: Path) -> None:
+    done = in_file(tmp_path, "pgrep -n fuse2fs; kill -KILL $$")
+    assert done.returncode == -9
+    server = int(done.stdout)
+    try:
+        handle = os.pidfd_open(server)
+    except ProcessLookupError:
+        return
+    import select
+
+    waiter = select.poll()
+    waiter.register(handle, select.POLLIN)
+    assert waiter.poll(30_000), "fuse2fs is still there"
+
+
+@pytest.mark.needs("fuse2fs", "userns", "fuse")
+@pytest.mark.parametrize("program", ["mke2fs", "fuse2fs"])
+def test_a_program_that_fails(tmp_path: Path, program: str) -> None:
+    done = in_file(tmp_path, "echo never", program)
+    assert done.stdout == ""
+    assert done.stderr.startswith("perNodeCache /c: /bin/ls failed: /bin/ls: cannot access")
+
+
+def test_a_directory_that_refuses() -> None:
+    from rootless_udi import cachefile
+
+    step = FileCache("/c", "/proc", G, (), ())
+    with pytest.raises(UdiError, match="perNodeCache /c: making its file in /proc failed: "):
+        cachefile.make(step)
+
+
+def test_where_no_file_can_be_without_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rootless_udi import cachefile
+
+    # What a file system without O_TMPFILE answers: EISDIR.
+    monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)
+    fd = cachefile._file(FileCache("/c", str(tmp_path), G, (), ()))
+    assert (os.fstat(fd).st_size, os.fstat(fd).st_nlink) == (G, 0)
+    os.close(fd)
+    assert list(tmp_path.iterdir()) == []
