@@ -14,6 +14,7 @@ import stat
 import struct
 import subprocess
 from collections.abc import Callable
+from io import FileIO
 
 from rootless_udi.errors import UdiError
 from rootless_udi.tarwrite import Write
@@ -22,6 +23,8 @@ Feed = Callable[[Write], object]
 BLOCK_SIZE = 131072
 MEMORY = "256M"
 PIPE_SIZE = 1 << 20
+PLACES = ":/usr/sbin:/sbin"
+"""Searched after PATH: some distributions install the tools where no user's PATH leads."""
 
 _LEVELS = {"zstd": 22, "gzip": 9, "lz4": 0, "xz": 0, "lzo": 9, "none": 0}
 _NONE = 0xFFFFFFFFFFFFFFFF
@@ -48,26 +51,34 @@ def build(target: str, compression: str, feed: Feed, writer: str = "") -> None:
                 _write(argv, target, feed)
                 break
             except Again:
-                os.unlink(target)
+                _unlink(target)
         if not _is_tar2sqfs(argv[0]):
             _settle_root(target)
         check(target)
     except BaseException:
-        if os.path.lexists(target):
-            os.unlink(target)
+        _unlink(target)
         raise
+
+
+def _unlink(path: str) -> None:
+    if os.path.lexists(path):
+        os.unlink(path)
 
 
 def find(compression: str) -> str:
     """Return the path of the writer to use; UdiError where this machine has none."""
     names = ("mksquashfs",) if _parse(compression)[0] == "none" else ("tar2sqfs", "mksquashfs")
     for name in names:
-        if path := shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"):
+        if path := _which(name):
             return path
     raise UdiError(
         f"making a squashfs file failed: there is no {' or '.join(names)} here",
         "install squashfs-tools-ng (tar2sqfs), or squashfs-tools 4.5 or later (mksquashfs)",
     )
+
+
+def _which(name: str) -> str | None:
+    return shutil.which(name, path=os.environ.get("PATH", os.defpath) + PLACES)
 
 
 def command(target: str, compression: str, writer: str) -> list[str]:
@@ -87,7 +98,7 @@ def command(target: str, compression: str, writer: str) -> list[str]:
         return [writer, *options, "--defaults", "uid=0,gid=0,mode=0755,mtime=0", target]
     options = ["-tar", "-noappend", "-quiet", "-no-progress", "-processors", processors]
     options += ["-mem", MEMORY, "-b", str(BLOCK_SIZE), "-mkfs-time", "0"]
-    options += ["-root-mode", "0755", "-root-uid", "0", "-root-gid", "0"]
+    options += ["-root-mode", "0755", "-all-root"]
     # The inode table is left uncompressed for _settle_root; it is small, and read faster so.
     options += ["-noI"]
     if name == "none":
@@ -119,7 +130,9 @@ def _write(argv: list[str], target: str, feed: Feed) -> None:
     env = {**os.environ, "LC_ALL": "C"}
     env.pop("SOURCE_DATE_EPOCH", None)  # fatal to mksquashfs together with -mkfs-time
     said = os.memfd_create("stderr")
-    with open(said, "r+b") as stderr:
+    # Held open, so that a writer that removes what it could not finish does not hide a full disk.
+    held = os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    with open(said, "r+b") as stderr, open(held, "r+b", buffering=0) as output:
         try:
             child = subprocess.Popen(
                 argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr, env=env
@@ -145,6 +158,8 @@ def _write(argv: list[str], target: str, feed: Feed) -> None:
         status = child.wait()
         stderr.seek(0)
         text = stderr.read().decode(errors="replace")
+        if status and "I/O error" in text:
+            text += _write_error(output)  # tar2sqfs says no more than that
     if status:
         raise _failure(os.path.basename(argv[0]), "writing", target, status, text)
 
@@ -181,13 +196,25 @@ def _failure(program: str, doing: str, path: str, status: int, text: str) -> Udi
         name = signal.Signals(-status).name if -status in list(signal.Signals) else str(-status)
         hint = "out of memory? see dmesg, or ask for more memory" if name == "SIGKILL" else ""
         return UdiError(f"{what}: {program} was killed by signal {name}", hint)
-    if "invalid option" in text and "tar" in program + text:
+    if "invalid option" in text and doing == "writing":
         return UdiError(
             f"{what}: this {program} can't read a tar",
             "install squashfs-tools 4.5 or later, or squashfs-tools-ng (tar2sqfs)",
         )
     why = lines[-1] if lines else "it says nothing"
     return UdiError(f"{what}: {program} ended with status {status}: {why}", "see `udi doctor`")
+
+
+def _write_error(file: FileIO) -> str:
+    """Return the system's reason why `file` can't grow, or an empty string."""
+    try:
+        file.seek(0, os.SEEK_END)
+        for _ in range(16):
+            file.write(bytes(1 << 18))
+            os.fsync(file.fileno())
+    except OSError as err:
+        return str(err.strerror)
+    return ""
 
 
 def file_system(path: str) -> str:
@@ -269,9 +296,7 @@ def extract(path: str, directory: str) -> None:
     if os.path.lexists(directory):
         return
     check(path)
-    program = shutil.which(
-        "unsquashfs", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-    )
+    program = _which("unsquashfs")
     if program is None:
         raise UdiError(
             f"unpacking {path} failed: there is no unsquashfs here", "install squashfs-tools"

@@ -141,6 +141,8 @@ class Node:
 
     def __init__(self, kind: str, mode: int, what: Any, mtime: int, listed: bool = True) -> None:
         self.kind, self.mode, self.what, self.mtime, self.listed = kind, mode, what, mtime, listed
+        self.borrowed = False
+        """Of a lower layer, by a hard link: nothing may be beneath it, though it is a symlink."""
 
 
 State = dict[str, Node]
@@ -166,7 +168,7 @@ def _resolve(upper: State, path: str, depth: int = 0) -> str:
         node = upper.get(parent)
         if node is None or node.kind == "dir":
             continue
-        if node.kind != "symlink" or node.what.startswith("/"):
+        if node.kind != "symlink" or node.borrowed or node.what.startswith("/"):
             raise Refused(parent)
         where = parts[: n - 1]
         for name in node.what.split("/"):
@@ -235,7 +237,11 @@ def _node(upper: State, hidden: State, path: str, m: M) -> Node:
         return upper[target]
     below = hidden.get(target)
     # A link to nothing is refused only where its name is seen in the end.
-    return below if below and below.kind != "dir" else Node("missing", 0, None, 0)
+    node = Node("missing", 0, None, 0)
+    if below and below.kind != "dir":
+        node = Node(below.kind, below.mode, below.what, below.mtime)
+    node.borrowed = True
+    return node
 
 
 def model(layers: Sequence[Sequence[M]]) -> dict[str, Seen]:
