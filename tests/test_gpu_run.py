@@ -1,0 +1,151 @@
+"""Real runs: a fake libcuda of the host is found, loaded and called by a program in an image."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import gpuhosts, images
+from tests.conftest import TREE, User
+from tests.gpuhosts import MULTIARCH, OLD, VERSION
+from tests.test_gpu_cdi import host as cdi_host
+
+pytestmark = pytest.mark.needs("userns", "fuse", "busybox", "gcc")
+
+LIB = "/opt/udiImage/gpu/lib"
+
+
+def program() -> Path:
+    """Return the check program, compiled once for all."""
+    target = images.cache() / "gpu" / "cudacheck"
+    source = Path(__file__).parent / "programs/cudacheck.c"
+    if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
+        target.parent.mkdir(exist_ok=True)
+        subprocess.run(["gcc", "-o", target, source, "-ldl"], check=True)
+    return target
+
+
+def entries(binary: Path) -> list[images.Entry]:
+    """A root of busybox, the check program, and this machine's C library."""
+    found = images.busybox_entries()
+    found.append(("bin/cudacheck", binary.read_bytes(), {"mode": 0o755}))
+    text = subprocess.run(["ldd", binary], capture_output=True, text=True, check=True).stdout
+    paths = [w for w in text.split() if w.startswith("/")]
+    folders = {str(parent) for path in paths for parent in Path(path.lstrip("/")).parents}
+    have = {name for name, _content, _extra in found}
+    found += [(f, None, {}) for f in sorted(folders - have - {"."})]
+    found += [(p.lstrip("/"), Path(p).read_bytes(), {"mode": 0o755}) for p in paths]
+    return found
+
+
+def pulled(folder: Path, more: list[images.Entry], env: list[str]) -> Path:
+    """Pull an image of these entries into a store in `folder`; return its squashfs file."""
+    layout = images.Layout(folder / "layout")
+    layout.image("latest", [images.tar(entries(program()) + more)], {"Env": ["PATH=/bin", *env]})
+    argv = [TREE / "bin/udi", "pull", "-q", f"oci:{folder}/layout:latest"]
+    environ = {**os.environ, "UDI_STORE": str(folder / "store")}
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder / "store/images" / (done.stdout.strip().replace(":", "-") + ".sqfs")
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pulled(tmp_path_factory.mktemp("image"), [], ["LD_LIBRARY_PATH=/nowhere"])
+
+
+def run(
+    user: User, host: gpuhosts.Host, request: str, image: Path, *argv: str, **env: str
+) -> "subprocess.CompletedProcess[str]":
+    runner = Path(__file__).parent / "programs/gpurun.py"
+    return user.run(sys.executable, runner, host.root, request, image, *argv, env=env)
+
+
+@pytest.mark.parametrize("build", [gpuhosts.debian, gpuhosts.rhel, gpuhosts.local])
+def test_a_program_finds_loads_and_calls_the_hosts_driver(
+    build: "type[gpuhosts.Host]", user: User, image: Path, tmp_path: Path
+) -> None:
+    made = build(tmp_path / "root")
+    for name in ("libcuda.so.1", "libcuda.so"):
+        done = run(user, made, "nvidia", image, "cudacheck", name)
+        assert done.returncode == 0, done.stdout + done.stderr
+        version, path = done.stdout.split()
+        assert (version, path.rpartition("/")[0]) == ("12040", LIB)
+
+
+def test_without_a_request_there_is_no_driver(user: User, image: Path) -> None:
+    done = user.run("udi-run", image, "cudacheck")
+    assert done.returncode == 1 and "libcuda.so.1: cannot open" in done.stdout
+
+
+def test_a_specification_of_cdi_leads_to_the_same(user: User, image: Path, tmp_path: Path) -> None:
+    made = cdi_host(tmp_path / "root")
+    done = run(user, made, "cdi:all", image, "cudacheck", "libcuda.so")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith(f"12040 {LIB}/libcuda.so")
+
+
+def test_tools_are_on_the_path_and_links_are_right(user: User, image: Path, tmp_path: Path) -> None:
+    made = gpuhosts.debian(tmp_path / "root")
+    made.write(
+        "/usr/lib/nvidia/current/nvidia-smi", "#!/bin/sh\necho smi: $LD_LIBRARY_PATH\n", 0o755
+    )
+    done = run(user, made, "auto", image, "nvidia-smi")
+    assert done.stdout == f"smi: /nowhere:{LIB}\n", done.stderr
+    done = run(user, made, "auto", image, "readlink", f"{LIB}/libcuda.so.1")
+    assert done.stdout == f"libcuda.so.{VERSION}\n"
+    done = run(user, made, "auto", image, "sh", "-c", f": > {LIB}/x")
+    assert done.returncode != 0 and "Read-only file system" in done.stderr
+
+
+def test_not_one_byte_is_copied(user: User, image: Path, tmp_path: Path) -> None:
+    made = gpuhosts.local(tmp_path / "root")
+    real = made.path / f"usr/local/nvidia/lib64/libcuda.so.{VERSION}"
+    done = run(user, made, "nvidia", image, "stat", "-L", "-c", "%d:%i", f"{LIB}/libcuda.so.1")
+    info = real.stat()
+    assert done.stdout == f"{info.st_dev}:{info.st_ino}\n", done.stderr
+
+
+def test_the_images_own_compat_library_goes_first(
+    user: User, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    compat = "usr/local/cuda-12.8/compat"
+    folders = [(d, None, {}) for d in ("usr/local", "usr/local/cuda-12.8", compat)]
+    newer = gpuhosts.compile("libcuda.so.1", gpuhosts.SOURCE % 12080).read_bytes()
+    more: list[images.Entry] = [
+        *folders,
+        (f"{compat}/libcuda.so.570.1.2", newer, {"mode": 0o755}),
+        (f"{compat}/libcuda.so.1", "libcuda.so.570.1.2", {}),
+    ]
+    env = ["NVIDIA_REQUIRE_CUDA=cuda>=12.8"]
+    image = pulled(tmp_path_factory.mktemp("compat"), more, env)
+    made = gpuhosts.local(tmp_path / "root")
+    done = run(user, made, "nvidia", image, "cudacheck")
+    assert done.stdout == f"12080 /{compat}/libcuda.so.1\n", done.stderr
+    newest = gpuhosts.Host(tmp_path / "new").libraries("/usr/lib64", "570.9.9").kernel("570.9.9")
+    done = run(user, newest, "nvidia", image, "cudacheck")
+    assert done.stdout == f"12040 {LIB}/libcuda.so.1\n", done.stderr
+
+
+def test_an_image_for_a_newer_cuda_is_refused_at_the_start(
+    user: User, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    image = pulled(tmp_path_factory.mktemp("new"), [], ["NVIDIA_REQUIRE_CUDA=cuda>=12.4"])
+    made = gpuhosts.Host(tmp_path / "root").libraries("/usr/lib64", OLD).kernel(OLD)
+    done = run(user, made, "nvidia", image, "cudacheck")
+    assert done.returncode == 125
+    assert f"image needs CUDA 12.4; the host's NVIDIA driver {OLD} runs CUDA 11.4" in done.stderr
+    done = run(user, made, "nvidia", image, "cudacheck", NVIDIA_DISABLE_REQUIRE="1")
+    assert done.returncode == 0, done.stderr
+
+
+def test_explain_gives_every_reason(user: User, image: Path, tmp_path: Path) -> None:
+    made = gpuhosts.debian(tmp_path / "root")
+    runner = Path(__file__).parent / "programs/gpurun.py"
+    done = user.run(sys.executable, runner, made.root, "auto", "--explain=json", image, "true")
+    steps = [s for s in json.loads(done.stdout)["steps"] if s["target"].startswith(LIB)]
+    assert len(steps) > 10 and all(s["reason"] for s in steps)
+    assert any(MULTIARCH in s.get("source", "") for s in steps)
