@@ -32,7 +32,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
 def run(argv: list[str]) -> int:
     """Do what `argv` asks; returns the exit status."""
     arguments = parser().parse_args(argv)
-    refuse_privilege("udi")
+    if arguments.command is not bundle:
+        refuse_privilege("udi")
     command: Callable[[Arguments], int] = arguments.command
     return command(arguments)
 
@@ -71,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("image")
     one = add("ps", ps, "list the containers that live on this node")
     one.add_argument("--json", action="store_true", help="as JSON")
+    add("bundle", bundle, "put udi-run's modules into one file, for a shared file system")
     add("doctor", doctor, "check what this machine lets an ordinary user do, with the remedies")
     return top
 
@@ -220,6 +222,19 @@ def ps(arguments: Arguments) -> int:
         print(json.dumps([dict(zip(c.FIELDS, c.values(), strict=True)) for c in found], indent=2))
     else:
         print(listing.table(found), end="")
+    return 0
+
+
+def bundle(arguments: Arguments) -> int:
+    """udi bundle: for an installation that its users may not write to. Prints the file."""
+    from rootless_udi import bundle as bundling
+
+    package = os.path.dirname(os.path.abspath(__file__))
+    if not bundling.write(package):
+        raise UdiError(
+            f"writing {bundling.path(package)} failed", "run it as who installed udi-run"
+        )
+    print(bundling.path(package))
     return 0
 
 

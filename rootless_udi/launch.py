@@ -41,6 +41,7 @@ def run(
     `who`, `name` and `key` are the launcher and the container's name and description from `node`;
     empty for a run of its own. Returns 0 after --explain, else becomes the command.
     """
+    _bundle()
     if request.explain is not None:
         from rootless_udi import explain
 
@@ -166,6 +167,17 @@ def prepare(request: Request, environ: "dict[str, str]", who: str) -> Plan:
     injections, hooks = inject.gather(request, site, environ, image, facts)
     sources = host.look(plan.wanted(site, mounts, injections))
     return plan.build(request, site, facts, image, root, sources, mounts, injections, hooks)
+
+
+def _bundle() -> None:
+    """Write the start path's bundle where this start had none and may write one."""
+    if __spec__.loader.__class__.__name__ != "SourceFileLoader":
+        return
+    package = os.path.dirname(__file__)
+    if os.access(f"{package}/__pycache__", os.W_OK):
+        from rootless_udi import bundle
+
+        bundle.write(package)
 
 
 def _operations(environment: "Sequence[object]") -> "list[Operation]":

@@ -15,6 +15,7 @@ import pytest
 
 from tests import images, probes
 
+SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 TREE = Path(__file__).resolve().parent.parent
 
 
@@ -51,7 +52,7 @@ class User:
         self.env = {
             "HOME": str(home),
             "USER": self.name,
-            "PATH": f"{TREE}/bin:{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            "PATH": f"{TREE}/bin:{Path(sys.executable).parent}:{SYSTEM_PATH}",
             "LANG": "C.UTF-8",
             "UDI_STORE": str(home / "store"),
             "XDG_RUNTIME_DIR": str(home / "run"),

@@ -363,7 +363,10 @@ def test_volumes(user: User, box: Path) -> None:
         ("{home}:/proc", "/proc"),
         ("{home}:/usr:suid", "suid"),
         ("{home}", "no destination"),
-        ("{home}:/bin/busybox", "it is a file in the image, and a directory is to be mounted there"),
+        (
+            "{home}:/bin/busybox",
+            "it is a file in the image, and a directory is to be mounted there",
+        ),
         ("/etc/passwd:/bin", "it is a directory in the image, and a file is to be mounted there"),
     ],
 )
@@ -422,9 +425,7 @@ def test_etc_that_is_a_link_is_refused(user: User, box: Path) -> None:
         (None, "it is cut off"),
     ],
 )
-def test_a_damaged_image_is_refused(
-    user: User, box: Path, content: bytes | None, why: str
-) -> None:
+def test_a_damaged_image_is_refused(user: User, box: Path, content: bytes | None, why: str) -> None:
     broken = user.home / "broken.sqfs"
     broken.write_bytes(box.read_bytes()[:-5000] if content is None else content)
     done = user.run("udi-run", broken, "true")
@@ -487,8 +488,7 @@ def without_fuse(user: User) -> list[str]:
     sealed = user.home / "sealed"
     sealed.touch(mode=0)
     script = (
-        f"mount --bind {sealed} /dev/fuse && "
-        'exec setpriv --ambient-caps=-all --inh-caps=-all "$@"'
+        f'mount --bind {sealed} /dev/fuse && exec setpriv --ambient-caps=-all --inh-caps=-all "$@"'
     )
     unshare = ["unshare", "--user", "--map-current-user", "--mount", "--keep-caps"]
     return [*unshare, "sh", "-c", script, "sh"]

@@ -1,0 +1,126 @@
+"""The start path is a budget: modules that it imports, files that it opens; and how it is found."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from rootless_udi import bundle, version
+from tests.conftest import TREE, User
+
+PYTHON = "/usr/bin/python3"
+
+OURS = {name for name in bundle.NAMES if name != "rootless_udi"}
+JOINER = {
+    "rootless_udi.begin",
+    "rootless_udi.environment",
+    "rootless_udi.errors",
+    "rootless_udi.node",
+    "rootless_udi.options",
+    "rootless_udi.records",
+    "rootless_udi.run",
+    "rootless_udi.syscalls",
+}
+FOREIGN = {"_ctypes", "_signal", "errno", "stat", "_stat"}
+FOREIGN |= {"os", "os.path", "posixpath", "genericpath", "_collections_abc"}
+LAUNCHER = {"_json", "_socket", "fcntl", "grp", "pwd", "time", "marshal"}
+
+
+def imported(statement: str) -> set[str]:
+    """Return the modules that `statement` adds to a bare interpreter."""
+    code = (
+        f"import sys; before = set(sys.modules); sys.path.insert(0, {str(TREE)!r}); {statement}; "
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_a_joiner_imports_next_to_nothing() -> None:
+    found = imported("import rootless_udi.run")
+    assert {n for n in found if n.startswith("rootless_udi.")} == JOINER
+    assert {n for n in found if not n.startswith("rootless_udi")} <= FOREIGN
+
+
+def test_a_launch_imports_what_the_bundle_has() -> None:
+    found = imported("import rootless_udi.run, rootless_udi.launch")
+    assert {n for n in found if n.startswith("rootless_udi.")} == OURS
+    assert {n for n in found if not n.startswith("rootless_udi")} <= FOREIGN | LAUNCHER
+
+
+def opens(user: User, log: Path, *argv: object) -> int:
+    """Return how many files udi-run itself opens before it becomes /bin/true."""
+    user.env["PATH"] = f"{TREE}/bin:/usr/bin:/bin"
+    done = user.run("strace", "-f", "-e", "trace=open,openat,execve", "-o", log, *argv)
+    assert done.returncode == 0, done.stderr
+    lines = log.read_text().splitlines()
+    pid = lines[0].split()[0]
+    last = next(i for i, line in enumerate(lines) if '"/bin/true"], ' in line and "execve" in line)
+    own = [x for x in lines[:last] if x.split()[0] == pid and re.search(r" open(at)?\(", x)]
+    return len(own)
+
+
+@pytest.mark.needs("userns", "fuse", "busybox", "strace")
+def test_opens_of_a_launch_and_of_a_join(user: User, box: Path, tmp_path: Path) -> None:
+    """60 and 45 are the project's limits, of which Debian's bare interpreter takes 24."""
+    assert user.run(PYTHON, "-IS", TREE / "bin/udi-run", box, "/bin/true").returncode == 0
+    assert bundle.write(str(TREE / "rootless_udi")) or not os.access(TREE / "rootless_udi", os.W_OK)
+    assert opens(user, tmp_path / "launch", "udi-run", box, "/bin/true") <= 60
+    user.env["UDI_SHARE"] = "counted"
+    holder = user.popen(
+        "udi-run", box, "sh", "-c", "echo up; read x", stdin=-1, stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "up\n"
+    assert opens(user, tmp_path / "join", "udi-run", box, "/bin/true") <= 45
+    holder.communicate("\n", timeout=30)
+
+
+def test_a_stale_bundle_is_left_aside(tmp_path: Path) -> None:
+    """A module that changed is imported from its file; so is all where the bundle is of old."""
+    for name in ("bin", "rootless_udi", "fuse", "idmap", "mpi_inject"):
+        subprocess.run(["cp", "-a", TREE / name, tmp_path / name], check=True)
+    package = tmp_path / "rootless_udi"
+    subprocess.run(["rm", "-rf", package / "__pycache__"], check=True)
+    assert bundle.write(str(package))
+    launcher = tmp_path / "bin/udi-run"
+    ask = [launcher, "--version"]
+    assert subprocess.run(ask, capture_output=True, text=True).stdout == "udi-run 0.1.0\n"
+    run = (package / "run.py").read_text()
+    (package / "run.py").write_text(run.replace('"udi-run {VERSION}', '"changed {VERSION}'))
+    assert subprocess.run(ask, capture_output=True, text=True).stdout == "changed 0.1.0\n"
+
+
+@pytest.mark.needs("userns", "fuse", "busybox")
+def test_an_installation_from_the_wheel(user: User, box: Path, tmp_path: Path) -> None:
+    """pip keeps the launcher's flags, and finds all three folders."""
+    venv, wheel = tmp_path / "venv", tmp_path / "wheel"
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("bin", "rootless_udi", "fuse", "idmap", "mpi_inject", "pyproject.toml"):
+        subprocess.run(["cp", "-a", TREE / name, source / name], check=True)
+    for name in ("README.md", "LICENSE"):
+        subprocess.run(["cp", "-a", TREE / name, source / name], check=True)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    build = ["wheel", "--no-deps", "--no-build-isolation", "-w", wheel, source]
+    subprocess.run([*pip, *build], check=True)
+    install = ["--python", venv / "bin/python3", "install", "--no-deps", *wheel.glob("*.whl")]
+    subprocess.run([*pip, *install], check=True)
+    user.env["PATH"] = "/usr/bin:/bin"
+    done = user.run(venv / "bin/udi-run", box, "echo", "installed")
+    assert done.stdout == "installed\n", done.stderr
+    done = user.run(venv / "bin/udi", "ps")
+    assert done.stdout.startswith("IMAGE"), done.stderr
+    code = "import rootless_udi.fuse.raw, rootless_udi.mpi_inject.elf, rootless_udi.idmap.maps"
+    assert user.run(venv / "bin/python3", "-c", code).returncode == 0
+
+
+def test_version_is_the_projects() -> None:
+    project = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]
+    assert project["version"] == version.VERSION
