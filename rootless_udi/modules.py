@@ -76,6 +76,8 @@ def available(flat: "Mapping[str, Any]") -> dict[str, Module]:
     """Return `Site.modules` as records, with the built-in ones."""
     found = {name: Module(name, description=text) for name, text in BUILT_IN.items()}
     for name, row in flat.items():
+        if name in BUILT_IN:
+            continue
         values = dict(zip(Module.FIELDS, row, strict=True))
         for field, kind in (("binds", Bind), ("devices", Device), ("environment", Env)):
             values[field] = tuple(kind(*_tuples(one)) for one in values[field])
