@@ -210,7 +210,7 @@ class ArchiveSource:
                     raise WrongContent(f"{what}: is truncated")
                 write(data, offset)
 
-        return self._blobs.fetch(layer, copy, report)
+        return self._blobs.fetch(layer, copy, report, what)
 
     def order(self, layers: Sequence[Descriptor]) -> list[Descriptor]:
         """In the archive's order: a compressed one is then read once from start to end."""

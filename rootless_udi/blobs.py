@@ -15,7 +15,7 @@ import hashlib
 import os
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from rootless_udi.errors import UdiError
@@ -60,7 +60,11 @@ class Blobs:
     """The blobs of one pull. `fetch` from several threads; `release` once, at the end."""
 
     def __init__(
-        self, store: Store, stop: Stop, keep: bool = False, note: Callable[[str], None] = print
+        self,
+        store: Store,
+        stop: Stop,
+        keep: bool = False,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._store = store
         self._stop = stop
@@ -68,17 +72,19 @@ class Blobs:
         self._note = note
         self._held: dict[str, tuple[str, Lock]] = {}
 
-    def fetch(self, descriptor: Descriptor, download: Download, report: Report) -> str:
+    def fetch(self, descriptor: Descriptor, download: Download, report: Report, what: str) -> str:
         """Return the path of a blob that is whole and right, which stays there until `release`.
 
-        Raises UdiError where it cannot be had and where the file system refuses.
+        `what` begins the message of a wrong digest. Raises UdiError where the blob cannot be had
+        and where the file system refuses.
         """
         held = self._held.get(descriptor.digest)
         if held is not None:
             return held[0]
         lock = self._store.lock(descriptor.digest)
         try:
-            path = self._fetch(descriptor, download, report, lock)
+            path = self._fetch(descriptor, download, report, what, lock)
+            self._stop.check()
         except OSError as error:
             self._give_up(lock)
             raise self._store.refused(f"storing blob {descriptor.digest}", error) from None
@@ -92,7 +98,14 @@ class Blobs:
         with contextlib.suppress(OSError):
             lock.release()
 
-    def _fetch(self, descriptor: Descriptor, download: Download, report: Report, lock: Lock) -> str:
+    def _fetch(
+        self,
+        descriptor: Descriptor,
+        download: Download,
+        report: Report,
+        what: str,
+        lock: Lock,
+    ) -> str:
         waits = 0
         while True:
             if not lock.acquire(shared=True, wait=False):
@@ -108,7 +121,7 @@ class Blobs:
                 path = self._store.path(
                     "blobs", f"{stem(descriptor.digest)}.{os.getpid()}-{secrets.token_hex(6)}.part"
                 )
-                self._download(path, descriptor, download, report)
+                self._download(path, descriptor, download, report, what)
                 return path
             path = self._whole(descriptor, report)
             if path:
@@ -121,7 +134,7 @@ class Blobs:
             path = self._whole(descriptor, report)
             if not path:
                 path = self._store.path("blobs", f"{stem(descriptor.digest)}.part")
-                self._download(path, descriptor, download, report)
+                self._download(path, descriptor, download, report, what)
             lock.acquire(shared=True)
             if os.path.exists(path):
                 return path
@@ -143,7 +156,7 @@ class Blobs:
         return ""
 
     def _download(
-        self, path: str, descriptor: Descriptor, download: Download, report: Report
+        self, path: str, descriptor: Descriptor, download: Download, report: Report, what: str
     ) -> None:
         """Download into `path`, going on with what is there; once more from the start if wrong."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -153,12 +166,12 @@ class Blobs:
                 # As long as it should be, and `_whole` found it wrong.
                 have = 0
             try:
-                self._stream(fd, have, descriptor, download, report)
+                self._stream(fd, have, descriptor, download, report, what)
             except WrongContent:
                 if not have:
                     raise
                 self._note(f"what was left of {descriptor.digest} is damaged: from the start")
-                self._stream(fd, 0, descriptor, download, report)
+                self._stream(fd, 0, descriptor, download, report, what)
         except (WrongContent, OSError) as error:
             # Of no use to the next pull, and on a full disk in its way.
             if isinstance(error, WrongContent) or error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -170,7 +183,13 @@ class Blobs:
             os.close(fd)
 
     def _stream(
-        self, fd: int, have: int, descriptor: Descriptor, download: Download, report: Report
+        self,
+        fd: int,
+        have: int,
+        descriptor: Descriptor,
+        download: Download,
+        report: Report,
+        what: str,
     ) -> None:
         algorithm = descriptor.digest.partition(":")[0]
         summed = hashlib.new(algorithm)
@@ -199,11 +218,10 @@ class Blobs:
             summed, done = hashlib.new(algorithm), 0
 
         download(descriptor, have, write, restart)
-        what = f"pulling blob {descriptor.digest}"
         matches(f"{algorithm}:{summed.hexdigest()}", descriptor.digest, what)
 
     def release(self, used: bool) -> None:
-        """Let go of all blobs. With `used` they are removed or, if asked for, kept; others stay.
+        """Let go of all blobs; with `used` nobody needs them again: they are removed, or kept.
 
         A blob that another pull shares is left to it.
         """
@@ -219,6 +237,18 @@ class Blobs:
                         discard(path)
             self._give_up(lock)
         self._held.clear()
+
+    def forget(self, descriptors: Sequence[Descriptor]) -> None:
+        """Remove partial downloads of these blobs, other than what another pull is at."""
+        for descriptor in descriptors:
+            path = self._store.path("blobs", f"{stem(descriptor.digest)}.part")
+            if not os.path.exists(path):
+                continue
+            lock = self._store.lock(descriptor.digest)
+            with contextlib.suppress(OSError):
+                if lock.acquire(wait=False) and lock.works:
+                    discard(path)
+            self._give_up(lock)
 
     def have(self, descriptor: Descriptor) -> int:
         """Return the bytes of a blob that need not be downloaded, as far as sizes tell."""

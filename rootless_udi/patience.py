@@ -60,6 +60,10 @@ def _shut(connection: http.client.HTTPConnection) -> None:
             sock.shutdown(socket.SHUT_RDWR)
 
 
+class GaveUp(UdiError):
+    """The network or the other side failed for too long: what is there already is worth keeping."""
+
+
 class Patience(Record):
     """How often and how long to try again: `attempts` without any progress, waits of `first`
     seconds, doubled up to `longest`. A server that asks for more than `asked` seconds is given up.
@@ -84,13 +88,13 @@ class Tries:
         self._failures = 0
 
     def failed(self, what: str, why: str, asked: float | None = None, hint: str = "") -> None:
-        """Wait before the next attempt. Raises UdiError(what: why) where there is to be none."""
+        """Wait before the next attempt. Raises GaveUp(what: why) where there is to be none."""
         self._failures += 1
         hint = hint or "try again later; a mirror may serve the image meanwhile"
         if asked is not None and asked > self.patience.asked:
-            raise UdiError(f"{what}: {why}; it asks to come back in {asked:.0f} s", hint)
+            raise GaveUp(f"{what}: {why}; it asks to come back in {asked:.0f} s", hint)
         if self._failures >= self.patience.attempts:
-            raise UdiError(f"{what}: {why} ({self._failures} attempts)", hint)
+            raise GaveUp(f"{what}: {why} ({self._failures} attempts)", hint)
         wait = min(self.patience.first * 2 ** (self._failures - 1), self.patience.longest)
         # Thousands of nodes that fail together must not come back together.
         wait *= random.uniform(0.75, 1.25)

@@ -6,6 +6,7 @@ Whatever is given up leaves at most partial downloads, which the next pull goes 
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -17,7 +18,7 @@ from rootless_udi.errors import UdiError
 from rootless_udi.locks import Lock
 from rootless_udi.manifest import LAYERS, Descriptor
 from rootless_udi.oci import Platform, Reference, platform_of
-from rootless_udi.patience import Patience, Stop
+from rootless_udi.patience import GaveUp, Patience, Stop
 from rootless_udi.records import Record
 from rootless_udi.sources import Resolved, Source, open_source
 from rootless_udi.store import Store, discard
@@ -26,6 +27,7 @@ from rootless_udi.tarwrite import Write
 
 FACTS_VERSION = 1
 COMPRESSION = "zstd:3"
+_GRACE_SECONDS = 2.0
 _NAMED_MAX = 20
 """Left-out members that the facts name; of the rest they have the number."""
 
@@ -148,9 +150,7 @@ class _Pull:
     async def run(self) -> Image:
         options = self._options
         # What can't work is said before anything is downloaded.
-        squashfs.command("image", options.compression, options.writer or "mksquashfs")
-        if not options.writer:
-            squashfs.find(options.compression)
+        check_writer(options)
         source = open_source(
             self._reference,
             self._blobs,
@@ -164,18 +164,26 @@ class _Pull:
         self._store.create()
         self._progress.stage("resolve", self._reference.canonical)
         used = False
+        resolved: Resolved | None = None
         try:
             resolved = await _in_thread(source.resolve, self._platform)
             image = None if options.force else self._store.image(resolved.digest, name)
             if image is None:
                 image = await self._under_lock(source, resolved, name)
-                used = True
             else:
                 self._progress.stage("present", resolved.digest)
             self._store.set_name(name, self._platform, resolved.digest)
+            used = True
             return image
+        except UdiError as error:
+            # Partial downloads are for a network that will be back, not for a wrong image or a
+            # full disk; what else ends a pull (Ctrl-C) says nothing against them.
+            used = not isinstance(error, GaveUp)
+            raise
         finally:
             source.close(used)
+            if used and resolved is not None:
+                self._blobs.forget(resolved.manifest.layers)
 
     async def _under_lock(self, source: Source, resolved: Resolved, name: str) -> Image:
         """Make the image, or wait for the pull that is making it."""
@@ -186,7 +194,7 @@ class _Pull:
             if image is not None and (waited or not self._options.force):
                 self._progress.stage("present", resolved.digest)
                 return image
-            await trio.to_thread.run_sync(self._store.sweep)
+            await trio.to_thread.run_sync(self._store.sweep, resolved.digest if lock.works else "")
             return await self._make(source, resolved, name)
         finally:
             lock.release()
@@ -255,7 +263,8 @@ class _Pull:
                 except Exception as error:
                     failures.append(error)
                     self.stop.set()
-                    nursery.cancel_scope.cancel()
+                    # The others end by that, unless they are deep in a connect.
+                    nursery.cancel_scope.deadline = trio.current_time() + _GRACE_SECONDS
 
             for blob in blobs:
                 nursery.start_soon(one, blob)
@@ -300,6 +309,20 @@ class _Pull:
         squashfs.build(target, self._options.compression, feed, self._options.writer)
         summary, elf = found[-1]
         return facts(self._reference, resolved, self._options.compression, summary, elf)
+
+
+def check_writer(options: Options) -> None:
+    """Raise UdiError where no squashfs file can be written: no program, unknown compression."""
+    if not options.writer:
+        squashfs.find(options.compression)
+        return
+    squashfs.command("image", options.compression, options.writer)
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    if shutil.which(options.writer, path=path) is None:
+        raise UdiError(
+            f"making a squashfs file failed: {options.writer} was not found",
+            "leave the writer out to use tar2sqfs or mksquashfs, whichever is there",
+        )
 
 
 def facts(

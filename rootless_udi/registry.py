@@ -15,7 +15,7 @@ from rootless_udi.challenge import Authorizer, Lookup, said
 from rootless_udi.errors import UdiError
 from rootless_udi.manifest import ACCEPT, DOCUMENT_MAX, Descriptor
 from rootless_udi.oci import DOCKER_HUB
-from rootless_udi.patience import TRANSIENT, Patience, Tries, lasting, reason, retry_after
+from rootless_udi.patience import TRANSIENT, GaveUp, Patience, Tries, lasting, reason, retry_after
 from rootless_udi.transport import Reply, Transport, is_loopback
 
 _API_HOSTS = {DOCKER_HUB: "registry-1.docker.io"}
@@ -206,7 +206,7 @@ class Endpoint:
         self._transport.stop.check()
         final = lasting(error, self._hostname in self._transport.reached)
         if final:
-            raise UdiError(f"{what}: {final[0]}", final[1]) from None
+            raise GaveUp(f"{what}: {final[0]}", final[1]) from None
         tries.failed(what, reason(error))
 
     def _error_body(self, reply: Reply) -> str:

@@ -155,7 +155,11 @@ class RegistrySource:
         return sorted(layers, key=lambda layer: -layer.size)
 
     def fetch(self, layer: Descriptor, report: Report) -> str:
-        return self._first(lambda endpoint: self._blobs.fetch(layer, endpoint.blob, report))
+        def ask(endpoint: Endpoint) -> str:
+            what = f"pulling blob {layer.digest} of {endpoint}"
+            return self._blobs.fetch(layer, endpoint.blob, report, what)
+
+        return self._first(ask)
 
     def room(self, layers: Sequence[Descriptor]) -> int:
         unique = {layer.digest: layer for layer in layers}.values()

@@ -259,11 +259,12 @@ class Store:
             os.rename(image.directory, aside)
             remove_tree(aside)
 
-    def sweep(self) -> list[str]:
+    def sweep(self, ours: str = "") -> list[str]:
         """Remove what killed pulls left behind, and return its paths.
 
-        Temporary files whose digest nobody has locked go at once, partial blobs after a day (the
-        next pull of them resumes), temporary links after an hour.
+        Temporary files whose digest nobody has locked go at once, also those of `ours`, a digest
+        that the caller has locked and has nothing of yet; partial blobs after a day (the next pull
+        of them resumes), temporary links after an hour, as do the files of locks.
         """
         gone = []
         now = time.time()
@@ -271,7 +272,7 @@ class Store:
             for path, digest in self._leftovers(folder):
                 if now - _changed(path) < age:
                     continue
-                if self._if_idle(digest, path, now, age):
+                if self._if_idle(digest, path, now, age, digest == ours):
                     gone.append(path)
         for folder, _, files in os.walk(self.path("names")):
             for file in files:
@@ -279,6 +280,8 @@ class Store:
                 if file.startswith(".") and now - _changed(path) > _LINK_KEPT:
                     discard(path)
                     gone.append(path)
+        with contextlib.suppress(OSError):
+            self._sweep_locks(now)
         return gone
 
     def _leftovers(self, folder: str) -> Iterator[tuple[str, str]]:
@@ -291,10 +294,10 @@ class Store:
                 digest = stem_of(file.removeprefix(".")).replace("-", ":", 1)
                 yield self.path(folder, file), digest
 
-    def _if_idle(self, digest: str, path: str, now: float, age: float) -> bool:
+    def _if_idle(self, digest: str, path: str, now: float, age: float, ours: bool) -> bool:
         lock = self.lock(digest)
         try:
-            if not lock.acquire(wait=False):
+            if not ours and not lock.acquire(wait=False):
                 return False
             try:
                 # Without locks nobody can tell; a day is longer than any pull.
@@ -308,6 +311,16 @@ class Store:
                 lock.release()
         except OSError:
             return False
+
+    def _sweep_locks(self, now: float) -> None:
+        for file in os.listdir(self.path("locks")):
+            path = self.path("locks", file)
+            if now - _changed(path) > _LINK_KEPT:
+                lock = Lock(path)
+                with contextlib.suppress(OSError):
+                    # Removed by its release, where nobody else has it.
+                    lock.acquire(wait=False)
+                    lock.release()
 
 
 def stem(digest: str) -> str:
