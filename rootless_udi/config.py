@@ -55,7 +55,7 @@ class Site(Record):
 
     `$NAME` in paths is expanded by `load` from the caller's environment ($UID is always known).
     `modules` maps a name to the module's checked TOML; `rootless_udi.modules.available` makes
-    records of it. `origins` are (key, "FILE") pairs for what a file gave; the rest is built in.
+    records of it. `mpi` maps a name to an MPI profile's table (`mpi_inject.profiles.from_dict`). `origins` are (key, "FILE") pairs for what a file gave; the rest is built in.
     `warnings` are for the caller to print.
     """
 
@@ -80,8 +80,10 @@ class Site(Record):
     default_modules: tuple[str, ...] = ()
     if TYPE_CHECKING:
         modules: Mapping[str, Any] = {}
+        mpi: Mapping[str, Any] = {}
     else:
         modules: dict = {}
+        mpi: dict = {}
     cache_paths: tuple[str, ...] = ()
     """Where perNodeCache files are made; empty: in the volume's own source."""
     cache_method: str = "tmpfs"

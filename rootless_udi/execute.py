@@ -44,6 +44,7 @@ from rootless_udi.syscalls import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from rootless_udi.cache import FileCache
     from rootless_udi.helper import Helper
 
 BASE = "/tmp"
@@ -60,10 +61,11 @@ def run(plan: Plan, helper: "Helper | None") -> None:
     """
     mask = os.umask(0o022)
     userns.enter((maps.OUTER, plan.uid), (maps.OUTER, plan.gid))
+    caches = _caches(plan)
     _base()
     _image(plan, helper)
     root = _overlay(plan) if plan.overlay else "/image"
-    tree = _Tree(root)
+    tree = _Tree(root, caches)
     for step in plan.steps:
         tree.do(step)
     tree.seal()
@@ -88,6 +90,18 @@ def _base() -> None:
         os.mkdir(name, 0o755)
     pivot_root(".", "host")
     os.chdir("/")
+
+
+def _caches(plan: Plan) -> dict[str, int]:
+    """Make the perNodeCaches that are files, while the host's tree is at "/": target -> mount."""
+    made = {}
+    for step in plan.steps:
+        if not isinstance(step, Mount | File | Symlink | Directory):
+            # Not imported by the launches that have none.
+            from rootless_udi import cachefile
+
+            made[step.target] = cachefile.make(step)
+    return made
 
 
 def _image(plan: Plan, helper: "Helper | None") -> None:
@@ -151,16 +165,19 @@ def _overlay(plan: Plan) -> str:
 class _Tree:
     """The container's tree while it is made; no link of it leads a path out."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, caches: dict[str, int]) -> None:
         self.root = root
+        self.caches = caches
         self.fd = os.open(root, os.O_PATH | os.O_CLOEXEC)
         self.files = 0
         self.to_seal: list[str] = []
 
-    def do(self, step: Step) -> None:
+    def do(self, step: "Step | FileCache") -> None:
         """Carry out one step."""
         if isinstance(step, Mount):
             self.mount(step)
+        elif step.target in self.caches:
+            self.cache(step.target)
         elif isinstance(step, File):
             self.file(step)
         elif isinstance(step, Symlink):
@@ -194,6 +211,14 @@ class _Tree:
             flags |= MS_RDONLY * ("ro" in words)
             if flags:
                 restrict(where, flags)
+        os.close(target)
+
+    def cache(self, path: str) -> None:
+        """Attach a perNodeCache that was made before the host's tree moved."""
+        from rootless_udi import cachefile
+
+        target = self.ensure(path, True)
+        cachefile.attach(self.caches[path], target)
         os.close(target)
 
     def file(self, step: File) -> None:

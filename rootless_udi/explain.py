@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 from rootless_udi import plan as plans
-from rootless_udi import steps
+from rootless_udi import sizes, steps
+from rootless_udi.cache import FileCache
 from rootless_udi.modules import Hook
 from rootless_udi.plan import Plan
 from rootless_udi.records import Record
@@ -17,6 +18,7 @@ _TYPES: dict[str, type[Record]] = {
         steps.Symlink,
         steps.Directory,
         steps.Env,
+        FileCache,
         plans.Root,
         Hook,
         plans.Plan,
@@ -80,7 +82,10 @@ def as_text(plan: Plan) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _step(step: steps.Step) -> tuple[str, str]:
+def _step(step: steps.Step | FileCache) -> tuple[str, str]:
+    if isinstance(step, FileCache):
+        size = sizes.show(step.size)
+        return "cache", f"ext4 in a file of {step.directory} on {step.target} (size={size})"
     if isinstance(step, steps.Mount):
         options = f" ({','.join(step.options)})" if step.options else ""
         kind = f"{step.fstype} " if step.fstype else ""

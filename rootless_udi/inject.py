@@ -3,6 +3,7 @@
 Each part is imported only where it is asked for.
 """
 
+from rootless_udi.errors import UdiError
 from rootless_udi.host import Host
 from rootless_udi.options import Request
 from rootless_udi.plan import Image
@@ -23,11 +24,41 @@ def gather(
 
     Raises UdiError for a module that is unknown or can't be used on this host.
     """
-    if request.module is None and not site.default_modules:
-        return (), ()
-    from rootless_udi import globs, modules
+    parts: list[Injection] = []
+    hooks: tuple[Hook, ...] = ()
+    mpi, gpu = request.mpi, request.gpu
+    if request.module is not None or site.default_modules:
+        from rootless_udi import globs, modules
 
-    wanted = site.default_modules if request.module is None else modules.names(request.module)
-    chosen = modules.select(wanted, modules.available(site.modules))
-    injection, hooks = modules.plan(chosen, globs.matches(modules.patterns(chosen)))
-    return (injection,), hooks
+        wanted = site.default_modules if request.module is None else modules.names(request.module)
+        chosen = modules.select(wanted, modules.available(site.modules))
+        own = [module for module in chosen if not module.built_in]
+        part, hooks = modules.plan(own, globs.matches(modules.patterns(own)))
+        parts.append(part)
+        names = {module.name for module in chosen if module.built_in}
+        mpi = "auto" if mpi is None and "mpi" in names else mpi
+        gpu = "auto" if gpu is None and "gpu" in names else gpu
+    if mpi is not None and mpi != "none":
+        parts.append(_mpi(mpi, request, site, environ, image))
+    if gpu is not None or request.device:
+        from rootless_udi.mpi_inject import gpu as gpus
+
+        asked = "" if gpu is None else gpu or "auto"
+        parts.append(gpus.plan(asked, request.device, image.facts, environ, machine=host.machine))
+    return tuple(parts), hooks
+
+
+def _mpi(
+    mpi: str, request: Request, site: "Site", environ: "Mapping[str, str]", image: Image
+) -> "Injection":
+    from rootless_udi.mpi_inject import mpi as injection
+    from rootless_udi.mpi_inject import profiles
+
+    elf = image.facts.get("elf")
+    if not elf:
+        raise UdiError(
+            f"--mpi: nothing is known of the libraries of {image.request}",
+            "only images of `udi pull` can have the host's MPI put in",
+        )
+    known = [profiles.from_dict(name, table) for name, table in site.mpi.items()]
+    return injection.inject(mpi, request.mpi_compat or "", elf, environ, known)

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
+    from rootless_udi.cache import FileCache
+    from rootless_udi.config import Site
     from rootless_udi.environment import Operation
+    from rootless_udi.steps import Mount
+    from rootless_udi.volumes import Volume
 
 
 def run(
@@ -166,7 +170,20 @@ def prepare(request: Request, environ: "dict[str, str]", who: str) -> Plan:
     mounts = volumes.together(asked)
     injections, hooks = inject.gather(request, site, environ, image, facts)
     sources = host.look(plan.wanted(site, mounts, injections))
-    return plan.build(request, site, facts, image, root, sources, mounts, injections, hooks)
+    caches = _caches(mounts, site, environ)
+    return plan.build(request, site, facts, image, root, sources, mounts, injections, hooks, caches)
+
+
+def _caches(
+    mounts: "tuple[Volume, ...]", site: "Site", environ: "dict[str, str]"
+) -> "tuple[Mount | FileCache, ...]":
+    """Plan the perNodeCaches among the volumes; what the node has is looked at only for these."""
+    if all(volume.cache is None for volume in mounts):
+        return ()
+    from rootless_udi import cache, cachefacts
+
+    found = cachefacts.gather(cache.candidates(mounts, site), environ)
+    return cache.plan(mounts, site, found)
 
 
 def _bundle() -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
+    from rootless_udi.cache import FileCache
     from rootless_udi.config import Site
 
 NSSWITCH = (
@@ -67,7 +68,7 @@ class Plan(Record):
     root: Root
     writable: bool
     overlay: str
-    steps: tuple[Step, ...]
+    steps: "tuple[Step | FileCache, ...]"
     before: tuple[Env, ...]
     after: tuple[Env, ...]
     entrypoint: tuple[str, ...]
@@ -89,14 +90,16 @@ def build(
     volumes: "tuple[Volume, ...]" = (),
     injections: "Iterable[Injection]" = (),
     hooks: "tuple[Hook, ...]" = (),
+    caches: "tuple[Mount | FileCache, ...]" = (),
 ) -> Plan:
     """Return the plan of a launch.
 
-    `sources` says what is at each path of the host that may be mounted: those of `wanted`.
+    `sources` says what is at each path of the host that may be mounted: those of `wanted`. `caches`
+    are the steps of the volumes that are perNodeCaches.
     Raises UdiError for what is asked for and impossible.
     """
     injections = tuple(injections)
-    steps: list[Step] = []
+    steps: list[Step | FileCache] = []
     for step in _defaults(site) + _accounts(host, site):
         kept = _look(step, sources)
         if kept is not None:
@@ -107,10 +110,11 @@ def build(
         reason = "private memory for what is added to the image"
         steps.append(Mount(ADDED, "tmpfs", "tmpfs", options, reason=reason))
     steps += [kept for step in added if (kept := _look(step, sources)) is not None]
+    made = {cache.target: cache for cache in caches}
     for volume in volumes:
-        kept = _look(_volume(volume), sources)
-        assert kept is not None
-        steps.append(kept)
+        mount = made.get(volume.destination) or _look(_volume(volume), sources)
+        assert mount is not None
+        steps.append(mount)
     overlay = _overlay(request, host, image, root, steps)
     facts = image.facts
     return Plan(
@@ -213,7 +217,9 @@ def _look(step: Step, sources: "Mapping[str, Source]") -> Step | None:
     )
 
 
-def _overlay(request: Request, host: Host, image: Image, root: Root, steps: list[Step]) -> str:
+def _overlay(
+    request: Request, host: Host, image: Image, root: Root, steps: "list[Step | FileCache]"
+) -> str:
     """Say why this launch needs an overlay over the image, or return ""."""
     why = ""
     if request.writable:
