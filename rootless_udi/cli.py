@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from rootless_udi import config, oci, resolve, store_find
+from rootless_udi import cli_site, config, oci, resolve, store_find
 from rootless_udi.errors import UdiError
 from rootless_udi.run import guarded, refuse_privilege
 from rootless_udi.version import VERSION
@@ -73,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     one = add("ps", ps, "list the containers that live on this node")
     one.add_argument("--json", action="store_true", help="as JSON")
     add("bundle", bundle, "put udi-run's modules into one file, for a shared file system")
+    cli_site.add(commands)
     add("doctor", doctor, "check what this machine lets an ordinary user do, with the remedies")
     return top
 
