@@ -179,7 +179,7 @@ SITE_KEYS: dict[str, tuple[str, Check]] = {
     "state.directories": ("state", paths),
     "image.registry": ("registry", text),
     "image.pull": ("pull", choice("missing", "never", "always")),
-    "image.compression": ("compression", choice("zstd", "gzip", "lz4", "xz", "lzo")),
+    "image.compression": ("compression", choice("zstd", "gzip", "lz4", "xz", "lzo", "none")),
     "image.level": ("compression_level", integer(1, 22)),
     "container.propagation": ("propagation", choice("private", "slave")),
     "modules.default": ("default_modules", module_names),

@@ -144,6 +144,8 @@ class _Converter:
         elif field == "enabled":
             file.top["enabled"] = ("false" if value == "0" else "true", number)
         elif field == "userhook":
+            if not value:
+                raise schema.Wrong("no command")
             file.top["hook"] = (_strings(("/bin/sh", schema.text(value))), number)
         elif field == "roothook":
             self.notes.append(Note(number, key, _NO_ROOT))
