@@ -8,7 +8,6 @@ that a file must not use what is newer than the version that it names).
 
 from rootless_udi import fastjson
 from rootless_udi.errors import UdiError
-from rootless_udi.mpi_inject.yamllite import YamlError, loads
 from rootless_udi.records import Record
 
 TYPE_CHECKING = False
@@ -93,13 +92,23 @@ def parse(text: str, path: str) -> Spec:
 
     Raises UdiError for what is no valid CDI specification.
     """
+    if not path.endswith(".json"):
+        return _parse_yaml(text, path)
     try:
-        document = fastjson.loads(text) if path.endswith(".json") else loads(text)
-    except YamlError as error:
-        advice = "rewrite it as JSON (nvidia-ctk cdi generate --format=json) or in plain block YAML"
-        raise UdiError(f"reading CDI file {path} failed: {error}", advice) from None
+        document = fastjson.loads(text)
     except (ValueError, RecursionError) as error:
         raise UdiError(f"reading CDI file {path} failed: not JSON: {error}", HINT) from None
+    return check(document, path)
+
+
+def _parse_yaml(text: str, path: str) -> Spec:
+    from rootless_udi.mpi_inject import yamllite
+
+    try:
+        document = yamllite.loads(text)
+    except yamllite.YamlError as error:
+        advice = "rewrite it as JSON (nvidia-ctk cdi generate --format=json) or in plain block YAML"
+        raise UdiError(f"reading CDI file {path} failed: {error}", advice) from None
     return check(document, path)
 
 

@@ -15,6 +15,7 @@ from rootless_udi.mpi_inject.cdi_registry import Chosen
 from rootless_udi.mpi_inject.gpu_parts import (
     BIN,
     LIB,
+    SHARED,
     Library,
     denied,
     exists,
@@ -50,9 +51,6 @@ _FLAGS = {
     "rslave": "slave",
 }
 """Mount option of CDI -> of a bind step; "" is what a bind does anyway, or more than it may."""
-
-SHARED = ("/dev", "/tmp", "/var/tmp")
-"""The host's own in every container."""
 
 _FIRMWARE = ("/lib/firmware/", "/usr/lib/firmware/")
 _GRAPHICS = ("/usr/share/", "/etc/vulkan/", "/etc/OpenCL/", "/etc/X11/")

@@ -4,14 +4,12 @@ import os
 
 from rootless_udi.errors import UdiError
 from rootless_udi.mpi_inject.cdi import HINT, Spec, parse, split
+from rootless_udi.mpi_inject.gpu_parts import DIRECTORIES
 from rootless_udi.records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-DIRECTORIES = ("/etc/cdi", "/var/run/cdi")
-"""Where specifications lie; a later directory wins over an earlier one."""
 
 _LARGEST = 16 << 20
 

@@ -8,7 +8,6 @@ as NVIDIA's own runtime does where it does not know a property.
 
 from rootless_udi.errors import UdiError
 from rootless_udi.mpi_inject.gpu_parts import numbers
-from rootless_udi.records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,13 +62,6 @@ _BRANDS = (
     ("RTX", "nvidiartx"),
     ("GRID", "grid"),
 )
-
-
-class Compat(Record):
-    """The image's own CUDA compatibility libraries: their directory and driver version."""
-
-    directory: str
-    driver: str
 
 
 def cuda_of(driver: str) -> tuple[str, bool]:
@@ -179,18 +171,20 @@ def disabled(env: "Mapping[str, str]", environ: "Mapping[str, str]") -> bool:
     return value.lower() in ("1", "t", "true")
 
 
-def compat(env: "Mapping[str, str]", found: "Compat | None", driver: str, model: str) -> str:
+def compat(env: "Mapping[str, str]", found: tuple[str, str] | None, driver: str, model: str) -> str:
     """Return why the image's compatibility libraries must go first, "" where they must not.
+
+    `found` is their (directory, driver version).
 
     NVIDIA's rule (enable-cuda-compat): their driver branch is newer than the host's. Not on
     GeForce cards, on which forward compatibility does not work (CUDA error 804).
     """
-    if found is None or not numbers(driver) or not numbers(found.driver):
+    if found is None or not numbers(driver) or not numbers(found[1]):
         return ""
-    if numbers(driver)[0] >= numbers(found.driver)[0] or brand_of(model).startswith("geforce"):
+    if numbers(driver)[0] >= numbers(found[1])[0] or brand_of(model).startswith("geforce"):
         return ""
     version = wants(env)
-    image = f"CUDA {version}" if version else f"driver {found.driver}"
+    image = f"CUDA {version}" if version else f"driver {found[1]}"
     return f"the image is made for {image}, the host's driver is {driver}: compatibility libraries"
 
 

@@ -21,6 +21,19 @@ LIB = "/opt/udiImage/gpu/lib"
 BIN = "/opt/udiImage/gpu/bin"
 OPTIONS = ("ro", "nosuid", "nodev")
 
+DIRECTORIES = ("/etc/cdi", "/var/run/cdi")
+"""Where CDI specifications lie; a later directory wins over an earlier one."""
+
+KINDS = {
+    "nvidia": ("nvidia.com/gpu",),
+    "amd": ("amd.com/gpu",),
+    "intel": ("intel.com/gpu", "intel.com/gaudi", "habana.ai/gaudi"),
+}
+"""The CDI kinds that are a vendor's GPUs."""
+
+SHARED = ("/dev", "/tmp", "/var/tmp")
+"""The host's own in every container."""
+
 
 class Library(Record):
     """A host library to bind: `path` is a regular file, `links` are the names that lead to it."""
@@ -36,13 +49,24 @@ class Library(Record):
 
 def resolve(root: str, path: str) -> str:
     """Follow every symbolic link of `path` inside `root`; "" where it leads nowhere."""
+    full = under(root, path)
+    if not os.path.lexists(full):
+        # Most of what is looked for is missing. Below a root of its own that may be because an
+        # absolute link above `path` leads out of it: then the long way.
+        if root == "/":
+            return ""
+        full = os.path.dirname(full)
+        while full != "/" and not os.path.lexists(full):
+            full = os.path.dirname(full)
+        if not os.path.islink(full):
+            return ""
     found = real(root, path)
     return found if os.path.exists(under(root, found)) else ""
 
 
 def exists(root: str, path: str) -> bool:
     """Tell whether `path` is there, symbolic links followed inside `root`."""
-    return bool(resolve(root, path))
+    return os.path.exists(under(root, path)) or bool(resolve(root, path))
 
 
 def read(root: str, path: str) -> str:
@@ -61,8 +85,13 @@ def read(root: str, path: str) -> str:
 
 def listing(root: str, path: str) -> list[str]:
     """Return a directory's names in order, none where it can't be read."""
+    return sorted(unordered(root, path))
+
+
+def unordered(root: str, path: str) -> list[str]:
+    """Return a directory's names, none where it can't be read."""
     try:
-        return sorted(os.listdir(under(root, path)))
+        return os.listdir(under(root, path))
     except OSError:
         return []
 
@@ -74,7 +103,9 @@ def is_library(name: str) -> bool:
 
 def library(root: str, path: str, name: str) -> Library:
     """Describe the library that `path`, maybe a symbolic link, leads to; raises UdiError."""
-    return describe(root, resolve(root, path) or path, name)
+    full = under(root, path)
+    plain = os.path.lexists(full) and not os.path.islink(full)
+    return describe(root, path if plain else resolve(root, path) or path, name)
 
 
 def describe(root: str, path: str, name: str, links: "Iterable[str]" = ()) -> Library:

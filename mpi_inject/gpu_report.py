@@ -6,7 +6,7 @@ from rootless_udi.errors import UdiError
 from rootless_udi.mpi_inject import amd, cdi, cdi_registry, gpu, intel, nvidia
 from rootless_udi.mpi_inject.cudareq import cuda_of
 from rootless_udi.mpi_inject.drm import Card
-from rootless_udi.mpi_inject.gpu_parts import denied, exists
+from rootless_udi.mpi_inject.gpu_parts import DIRECTORIES, denied, exists
 from rootless_udi.mpi_inject.nvidia_names import WORDS, is_card
 from rootless_udi.steps import Env, Mount, Step, Symlink
 
@@ -26,7 +26,7 @@ def report(
     environ: "Mapping[str, str]",
     root: str = "/",
     machine: str = "",
-    directories: tuple[str, ...] = cdi_registry.DIRECTORIES,
+    directories: tuple[str, ...] = DIRECTORIES,
 ) -> list[str]:
     """Return the lines of `udi gpu`: the node's GPUs and CDI devices, then what would go in.
 
@@ -108,7 +108,7 @@ def specifications(root: str = "/", machine: str = "") -> "dict[str, str]":
                 (name, _document(kind, [(str(i), c.nodes) for i, c in enumerate(cards)]))
             )
     if not documents:
-        raise gpu.none_found(gpu.VENDORS, cdi_registry.DIRECTORIES)
+        raise gpu.none_found(gpu.VENDORS, DIRECTORIES)
     return {f"{name}.json": cdi.dump(document, f"{name}.json") for name, document in documents}
 
 

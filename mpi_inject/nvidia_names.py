@@ -5,7 +5,7 @@ from rootless_udi.mpi_inject.gpu_parts import is_library, numbers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 WORDS = ("compute", "utility", "video", "graphics", "display", "ngx", "compat32")
 """NVIDIA_DRIVER_CAPABILITIES; "all" is every one of them."""
@@ -73,6 +73,14 @@ def capabilities(env: "Mapping[str, str]", environ: "Mapping[str, str]") -> tupl
             known = ", ".join((*WORDS, "all"))
             raise UdiError(f"{name}: unknown capability {word!r}", f"known are {known}")
     return WORDS if "all" in words else tuple(w for w in words if w != "none")
+
+
+def likely(names: "Iterable[str]", version: str) -> list[str]:
+    """Return those of a folder's thousands of `names` that are worth a call of `belongs`."""
+    if len(numbers(version)) < 2:
+        return [name for name in names if name.startswith(PREFIXES)]
+    start, end = tuple(_UNVERSIONED), ".so." + version
+    return [name for name in names if name.endswith(end) or name.startswith(start)]
 
 
 def belongs(name: str, version: str, wanted: tuple[str, ...], wsl: bool = False) -> bool:
