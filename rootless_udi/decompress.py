@@ -9,7 +9,10 @@ import shutil
 import subprocess
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib import import_module
+from queue import Empty, Queue
+from threading import Event, Thread
 from typing import IO, Any, NoReturn
 
 from rootless_udi.errors import UdiError
@@ -17,6 +20,7 @@ from rootless_udi.errors import UdiError
 CHUNK = 1 << 18
 OUT = 1 << 20
 """Most bytes that one call decompresses to: memory stays bounded whatever the ratio."""
+AHEAD = 4
 
 _DOCKER = "application/vnd.docker.image.rootfs."
 _OCI = "application/vnd.oci.image.layer."
@@ -101,6 +105,42 @@ def verified(parts: Iterator[bytes], diff_id: str, label: str) -> Iterator[bytes
             f"{algorithm}:{digest.hexdigest()} where the image's configuration says {diff_id}",
             _DAMAGED,
         )
+
+
+def ahead(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield `parts`, which a thread of its own works out, at most AHEAD of them in advance.
+
+    Decompression is the largest part of the work, and isal, zlib and zstd let other threads run.
+    """
+    ready: Queue[bytes | BaseException | None] = Queue(AHEAD)
+    stopped = Event()
+
+    def work() -> None:
+        last: BaseException | None = None
+        try:
+            for part in parts:
+                ready.put(part)
+                if stopped.is_set():
+                    break
+        except BaseException as err:
+            last = err
+        finally:
+            parts.close()  # type: ignore[attr-defined]  # a generator: closes its file
+        ready.put(last)
+
+    thread = Thread(target=work, name="decompress", daemon=True)
+    thread.start()
+    try:
+        while isinstance(part := ready.get(), bytes):
+            yield part
+        if part is not None:
+            raise part
+    finally:
+        stopped.set()
+        while thread.is_alive():
+            with suppress(Empty):
+                ready.get_nowait()  # it may wait for room
+            thread.join(0.01)
 
 
 def _refuse(label: str, offset: int, why: str) -> NoReturn:

@@ -27,7 +27,7 @@ from itertools import chain
 from os import fsdecode
 from typing import Protocol
 
-from rootless_udi.decompress import chunks, verified
+from rootless_udi.decompress import ahead, chunks, verified
 from rootless_udi.onelayer import Node, OneLayer, Replaced
 from rootless_udi.records import Record
 from rootless_udi.squashfs import Again
@@ -114,7 +114,7 @@ def merge(layers: Sequence[Layer], write: Write, observer: Observer | None = Non
 
 
 def _open(layer: Layer, check: bool) -> Stream:
-    parts = chunks(layer.path, layer.media_type, layer.diff_id)
+    parts = ahead(chunks(layer.path, layer.media_type, layer.diff_id))
     return Stream(verified(parts, layer.diff_id, layer.diff_id) if check else parts, layer.diff_id)
 
 
