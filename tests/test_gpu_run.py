@@ -1,15 +1,14 @@
 """Real runs: a fake libcuda of the host is found, loaded and called by a program in an image."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests import gpuhosts, images
-from tests.conftest import TREE, User
+from tests import gpuhosts, gpuimages, images
+from tests.conftest import User
 from tests.gpuhosts import MULTIARCH, OLD, VERSION
 from tests.test_gpu_cdi import host as cdi_host
 
@@ -28,28 +27,13 @@ def program() -> Path:
     return target
 
 
-def entries(binary: Path) -> list[images.Entry]:
-    """A root of busybox, the check program, and this machine's C library."""
+def pulled(folder: Path, more: list[images.Entry], env: list[str]) -> Path:
+    """Pull an image of busybox, the check program, this machine's C library, and `more`."""
+    binary = program()
     found = images.busybox_entries()
     found.append(("bin/cudacheck", binary.read_bytes(), {"mode": 0o755}))
-    text = subprocess.run(["ldd", binary], capture_output=True, text=True, check=True).stdout
-    paths = [w for w in text.split() if w.startswith("/")]
-    folders = {str(parent) for path in paths for parent in Path(path.lstrip("/")).parents}
-    have = {name for name, _content, _extra in found}
-    found += [(f, None, {}) for f in sorted(folders - have - {"."})]
-    found += [(p.lstrip("/"), Path(p).read_bytes(), {"mode": 0o755}) for p in paths]
-    return found
-
-
-def pulled(folder: Path, more: list[images.Entry], env: list[str]) -> Path:
-    """Pull an image of these entries into a store in `folder`; return its squashfs file."""
-    layout = images.Layout(folder / "layout")
-    layout.image("latest", [images.tar(entries(program()) + more)], {"Env": ["PATH=/bin", *env]})
-    argv = [TREE / "bin/udi", "pull", "-q", f"oci:{folder}/layout:latest"]
-    environ = {**os.environ, "UDI_STORE": str(folder / "store")}
-    done = subprocess.run(argv, env=environ, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return folder / "store/images" / (done.stdout.strip().replace(":", "-") + ".sqfs")
+    found = gpuimages.with_files(found, gpuimages.needed(binary)) + more
+    return gpuimages.pulled(folder, found, ["PATH=/bin", *env])
 
 
 @pytest.fixture(scope="module")

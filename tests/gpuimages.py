@@ -1,0 +1,59 @@
+"""An image with this machine's own Python, built on the spot: for tests and figures on a GPU."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from tests import images
+from tests.conftest import TREE
+
+SKIPPED = {"test", "tests", "__pycache__", "dist-packages", "site-packages", "idlelib", "tkinter"}
+
+
+def pulled(folder: Path, entries: list[images.Entry], env: list[str]) -> Path:
+    """Pull an image of these entries into a store in `folder`; return its squashfs file."""
+    layout = images.Layout(folder / "layout")
+    layout.image("latest", [images.tar(entries)], {"Env": env})
+    argv = [TREE / "bin/udi", "pull", "-q", f"oci:{folder}/layout:latest"]
+    environ = {**os.environ, "UDI_STORE": str(folder / "store")}
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder / "store/images" / (done.stdout.strip().replace(":", "-") + ".sqfs")
+
+
+def needed(*binaries: Path) -> set[str]:
+    """Return the libraries that ld.so loads for these files, itself among them."""
+    found: set[str] = set()
+    for binary in binaries:
+        done = subprocess.run(["ldd", binary], capture_output=True, text=True)
+        found |= {word for word in done.stdout.split() if word.startswith("/")}
+    return found
+
+
+def with_files(entries: list[images.Entry], paths: set[str]) -> list[images.Entry]:
+    """Return `entries` and these files of the machine, with the folders that they need."""
+    have = {name for name, _content, _extra in entries}
+    folders = {str(parent) for path in paths for parent in Path(path.lstrip("/")).parents}
+    found = [*entries, *((f, None, {}) for f in sorted(folders - have - {"."}))]
+    for path in sorted(p for p in paths if p.lstrip("/") not in have):
+        found.append((path.lstrip("/"), Path(path).read_bytes(), {"mode": 0o755}))
+    return found
+
+
+def python_entries() -> list[images.Entry]:
+    """A root of busybox and the Python that runs this, standard library and all."""
+    program = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+    library = Path(sysconfig.get_path("stdlib"))
+    files = [
+        path
+        for path in library.rglob("*")
+        if path.is_file() and not SKIPPED & set(path.relative_to(library).parts)
+    ]
+    paths = {str(path) for path in (program, *files)}
+    paths |= needed(program, *(p for p in files if p.suffix == ".so"))
+    found = with_files(images.busybox_entries(), paths)
+    if str(program) != "/bin/python3":
+        found.append(("bin/python3", str(program), {}))
+    return found

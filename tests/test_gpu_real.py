@@ -1,0 +1,67 @@
+"""On a machine with an NVIDIA GPU: nvidia-smi, a kernel, a matrix product, outside and inside."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import gpuimages
+from tests.conftest import User
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+pytestmark = [pytest.mark.needs("userns", "fuse", "busybox")]
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("python")
+    return gpuimages.pulled(folder, gpuimages.python_entries(), ["PATH=/bin"])
+
+
+def test_the_image_has_a_python_of_its_own(user: User, image: Path) -> None:
+    code = "import ctypes, json, sys; print(sys.version_info[:2])"
+    done = user.run("udi-run", image, "python3", "-c", code)
+    assert done.stdout == f"{sys.version_info[:2]}\n", done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.needs("gpu")
+class TestGpu:
+    def test_nvidia_smi_shows_the_same_cards(self, user: User, image: Path) -> None:
+        outside = user.run("nvidia-smi", "-L", check=True).stdout
+        assert user.run("udi-run", "--gpu", image, "nvidia-smi", "-L").stdout == outside
+
+    def test_a_kernel_runs_through_the_driver_api(self, user: User, image: Path) -> None:
+        outside = user.run("python3", PROGRAMS / "cudakernel.py", check=True).stdout
+        mount = f"--volume={PROGRAMS}:/programs:ro"
+        inside = user.run("udi-run", "--gpu", mount, image, "python3", "/programs/cudakernel.py")
+        assert inside.stdout == outside, inside.stderr
+
+    def test_each_rank_sees_the_cards_that_it_chooses(self, user: User, image: Path) -> None:
+        code = "import ctypes; n = ctypes.c_int(); c = ctypes.CDLL('libcuda.so.1');"
+        code += "print(c.cuInit(0), c.cuDeviceGetCount(ctypes.byref(n)), n.value)"
+        argv = ["udi-run", "--gpu", image, "python3", "-c", code]
+        assert user.run(*argv, env={"CUDA_VISIBLE_DEVICES": "0"}).stdout == "0 0 1\n"
+        none = user.run(*argv, env={"CUDA_VISIBLE_DEVICES": ""}).stdout
+        assert none.split()[0] == "100"
+
+    def test_a_matrix_product_by_torch_or_cupy(self, user: User, image: Path) -> None:
+        name = next((n for n in ("torch", "cupy") if importlib.util.find_spec(n)), "")
+        if not name:
+            pytest.skip("neither torch nor cupy is installed here")
+        spec = importlib.util.find_spec(name)
+        assert spec is not None and spec.origin is not None
+        site = Path(spec.origin).parent.parent
+        mounts = [f"--volume={PROGRAMS}:/programs:ro", f"--volume={site}:/site:ro"]
+        run = ["python3", "/programs/cudatimes.py"]
+        done = user.run("udi-run", "--gpu", *mounts, "--env=PYTHONPATH=/site", image, *run)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["product"] > 0
+
+
+def test_the_programs_compile() -> None:
+    for name in ("cudakernel.py", "cudatimes.py"):
+        compile((PROGRAMS / name).read_text(), name, "exec")
