@@ -1,0 +1,192 @@
+"""Pulls from OCI image layouts and from archives of `docker save`."""
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from rootless_udi import store_find
+from rootless_udi.errors import UdiError
+from rootless_udi.oci import parse
+from rootless_udi.store import Store
+from tests import images
+from tests.pulling import HERE, SIZE, content, inside, leftovers, noise, pull
+
+pytest_plugins = ["tests.pulling"]
+pytestmark = pytest.mark.needs("registry", "skopeo", "mksquashfs")
+
+
+def test_a_layout(layout: images.Layout, store: Store, tmp_path: Path) -> None:
+    copy = tmp_path / "l"
+    shutil.copytree(layout.path, copy)
+    image = pull(store, f"oci:{copy}:1")
+    assert "/top" in inside(image)
+    assert store_find.find((store.root,), parse(f"oci:{copy}:1"), HERE) == image
+    assert pull(store, f"oci:{copy}@{image.digest}").digest == image.digest
+    with pytest.raises(UdiError, match="holds several images") as caught:
+        pull(store, f"oci:{copy}")
+    assert caught.value.hint == "add one of its tags: 1, 2, twice"
+    with pytest.raises(UdiError, match="has no tag '3'") as caught:
+        pull(store, f"oci:{copy}:3")
+    assert caught.value.hint == "it has 1, 2, twice"
+    assert leftovers(store) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("oci-layout", None, "oci-layout: No such file"),
+        ("oci-layout", "{}", "image layout version None is unknown"),
+        ("oci-layout", '{"imageLayoutVersion": "2.0"}', "version '2.0' is unknown"),
+        ("index.json", "{", "index.json: is no JSON"),
+        ("index.json", "[" * 100_000, "index.json: is no JSON"),
+        ("index.json", "{}", "index.json has no list of manifests"),
+        ("index.json", " " * (5 << 20), "is larger than any document may be"),
+        ("manifest", None, "No such file"),
+        ("manifest", "{}", "its digest is"),
+        ("config", "{}", "its digest is"),
+        ("layer", None, "blob sha256:[0-9a-f]+: No such file"),
+        ("layer", "short", "has 5 bytes, its descriptor says"),
+    ],
+)
+def test_damaged_layouts(
+    store: Store, tmp_path: Path, file: str, change: str | None, message: str
+) -> None:
+    one = images.Layout(tmp_path / "l")
+    found = one.image("1", [images.tar([("x", b"1", {})])], arch=HERE.architecture)
+    body = json.loads((one.path / "blobs/sha256" / found["digest"][7:]).read_bytes())
+    digests = {
+        "manifest": found["digest"],
+        "config": body["config"]["digest"],
+        "layer": body["layers"][0]["digest"],
+    }
+    path = one.path / file
+    if file in digests:
+        path = one.path / "blobs/sha256" / digests[file][7:]
+    if change is None:
+        path.unlink()
+    else:
+        path.write_text(change)
+    with pytest.raises(UdiError, match=message) as caught:
+        pull(store, f"oci:{one.path}:1")
+    assert caught.value.message.startswith(f"reading oci:{one.path}:1")
+    assert content(store) == []
+
+
+def archive(layout: Path, target: Path, tag: str, name: str = "") -> Path:
+    argv = ["skopeo", "copy", "-q", f"oci:{layout}:{tag}", f"docker-archive:{target}"]
+    argv[-1] += f":{name}" if name else ""
+    subprocess.run(argv, check=True, capture_output=True)
+    return target
+
+
+def test_an_archive(layout: images.Layout, store: Store, tmp_path: Path) -> None:
+    path = archive(layout.path, tmp_path / "x.tar", "1", "example/a:7")
+    image = pull(store, f"docker-archive:{path}")
+    assert {"/top", "/etc/base"} <= set(inside(image))
+    assert store.facts(image)["env"] == ["A=1"]
+    assert store_find.find((store.root,), parse(f"docker-archive:{path}"), HERE) == image
+    assert pull(store, f"docker-archive:{path}:example/a:7").digest == image.digest
+    with pytest.raises(UdiError, match="has no image 'example/a:8'") as caught:
+        pull(store, f"docker-archive:{path}:example/a:8")
+    assert "example/a:7" in caught.value.hint
+    packed = tmp_path / "x.tar.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes(), 1))
+    assert pull(store, f"docker-archive:{packed}", force=True).digest == image.digest
+    os.utime(path, (1, 1))
+    assert store_find.find((store.root,), parse(f"docker-archive:{path}"), HERE) is None
+    assert leftovers(store) == []
+
+
+def test_an_archive_that_is_a_layout(layout: images.Layout, store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        tar.add(layout.path, ".")
+    assert "/top" in inside(pull(store, f"oci-archive:{path}:1"))
+    with pytest.raises(UdiError, match="holds several images"):
+        pull(store, f"oci-archive:{path}")
+
+
+def test_an_archive_of_dockers_image_store(
+    layout: images.Layout, store: Store, tmp_path: Path
+) -> None:
+    """Docker 25 and later: manifest.json over an OCI layout; the registry's digest is kept."""
+    entry = next(m for m in layout.manifests if "1" in m["annotations"].values())
+    body = json.loads((layout.path / "blobs/sha256" / entry["digest"][7:]).read_bytes())
+    blob = "blobs/sha256/{}".format
+    image = {
+        "Config": blob(body["config"]["digest"][7:]),
+        "RepoTags": ["a:1"],
+        "Layers": [blob(x["digest"][7:]) for x in body["layers"]],
+    }
+    other = {**image, "RepoTags": ["b:1"], "Config": blob("0" * 64)}
+    (tmp_path / "manifest.json").write_text(json.dumps([image, other]))
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        tar.add(layout.path, ".")
+        tar.add(tmp_path / "manifest.json", "manifest.json")
+    assert pull(store, f"docker-archive:{path}:a:1").digest == entry["digest"]
+    with pytest.raises(UdiError, match="holds 2 images") as caught:
+        pull(store, f"docker-archive:{path}")
+    assert "a:1, b:1" in caught.value.hint
+
+
+def test_an_archive_of_old_docker(store: Store, tmp_path: Path) -> None:
+    """Layers as ID/layer.tar, equal ones as symbolic links to the first."""
+    layer = images.tar([("x", b"1", {})])
+    diff = "sha256:" + hashlib.sha256(layer).hexdigest()
+    config = {
+        "os": "linux",
+        "architecture": HERE.architecture,
+        "rootfs": {"type": "layers", "diff_ids": [diff, diff]},
+    }
+    described = [{"Config": "c.json", "RepoTags": None, "Layers": ["a/layer.tar", "b/layer.tar"]}]
+    path = tmp_path / "x.tar"
+    path.write_bytes(
+        images.tar(
+            [
+                ("a/layer.tar", layer, {}),
+                ("b/layer.tar", "../a/layer.tar", {}),
+                ("c.json", json.dumps(config).encode(), {}),
+                ("manifest.json", json.dumps(described).encode(), {}),
+            ]
+        )
+    )
+    assert "/x" in inside(pull(store, f"docker-archive:{path}"))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("missing", "No such file"),
+        ("empty", "is no whole tar"),
+        ("text", "is no whole tar"),
+        ("cut", "is no whole tar|has no |is truncated"),
+        ("other", "has neither manifest.json nor index.json"),
+        ("corrupt", "its digest is"),
+    ],
+)
+def test_damaged_archives(
+    layout: images.Layout, store: Store, tmp_path: Path, how: str, message: str
+) -> None:
+    path = archive(layout.path, tmp_path / "x.tar", "1")
+    data = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "other":
+        path.write_bytes(images.tar([("etc", None, {})]))
+    elif how == "corrupt":
+        at = data.index(noise(1)[:64])
+        path.write_bytes(data[:at] + b"X" + data[at + 1 :])
+    else:
+        path.write_bytes({"empty": b"", "text": b"hello" * 500, "cut": data[: SIZE // 2]}[how])
+    with pytest.raises(UdiError, match=message) as caught:
+        pull(store, f"docker-archive:{path}")
+    assert str(path) in caught.value.message
+    assert content(store) == []
