@@ -24,6 +24,8 @@ NAMES = (
     "rootless_udi.errors",
     "rootless_udi.execute",
     "rootless_udi.fastjson",
+    "rootless_udi.fuse",
+    "rootless_udi.fuse.server",
     "rootless_udi.helper",
     "rootless_udi.host",
     "rootless_udi.idmap",

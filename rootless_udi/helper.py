@@ -17,6 +17,7 @@ import os
 from sys import byteorder
 
 from rootless_udi.errors import UdiError
+from rootless_udi.idmap import maps
 from rootless_udi.plan import Root
 from rootless_udi.syscalls import PR_SET_NAME, prctl
 
@@ -117,10 +118,10 @@ def _work(
     why = ""
     if fuse is None:
         sock.send(b"pid 0")
-    elif root.program:
-        why = _program(sock, root, fuse)
-    else:
+    elif root.server == "udi":
         why = _in_process(sock, root, fuse)
+    else:
+        why = _program(sock, root, fuse)
     sock.close()
     if at_end is None:
         return
@@ -134,16 +135,16 @@ def _work(
 
 
 def _program(sock: "_socket.socket", root: Root, fuse: int) -> str:
-    """Run a C server on the connection; return how it ended, "" for well."""
-    argv = [root.program, "-f", root.path, f"/dev/fd/{fuse}"]
+    """Run another program on the connection; return how it ended, "" for well."""
+    program, argv = _command(root, f"/dev/fd/{fuse}")
     os.set_inheritable(fuse, True)
     complaint, theirs = os.pipe()
     try:
         actions = [(os.POSIX_SPAWN_DUP2, theirs, 2)]
-        pid = os.posix_spawn(root.program, argv, {"PATH": "/usr/bin:/bin"}, file_actions=actions)
+        pid = os.posix_spawn(program, argv, {"PATH": "/usr/bin:/bin"}, file_actions=actions)
     except OSError as error:
-        sock.send(f"! starting {root.program} failed: {error.strerror}".encode())
-        return f"{root.program} could not be started"
+        sock.send(f"! starting {program} failed: {error.strerror}".encode())
+        return f"{program} could not be started"
     finally:
         os.close(fuse)
         os.close(theirs)
@@ -153,20 +154,41 @@ def _program(sock: "_socket.socket", root: Root, fuse: int) -> str:
     if code == 0:
         return ""
     said = os.read(complaint, 2048).decode("utf-8", "replace").strip().replace("\n", "; ")
-    name = root.program.rpartition("/")[2]
+    name = root.server
     how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
     why = f"{name} ended ({how}){': ' + said if said else ''}"
     _tell(sock, f"! {why}")
     return why
 
 
+def _command(root: Root, connection: str) -> tuple[str, list[str]]:
+    if root.program:
+        return root.program, [root.program, "-f", root.path, connection]
+    import sys
+
+    # pyfuse3 and fuse-python are in site-packages, which this interpreter was started without.
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    code = f"import sys; sys.path.insert(0, {folder!r}); from rootless_udi.fuse.main import main; "
+    argv = [sys.executable, "-I", "-c", code + "sys.exit(main())"]
+    return sys.executable, [*argv, f"--transport={root.server}", root.path, connection]
+
+
 def _in_process(sock: "_socket.socket", root: Root, fuse: int) -> str:
     """Serve with our own server in this very process; return how it ended, "" for well."""
+    from rootless_udi.fuse.filesystem import Attributes, FileSystem
     from rootless_udi.fuse.raw import serve
+
+    class Owned(FileSystem):
+        """The image's files as root's, who is the caller: other owners are in no id map, and the
+        overlay could neither change such a file nor make a mount point beside it."""
+
+        def attributes(self, node: int) -> "Attributes":
+            found = super().attributes(node)
+            return (*found[:6], maps.OUTER, maps.OUTER, found[8])
 
     sock.send(b"pid %d" % os.getpid())
     try:
-        serve(root.path, fuse, log=_log)
+        serve(root.path, fuse, log=_log, filesystem=Owned)
     except (OSError, UdiError, ValueError) as error:
         why = f"the image server ended: {error}"
         os.close(fuse)

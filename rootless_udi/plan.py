@@ -46,7 +46,8 @@ class Image(Record):
     """What is known of an image before its file is touched.
 
     `path` is the squashfs file ("" for a plain directory), `directory` the extracted tree, where
-    it is or would be; `facts` the sidecar that the pull wrote, empty for a foreign file.
+    it is or would be; `facts` the sidecar that the pull wrote, empty for a foreign file;
+    `compressor` the squashfs file's, by name.
     """
 
     request: str
@@ -54,6 +55,7 @@ class Image(Record):
     path: str
     directory: str
     facts: "dict[str, Any]"
+    compressor: str = ""
 
 
 class Plan(Record):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rootless_udi.config import Site
 
 _MAGIC = b"hsqs"
+_COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
+"""Numbers of the superblock's field at byte 20."""
 
 
 def image(request: Request, site: "Site", environ: "Mapping[str, str]", who: str) -> Image:
@@ -45,8 +47,9 @@ def image(request: Request, site: "Site", environ: "Mapping[str, str]", who: str
         found = store_find.find(stores, reference)
         if found is None:
             raise UdiError(f"image {request.image} is not in the store after its pull")
-    check(found.squashfs)
-    return Image(request.image, found.digest, found.squashfs, found.directory, read(found.facts))
+    packed = check(found.squashfs)
+    facts = read(found.facts)
+    return Image(request.image, found.digest, found.squashfs, found.directory, facts, packed)
 
 
 def all_stores(site: "Site", environ: "Mapping[str, str]") -> tuple[str, ...]:
@@ -80,14 +83,17 @@ def local(text: str, path: str) -> Image:
         return Image(text, "", "", os.path.realpath(path), {})
     if not S_ISREG(mode):
         raise UdiError(f"image {path} is neither a file nor a directory")
-    check(path)
+    packed = check(path)
     facts = path.rpartition(".")[0] + ".json"
     known = read(facts) if os.path.exists(facts) else {}
-    return Image(text, known.get("digest", ""), os.path.realpath(path), "", known)
+    return Image(text, known.get("digest", ""), os.path.realpath(path), "", known, packed)
 
 
-def check(path: str) -> None:
-    """Raise UdiError where the file at `path` is no whole squashfs 4.0 (its superblock says)."""
+def check(path: str) -> str:
+    """Return the compressor of the squashfs file at `path`, by name.
+
+    Raises UdiError where it is no whole squashfs 4.0 (its superblock says).
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -105,7 +111,7 @@ def check(path: str) -> None:
     elif used > size:
         why = f"it is cut off: {size} bytes of {used}"
     else:
-        return
+        return _COMPRESSORS.get(int.from_bytes(head[20:22], "little"), "unknown")
     hint = "a name without / is looked up in the store; a path to a tar is docker-archive:FILE"
     raise UdiError(f"image {path} is no squashfs file: {why}", hint)
 

@@ -12,7 +12,6 @@ from tests.conftest import TREE
 FOLDERS = ("rootless_udi", "fuse", "idmap", "mpi_inject")
 PURE = (
     "rootless_udi/environment.py",
-    "rootless_udi/ladder.py",
     "rootless_udi/oci.py",
     "rootless_udi/options.py",
     "rootless_udi/plan.py",
@@ -21,6 +20,7 @@ PURE = (
     "rootless_udi/skeleton.py",
     "rootless_udi/steps.py",
     "rootless_udi/volumes.py",
+    "fuse/server.py",
     "idmap/accounts.py",
     "idmap/maps.py",
 )
