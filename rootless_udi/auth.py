@@ -81,7 +81,7 @@ def find(
     environ = os.environ if environ is None else environ
     for path in files(environ):
         must = path == environ.get("REGISTRY_AUTH_FILE")
-        document = _read(path, must)
+        document = read(path, must)
         if document is not None:
             found = _in_file(document, path, registry, repository, environ)
             if found is not None:
@@ -89,7 +89,8 @@ def find(
     return None
 
 
-def _read(path: str, must: bool) -> dict[str, Any] | None:
+def read(path: str, must: bool) -> dict[str, Any] | None:
+    """Return a file's document, None where it may be missing and is. Raises UdiError."""
     try:
         with open(path, encoding="utf-8") as file:
             document = json.load(file)

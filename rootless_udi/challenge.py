@@ -126,7 +126,9 @@ class Authorizer:
         """Return a token and its seconds."""
         found = self._lookup(self.registry, self.repository)
         realm = parameters["realm"]
-        asked = {"scope": parameters.get("scope") or f"repository:{self.repository}:pull"}
+        asked = {}
+        if self.repository:
+            asked["scope"] = parameters.get("scope") or f"repository:{self.repository}:pull"
         if parameters.get("service"):
             asked["service"] = parameters["service"]
         # A registry that is found over TLS must not have the password sent in the clear.

@@ -73,6 +73,10 @@ class Endpoint:
     def __str__(self) -> str:
         return f"{self.host}/{self.repository}"
 
+    def verify(self, what: str) -> None:
+        """Raise UdiError unless the registry answers, and takes the credentials if it asks."""
+        self._answer("", {}, self._tries(), what).close()
+
     def manifest(self, reference: str) -> tuple[bytes, str]:
         """Return a manifest's or an index's bytes and its Content-Type.
 
@@ -179,9 +183,8 @@ class Endpoint:
             try:
                 base = self._find_base(what)
                 header = self._authorizer.header(what, base.startswith("https:"))
-                reply = self._transport.get(
-                    f"{base}/v2/{self.repository}/{path}", headers, header, self.insecure
-                )
+                url = f"{base}/v2/{self.repository}/{path}" if path else f"{base}/v2/"
+                reply = self._transport.get(url, headers, header, self.insecure)
             except (OSError, http.client.HTTPException) as error:
                 self._network(error, tries, what)
                 continue
