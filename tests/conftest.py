@@ -12,11 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import images, probes
 
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 TREE = Path(__file__).resolve().parent.parent
+
+
+# The tree may not be the user's to write to, and a shared machine is no place for deadlines.
+settings.register_profile("udi", database=None, deadline=None)
+settings.load_profile("udi")
 
 
 def pytest_configure(config: pytest.Config) -> None:

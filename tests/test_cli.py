@@ -1,0 +1,232 @@
+"""udi's commands as a user calls them: lists, facts, removal, refusals."""
+
+import json
+import os
+import pty
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from rootless_udi import cli, doctor
+from tests import images
+from tests.conftest import TREE, User
+
+pytestmark = pytest.mark.needs("userns", "busybox")
+
+
+@pytest.fixture
+def pulled(user: User, tmp_path: Path) -> str:
+    """An image in the user's store."""
+    images.busybox_layout(tmp_path / "layout")
+    name = f"oci:{tmp_path}/layout:latest"
+    done = user.run("udi", "pull", name)
+    assert done.returncode == 0, done.stderr
+    return name
+
+
+def test_pull_prints_the_digest_and_plain_lines(user: User, tmp_path: Path) -> None:
+    images.busybox_layout(tmp_path / "layout")
+    name = f"oci:{tmp_path}/layout:latest"
+    done = user.run("udi", "pull", name)
+    assert done.stdout.startswith("sha256:") and done.stdout.count("\n") == 1
+    assert "fetching the layers" in done.stderr and "\x1b" not in done.stderr
+    again = user.run("udi", "pull", name)
+    assert again.stdout == done.stdout and "is in the store already" in again.stderr
+    assert user.run("udi", "pull", "-q", "--force", name).stderr == ""
+
+
+def test_pull_shows_bars_on_a_terminal(user: User, tmp_path: Path) -> None:
+    images.busybox_layout(tmp_path / "layout")
+    ours, theirs = pty.openpty()
+    user.env["TERM"] = "xterm"
+    process = user.popen(
+        "udi", "pull", f"oci:{tmp_path}/layout:latest", stderr=theirs, stdout=subprocess.DEVNULL
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(ours, 4096)
+        except OSError:
+            break
+        if not chunk:
+            break
+        shown += chunk
+    os.close(ours)
+    assert process.wait(60) == 0
+    assert b"\x1b[" in shown and b"merging" in shown
+
+
+def test_images_inspect_rm(user: User, pulled: str) -> None:
+    (row,) = json.loads(user.run("udi", "images", "--json").stdout)
+    assert row["name"] == pulled and row["size"] > 100_000
+    table = user.run("udi", "images").stdout.splitlines()
+    assert table[0].split() == ["NAME", "DIGEST", "PLATFORM", "SIZE", "PULLED"]
+    assert table[1].split()[:2] == [pulled, row["digest"][7:19]]
+    facts = json.loads(user.run("udi", "inspect", pulled).stdout)
+    assert facts["digest"] == row["digest"] and facts["cmd"] == ["/bin/sh"]
+    done = user.run("udi", "rm", pulled)
+    assert f"removed {row['digest']}" in done.stdout
+    assert json.loads(user.run("udi", "images", "--json").stdout) == []
+    done = user.run("udi", "rm", pulled)
+    assert done.returncode == 125 and "no such image" in done.stderr
+    done = user.run("udi", "inspect", pulled)
+    assert done.returncode == 125 and f"udi pull {pulled}" in done.stderr
+
+
+def test_extract_prints_the_directory(user: User, pulled: str) -> None:
+    first = user.run("udi", "extract", pulled)
+    assert Path(first.stdout.strip(), "bin/busybox").exists(), first.stderr
+    assert user.run("udi", "extract", pulled).stdout == first.stdout
+
+
+def test_paths_are_no_images_to_pull(user: User) -> None:
+    done = user.run("udi", "pull", "/some/where.sqfs")
+    assert done.returncode == 125 and "oci:DIR" in done.stderr
+
+
+def test_ps_lists_a_running_container(user: User, box: Path) -> None:
+    process = user.popen("udi-run", box, "sh", "-c", "echo up; read x", stdin=-1, stdout=-1)
+    assert process.stdout is not None and process.stdout.readline() == "up\n"
+    (row,) = json.loads(user.run("udi", "ps", "--json").stdout)
+    assert row["image"] == str(box) and row["members"] == [process.pid] and row["memory"] > 0
+    table = user.run("udi", "ps").stdout.splitlines()
+    assert table[0].split() == ["IMAGE", "JOB", "MEMBERS", "AGE", "SERVER", "MEMORY"]
+    assert table[1].split()[0] == str(box)
+    process.communicate("\n", timeout=30)
+
+
+def test_ps_removes_what_is_stale(user: User) -> None:
+    state = user.home / "run/rootless_udi"
+    state.mkdir(mode=0o700)
+    (state / "alone-1").write_text("udi 1\nserver=999999999\n\n999999999 1\n")
+    (state / "nonsense").write_text("what is this")
+    assert json.loads(user.run("udi", "ps", "--json").stdout) == []
+    assert [path.name for path in state.iterdir()] == ["nonsense"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(5, "5s"), (65, "1m 5s"), (7800, "2h 10m"), (90000, "1d 1h")],
+)
+def test_ages(seconds: int, text: str) -> None:
+    from rootless_udi.ps import age
+
+    assert age(seconds) == text
+
+
+def test_every_command_has_help(user: User) -> None:
+    for words in ([], ["pull"], ["images"], ["config"], ["mpi", "check"], ["gpu"], ["doctor"]):
+        done = user.run("udi", *words, "--help")
+        assert done.returncode == 0 and done.stdout.startswith("usage: udi")
+    assert user.run("udi", "nonsense").returncode == 2
+    assert cli.parser().prog == "udi"
+
+
+# doctor
+
+
+@pytest.mark.needs("fuse", "mksquashfs")
+def test_doctor_is_content(user: User) -> None:
+    done = user.run("udi", "doctor")
+    assert done.returncode == 0, done.stdout
+    for what in ("kernel", "user and mount namespaces", "/dev/fuse", "FUSE in a user namespace"):
+        assert f"{what}: " in done.stdout
+    assert "FAILURE" not in done.stdout
+
+
+def test_doctor_names_what_is_wrong(user: User) -> None:
+    """Inside a user namespace where the limit on further ones is 0."""
+    script = 'echo 0 >/proc/sys/user/max_user_namespaces; exec "$@"'
+    outer = ["unshare", "--user", "--map-current-user", "--keep-caps"]
+    drop = ["setpriv", "--ambient-caps=-all", "--inh-caps=-all"]
+    done = user.run(*outer, "sh", "-c", script, "sh", *drop, "udi", "doctor")
+    assert done.returncode == 1
+    assert "user.max_user_namespaces: 0: user namespaces are switched off" in done.stdout
+    assert "remedy: the administrator: sysctl -w user.max_user_namespaces" in done.stdout
+    run = user.run(*outer, "sh", "-c", script, "sh", *drop, "udi-run", "/", "true")
+    assert run.returncode == 125
+    assert "unshare failed: No space left on device" in run.stderr and "udi doctor" in run.stderr
+
+
+def test_doctor_reports_a_bad_state_directory(user: User) -> None:
+    bad = user.home / "run/rootless_udi"
+    bad.symlink_to("/tmp")
+    done = user.run("udi", "doctor")
+    assert "state directory: the state directory" in done.stdout and "symbolic link" in done.stdout
+    bad.unlink()
+    bad.mkdir()
+    bad.chmod(0o755)
+    assert "it is open to others" in user.run("udi", "doctor").stdout
+
+
+def test_doctor_reports_a_store_that_can_not_be_written(user: User) -> None:
+    done = user.run("udi", "doctor", env={"UDI_STORE": "/proc/store"})
+    assert done.returncode == 1 and "not writable" in done.stdout
+
+
+def test_file_systems_are_named() -> None:
+    assert doctor.filesystem("/proc/self") == "proc"
+    assert doctor.in_child(lambda: os._exit(0)) == ""
+    assert "killed by signal 9" in doctor.in_child(lambda: os.kill(os.getpid(), 9))
+    assert "ZeroDivision" in doctor.in_child(lambda: None if 1 / 0 else None)
+
+
+@pytest.mark.root
+def test_root_is_refused(user: User) -> None:
+    for program in ("udi-run", "udi"):
+        words = [TREE / "bin" / program, *(["x"] if program == "udi-run" else ["images"])]
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == 125
+        assert "runs as an ordinary user, and this is root" in done.stderr
+    group = ["setpriv", f"--reuid={user.uid}", "--regid=0", "--clear-groups"]
+    done = subprocess.run([*group, TREE / "bin/udi-run", "x"], capture_output=True, text=True)
+    assert done.returncode == 125 and "group 0" in done.stderr
+
+
+@pytest.mark.root
+def test_setuid_is_refused(user: User, tmp_path: Path) -> None:
+    """A setuid interpreter is what a careless administrator could make."""
+    python = tmp_path / "python3"
+    python.write_bytes(Path("/usr/bin/python3").read_bytes())
+    os.chown(python, 1, 1)
+    python.chmod(0o6755)
+    tmp_path.chmod(0o755)
+    done = user.run(python, "-IS", TREE / "bin/udi-run", "x")
+    assert done.returncode == 125 and "is setuid or setgid, and refuses" in done.stderr
+
+
+@pytest.mark.root
+def test_supplementary_groups_keep_their_access(user: User, tmp_path: Path) -> None:
+    """[14]: they show as the overflow id, and open what they opened before."""
+    folder = user.home / "shared"
+    folder.mkdir()
+    (folder / "file").write_text("for the group\n")
+    os.chown(folder, 0, 54321)
+    folder.chmod(0o750)
+    box = user.home / "layout"
+    images.busybox_layout(box)
+    os.system(f"chmod -R a+rX {box}")
+    words = ["setpriv", f"--reuid={user.uid}", f"--regid={user.gid}", "--groups=54321"]
+    argv = [TREE / "bin/udi-run", f"--volume={folder}:/data", f"oci:{box}:latest", "/bin/sh", "-c"]
+    script = "/bin/cat /data/file; /bin/id -G; /bin/grep 54321 /etc/group"
+    done = subprocess.run([*words, *argv, script], env=user.env, capture_output=True, text=True)
+    out = done.stdout.splitlines()
+    assert out[0] == "for the group" and "65534" in out[1] and out[2].startswith("group54321:")
+
+
+@pytest.mark.root
+def test_a_uid_without_an_account(user: User, tmp_path: Path) -> None:
+    """[10]"""
+    box = tmp_path / "layout"
+    images.busybox_layout(box)
+    home = tmp_path / "nobody"
+    home.mkdir()
+    os.chown(home, 123456, 123456)
+    os.system(f"chmod -R a+rX {tmp_path}")
+    words = ["setpriv", "--reuid=123456", "--regid=123456", "--clear-groups", TREE / "bin/udi-run"]
+    env = {"PATH": user.env["PATH"], "HOME": str(home), "USER": "ghost"}
+    argv = [*words, f"oci:{box}:latest", "/bin/sh", "-c", "/bin/id -un; /bin/id -u"]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True)
+    assert done.stdout.split() == ["ghost", "123456"], done.stderr
