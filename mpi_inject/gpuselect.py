@@ -5,8 +5,6 @@ Here every card of the node is in the container, so the second becomes the first
 the planning, because a rank that joins a running container needs this and nothing else.
 """
 
-from rootless_udi.steps import Env
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,8 +12,10 @@ if TYPE_CHECKING:
 _NO_CHOICE = ("", "all", "void")
 
 
-def select(caller: "Mapping[str, str]", inside: "Mapping[str, str]") -> tuple[Env, ...]:
-    """Return what to add to a rank's environment.
+def select(
+    caller: "Mapping[str, str]", inside: "Mapping[str, str]"
+) -> "list[tuple[str, str, str]]":
+    """Return the operations ("set", NAME, VALUE) that a rank's environment still needs.
 
     `caller` is the environment that the rank brings, `inside` the one that the container's
     operations made of it. In this order: CUDA_VISIBLE_DEVICES as it is (Slurm, PBS and users set
@@ -26,16 +26,15 @@ def select(caller: "Mapping[str, str]", inside: "Mapping[str, str]") -> tuple[En
     first card that the step's cgroup shows.
     """
     if "CUDA_VISIBLE_DEVICES" in inside:
-        return ()
-    name = "NVIDIA_VISIBLE_DEVICES"
-    for where, environ in (("--device", inside), ("the caller", caller)):
-        chosen = environ.get(name, "").strip()
+        return []
+    for environ in (inside, caller):
+        chosen = environ.get("NVIDIA_VISIBLE_DEVICES", "").strip()
         if chosen in _NO_CHOICE or "=" in chosen:
             continue
         words = [] if chosen == "none" else [w.strip() for w in chosen.split(",")]
-        reason = f"{name}={chosen} of {where}"
-        order = Env("set", "CUDA_DEVICE_ORDER", "PCI_BUS_ID", reason="as nvidia-smi counts")
-        counted = any(w.isdigit() for w in words) and "CUDA_DEVICE_ORDER" not in inside
-        more = (order,) if counted else ()
-        return (Env("set", "CUDA_VISIBLE_DEVICES", ",".join(words), reason=reason), *more)
-    return ()
+        found = [("set", "CUDA_VISIBLE_DEVICES", ",".join(words))]
+        if any(w.isdigit() for w in words) and "CUDA_DEVICE_ORDER" not in inside:
+            # nvidia-smi and NVIDIA_VISIBLE_DEVICES count by bus, CUDA by speed.
+            found.append(("set", "CUDA_DEVICE_ORDER", "PCI_BUS_ID"))
+        return found
+    return []

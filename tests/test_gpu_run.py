@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import gpuhosts, gpuimages, images
+from tests import gpuhosts, gpuimages, images, probes
 from tests.conftest import User
 from tests.gpuhosts import MULTIARCH, OLD, VERSION
 from tests.test_gpu_cdi import host as cdi_host
@@ -133,3 +133,28 @@ def test_explain_gives_every_reason(user: User, image: Path, tmp_path: Path) -> 
     steps = [s for s in json.loads(done.stdout)["steps"] if s["target"].startswith(LIB)]
     assert len(steps) > 10 and all(s["reason"] for s in steps)
     assert any(MULTIARCH in s.get("source", "") for s in steps)
+
+
+@pytest.mark.parametrize(
+    ("option", "what"),
+    [
+        ("--gpu=cuda", "--gpu=cuda: unknown"),
+        ("--gpu=cdi:vendor.com/device=x", "CDI device vendor.com/device=x: not found in /etc/cdi"),
+        ("--device=vendor.com/device=x", "CDI device vendor.com/device=x: not found in /etc/cdi"),
+        ("--device=x", "--device x: no CDI device name"),
+    ],
+)
+def test_what_is_not_there_is_an_error_of_udi_run(
+    option: str, what: str, user: User, image: Path
+) -> None:
+    done = user.run("udi-run", option, image, "true")
+    assert done.returncode == 125 and what in done.stderr and "hint" in done.stderr
+
+
+@pytest.mark.skipif(Path("/dev/kfd").exists() or Path("/dev/dri").exists(), reason="has a GPU")
+def test_a_node_without_a_gpu_is_an_error_of_udi_run(user: User, image: Path) -> None:
+    if probes.has("gpu"):
+        pytest.skip("this machine has a GPU")
+    done = user.run("udi-run", "--gpu", image, "true")
+    assert done.returncode == 125
+    assert "no GPU found on" in done.stderr and "/dev/nvidiactl" in done.stderr
