@@ -1,4 +1,4 @@
-"""CDI specifications (Container Device Interface, versions 0.3.0 to 1.1.0): read, check, choose.
+"""CDI specifications (Container Device Interface, versions 0.3.0 to 1.1.0): read, check, write.
 
 A specification is a JSON or YAML file in /etc/cdi or /var/run/cdi; a device of it is asked for as
 VENDOR/CLASS=NAME. What its edits mean for a container of ours: see cdi_edits.py. The rules are

@@ -240,6 +240,8 @@ def _driver_file(work: _Work, spec: Spec, source: str, target: str, flags: tuple
         work.notes.append(f"{source}: left to the image, a vendor-neutral library")
     elif folder in work.folders and is_library(name):
         work.libraries.append(library(work.root, source, name))
+        # In WSL the libraries open each other by their full path in Windows' driver store.
+        return not target.startswith("/usr/lib/wsl/")
     elif source == target and _within(target, SHARED):
         work.notes.append(f"{target}: already there, the host's own")
     elif nvidia and target.startswith(_FIRMWARE):
@@ -302,7 +304,8 @@ def _options(spec: Spec, word: str, arguments: list[str], option: str) -> list[s
     for argument in rest:
         name, equals, value = argument.partition("=")
         if not name.startswith("--"):
-            raise UdiError(f"CDI file {spec.path}: hook {word}: stray argument {argument!r}", "")
+            message = f"CDI file {spec.path}: hook {word}: stray argument {argument!r}"
+            raise UdiError(message, "mend the CDI file")
         if not equals:
             value = next(rest, "")
         if name == option:

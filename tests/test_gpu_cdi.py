@@ -163,6 +163,14 @@ def test_a_link_elsewhere_is_made_there(tmp_path: Path) -> None:
     assert "/usr/bin/nvidia-smi2" in targets(plan(host(tmp_path, nvidia(hooks=hooks))))
 
 
+def test_libraries_of_wsl_stay_at_their_place_too(tmp_path: Path) -> None:
+    path = "/usr/lib/wsl/drivers/nv_dispi.inf_amd64_1/libcuda.so.1.1"
+    hooks = [hook("update-ldcache", "--folder", path.rpartition("/")[0])]
+    made = host(tmp_path, nvidia(hooks=hooks, mounts=[mount(path)]))
+    made.copy(path, gpuhosts.compile("libcuda.so.1"))
+    assert {path, f"{LIB}/libcuda.so.1.1", f"{LIB}/libcuda.so.1"} <= set(targets(plan(made)))
+
+
 @pytest.mark.parametrize(
     ("one", "what"),
     [
