@@ -142,13 +142,14 @@ def _write(argv: list[str], target: str, feed: Feed) -> None:
                 f"starting {argv[0]} failed: {err.strerror}", "see `udi doctor`"
             ) from err
         assert child.stdin
+        broken = False
         with child.stdin:
             try:
                 _enlarge(child.stdin)
                 feed(child.stdin.write)
                 child.stdin.close()
             except BrokenPipeError:
-                pass  # the writer has ended, and says why
+                broken = True  # the writer has ended, and says why
             except BaseException:
                 child.kill()
                 child.wait()
@@ -160,7 +161,7 @@ def _write(argv: list[str], target: str, feed: Feed) -> None:
         text = stderr.read().decode(errors="replace")
         if status and "I/O error" in text:
             text += _write_error(output)  # tar2sqfs says no more than that
-    if status:
+    if status or broken:
         raise _failure(os.path.basename(argv[0]), "writing", target, status, text)
 
 

@@ -329,6 +329,7 @@ def script(folder: Path, name: str, body: str) -> str:
         ("echo 'x: invalid option' >&2; exit 1", "can't read a tar", "4.5 or later"),
         ("echo hm >&2; cat >/dev/null; exit 3", "ended with status 3: hm", "doctor"),
         ("exit 3", "ended with status 3: it says nothing", "doctor"),
+        ("exit 0", "ended with status 0: it says nothing", "doctor"),
     ],
 )
 def test_writer_that_fails(tmp_path: Path, body: str, words: str, hint: str) -> None:
