@@ -68,6 +68,13 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("image")
     one = add("rm", remove, "remove images from the store")
     one.add_argument("image", nargs="+")
+    one = add("login", login, "try a registry's credentials and keep them")
+    one.add_argument("registry", nargs="?", default="docker.io")
+    one.add_argument("--username", "-u", help="asked for where it is not given")
+    one.add_argument("--password-stdin", action="store_true", help="read it from standard input")
+    one.add_argument("--insecure", action="store_true", help="plain HTTP (loopback is always)")
+    one = add("logout", logout, "forget a registry's credentials")
+    one.add_argument("registry", nargs="?", default="docker.io")
     one = add("extract", extract, "unpack an image into a directory of the store")
     one.add_argument("image")
     one = add("ps", ps, "list the containers that live on this node")
@@ -191,6 +198,38 @@ def remove(arguments: Arguments) -> int:
             print(f"untagged {name}")
         for digest in digests:
             print(f"removed {digest}")
+    return 0
+
+
+def login(arguments: Arguments) -> int:
+    """udi login: ask for what is not given, on the terminal, never on the command line."""
+    from rootless_udi import login as logins
+
+    registry = logins.registry_name(arguments.registry)
+    if arguments.password_stdin:
+        if not arguments.username:
+            raise UdiError("udi login --password-stdin: --username is missing too")
+        username, password = arguments.username, sys.stdin.readline().rstrip("\r\n")
+    else:
+        import getpass
+
+        try:
+            username = arguments.username or input(f"username at {registry}: ")
+            password = getpass.getpass(f"password of {username}: ")
+        except EOFError:
+            raise UdiError("udi login: no name or password was given") from None
+    path = logins.login(registry, username, password, os.environ, arguments.insecure)
+    print(f"logged in at {registry}; kept in {path}", file=sys.stderr)
+    return 0
+
+
+def logout(arguments: Arguments) -> int:
+    """udi logout."""
+    from rootless_udi import login as logins
+
+    registry = logins.registry_name(arguments.registry)
+    path = logins.logout(registry, os.environ)
+    print(f"logged out of {registry}; removed from {path}", file=sys.stderr)
     return 0
 
 
