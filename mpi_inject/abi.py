@@ -65,6 +65,9 @@ MAIN = {
 INTERFACES = ("Fortran", "Fortran module", "Fortran 2008", "C++", "Java")
 """Roles of libraries in front of the C one. Where a host has none, the image's own may stay."""
 
+INNER = ("runtime", "portability")
+"""Roles of libraries that only an MPI's own libraries need: no interface to be checked."""
+
 PUBLIC = (
     "MPI_",
     "PMPI_",

@@ -28,11 +28,13 @@ _PLUGINS = {
 
 PLUGIN_FOLDERS = tuple(p.rpartition("/")[2] for places in _PLUGINS.values() for p in places)
 
-_LINKED = ("ucx", "libfabric")
-"""Plugins that need libraries of the network: a few files, read for these. Open MPI's hundred are
-not read (20 ms): the libraries that its plugins need are these:"""
-
-_OPENMPI_EXTRAS = ("libmca_common_", "libfabric.so.", "libpsm2.so.", "libucp.so.")
+_READ = {
+    "ucx": ("",),
+    "libfabric": ("",),
+    "openmpi": ("mca_pmix_", "mca_btl_", "mca_mtl_", "mca_pml_"),
+}
+"""Plugins that are read for the libraries that they need: by how their names begin. Open MPI has
+more than a hundred, which would take 20 ms; the others need its `libmca_common_*` alone."""
 
 
 class Tree(Record):
@@ -186,8 +188,11 @@ def _trees(host: Host, found: list[Found]) -> list[Tree]:
             folder = one.real.rpartition("/")[0]
             for place in places:
                 files = _listed(host, f"{folder}/{place}")
+                kind = places[0]
+                if kind == "openmpi":
+                    # Wheels keep libraries in a folder of that name.
+                    files = tuple(f for f in files if f.startswith("mca_"))
                 if files:
-                    kind = "openmpi" if start == "libmpi.so.40" else places[0]
                     out.setdefault(kind, Tree(kind, f"{folder}/{place}", files))
     return list(out.values())
 
@@ -203,23 +208,25 @@ def _listed(host: Host, folder: str) -> tuple[str, ...]:
 def _extras(host: Host, mpi: HostMpi, trees: list[Tree]) -> list[str]:
     """Return libraries that plugins need, which no NEEDED of an MPI library names."""
     out = []
-    fabric = _has_fabric(host)
     for tree in trees:
-        if tree.kind in _LINKED and fabric:
-            for name in tree.files:
+        if tree.kind != "openmpi" and not _has_fabric(host):
+            continue
+        for name in tree.files:
+            if name.startswith(_READ.get(tree.kind, ())):
                 plugin = host.load(f"{tree.folder}/{name}")
                 paths = [host.find(n, plugin) for n in plugin.elf.needed] if plugin else []
-                out += [p for p in paths if p and not is_glibc(p.rpartition("/")[2])]
-        elif tree.kind == "openmpi":
+                out += [p for p in paths if p and is_stack(p.rpartition("/")[2])]
+    for tree in trees:
+        if tree.kind == "openmpi":
             folder = mpi.files["libmpi.so.40"].rpartition("/")[0]
-            names = [n for n in _listed(host, folder) if n.startswith(_OPENMPI_EXTRAS)]
+            names = [n for n in _listed(host, folder) if n.startswith("libmca_common_")]
             out += [f"{folder}/{n}" for n in names if len(abi.split(n)[1]) == 1]
     if mpi.prefix and host.read(f"{mpi.folder}/libfabric.so.1"):
         out.append(f"{mpi.folder}/libfabric.so.1")
     intel = f"{mpi.prefix}/opt/mpi/libfabric/lib/libfabric.so.1"
     if mpi.prefix and host.read(intel):
         out.append(intel)
-    return list(dict.fromkeys(p for p in out if is_stack(p.rpartition("/")[2]) or "/" in p))
+    return list(dict.fromkeys(out))
 
 
 def _has_fabric(host: Host) -> bool:

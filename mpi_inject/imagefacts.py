@@ -35,6 +35,20 @@ _SO = re.compile(r"\.so(\.|\Z)")
 _KEPT = (*STACK, *COMPILER, "libcudart.", "libcuda.", "libnccl.", "libnuma.")
 _HIDDEN = re.compile(rb"\0(?=[^\0])([^\0]{0,40}\0+)?(1[2-9]:\d{1,3}:\d{1,2})\0")
 _RELEASE = re.compile(rb"(?<=\0)[345]\.\d{1,2}(?:\.\d{1,2})?(?:[abr]c?\d{1,2})?(?=\0)")
+_TOOLS = (
+    "mca_",
+    "pmix_mca_",
+    "mpichversion",
+    "mpivars",
+    "hydra_",
+    "ompi_",
+    "ompi-",
+    "oshmem_info",
+    "orte",
+    "prte",
+)
+"""Programs and plugins of an MPI itself: no reason to want one."""
+
 _OPENMPI_MARK = "ompi_mpi_comm_world"
 
 
@@ -261,7 +275,7 @@ class Inspector:
         for path, seen in sorted(self._seen.items()):
             needed = [n for n in seen.elf.needed if abi.identify(n)[0]]
             own = abi.identify(seen.elf.soname or path.rpartition("/")[2])[0]
-            if not needed or own or path.rpartition("/")[2].startswith("mca_"):
+            if not needed or own or path.rpartition("/")[2].startswith(_TOOLS):
                 continue
             family = abi.identify(needed[0])[0]
             if family == abi.MPICH and any(s.startswith("ompi_") for s in seen.symbols):

@@ -95,20 +95,25 @@ def inject(
     return Injection(tuple(steps), tuple(environment), planned.notes)
 
 
-def wanted_families(image: "dict[str, Any]") -> tuple[str, ...]:
-    """Return the families that an image's programs and libraries are of.
+def programs(image: "dict[str, Any]") -> tuple[str, ...]:
+    """Return the families that an image's programs are built for.
 
-    mpi4py's wheel has a module for each family: it counts only where nothing else says more.
+    mpi4py's wheel has a module for each family and takes what it finds: it doesn't count.
     """
-    consumers = image["consumers"]
-    libraries = {lib["family"] for lib in image["libraries"] if lib["role"] == "C"}
-    programs = {
+    return tuple(
         family
-        for family, one in consumers.items()
-        if one["count"] > len(one["files"]) or any("/mpi4py/" not in f for f in one["files"])
-    }
-    found = tuple(f for f in abi.FAMILIES if f in libraries or f in programs)
-    return found or tuple(f for f in abi.FAMILIES if f in consumers)
+        for family, one in image["consumers"].items()
+        if family in abi.FAMILIES
+        and (one["count"] > len(one["files"]) or any("/mpi4py/" not in f for f in one["files"]))
+    )
+
+
+def wanted_families(image: "dict[str, Any]") -> tuple[str, ...]:
+    """Return the families that an image can use: of its programs, its libraries, of mpi4py."""
+    libraries = {lib["family"] for lib in image["libraries"] if lib["role"] == "C"}
+    strong = programs(image)
+    found = tuple(f for f in abi.FAMILIES if f in libraries or f in strong)
+    return found or tuple(f for f in abi.FAMILIES if f in image["consumers"])
 
 
 def launcher(environ: "Mapping[str, str]") -> str:
@@ -138,6 +143,7 @@ def choose(
         found = hostmpi.find(environ, host)
         asked = (wanted,) if wanted in abi.FAMILIES else ()
     started = launcher(environ)
+    must = programs(image) or families
     seen = []
     second = None
     for mpi in found:
@@ -146,15 +152,18 @@ def choose(
         if not families:
             return mpi, asked or mpi.families
         both = tuple(f for f in families if f in mpi.families)
-        if both and (started not in families or started in both):
-            return mpi, both
-        second = second or ((mpi, both) if both else None)
         seen.append(mpi)
+        if not set(must) & set(both) or (not asked and abi.ABI in must and abi.ABI not in both):
+            # A program for the standard ABI next to MPICH's library is under the same launcher.
+            continue
+        if started not in families or started in both:
+            return mpi, both
+        second = second or (mpi, both)
     if second:
         return second
     if not seen:
         raise no_host_mpi(asked[0] if asked else "")
-    raise no_family(families, seen, image)
+    raise no_family(must, seen, image)
 
 
 def _of_profile(profile: "Profile", host: Host) -> HostMpi:
@@ -188,7 +197,7 @@ def plan(
 ) -> Injection:
     """Return the injection of a gathered MPI, or refuse it; pure."""
     for library in got.mains:
-        for other in _pairs(library, image):
+        for other in _pairs(library, image) if library.role not in abi.INNER else ():
             why = abi.CHECKS[compat](library, other)
             if why:
                 raise refuse_version(library, other, why, compat)
@@ -272,7 +281,7 @@ def _over(got: Gathered, image: "dict[str, Any]", root: str) -> "tuple[list[Step
     """Return the binds over the image's own files, and what is left alone."""
     steps: list[Step] = []
     notes: list[str] = []
-    mains = {(lib.family, lib.role): lib for lib in got.mains}
+    mains = {(m.family, m.role): m for m in got.mains if m.role not in abi.INNER}
     for one in image["libraries"]:
         if one["machine"] != image["machine"]:
             continue
@@ -284,11 +293,12 @@ def _over(got: Gathered, image: "dict[str, Any]", root: str) -> "tuple[list[Step
         source = under(root, found.real)
         if main:
             why = f"{what}: same major, every symbol and glibc version is there"
-            steps.append(Mount(one["path"], source, reason=why))
+            steps.append(Mount(one["path"], source, reason=why, over=True))
         elif gone := lacking(one["defines"], found.elf.defines):
             notes.append(f"{one['path']} stays: the host's {found.name} has no {gone[-1]}")
         elif is_stack(found.name) or one["defines"] != list(found.elf.defines):
-            steps.append(Mount(one["path"], source, reason=f"{what}: the host's MPI needs it"))
+            why = f"{what}: the host's MPI needs it"
+            steps.append(Mount(one["path"], source, reason=why, over=True))
     return steps, notes
 
 
@@ -333,7 +343,13 @@ def _environment(got: Gathered, names: "dict[str, str]") -> "list[Env]":
 def _of_prefix(got: Gathered, first: abi.Library) -> "list[Env]":
     """Return the variables by which an MPI finds its own tree, moved to ROOT."""
     if first.family == abi.OPENMPI:
-        return [Env("set", "OPAL_PREFIX", ROOT, "Open MPI's tree is here")]
+        out = [Env("set", "OPAL_PREFIX", ROOT, "Open MPI's tree is here")]
+        if not any(f.name.startswith("libpmix.") for f in got.libraries):
+            # Open MPI 4's own PMIx: mpiexec sets this to the host's path, and ranks that see
+            # another OPAL_PREFIX hang in MPI_Init.
+            why = "the PMIx inside Open MPI 4 is here"
+            out.append(Env("set", "PMIX_INSTALL_PREFIX", ROOT, why))
+        return out
     if not first.release.startswith("Intel"):
         return []
     lib = ROOT + got.mpi.folder.removeprefix(got.mpi.prefix)

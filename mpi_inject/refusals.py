@@ -50,15 +50,23 @@ def no_family(
     families: "tuple[str, ...]", found: "list[HostMpi]", image: "dict[str, Any]"
 ) -> UdiError:
     """Say that the host has MPIs, but none that the image's programs can run on."""
+    have_families = {f for mpi in found for f in mpi.families}
+    families = tuple(f for f in families if f not in have_families) or families
     wanted = " and ".join(abi.NAMES[f] for f in families)
     files = [f for family in families for f in image["consumers"].get(family, {}).get("files", ())]
     by = f" ({files[0]})" if files else ""
     have = "; ".join(m.text() for m in found)
     return UdiError(
         f"--mpi: the image needs {wanted}{by}, and the host has {have}",
-        f"load a module of {wanted}, rebuild the image with an MPI of the host's family or for the"
-        f" MPI 5 standard ABI (mpicc_abi), or {_NONE}",
+        f"load a module of {_modules(families)}, rebuild the image with an MPI of the host's"
+        f" family, or {_NONE}",
     )
+
+
+def _modules(families: "tuple[str, ...]") -> str:
+    """Return whose modules would serve."""
+    words = {abi.ABI: "an MPI with libmpi_abi.so (MPICH 5, Intel MPI 2021.17 or later)"}
+    return " or ".join(words.get(f, abi.NAMES[f]) for f in families)
 
 
 def refuse_version(host: abi.Library, own: abi.Library, why: str, compat: str) -> UdiError:

@@ -14,8 +14,8 @@ import zipfile
 from pathlib import Path
 
 from tests import images
-from tests.conftest import TREE
 
+TREE = Path(__file__).resolve().parent.parent
 VERSIONS = {
     "mpich-3.4.3": "mpich==3.4.3.post1",
     "mpich-4.0.3": "mpich==4.0.3",
@@ -212,7 +212,8 @@ def pulled(name: str) -> str:
     image = IMAGES[name]
     folder = images.cache() / "mpi" / "layouts"
     folder.mkdir(parents=True, exist_ok=True)
-    state = repr((image.suite, image.packages, image.built, image.kind, image.env(), image.rpath))
+    inspector = (TREE / "mpi_inject/imagefacts.py").read_text()
+    state = repr((image.suite, image.packages, image.built, image.kind, image.env(), inspector))
     place = folder / f"{name}-{hashlib.sha256(state.encode()).hexdigest()[:8]}"
     reference = f"oci:{place}:latest"
     with open(folder / f"{name}.lock", "w") as lock:
