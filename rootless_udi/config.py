@@ -55,7 +55,8 @@ class Site(Record):
 
     `$NAME` in paths is expanded by `load` from the caller's environment ($UID is always known).
     `modules` maps a name to the module's checked TOML; `rootless_udi.modules.available` makes
-    records of it. `mpi` maps a name to an MPI profile's table (`mpi_inject.profiles.from_dict`). `origins` are (key, "FILE") pairs for what a file gave; the rest is built in.
+    records of it; `mpi` a name to an MPI profile's table (`mpi_inject.profiles.from_dict`).
+    `origins` are (key, "FILE:LINE") pairs for what a file gave; the rest is built in.
     `warnings` are for the caller to print.
     """
 
@@ -64,7 +65,6 @@ class Site(Record):
     store: str = ""
     """The user's own image store; empty: the default, see `rootless_udi.store_find`."""
     site_stores: tuple[str, ...] = ()
-    state: tuple[str, ...] = ("$XDG_RUNTIME_DIR", "/run/user/$UID", "/tmp/udi-$UID")
     registry: str = "docker.io"
     mirrors: tuple[tuple[str, tuple[str, ...]], ...] = ()
     insecure: tuple[str, ...] = ()
@@ -75,7 +75,7 @@ class Site(Record):
     compression_level: int = 3
     mounts: tuple[MountRow, ...] = DEFAULT_MOUNTS
     propagation: str = "private"
-    """"private" or "slave": whether mounts that the host makes later appear inside."""
+    """"private" or "slave": whether mounts that the host makes later appear inside (autofs)."""
     environment: tuple[Env, ...] = ()
     default_modules: tuple[str, ...] = ()
     if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Site(Record):
 
 
 class Source(Record):
-    """A configuration file that exists: `kind` is "site", "user", "site-module", "user-module"."""
+    """A configuration file that exists: `kind` is "site" or "user", with "-module" or "-mpi"."""
 
     path: str
     kind: str
@@ -175,13 +175,14 @@ def find(environ: "Mapping[str, str]", warnings: list[str]) -> list[Source]:
 def _files(root: str, main: str, more: str, kind: str, warnings: list[str]) -> list[Source]:
     names = [main]
     names += [f"{more}/{name}" for name in _listing(root, more, kind, warnings)] if more else []
-    modules = [f"modules.d/{name}" for name in _listing(root, "modules.d", kind, warnings)]
     found = []
-    for name in names + modules:
-        path = f"{root}/{name}"
-        info = _look(path, kind, warnings)
-        if info is not None:
-            found.append(_source(path, f"{kind}-module" if name in modules else kind, info))
+    for folder, suffix in ((".", ""), ("mpi.d", "-mpi"), ("modules.d", "-module")):
+        if suffix:
+            names = [f"{folder}/{name}" for name in _listing(root, folder, kind, warnings)]
+        for name in names:
+            info = _look(f"{root}/{name}", kind, warnings)
+            if info is not None:
+                found.append(_source(f"{root}/{name}", kind + suffix, info))
     return found
 
 
@@ -335,7 +336,7 @@ def _tuples(value: "Any") -> "Any":
 
 
 def expanded(site: Site, environ: "Mapping[str, str]") -> Site:
-    """Return the Site with `$NAME` and `${NAME}` in its paths replaced.
+    """Return the Site with `$NAME` and `${NAME}` in its paths replaced, and mounts propagated.
 
     Where a variable is unset or empty, a candidate of a list and an optional mount are left out;
     a required mount raises UdiError.
@@ -347,6 +348,8 @@ def expanded(site: Site, environ: "Mapping[str, str]") -> Site:
 
     rows = []
     for row in site.mounts:
+        if site.propagation == "slave" and not {"slave", "private"}.intersection(row.options):
+            row = row.replace(options=(*row.options, "slave"))
         source, destination = expand(row.source, known), expand(row.destination, known)
         if source and destination:
             rows.append(
@@ -362,7 +365,6 @@ def expanded(site: Site, environ: "Mapping[str, str]") -> Site:
     return site.replace(
         store=expand(site.store, known) or "",
         site_stores=those(site.site_stores),
-        state=those(site.state),
         cache_paths=those(site.cache_paths),
         mounts=tuple(rows),
     )

@@ -176,7 +176,6 @@ SITE_KEYS: dict[str, tuple[str, Check]] = {
     "site.name": ("name", text),
     "store.path": ("store", path),
     "store.site": ("site_stores", paths),
-    "state.directories": ("state", paths),
     "image.registry": ("registry", text),
     "image.pull": ("pull", choice("missing", "never", "always")),
     "image.compression": ("compression", choice("zstd", "gzip", "lz4", "xz", "lzo", "none")),
@@ -196,6 +195,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "env": ("set", "append", "prepend", "unset"),
     "etc": ("host", "files"),
     "registry": (),
+    "mpi": (),
     "mount": ("source", "destination", "options", "required", "enabled"),
 }
 REGISTRY = ("mirrors", "insecure")

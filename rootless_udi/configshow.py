@@ -52,6 +52,8 @@ def show(site: Site) -> str:
         rows.append((f"mount: {text}", row.origin))
     for env in site.environment:
         rows.append((f"env: {_operation(env.op, env.name, env.value)}", env.reason))
+    for name in site.mpi:
+        rows.append((f"mpi: {name}", site.origin(f"mpi.{name}")))
     for name, module in sorted(modules.available(site.modules).items()):
         if not module.built_in:
             state = (module.problem and "broken") or ("enabled" if module.enabled else "disabled")

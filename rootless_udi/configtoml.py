@@ -4,8 +4,8 @@ Off the start path: `rootless_udi.config` imports this where no flattened copy f
 
 How files merge: a key of a later file takes the place of the same key of an earlier one, lists
 as a whole. Mounts are kept by destination, files of /etc and registries by name, operations on
-the environment add up in the order of the files. The smallest `cache.limit` counts, so that a
-user's file can't raise the site's.
+the environment add up in the order of the files, MPI profiles and modules are kept by name. The
+smallest `cache.limit` counts, so that a user's file can't raise the site's.
 """
 
 import difflib
@@ -21,8 +21,14 @@ from rootless_udi import config, configmodule, modules, tomllines
 from rootless_udi import configschema as schema
 from rootless_udi.config import BUILT_IN, DEFAULT_MOUNTS, MountRow, Site, Source
 from rootless_udi.errors import UdiError
+from rootless_udi.mpi_inject import profiles
 from rootless_udi.records import Record
 from rootless_udi.steps import Env
+
+_NO_STATE = (
+    "no file can say this: ranks that join a container read no configuration",
+    "set UDI_STATE_DIR in the environment of all users (/etc/profile.d)",
+)
 
 
 class Problem(Record):
@@ -107,11 +113,14 @@ class _Merge:
         self.insecure: dict[str, bool] = {}
         self.etc = dict(Site().etc)
         self.modules: dict[str, Any] = {}
+        self.mpi: dict[str, Any] = {}
 
     def add(self, document: Document, site: bool) -> None:
         known = {key.split(".")[0] for key in schema.SITE_KEYS} | set(schema.TABLES)
         for name, value in document.values.items():
-            if name not in known:
+            if name == "state":
+                document.wrong((name,), *_NO_STATE)
+            elif name not in known:
                 document.unknown((name,), known)
             elif name == "mount":
                 self._mounts(document, value, site)
@@ -121,6 +130,9 @@ class _Merge:
                 self._etc(document, value)
             elif name == "registry":
                 self._registry(document, value)
+            elif name == "mpi":
+                for profile, table in document.table(("mpi",), value).items():
+                    self.profile(document, profile, ("mpi", profile), table)
             else:
                 self._plain(document, name, value)
 
@@ -224,6 +236,20 @@ class _Merge:
                     continue
                 self.origins[dotted(key)] = f"{document.path}:{document.line(*key)}"
 
+    def profile(
+        self, document: Document, name: str, key: tuple[str | int, ...], value: Any
+    ) -> None:
+        """Take an MPI profile, from [mpi.NAME] or a file of mpi.d."""
+        table = document.table(key, value) if key else value
+        try:
+            profiles.from_dict(name, table, document.path)
+        except UdiError as error:
+            part = next((k for k in table if f" {k}" in error.message), "")
+            document.wrong((*key, part) if part else key, error.message, error.hint)
+            return
+        self.mpi[name] = table
+        self.origins[f"mpi.{name}"] = f"{document.path}:{document.line(*key)}"
+
     def site(self) -> Site:
         return Site(
             **self.values,
@@ -233,6 +259,7 @@ class _Merge:
             insecure=tuple(name for name, yes in self.insecure.items() if yes),
             etc=tuple(self.etc.items()),
             modules=self.modules,
+            mpi=self.mpi,
             origins=tuple(self.origins.items()),
         )
 
@@ -246,8 +273,10 @@ def merge(sources: Iterable[Source], texts: Iterable[str]) -> tuple[Site, list[P
     problems: list[Problem] = []
     for source, text in zip(sources, texts, strict=True):
         document = Document(source.path, text)
-        if source.kind.endswith("-module"):
-            name = os.path.basename(source.path).removesuffix(".toml")
+        name = os.path.basename(source.path).removesuffix(".toml")
+        if source.kind.endswith("-mpi"):
+            result.profile(document, name, (), document.values)
+        elif source.kind.endswith("-module"):
             module = configmodule.module(name, document)
             result.modules[name] = modules.flat(module)
         else:

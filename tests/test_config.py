@@ -57,10 +57,8 @@ def place(tmp_path: Path) -> Place:
 
 
 def test_without_any_file(tmp_path: Path) -> None:
-    site = config.load({"UDI_SITE_DIR": str(tmp_path / "none"), "XDG_RUNTIME_DIR": "/run/u"})
-    uid = os.getuid()
-    assert site.state == ("/run/u", f"/run/user/{uid}", f"/tmp/udi-{uid}")
-    assert site.replace(state=Site().state) == Site()
+    assert config.load({"UDI_SITE_DIR": str(tmp_path / "none")}) == Site()
+    site = config.load({"UDI_SITE_DIR": str(tmp_path / "none"), "HOME": str(tmp_path)})
     assert [row.destination for row in site.mounts] == ["/proc", "/sys", "/dev", "/tmp", "/var/tmp"]
     assert site.origin("cache.method") == "built-in default"
 
@@ -176,6 +174,32 @@ def test_a_required_mount_of_an_unset_variable(place: Place) -> None:
     with pytest.raises(UdiError) as caught:
         place.load()
     assert f"mount $SCRATCH on $SCRATCH ({path}:1): a variable is unset" in caught.value.message
+
+
+def test_mounts_that_the_host_makes_later(place: Place) -> None:
+    place.write(
+        "site/udi.toml",
+        '[container]\npropagation = "slave"\n[[mount]]\nsource="/a"\noptions=["private"]\n',
+    )
+    site = place.load()
+    assert site.mounts[0].options == ("rec", "slave")
+    assert site.mounts[-1].options == ("private",)
+
+
+def test_mpi_profiles(place: Place) -> None:
+    (place.site / "mpi.d").mkdir(mode=0o755)
+    place.write("site/udi.toml", '[mpi.one]\nfamily = "mpich"\nprefix = "/opt/one"\n')
+    place.write("site/mpi.d/two.toml", 'family = "openmpi"\n[set]\nA = "1"\n')
+    site = place.load()
+    assert site.mpi == {
+        "one": {"family": "mpich", "prefix": "/opt/one"},
+        "two": {"family": "openmpi", "set": {"A": "1"}},
+    }
+    assert site.origin("mpi.two") == f"{place.site}/mpi.d/two.toml:1"
+    assert place.load().mpi == site.mpi
+    path = place.write("site/udi.toml", '[mpi.one]\n\nfamily = "lam"\n')
+    with pytest.raises(UdiError, match=f"{path}:3: mpi.one.family: .*unknown family lam"):
+        place.load()
 
 
 def test_etc(place: Place) -> None:
@@ -348,6 +372,7 @@ def test_files_that_cant_be_read(place: Place) -> None:
         ("[etc.files]\nhosts = 'x'", 2, "etc.files.hosts: path x is not absolute", ""),
         ("[registry.'a.b']\nmirror = ''", 2, "registry.a.b.mirror: unknown key", "mirrors?"),
         ("[modules]\ndefault = ['none']", 2, "'none' is no name of a module", ""),
+        ("[state]\ndirectories = []", 1, "state: no file can say this", "UDI_STATE_DIR"),
         ("[image\n", 1, "not TOML: Expected ']'", ""),
         ("a = 1\na = 2", 2, "not TOML: Cannot overwrite a value", ""),
         ("a = [", 1, "not TOML: ", ""),
