@@ -10,7 +10,7 @@ the image file's own file system refuses, and `Corrupt` for an image that does n
 transports answer EIO to the latter two and log them. One thread calls; `read` uses more by itself.
 """
 
-from errno import EINVAL, EISDIR, ENODATA, ENOTDIR
+from errno import EINVAL, EISDIR, ENAMETOOLONG, ENODATA, ENOTDIR
 from itertools import islice
 
 from rootless_udi.fuse.blocks import HOLE, Blocks, Place
@@ -22,12 +22,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    Buffer = bytes | memoryview
 
+Buffer = bytes | memoryview
 ROOT = 1
 CACHE_BYTES = 48 << 20
 PARALLEL = 256 << 10
 """Missing bytes from which on a read is worth more than one thread."""
+LONGEST_NAME = 256
 AHEAD = 6
 """Blocks decompressed ahead of a sequential reader."""
 
@@ -60,6 +61,8 @@ class FileSystem:
         directory = self.inode(parent)
         if directory.kind != DIR:
             raise OSError(ENOTDIR, "not a directory")
+        if len(name) > LONGEST_NAME:  # the kernel's FUSE lets up to 1024 bytes through
+            raise OSError(ENAMETOOLONG, "name too long")
         entry = self.reader.lookup(directory, name)
         return self.node(entry >> 36) if entry else 0
 
@@ -99,7 +102,8 @@ class FileSystem:
         if cookie < 1:
             yield b".", 0, directory.number, 4, 1
         if cookie < 2:
-            yield b"..", 0, directory.parent, 4, 2
+            # the root's parent is written as 0 by some tools, which readdir(3) takes for "deleted"
+            yield b"..", 0, directory.number if node == ROOT else directory.parent, 4, 2
         reader, root = self.reader, self.reader.super.root
         number, done = divmod(max(cookie - 2, 0), 1 << 20)
         for segment in range(number, len(reader.segments(directory))):
@@ -125,7 +129,12 @@ class FileSystem:
     def statfs(self) -> tuple[int, int, int, int]:
         """Return block size, blocks, inodes and the longest name, as statvfs(3) counts them."""
         one = self.reader.super
-        return one.block_size, ((one.bytes_used - 1) >> one.block_log) + 1, one.inode_count, 256
+        return (
+            one.block_size,
+            ((one.bytes_used - 1) >> one.block_log) + 1,
+            one.inode_count,
+            LONGEST_NAME,
+        )
 
     def read(self, node: int, offset: int, size: int) -> "list[Buffer]":
         """Return up to `size` bytes of a regular file from `offset`, as buffers to be joined."""

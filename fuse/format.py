@@ -116,7 +116,7 @@ class Superblock:
         if not self.compressor:
             raise Corrupt(f"compressor number {compressor} is not known")
         used = self.bytes_used
-        if not _SUPERBLOCK.size < self.inode_table < self.directory_table <= used:
+        if not _SUPERBLOCK.size <= self.inode_table < self.directory_table <= used:
             raise Corrupt("its inode and directory tables lie outside of it")
         if self.id_table >= used or not self.id_count:
             raise Corrupt("its table of owners lies outside of it")

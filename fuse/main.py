@@ -8,7 +8,8 @@ transports, for trying things and for the tests.
     --cache=BYTES                         decompressed data kept
     --threads=N                           threads that help with large reads
     --ready-fd=N                          gets a byte once requests will be answered
-    --counts=FILE                         gets the number of messages by operation, at the end
+    --counts=FILE                         gets the number of messages by operation, at the end and
+                                          at each SIGUSR1
     --trace=FILE                          gets what was read, for `udi optimize`
 """
 
@@ -56,6 +57,18 @@ def _parse(argv: list[str]) -> tuple[dict[str, str], str, str]:
     return options, words[0], words[1]
 
 
+def _name_process() -> None:
+    """Call this process udi-image in ps(1), as the server of a launch is called."""
+    try:
+        fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return  # /proc may be hidden, and the name is only for people
+    try:
+        os.write(fd, b"udi-image")
+    finally:
+        os.close(fd)
+
+
 def _number(options: dict[str, str], name: str) -> "int | None":
     value = options.get(name)
     if value is None:
@@ -75,6 +88,7 @@ def _run(options: dict[str, str], image: str, where: str) -> None:
     if cache is not None:
         chosen["cache_bytes"] = cache
     serve = _transport(transport)
+    _name_process()
     tracer = None
     if "trace" in options:
         from rootless_udi.fuse.profile import Tracer
@@ -85,6 +99,7 @@ def _run(options: dict[str, str], image: str, where: str) -> None:
         if transport != "raw":
             raise UdiError(f"counting failed on {transport}: only the raw transport counts", USAGE)
         chosen["counts"] = counts
+        _save_on_signal(options["counts"], counts)
     prefix, _, number = where.rpartition("/")
     if transport != "fuse-python" and (prefix != "/dev/fd" or not number.isdecimal()):
         raise UdiError(f"serving failed on {where}: not of the form /dev/fd/N", USAGE)
@@ -98,23 +113,39 @@ def _run(options: dict[str, str], image: str, where: str) -> None:
 
 
 def _transport(name: str) -> "Callable[..., None]":
-    if name == "raw":
-        from rootless_udi.fuse.raw import serve
-    elif name == "pyfuse3":
-        from rootless_udi.fuse.pyfuse3_transport import serve
-    elif name == "fuse-python":
-        from rootless_udi.fuse.fusepython_transport import serve
-    else:
+    module = _TRANSPORTS.get(name)
+    if module is None:
         raise UdiError(f"serving failed: there is no transport {name}", USAGE)
+    try:
+        serve: Callable[..., None] = __import__(module, fromlist=["serve"]).serve
+    except ModuleNotFoundError as error:
+        raise UdiError(
+            f"serving through {name} failed: the module {error.name} is missing",
+            f"pip install rootless_udi[{'fuse2' if name == 'fuse-python' else 'fuse'}]",
+        ) from None
     return serve
+
+
+_TRANSPORTS = {
+    "raw": "rootless_udi.fuse.raw",
+    "pyfuse3": "rootless_udi.fuse.pyfuse3_transport",
+    "fuse-python": "rootless_udi.fuse.fusepython_transport",
+}
 
 
 def _save_counts(path: str, counts: dict[int, int]) -> None:
     from rootless_udi.fuse.protocol import NAMES
 
     text = "".join(f"{NAMES.get(op, op)} {n}\n" for op, n in sorted(counts.items()))
-    with open(path, "w") as file:
+    with open(f"{path}.part", "w") as file:
         file.write(text)
+    os.replace(f"{path}.part", path)
+
+
+def _save_on_signal(path: str, counts: dict[int, int]) -> None:
+    import signal
+
+    signal.signal(signal.SIGUSR1, lambda _number, _frame: _save_counts(path, counts))
 
 
 if __name__ == "__main__":

@@ -9,23 +9,10 @@ image, the next ones cost this server nothing.
 """
 
 import os
-from errno import (
-    EAGAIN,
-    ECONNABORTED,
-    EINTR,
-    EINVAL,
-    EIO,
-    EISDIR,
-    ENODATA,
-    ENODEV,
-    ENOENT,
-    ENOSYS,
-    ENOTDIR,
-    EPROTO,
-    ERANGE,
-)
+from errno import EAGAIN, ECONNABORTED, EINTR, ENODEV, ENOENT, ENOSYS, EPROTO, ERANGE
 
 from rootless_udi.fuse import protocol as p
+from rootless_udi.fuse.complain import Complaints, to_stderr
 from rootless_udi.fuse.filesystem import CACHE_BYTES, FileSystem
 from rootless_udi.fuse.format import Corrupt
 from rootless_udi.fuse.reader import Reader
@@ -35,18 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Reply = tuple[bytes | memoryview, ...] | None
-    Log = Callable[[str], None]
-
-LOG_LINES = 100
-"""A damaged image on a busy node must not fill a disk with the same complaint."""
-
-
-def to_stderr(line: str) -> None:
-    """Write a log line to descriptor 2, in one piece; a closed one is no reason to stop serving."""
-    try:
-        os.write(2, line.encode(errors="backslashreplace") + b"\n")
-    except OSError:
-        return
 
 
 def open_image(image: "str | int") -> tuple[int, str]:
@@ -70,7 +45,7 @@ def serve(
     *,
     cache_bytes: int = CACHE_BYTES,
     threads: int | None = None,
-    log: "Log" = to_stderr,
+    log: "Callable[[str], None]" = to_stderr,
     filesystem: "Callable[[Reader, int, int], FileSystem]" = FileSystem,
     ready_fd: int | None = None,
     counts: "dict[int, int] | None" = None,
@@ -86,7 +61,6 @@ def serve(
     fd, name = open_image(image)
     reader = Reader(fd, name)
     helpers = default_threads() if threads is None else threads
-    _name_process()
     server = Server(filesystem(reader, cache_bytes, helpers), fuse_fd, log)
     if ready_fd is not None:
         os.write(ready_fd, b"\0")
@@ -94,26 +68,13 @@ def serve(
     server.run(counts)
 
 
-def _name_process() -> None:
-    """Call this process udi-fuse in ps(1) and top(1)."""
-    try:
-        fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
-    except OSError:
-        return  # /proc may be hidden, and the name is only for people
-    try:
-        os.write(fd, b"udi-fuse")
-    finally:
-        os.close(fd)
-
-
 class Server:
     """One connection: reads requests from `fd` and answers them from `fs`, one at a time."""
 
-    def __init__(self, fs: FileSystem, fd: int, log: "Log") -> None:
+    def __init__(self, fs: FileSystem, fd: int, log: "Callable[[str], None]") -> None:
         self.fs = fs
         self.fd = fd
-        self._log = log
-        self._lines = 0
+        self._complain = Complaints(fs.reader.name, log)
         self._handlers: list[Callable[[int, bytes], Reply] | None] = [None] * 64
         for opcode, handler in (
             (p.LOOKUP, self._lookup),
@@ -136,7 +97,7 @@ class Server:
     def run(self, counts: "dict[int, int] | None" = None) -> None:
         """Answer until the kernel ends the connection."""
         read, header, handlers, fd = os.read, p.IN_HEADER.unpack_from, self._handlers, self.fd
-        answer = self._answer
+        answer, complain = self._answer, self._complain
         while True:
             try:
                 request = read(fd, p.BUFFER)
@@ -156,7 +117,8 @@ class Server:
             try:
                 reply = handler(node, request)
             except Exception as error:
-                answer(unique, -self._failed(error, opcode, node), ())
+                what = p.NAMES.get(opcode, str(opcode))
+                answer(unique, -complain.errno(error, what, node), ())
                 continue
             if reply is not None:
                 answer(unique, 0, reply)
@@ -169,27 +131,7 @@ class Server:
             os.writev(self.fd, (p.OUT_HEADER.pack(size, error, unique), *parts))
         except OSError as failure:
             if failure.errno not in (ENOENT, ENODEV, ECONNABORTED):  # gone while we worked on it
-                self._note(f"answering request {unique} failed: {failure}")
-
-    def _failed(self, error: Exception, opcode: int, node: int) -> int:
-        """Log what went wrong; return the errno to answer."""
-        name = self.fs.reader.name
-        what = f"{name}: {p.NAMES.get(opcode, opcode)} of inode {_where(node)}"
-        if isinstance(error, OSError):
-            if type(error) is not OSError or (error.filename is None and error.errno in _CALLERS):
-                return error.errno or EIO
-            self._note(f"{what}: reading the image failed: {error}")
-        elif isinstance(error, Corrupt):
-            self._note(f"{what}: the image is damaged: {error}")
-        else:
-            self._note(f"{what}: {type(error).__name__}: {error}")
-        return EIO
-
-    def _note(self, line: str) -> None:
-        self._lines += 1
-        if self._lines <= LOG_LINES:
-            last = "; no more such lines" if self._lines == LOG_LINES else ""
-            self._log(f"udi-fuse: {line}{last}")
+                self._complain.note(f"answering request {unique} failed: {failure}")
 
     def _nothing(self, node: int, request: bytes) -> "Reply":
         return ()
@@ -202,7 +144,9 @@ class Server:
         if major > p.MAJOR:  # the kernel then asks again with ours
             return (p.INIT_OUT.pack(p.MAJOR, p.MINOR, *[0] * 16),)
         if major < p.MAJOR or minor < p.OLDEST:
-            self._note(f"this kernel speaks FUSE {major}.{minor}, and 7.{p.OLDEST} is the oldest")
+            self._complain.note(
+                f"this kernel speaks FUSE {major}.{minor}, and 7.{p.OLDEST} is the oldest"
+            )
             raise OSError(EPROTO, "protocol too old")
         if not flags & p.NO_OPEN_SUPPORT:
             self._handlers[p.OPEN] = self._open
@@ -278,7 +222,7 @@ class Server:
         try:
             return self._entry(child)
         except Corrupt as error:
-            self._note(f"{self.fs.reader.name}: inode {_where(child)}: {error}")
+            self._complain.errno(error, "READDIRPLUS", child)
             return NO_ENTRY
 
     def _getxattr(self, node: int, request: bytes) -> "Reply":
@@ -299,11 +243,5 @@ def _sized(value: bytes, size: int) -> "Reply":
     return (value,)
 
 
-def _where(node: int) -> str:
-    """Return an inode's place for a log line: metadata block and offset, from its node."""
-    return "root" if node == 1 else f"{(node - 2) >> 16}:{(node - 2) & 0xFFFF}"
-
-
-_CALLERS = (EINVAL, EISDIR, ENODATA, ENOTDIR, EPROTO, ERANGE)
 ABSENT = p.ENTRY.pack(0, 0, p.FOREVER, 0, 0, 0, *[0] * 16)
 NO_ENTRY = bytes(p.ENTRY.size)

@@ -89,6 +89,7 @@ class Mount:
         ready: bool = True,
     ) -> None:
         self.point = point
+        self.inside = inside
         point.mkdir(parents=True, exist_ok=True)
         Path(f"{point}.over").mkdir(exist_ok=True)
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -125,7 +126,7 @@ class Mount:
                 stderr=out,
                 cwd=TREE,
                 start_new_session=True,
-                env={**os.environ, **(env or {})},
+                env={**os.environ, "PYTHONPATH": str(TREE), **(env or {})},
             )
         os.close(written)
         for fd in fds:
@@ -178,6 +179,8 @@ class Mount:
         """End the namespaces; return the status of the server, which must end by itself."""
         self._ours.close()
         os.waitpid(self.holder, 0)
+        if self.inside:
+            self.server.terminate()  # it is one of the namespace's processes
         try:
             return self.server.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -189,7 +192,10 @@ class Mount:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         self.close()
 

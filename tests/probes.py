@@ -34,7 +34,8 @@ def _module(name: str) -> Callable[[], bool]:
     def probe() -> bool:
         from importlib.util import find_spec
 
-        return find_spec(name) is not None
+        spec = find_spec(name)  # a bare folder of that name (our fuse/) has no origin
+        return spec is not None and spec.origin is not None
 
     return probe
 
