@@ -95,7 +95,9 @@ class _Parser:
                     raise _refusal(number, "a second document")
                 started = True
                 continue
-            self.rows.append((number, len(raw) - len(line), line.rstrip("\r \t")))
+            if raw.startswith("--- "):
+                raise _refusal(number, "a value behind ---")
+            self.rows.append((number, len(raw) - len(line), line.rstrip("\r ")))
 
     def error(self, what: str) -> YamlError:
         """Return the refusal of `what` in the row being read, or in the last one."""
@@ -204,6 +206,8 @@ class _Parser:
             return None
         if not name or name[0] in _REFUSED or name == "<<":
             raise self.error(_REFUSED.get(name[:1], f"the key {name!r}"))
+        if not isinstance(self.plain(name), str):
+            raise self.error(f"the key {name!r}, which is no text,")
         return name, text[at + 1 :].lstrip(" ")
 
     def scalar(self, text: str) -> "Any":
@@ -211,8 +215,9 @@ class _Parser:
         if text[0] in "\"'[{":
             value, end = self.flow(text, 0) if text[0] in "[{" else self.quoted(text, 0)
             tail = text[end:]
-            if (tail.strip() and not tail.lstrip().startswith("#")) or tail[:1] == "#":
-                raise self.error(f"{tail.strip()!r} behind a value")
+            rest = tail.lstrip(" ")
+            if rest and (rest[0] != "#" or rest == tail):
+                raise self.error(f"{rest!r} behind a value")
             return value
         at = text.find(" #")
         if at >= 0:
@@ -318,9 +323,9 @@ class _Parser:
                 if text[end : end + 2] == " #":
                     break
                 end += 1
-            if not text[at:end].strip():
-                raise self.error("an empty value in [] or {}")
-            value = self.plain(text[at:end].strip())
+            if not text[at:end].strip(" ") or text[at] == ":":
+                raise self.error("an empty value, or one that begins with a colon, in [] or {},")
+            value = self.plain(text[at:end].strip(" "))
         return value, self.blank(text, end)
 
     def blank(self, text: str, at: int) -> int:

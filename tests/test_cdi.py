@@ -130,6 +130,12 @@ def test_yaml_values(text: str, value: object) -> None:
         ("a:\n  b: c\n d: e", "this indentation"),
         ("a: b\nc", "a line that is no KEY: VALUE"),
         ("a: @b", "a reserved character (@)"),
+        ("0: b", "the key '0', which is no text,"),
+        ("~: b", "the key '~', which is no text,"),
+        ("--- a: b", "line 1: a value behind ---"),
+        ("a: b\t", "a tab in an unquoted value"),
+        ("a: [b\t]", "a tab in an unquoted value"),
+        ("a: 'b'\t", "'\\t' behind a value"),
         ("- " * 40 + "a", "nesting deeper than 32"),
         ("a: " + "[" * 40 + "]" * 40, "nesting deeper than 32"),
     ],
@@ -188,7 +194,7 @@ def test_yaml_of_any_text_raises_nothing_else(text: str) -> None:
         pass
 
 
-PIECES = ["a", "b:", " ", "  ", "\n", "- ", ": ", "'", '"', "[", "]", "{", "}", ",", "#", "0", "\\"]
+PIECES = [*"a \n'\"[]{},#0\\-~|\t", "b:", "  ", "- ", ": ", "yes", "--- ", "1.5"]
 
 
 @settings(max_examples=400)
