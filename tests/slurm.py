@@ -5,9 +5,11 @@ host name of all of them is the machine's.
 """
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from tests.cage import Cage, reachable
@@ -171,6 +173,12 @@ class Slurm:
                 program = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
             except FileNotFoundError:  # it has just ended
                 continue
-            if program not in daemons:
+            if program.removesuffix("-wlm") not in daemons:
                 found[pid] = words
         return found
+
+    def kill_leftovers(self) -> None:
+        """End what a failed test left, so that it harms no other."""
+        for pid in self.leftovers():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
