@@ -14,7 +14,9 @@ import stat
 import struct
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from io import FileIO
+from tempfile import mkdtemp
 
 from rootless_udi.errors import UdiError
 from rootless_udi.tarwrite import Write
@@ -290,9 +292,11 @@ def _settle_root(path: str) -> None:
 def extract(path: str, directory: str) -> None:
     """Unpack the squashfs file `path` as `directory`, by unsquashfs, as the calling user.
 
-    Extended attributes and device nodes are left out. The work goes on beside `directory` under a
-    temporary name that a next call takes over, so that a complete tree or none is found; the caller
-    holds a lock. Does nothing where `directory` exists. Raises UdiError.
+    Extended attributes and device nodes are left out, and nobody but the caller gets permission to
+    write: unlike the squashfs file, the tree could be changed by others. The work goes on beside
+    `directory` under a temporary name, so that a complete tree or none is found; what a killed call
+    left is removed by the next. The caller holds a lock. Does nothing where `directory` exists.
+    Raises UdiError.
     """
     if os.path.lexists(directory):
         return
@@ -303,28 +307,42 @@ def extract(path: str, directory: str) -> None:
             f"unpacking {path} failed: there is no unsquashfs here", "install squashfs-tools"
         )
     parent, name = os.path.split(os.path.abspath(directory))
-    partial = os.path.join(parent, f".{name}.partial")
-    remove_tree(partial)
+    prefix = f".{name}.partial-"
+    for old in os.listdir(parent):
+        if old.startswith(prefix):
+            # An unsquashfs that outlived its caller may still add to it; it will fail soon.
+            with suppress(OSError):
+                remove_tree(os.path.join(parent, old))
+    partial = mkdtemp(prefix=prefix, dir=parent)
+    try:
+        tree = os.path.join(partial, "root")
+        _unsquashfs(program, path, tree, directory)
+        for root, _, _ in os.walk(tree):
+            mode = stat.S_IMODE(os.lstat(root).st_mode)
+            # rename(2) of a directory into another needs permission to write in it.
+            os.chmod(root, mode & ~0o022 | (0o700 if root == tree else 0))
+        os.rename(tree, directory)
+    finally:
+        remove_tree(partial)
+
+
+def _unsquashfs(program: str, path: str, tree: str, directory: str) -> None:
     processors = str(len(os.sched_getaffinity(0)))
     argv = [program, "-quiet", "-no-progress", "-no-xattrs", "-processors", processors]
-    argv += ["-da", "64", "-fr", "64", "-dest", partial, os.path.abspath(path)]
-    try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C"},
-        )
-        text = done.stderr.decode(errors="replace")
-        # An ordinary user can't make device nodes; unsquashfs 4.5 says so and goes on, status 2.
-        others = [x for x in text.splitlines() if x.strip() and "not superuser" not in x]
-        if done.returncode and (others or done.returncode < 0 or not os.path.isdir(partial)):
-            raise _failure("unsquashfs", "unpacking", directory, done.returncode, "\n".join(others))
-        os.rename(partial, directory)
-    except BaseException:
-        remove_tree(partial)
-        raise
+    argv += ["-da", "64", "-fr", "64", "-dest", tree, os.path.abspath(path)]
+    done = subprocess.run(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "LC_ALL": "C"},
+        umask=0o022,
+    )
+    text = done.stderr.decode(errors="replace")
+    # An ordinary user can't make device nodes; unsquashfs 4.5 says so and goes on, status 2.
+    others = [x for x in text.splitlines() if x.strip() and "not superuser" not in x]
+    if done.returncode and (others or done.returncode < 0 or not os.path.isdir(tree)):
+        raise _failure("unsquashfs", "unpacking", directory, done.returncode, "\n".join(others))
 
 
 def remove_tree(path: str) -> None:

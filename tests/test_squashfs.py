@@ -430,7 +430,7 @@ def test_extract_takes_over_what_a_killed_one_left(tmp_path: Path) -> None:
         cwd=TREE,
         start_new_session=True,
     ) as child:
-        while child.poll() is None and not list(tmp_path.glob(".x.partial/*")):
+        while child.poll() is None and not list(tmp_path.glob(".x.partial-*/root/*")):
             pass
         os.killpg(child.pid, signal.SIGKILL)
     assert not (tmp_path / "x").exists() or child.returncode == 0
@@ -446,6 +446,27 @@ def test_extract_leaves_device_nodes_out(tmp_path: Path) -> None:
     subprocess.run(argv, input=data, check=True, capture_output=True)
     squashfs.extract(str(image), str(tmp_path / "x"))
     assert os.listdir(tmp_path / "x") == ["f"]
+
+
+def test_extract_lets_nobody_else_write(tmp_path: Path) -> None:
+    members = [directory("open", 0o777), file("open/f", mode=0o666), directory("r", 0o555)]
+    build(tmp_path / "i.sqfs", [layer(tmp_path, tar([*members, directory("group", 0o775)]))])
+    squashfs.extract(str(tmp_path / "i.sqfs"), str(tmp_path / "x"))
+    found = tree(tmp_path / "x")
+    assert [found[n][1] for n in ("open", "open/f", "r", "group", "tmp")] == [
+        0o755,
+        0o644,
+        0o555,
+        0o755,
+        0o1755,
+    ]
+
+
+def test_extract_of_a_root_without_write_permission(tmp_path: Path) -> None:
+    argv = ["mksquashfs", "-", tmp_path / "i.sqfs", "-tar", "-quiet", "-root-mode", "0555"]
+    subprocess.run(argv, input=tar([file("f", "1")]), check=True, capture_output=True)
+    squashfs.extract(str(tmp_path / "i.sqfs"), str(tmp_path / "x"))
+    assert (tmp_path / "x/f").read_bytes() == b"1"
 
 
 def test_no_unsquashfs(tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -546,9 +567,9 @@ def test_same_tree_as_umoci(tmp_path: Path, writer: str) -> None:
 def _comparable(
     found: dict[str, tuple[str, int, Any, int]],
 ) -> dict[str, tuple[str, int, Any, int]]:
-    """Without setuid bits (dropped here), and times of what no layer lists or only links have."""
+    """Leave out setuid bits, others' permission to write, and times that no layer tells."""
     return {
-        name: (kind, mode & 0o1777, what, mtime if kind == "-" else 0)
+        name: (kind, mode & 0o1755, what, mtime if kind == "-" else 0)
         for name, (kind, mode, what, mtime) in found.items()
     }
 
