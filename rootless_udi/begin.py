@@ -77,6 +77,11 @@ def variables(
     for operations in (start.before, own, start.after):
         environment.apply(result, operations)
     result.setdefault("PATH", environment.DEFAULT_PATH)
+    if "NVIDIA_VISIBLE_DEVICES" in result or "NVIDIA_VISIBLE_DEVICES" in environ:
+        # A node's ranks share one container with all its GPUs; which are whose, variables say.
+        from rootless_udi.mpi_inject import gpuselect
+
+        environment.apply(result, gpuselect.select(environ, result))
     return result
 
 

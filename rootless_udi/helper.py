@@ -52,7 +52,8 @@ class Helper:
                 status = 0
             finally:
                 os._exit(status)
-        os.waitpid(child, 0)
+        # Ends at once; reaped in `close`, not waited for here.
+        self._between = child
         theirs.close()
 
     def hand_over(self, fuse: int | None, watch: int | None) -> None:
@@ -85,8 +86,9 @@ class Helper:
         return said[2:]
 
     def close(self) -> None:
-        """Close the launcher's end, before the command is executed."""
+        """Close the launcher's end and reap what is left, before the command is executed."""
         self._mine.close()
+        os.waitpid(self._between, 0)
 
 
 def _detach(sock: "_socket.socket") -> None:
@@ -108,6 +110,11 @@ def _work(
     at_end: "Callable[[str], None] | None",
 ) -> None:
     """Receive the descriptors, serve, wait for the end, clean up."""
+    if root.server == "udi":
+        # While the launcher makes the namespaces.
+        import ctypes  # noqa: F401
+
+        from rootless_udi.fuse import decompress, raw  # noqa: F401
     message, ancillary, _, _ = sock.recvmsg(16, 256)
     rights = b"".join(data for _, kind, data in ancillary if kind == _socket.SCM_RIGHTS)
     fds = [int.from_bytes(rights[i : i + 4], byteorder) for i in range(0, len(rights), 4)]

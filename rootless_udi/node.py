@@ -42,6 +42,9 @@ PLANNED = (
     "MPICH_DIR",
     "CRAY_MPICH_DIR",
     "I_MPI_ROOT",
+    "NVIDIA_DRIVER_CAPABILITIES",
+    "NVIDIA_DISABLE_REQUIRE",
+    "CUDA_MPS_PIPE_DIRECTORY",
 )
 """Variables that change what is planned; the command's own differ between ranks and don't count."""
 

@@ -54,6 +54,12 @@ def test_a_launch_imports_what_the_bundle_has() -> None:
     assert {n for n in found if not n.startswith("rootless_udi")} <= FOREIGN | LAUNCHER
 
 
+def test_the_server_imports_what_the_bundle_has() -> None:
+    found = imported("import rootless_udi.fuse.raw")
+    server = {n for n in found if n.startswith("rootless_udi.fuse.")}
+    assert server == set(bundle.SERVER)
+
+
 def opens(user: User, log: Path, *argv: object) -> int:
     """Return how many files udi-run itself opens before it becomes /bin/true."""
     user.env["PATH"] = f"{TREE}/bin:/usr/bin:/bin"
