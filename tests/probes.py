@@ -61,6 +61,8 @@ PROBES: dict[str, Callable[[], bool]] = {
     "mpich": _command("mpicc.mpich", "mpiexec.hydra"),
     "openmpi": _command("mpicc.openmpi", "mpiexec.openmpi"),
     "fuse2fs": _command("fuse2fs", "mke2fs"),
+    "zsh": _command("zsh"),
+    "fish": _command("fish"),
     "pyfuse3": _module("pyfuse3"),
     "fuse-python": _module("fuse"),
     "pyroute2": _module("pyroute2"),
