@@ -97,11 +97,11 @@ def candidates(environ: "Mapping[str, str]", host: Host) -> "Iterator[tuple[str,
     for name in VARIABLES:
         value = environ.get(name, "")
         if value.startswith("/"):
-            for folder in folders(value):
+            for folder in folders(value, host.machine):
                 yield folder, name
     for name, path in _tools(environ.get("PATH", ""), host):
         prefix = path.rpartition("/")[0].rpartition("/")[0]
-        for folder in folders(prefix or "/"):
+        for folder in folders(prefix or "/", host.machine):
             yield folder, f"{name} on the PATH"
     for folder in host.search:
         yield folder, "LD_LIBRARY_PATH"
@@ -109,18 +109,18 @@ def candidates(environ: "Mapping[str, str]", host: Host) -> "Iterator[tuple[str,
         for path in host.cached(name):
             yield path.rpartition("/")[0], "ld.so.cache"
     for prefix in PREFIXES:
-        for folder in folders(prefix):
+        for folder in folders(prefix, host.machine):
             yield folder, "a standard prefix"
 
 
-def folders(prefix: str) -> "Iterator[str]":
+def folders(prefix: str, machine: str) -> "Iterator[str]":
     """Yield where below a prefix its libraries may be; Cray's ABI build before its own."""
     prefix = prefix.rstrip("/")
     yield f"{prefix}/lib-abi-mpich"
     yield f"{prefix}/lib/release"
     yield f"{prefix}/lib64"
     yield f"{prefix}/lib"
-    arch = MULTIARCH.get(os.uname().machine, "")
+    arch = MULTIARCH.get(machine, "")
     if arch:
         yield f"{prefix}/lib/{arch}"
     yield prefix or "/"
@@ -175,7 +175,7 @@ def at(folder: str, origin: str, host: Host) -> list[HostMpi]:
         return []
     for name in _FILES:
         path = f"{folder}/{name}"
-        if os.path.lexists(under(host.root, path)) and host.read(path):
+        if os.path.lexists(under(host.root, path)) and host.fits(path):
             files.setdefault(abi.identify(name)[0], {})[name] = path
     if abi.MPICH in files and _is_openmpi(host, files[abi.MPICH]):
         del files[abi.MPICH]
@@ -186,7 +186,7 @@ def at(folder: str, origin: str, host: Host) -> list[HostMpi]:
         kinds[0][1].update(standard)
     elif standard:
         kinds = [([abi.ABI], standard)]
-    prefix = _prefix(folder)
+    prefix = _prefix(folder, host.machine)
     return [
         HostMpi(folder, tuple(families), named, prefix, origin)
         for families, named in kinds
@@ -202,9 +202,9 @@ def _is_openmpi(host: Host, files: "dict[str, str]") -> bool:
     return not missing(host.root, path, ["ompi_mpi_comm_world"])
 
 
-def _prefix(folder: str) -> str:
+def _prefix(folder: str, machine: str) -> str:
     """Return the tree that an MPI's library folder belongs to, "" for the system's."""
-    arch = MULTIARCH.get(os.uname().machine, "-")
+    arch = MULTIARCH.get(machine, "-")
     for tail in ("/lib/release", "/lib-abi-mpich", f"/lib/{arch}", "/lib64", "/lib"):
         if folder.endswith(tail):
             prefix = folder.removesuffix(tail)
@@ -248,9 +248,11 @@ def statement(root: str, path: str) -> tuple[str, str]:
 
 
 def why_not(host: Host, path: str) -> str:
-    """Say why there is no library at `path`."""
+    """Say why there is no library for `host` at `path`."""
     try:
-        elf.read(under(host.root, path))
+        found = elf.read(under(host.root, path))
+        if (found.machine, found.bits) != (host.machine, host.bits):
+            return f"for {found.machine} with {found.bits} bits, not for {host.machine}"
     except elf.ElfError as error:
         return str(error)
     except OSError as error:

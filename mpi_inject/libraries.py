@@ -154,10 +154,15 @@ class Found(Record):
 class Host:
     """A host's libraries: its ld.so.cache, its search rules, each file read once."""
 
-    def __init__(self, root: str = "/", search: "Iterable[str]" = ()) -> None:
-        """`search` is LD_LIBRARY_PATH in order."""
+    def __init__(
+        self, root: str = "/", search: "Iterable[str]" = (), machine: str = "", bits: int = 64
+    ) -> None:
+        """`search` is LD_LIBRARY_PATH in order; only files of `machine` and `bits` count."""
         self.root = root
         self.search = tuple(search)
+        self.machine = machine or os.uname().machine
+        self.bits = bits
+        self.foreign: list[tuple[str, str]] = []
         self._files: dict[str, elf.Elf | None] = {}
         self._cache: bytes | None = None
         self._real: dict[str, str] = {}
@@ -207,28 +212,31 @@ class Host:
         """
         if "/" in name:
             return name if self.read(name) else ""
-        like = by.elf if by else None
         folders = list(rpath) if by and not by.elf.runpath else []
         folders += self.search
         if by:
             folders += self.expand(by.elf.runpath, by)
         for folder in folders:
-            path = f"{folder}/{name}"
-            if self._fits(path, like):
-                return path
+            if self.fits(f"{folder}/{name}"):
+                return f"{folder}/{name}"
         for path in self.cached(name):
-            if self._fits(path, like):
+            if self.fits(path):
                 return path
-        for folder in default_folders(like.machine if like else os.uname().machine):
-            if self._fits(f"{folder}/{name}", like):
+        for folder in default_folders(self.machine):
+            if self.fits(f"{folder}/{name}"):
                 return f"{folder}/{name}"
         return ""
 
-    def _fits(self, path: str, like: "elf.Elf | None") -> bool:
+    def fits(self, path: str) -> bool:
+        """Tell whether there is an ELF file of the right machine; note those of another."""
         found = self.read(path)
         if found is None:
             return False
-        return like is None or (found.machine, found.bits) == (like.machine, like.bits)
+        if (found.machine, found.bits) == (self.machine, self.bits):
+            return True
+        what = found.machine if found.machine != self.machine else f"{found.bits} bits"
+        self.foreign.append((path, what))
+        return False
 
     def expand(self, folders: "Iterable[str]", of: Found) -> list[str]:
         """Return DT_RPATH or DT_RUNPATH with ld.so's $ORIGIN, $LIB and $PLATFORM replaced."""

@@ -71,7 +71,8 @@ def inject(
         chosen = profiles.together(known, profiles.named(known, wanted))
     check_image(image)
     path = (p for p in environ.get("LD_LIBRARY_PATH", "").split(":") if p.startswith("/"))
-    host = Host(root, (*(folder for p in chosen for folder in p.search), *path))
+    search = (*(folder for p in chosen for folder in p.search), *path)
+    host = Host(root, search, image["machine"], image["bits"])
     mpi, families = choose(wanted or "auto", image, environ, host, chosen)
     compat = compat or next((p.compat for p in chosen if p.compat), "major")
     got = gather(
@@ -144,6 +145,8 @@ def choose(
         asked = (wanted,) if wanted in abi.FAMILIES else ()
     started = launcher(environ)
     must = programs(image) or families
+    if asked and not profile:
+        must = asked
     seen = []
     second = None
     for mpi in found:
@@ -153,8 +156,8 @@ def choose(
             return mpi, asked or mpi.families
         both = tuple(f for f in families if f in mpi.families)
         seen.append(mpi)
-        if not set(must) & set(both) or (not asked and abi.ABI in must and abi.ABI not in both):
-            # A program for the standard ABI next to MPICH's library is under the same launcher.
+        if not set(must) & set(both) or (abi.ABI in must and abi.ABI not in both):
+            # Programs for the standard ABI and for MPICH are run by the same launcher: both or none.
             continue
         if started not in families or started in both:
             return mpi, both
@@ -162,7 +165,7 @@ def choose(
     if second:
         return second
     if not seen:
-        raise no_host_mpi(asked[0] if asked else "")
+        raise no_host_mpi(asked[0] if asked else "", host.foreign)
     raise no_family(must, seen, image)
 
 
@@ -170,7 +173,7 @@ def _of_profile(profile: "Profile", host: Host) -> HostMpi:
     """Return the MPI that a profile describes: by its libraries, else whatever its prefix has."""
     origin = f"profile {profile.name}"
     if not profile.libraries:
-        for folder in hostmpi.folders(profile.prefix or "/usr"):
+        for folder in hostmpi.folders(profile.prefix or "/usr", host.machine):
             for mpi in hostmpi.at(folder, origin, host):
                 if profile.family in mpi.families:
                     return mpi
@@ -181,7 +184,7 @@ def _of_profile(profile: "Profile", host: Host) -> HostMpi:
         )
     files = {}
     for path in profile.libraries:
-        if host.read(path) is None:
+        if not host.fits(path):
             raise UdiError(
                 f"MPI profile {profile.name}: {path}: {hostmpi.why_not(host, path)}",
                 "correct the profile, or use another one (--mpi=auto finds the host's MPI)",

@@ -35,9 +35,15 @@ def check_image(image: "dict[str, Any]") -> None:
         )
 
 
-def no_host_mpi(family: str) -> UdiError:
-    """Say that the host has no MPI (of a family)."""
+def no_host_mpi(family: str, foreign: "list[tuple[str, str]]") -> UdiError:
+    """Say that the host has no MPI (of a family), or (path, machine) of one that can't serve."""
     what = abi.NAMES[family] if family else "MPI"
+    if foreign:
+        path, machine = foreign[0]
+        return UdiError(
+            f"--mpi: no {what} for the image's machine on this host: {path} is for {machine}",
+            f"use an image for this host's machine, or {_NONE}",
+        )
     return UdiError(
         f"--mpi: no {what} found on this host: not by the variables of MPI modules (MPI_HOME,"
         " MPICH_DIR, I_MPI_ROOT, ...), not by mpiexec on the PATH, not in LD_LIBRARY_PATH,"
