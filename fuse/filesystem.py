@@ -48,6 +48,11 @@ class FileSystem:
         self._zeros = bytes(self.blocks.size)
         self._streams: dict[int, int] = {}  # node -> the block that a sequential reader is at
 
+    def close(self) -> None:
+        """End the threads; the image's descriptor is the caller's."""
+        if self._workers is not None:
+            self._workers.close()
+
     def inode(self, node: int) -> Inode:
         """Return the inode of `node`."""
         return self.reader.inode(self.reader.super.root if node == ROOT else node - 2)

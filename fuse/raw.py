@@ -65,7 +65,10 @@ def serve(
     if ready_fd is not None:
         os.write(ready_fd, b"\0")
         os.close(ready_fd)
-    server.run(counts)
+    try:
+        server.run(counts)
+    finally:
+        server.fs.close()
 
 
 class Server:

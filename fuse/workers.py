@@ -16,7 +16,7 @@ class Workers:
     def __init__(self, blocks: Blocks, threads: int) -> None:
         self.blocks = blocks
         self.threads = threads
-        self._queue: SimpleQueue[tuple[Place, _thread.LockType]] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Place, _thread.LockType] | None] = SimpleQueue()
         self._pending: dict[Place, _thread.LockType] = {}
         self._started = False
 
@@ -45,10 +45,20 @@ class Workers:
                 pass
         return self.blocks.get(place)
 
+    def close(self) -> None:
+        """End the threads once they are done with what they were asked."""
+        if self._started:
+            self._started = False
+            for _ in range(self.threads):
+                self._queue.put(None)
+
     def _work(self) -> None:
         blocks = self.blocks
         while True:
-            place, done = self._queue.get()
+            job = self._queue.get()
+            if job is None:
+                return
+            place, done = job
             try:
                 blocks.get(place)
             except Exception:
