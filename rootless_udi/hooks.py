@@ -6,6 +6,8 @@ change the command's environment.
 
 import os
 import signal
+from select import poll
+from time import monotonic, sleep
 
 from rootless_udi.errors import UdiError
 from rootless_udi.modules import Hook
@@ -69,8 +71,6 @@ def _become(hook: Hook, environ: "Mapping[str, str]") -> None:
 
 def _wait(child: int, seconds: float) -> int | None:
     """Return the wait status, None where the time is over."""
-    from select import poll
-
     try:
         handle = os.pidfd_open(child)
     except OSError:
@@ -86,8 +86,6 @@ def _wait(child: int, seconds: float) -> int | None:
 
 def _wait_slowly(child: int, seconds: float) -> int | None:
     """Kernels before 5.3 have no pidfd."""
-    from time import monotonic, sleep
-
     end = monotonic() + seconds
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
