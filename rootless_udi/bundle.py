@@ -21,6 +21,7 @@ NAMES = (
     "rootless_udi.run",
     "rootless_udi.begin",
     "rootless_udi.config",
+    "rootless_udi.elect",
     "rootless_udi.environment",
     "rootless_udi.errors",
     "rootless_udi.execute",

@@ -53,17 +53,18 @@ BASE = "/tmp"
 _WORDS = {"ro", "rw", "nosuid", "nodev", "noexec", "rec", "private", "slave"}
 
 
-def run(plan: Plan, helper: "Helper | None") -> None:
+def run(plan: Plan, helper: "Helper", place: tuple[str, str, str]) -> None:
     """Make the container of `plan` and leave the calling process inside, at "/", unprivileged.
 
-    `helper` serves the image where the plan's rung is FUSE, and cleans up after the container.
+    `helper` serves the image where the plan's rung is FUSE, and takes the record at `place` (see
+    `Helper.hand_over`) away at the end.
     Raises UdiError or OSError; the caller then just exits: nothing outlives the namespaces.
     """
     mask = os.umask(0o022)
     userns.enter((maps.OUTER, plan.uid), (maps.OUTER, plan.gid))
     caches = _caches(plan)
     _base()
-    _image(plan, helper)
+    _image(plan, helper, place)
     root = _overlay(plan) if plan.overlay else "/image"
     tree = _Tree(root, caches)
     for step in plan.steps:
@@ -104,30 +105,21 @@ def _caches(plan: Plan) -> dict[str, int]:
     return made
 
 
-def _image(plan: Plan, helper: "Helper | None") -> None:
+def _image(plan: Plan, helper: "Helper", place: tuple[str, str, str]) -> None:
     """Mount the image at /image; hand the FUSE connection to the helper outside."""
-    watch = None
-    if helper is not None:
-        watch = _watch()
-    if plan.root.server == "directory":
-        mount(f"/host{plan.root.path}", "/image", None, MS_BIND | MS_REC)
+    root, watch = plan.root, _watch()
+    if root.server == "directory":
+        mount(f"/host{root.path}", "/image", None, MS_BIND | MS_REC)
         mount(None, "/image", None, MS_REC | MS_PRIVATE)
         restrict("/image", MS_NOSUID | MS_NODEV | (0 if plan.overlay else MS_RDONLY))
-        if helper is not None:
-            helper.hand_over(None, watch)
+        helper.hand_over(root, place, None, watch)
         return
-    assert helper is not None
     # It must be opened in the user namespace that mounts it (fuse(4)); user_id is an id in there.
     fuse = os.open("/host/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     data = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
-    mount(
-        plan.root.server,
-        "/image",
-        f"fuse.{plan.root.server}",
-        MS_RDONLY | MS_NOSUID | MS_NODEV,
-        data,
-    )
-    helper.hand_over(fuse, watch)
+    flags = MS_RDONLY | MS_NOSUID | MS_NODEV
+    mount(root.server, "/image", f"fuse.{root.server}", flags, data)
+    helper.hand_over(root, place, fuse, watch)
     # A copy that stays open would make readers of a dead server hang in place of ENOTCONN.
     os.close(fuse)
     if watch is not None:
@@ -138,8 +130,8 @@ def _image(plan: Plan, helper: "Helper | None") -> None:
         if error.errno != ENOTCONN:
             raise
         raise UdiError(
-            f"serving {plan.root.path} failed: {helper.failure()}",
-            f"check the file with unsquashfs -s {plan.root.path}, or pull the image again",
+            f"serving {root.path} failed: {helper.failure()}",
+            f"check the file with unsquashfs -s {root.path}, or pull the image again",
         ) from None
 
 

@@ -21,10 +21,6 @@ from rootless_udi.idmap import maps
 from rootless_udi.plan import Root
 from rootless_udi.syscalls import PR_SET_NAME, prctl
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 _NAME = b"udi-image"
 """What ps(1) shows; at most 15 bytes (prctl(2), PR_SET_NAME)."""
 
@@ -32,12 +28,8 @@ _NAME = b"udi-image"
 class Helper:
     """The launcher's end. `pid` is the image server's, 0 where the rung has none."""
 
-    def __init__(self, root: Root, at_end: "Callable[[str], None] | None") -> None:
-        """Fork the helper.
-
-        `at_end(why)` is called in the helper when the image server has died while the container
-        lives on (`why` says how) and once more when the container is gone (`why` is empty).
-        """
+    def __init__(self) -> None:
+        """Fork the helper, which loads the image server while the launcher gathers and plans."""
         self.pid = 0
         self._said = ""
         self._mine, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
@@ -48,7 +40,7 @@ class Helper:
                 if os.fork():
                     os._exit(0)
                 _detach(theirs)
-                _work(theirs, root, at_end)
+                _work(theirs)
                 status = 0
             finally:
                 os._exit(status)
@@ -56,14 +48,21 @@ class Helper:
         self._between = child
         theirs.close()
 
-    def hand_over(self, fuse: int | None, watch: int | None) -> None:
-        """Send the descriptors. Raises UdiError where the helper is dead already."""
+    def hand_over(
+        self, root: Root, place: tuple[str, str, str], fuse: int | None, watch: int | None
+    ) -> None:
+        """Say what is to be served and cleaned up, and send the descriptors.
+
+        `place` is the state directory, the record's name and token; empty where there is none.
+        Raises UdiError where the helper is dead already.
+        """
         fds = [fd for fd in (fuse, watch) if fd is not None]
-        what = b"f" * (fuse is not None) + b"w" * (watch is not None)
+        kinds = "f" * (fuse is not None) + "w" * (watch is not None)
+        words = "\0".join((kinds, root.server, root.path, root.program, *place))
         rights = b"".join(fd.to_bytes(4, byteorder) for fd in fds)
         ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if fds else []
         try:
-            self._mine.sendmsg([what or b"-"], ancillary)
+            self._mine.sendmsg([words.encode("utf-8", "surrogateescape")], ancillary)
         except OSError as error:
             raise UdiError(f"the image server could not be started: {error.strerror}") from None
 
@@ -104,41 +103,42 @@ def _detach(sock: "_socket.socket") -> None:
     prctl(PR_SET_NAME, _NAME)
 
 
-def _work(
-    sock: "_socket.socket",
-    root: Root,
-    at_end: "Callable[[str], None] | None",
-) -> None:
+def _work(sock: "_socket.socket") -> None:
     """Receive the descriptors, serve, wait for the end, clean up."""
-    if root.server == "udi":
-        # While the launcher makes the namespaces.
-        import ctypes  # noqa: F401
+    # While the launcher plans and makes the namespaces: loading it takes 5 ms.
+    import ctypes  # noqa: F401
 
-        from rootless_udi.fuse import decompress, raw  # noqa: F401
-    message, ancillary, _, _ = sock.recvmsg(16, 256)
+    from rootless_udi.fuse import decompress, raw  # noqa: F401
+
+    message, ancillary, _, _ = sock.recvmsg(1 << 16, 256)
     rights = b"".join(data for _, kind, data in ancillary if kind == _socket.SCM_RIGHTS)
     fds = [int.from_bytes(rights[i : i + 4], byteorder) for i in range(0, len(rights), 4)]
     if not message:
         return
-    fuse = fds.pop(0) if b"f" in message else None
-    watch = fds.pop(0) if b"w" in message else None
+    words = message.decode("utf-8", "surrogateescape").split("\0")
+    kinds, server, path, program, directory, name, token = words
+    root = Root(server, path, program)
+    fuse = fds.pop(0) if "f" in kinds else None
+    watch = fds.pop(0) if "w" in kinds else None
     why = ""
     if fuse is None:
         sock.send(b"pid 0")
-    elif root.server == "udi":
+    elif server == "udi":
         why = _in_process(sock, root, fuse)
     else:
         why = _program(sock, root, fuse)
     sock.close()
-    if at_end is None:
+    if not directory:
         return
+    from rootless_udi import publish
+
     if why:
-        at_end(why)
+        publish.end(directory, name, token, why)
     if watch is not None:
         # One event: the tmpfs is gone, and the namespace with it.
         os.read(watch, 4096)
     if watch is not None or fuse is not None:
-        at_end("")
+        publish.end(directory, name, token)
 
 
 def _program(sock: "_socket.socket", root: Root, fuse: int) -> str:

@@ -27,33 +27,25 @@ if TYPE_CHECKING:
 
     from rootless_udi.cache import FileCache
     from rootless_udi.config import Site
+    from rootless_udi.elect import Election
     from rootless_udi.environment import Operation
     from rootless_udi.steps import Mount
     from rootless_udi.volumes import Volume
 
 
-def run(
-    request: Request,
-    environ: "dict[str, str]",
-    own: "list[Operation]",
-    who: str,
-    name: str,
-    key: str,
-) -> int:
-    """Start the request's command in a new container, or in one that another rank made meanwhile.
+def run(request: Request, environ: "dict[str, str]", own: "list[Operation]", who: str) -> int:
+    """Start the request's command in a new container of its own, or explain what would be done.
 
-    `who`, `name` and `key` are the launcher and the container's name and description from `node`;
-    empty for a run of its own. Returns 0 after --explain, else becomes the command.
+    `who` is the launcher from `node`, for --explain; `own` the caller's --env and --env-file.
+    Returns 0 after --explain, else becomes the command.
     """
-    _bundle()
     if request.explain is not None:
         from rootless_udi import explain
 
         made = prepare(request, environ, who)
         print(explain.as_json(made) if request.explain else explain.as_text(made), end="")
         return 0
-    if who:
-        return _elected(request, environ, own, who, name, key)
+    helper = Helper()
     me = os.getpid()
     name = f"alone-{me}-{node.started(me)}"
     try:
@@ -61,57 +53,27 @@ def run(
     except UdiError:
         # `udi ps` won't see this run; nothing else depends on the record.
         path, directory = "", -1
-    return _build(request, environ, own, (path, directory, name), {"request": "", "job": ""})
+    place = path, directory, name
+    return build(request, environ, own, place, {"request": "", "job": ""}, None, helper)
 
 
-def _elected(
-    request: Request,
-    environ: "dict[str, str]",
-    own: "list[Operation]",
-    who: str,
-    name: str,
-    key: str,
-) -> int:
-    """Take part in the election; join what another rank built, or build."""
-    from rootless_udi.run import complain, enter
-
-    paths = node.directories(environ, os.getuid())
-    path, directory = node.state(paths, make=True)
-    if directory < 0:
-        raise UdiError(
-            f"no state directory for the node's shared container: tried {', '.join(paths)}",
-            "set XDG_RUNTIME_DIR to a directory of your own on this node, or use --share=off",
-        )
-    election = publish.Election(path, directory, name)
-    record, fd = election.record()
-    if record is not None:
-        if record.get("dead"):
-            complain(
-                "udi-run",
-                f"this node's container of {record.get('image')} has lost its image server "
-                f"({record.get('dead')}); starting a new one",
-            )
-        elif record.get("request") == key:
-            enter(record, fd, request, environ, own)
-        os.close(fd)
-    fields = {"request": key, "job": who}
-    try:
-        return _build(request, environ, own, (path, directory, name), fields, election)
-    finally:
-        election.release()
-
-
-def _build(
+def build(
     request: Request,
     environ: "dict[str, str]",
     own: "list[Operation]",
     place: tuple[str, int, str],
     fields: dict[str, str],
-    election: "publish.Election | None" = None,
+    election: "Election | None" = None,
+    helper: Helper | None = None,
 ) -> "NoReturn":
-    """Make the container, publish it at `place` (path, descriptor, name), become the command."""
+    """Make the container, publish it at `place` (path, descriptor, name), become the command.
+
+    `fields` are those of the record that say what the container is for.
+    """
     from rootless_udi.run import current
 
+    helper = helper or Helper()
+    _bundle()
     path, directory, name = place
     made = prepare(request, environ, fields["job"])
     start = begin.Start(
@@ -128,20 +90,15 @@ def _build(
         _extract(made)
     me = os.getpid()
     token = f"{me}.{node.started(me)}"
-    helper = None
-    if directory >= 0 or made.root.server != "directory":
-        at_end = publish.ending(path, name, token) if directory >= 0 else None
-        helper = Helper(made.root, at_end)
-    execute.run(made, helper)
-    server = helper.answer() if helper is not None else 0
+    execute.run(made, helper, (path, name, token) if directory >= 0 else ("", "", ""))
+    server = helper.answer()
     if directory >= 0:
         try:
             publish.write(directory, path, name, made, {**fields, "token": token}, server)
         except UdiError:
             if election is not None:
                 raise
-    if helper is not None:
-        helper.close()
+    helper.close()
     if election is not None:
         election.release()
     if made.hooks:

@@ -1,75 +1,19 @@
-"""Elect the builder of a node's container, write its record, and take it away at the end.
+"""Write the record of a node's container, and take it away at the end."""
 
-The builder holds an flock(2) on NAME.lock from before it plans until its record is there; who waits
-meanwhile then finds the record. A lock dies with its holder, so a killed builder blocks nobody.
-"""
-
-import fcntl
 import os
-from time import sleep, time
+from time import time
 
 from rootless_udi import node
+from rootless_udi.elect import Election, failed
 from rootless_udi.errors import UdiError
-from rootless_udi.plan import Plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-_PATIENCE = 20
-"""Milliseconds that a builder-to-be waits for a member that is on its way in."""
-
-
-class Election:
-    """The right to build the container `name`: of a node's ranks one has it at a time."""
-
-    def __init__(self, path: str, directory: int, name: str) -> None:
-        """Wait for the lock. `path` and `directory` are the state directory's."""
-        self.path, self.directory, self.name = path, directory, name
-        while True:
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            try:
-                self.lock = os.open(f"{name}.lock", flags, 0o600, dir_fd=directory)
-            except OSError as error:
-                raise _failed(path, error) from None
-            fcntl.flock(self.lock, fcntl.LOCK_EX)
-            # Who ends a container unlinks its lock; one that was waited for meanwhile is no more.
-            if _same(self.lock, f"{name}.lock", directory):
-                return
-            os.close(self.lock)
-
-    def record(self) -> tuple[node.Record | None, int]:
-        """Return the record as it is now, waiting a moment for a member that is still entering."""
-        for _ in range(_PATIENCE):
-            record, fd = node.read(self.directory, self.name)
-            if record is None or record.get("dead") or not node.entering(record):
-                return record, fd
-            os.close(fd)
-            sleep(0.001)
-        return node.read(self.directory, self.name)
-
-    def release(self) -> None:
-        """Let the next one look."""
-        os.close(self.lock)
-
-
-def _same(fd: int, name: str, directory: int) -> bool:
-    try:
-        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(os.fstat(fd), status)
-
-
-def _failed(path: str, error: OSError) -> UdiError:
-    return UdiError(
-        f"writing a record in the state directory {path} failed: {error.strerror}",
-        "free some space, set XDG_RUNTIME_DIR to another directory, or use --share=off",
-    )
+    from rootless_udi.plan import Plan
 
 
 def write(
-    directory: int, path: str, name: str, plan: Plan, fields: "dict[str, str]", server: int
+    directory: int, path: str, name: str, plan: "Plan", fields: "dict[str, str]", server: int
 ) -> None:
     """Publish the caller's container: a whole record, with the caller as its first member.
 
@@ -121,44 +65,45 @@ def _replace(directory: int, path: str, name: str, content: str) -> None:
             os.unlink(new, dir_fd=directory)
         except OSError:
             pass
-        raise _failed(path, error) from None
+        raise failed(path, error) from None
 
 
-def ending(path: str, name: str, token: str) -> "Callable[[str], None]":
-    """Return what the helper calls: with a reason when the image server has died, then at the end.
+def end(path: str, name: str, token: str, why: str = "") -> None:
+    """Note in the record that its image server has died (`why`), or take the record away.
 
-    It opens the directory anew, since it holds no descriptor of the caller's.
+    The helper calls this. A record that another container has taken over (its token tells) stays.
     """
-
-    def end(why: str) -> None:
-        try:
-            _, directory = node.state([path], make=False)
-            if directory < 0:
-                return
-            election = Election(path, directory, name)
-        except UdiError:
+    try:
+        _, directory = node.state([path], make=False)
+        if directory < 0:
             return
-        try:
-            record, fd = node.read(directory, name)
-            ours = record is None or record.get("token") == token
-            if record is not None and ours and why:
-                head = [(k, v) for k, values in record.lists.items() for v in values]
-                members = "".join(f"{pid} {start}\n" for pid, start in record.members)
+        election = Election(path, directory, name)
+    except UdiError:
+        return
+    try:
+        record, fd = node.read(directory, name)
+        if fd >= 0:
+            os.close(fd)
+        if record is not None and record.get("token") != token:
+            return
+        if record is not None and why:
+            _mark(directory, path, name, record, why)
+        elif not why:
+            for left in (name, f"{name}.new", f"{name}.lock"):
                 try:
-                    content = text([*head, ("dead", why)]) + f"\n{members}"
-                    _replace(directory, path, name, content)
-                except UdiError:
-                    os.unlink(name, dir_fd=directory)
-            elif ours and not why:
-                for left in (name, f"{name}.new", f"{name}.lock"):
-                    try:
-                        os.unlink(left, dir_fd=directory)
-                    except FileNotFoundError:
-                        pass
-            if fd >= 0:
-                os.close(fd)
-        finally:
-            election.release()
-            os.close(directory)
+                    os.unlink(left, dir_fd=directory)
+                except FileNotFoundError:
+                    pass
+    finally:
+        election.release()
+        os.close(directory)
 
-    return end
+
+def _mark(directory: int, path: str, name: str, record: node.Record, why: str) -> None:
+    head = [(key, value) for key, values in record.lists.items() for value in values]
+    members = "".join(f"{pid} {start}\n" for pid, start in record.members)
+    try:
+        _replace(directory, path, name, text([*head, ("dead", why)]) + f"\n{members}")
+    except UdiError:
+        # No room to say so: then nobody may join.
+        os.unlink(name, dir_fd=directory)

@@ -51,9 +51,12 @@ def run(argv: "list[str]") -> int:
     name, key = node.key(request, who, environ) if who else ("", "")
     if who and request.explain is None:
         _join(request, environ, own, name, key)
+        from rootless_udi import elect
+
+        return elect.run(request, environ, own, who, name, key)
     from rootless_udi import launch
 
-    return launch.run(request, environ, own, who, name, key)
+    return launch.run(request, environ, own, who)
 
 
 def _join(

@@ -1,0 +1,111 @@
+"""Elect the builder of a node's container; the others join what it built.
+
+The builder holds an flock(2) on NAME.lock from before it plans until its record is there; who waits
+meanwhile then finds the record. A lock dies with its holder, so a killed builder blocks nobody.
+"""
+
+import fcntl
+import os
+from time import sleep
+
+from rootless_udi import node
+from rootless_udi.errors import UdiError
+from rootless_udi.options import Request
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rootless_udi.environment import Operation
+
+_PATIENCE = 20
+"""Milliseconds that a builder-to-be waits for a member that is on its way in."""
+
+
+class Election:
+    """The right to build the container `name`: of a node's ranks one has it at a time."""
+
+    def __init__(self, path: str, directory: int, name: str) -> None:
+        """Wait for the lock. `path` and `directory` are the state directory's."""
+        self.path, self.directory, self.name = path, directory, name
+        while True:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            try:
+                self.lock = os.open(f"{name}.lock", flags, 0o600, dir_fd=directory)
+            except OSError as error:
+                raise failed(path, error) from None
+            fcntl.flock(self.lock, fcntl.LOCK_EX)
+            # Who ends a container unlinks its lock; one that was waited for meanwhile is no more.
+            if _same(self.lock, f"{name}.lock", directory):
+                return
+            os.close(self.lock)
+
+    def record(self) -> tuple[node.Record | None, int]:
+        """Return the record as it is now, waiting a moment for a member that is still entering."""
+        for _ in range(_PATIENCE):
+            record, fd = node.read(self.directory, self.name)
+            if record is None or record.get("dead") or not node.entering(record):
+                return record, fd
+            os.close(fd)
+            sleep(0.001)
+        return node.read(self.directory, self.name)
+
+    def release(self) -> None:
+        """Let the next one look."""
+        os.close(self.lock)
+
+
+def _same(fd: int, name: str, directory: int) -> bool:
+    try:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(fd), status)
+
+
+def failed(path: str, error: OSError) -> UdiError:
+    return UdiError(
+        f"writing a record in the state directory {path} failed: {error.strerror}",
+        "free some space, set XDG_RUNTIME_DIR to another directory, or use --share=off",
+    )
+
+
+def run(
+    request: Request,
+    environ: "dict[str, str]",
+    own: "list[Operation]",
+    who: str,
+    name: str,
+    key: str,
+) -> int:
+    """Take part in the election; join what another rank built, or build.
+
+    `who` is the launcher, `name` and `key` the container's file name and description.
+    """
+    from rootless_udi.run import complain, enter
+
+    paths = node.directories(environ, os.getuid())
+    path, directory = node.state(paths, make=True)
+    if directory < 0:
+        raise UdiError(
+            f"no state directory for the node's shared container: tried {', '.join(paths)}",
+            "set XDG_RUNTIME_DIR to a directory of your own on this node, or use --share=off",
+        )
+    election = Election(path, directory, name)
+    record, fd = election.record()
+    if record is not None:
+        if record.get("dead"):
+            complain(
+                "udi-run",
+                f"this node's container of {record.get('image')} has lost its image server "
+                f"({record.get('dead')}); starting a new one",
+            )
+        elif record.get("request") == key:
+            enter(record, fd, request, environ, own)
+        os.close(fd)
+    from rootless_udi import launch
+
+    try:
+        return launch.build(
+            request, environ, own, (path, directory, name), {"request": key, "job": who}, election
+        )
+    finally:
+        election.release()
