@@ -27,7 +27,7 @@ from rootless_udi.steps import Env
 
 _NO_STATE = (
     "no file can say this: ranks that join a container read no configuration",
-    "set UDI_STATE_DIR in the environment of all users (/etc/profile.d)",
+    "set XDG_RUNTIME_DIR for all users, to a directory of their own on the node",
 )
 
 
