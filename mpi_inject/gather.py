@@ -104,10 +104,12 @@ def gather(
         later = []
     for one in later:
         group.add(_load(host, [one]), f"{one[0]} is left out")
-    trees = _trees(host, group.found)
-    extras = list(optional) + _extras(host, mpi, trees)
-    for path in extras:
+    for path in optional:
         group.add(_load(host, [("", path)]), f"{path} is left out")
+    for path in _extras(host, mpi, _trees(host, group.found)):
+        group.add(_load(host, [("", path)]), f"{path} is left out")
+    # Again: what the plugins need has plugins of its own (libibverbs its drivers).
+    trees = _trees(host, group.found)
     mains = [f for f in group.found if abi.identify(f.name)[0] in families]
     libraries = tuple(hostmpi.library(host, f, exact) for f in mains)
     lacks = {f: _lacks(host, mains, image, f, libraries) for f in families}

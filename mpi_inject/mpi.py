@@ -157,7 +157,7 @@ def choose(
         both = tuple(f for f in families if f in mpi.families)
         seen.append(mpi)
         if not set(must) & set(both) or (abi.ABI in must and abi.ABI not in both):
-            # Programs for the standard ABI and for MPICH are run by the same launcher: both or none.
+            # Programs of the standard ABI and of MPICH have the same launcher: both or none.
             continue
         if started not in families or started in both:
             return mpi, both

@@ -123,6 +123,7 @@ def program(name: str, kind: str = "", rpath: str = "") -> Path:
     return target
 
 
+PYTHONS = {"bullseye": "3.9", "bookworm": "3.11", "trixie": "3.13"}
 PROGRAM = "/opt/test/program"
 PYTHONPATH = "/opt/test/python"
 PYTHON = (
@@ -156,7 +157,7 @@ class Image:
         entries: list[images.Entry] = [
             (PROGRAM.lstrip("/"), compiled.read_bytes(), {"mode": 0o755})
         ]
-        python = "3.13" if self.suite == "trixie" else "3.11"
+        python = PYTHONS[self.suite]
         entries += _tree(mpi4py(python), PYTHONPATH)
         if self.folder:
             entries += _tree(prefix(self.built), self.folder)
@@ -175,6 +176,7 @@ IMAGES = {
         Image("bookworm-openmpi", "bookworm", ("libopenmpi3",), "debian-openmpi"),
         Image("trixie-mpich", "trixie", ("libmpich12",), "debian-mpich"),
         Image("trixie-openmpi", "trixie", ("libopenmpi40",), "debian-openmpi"),
+        Image("bullseye-mpich", "bullseye", ("libmpich12",), "mpich-3.4.3"),
         Image("local-mpich-3.4.3", "bookworm", (), "mpich-3.4.3", "/usr/local"),
         Image("conda-mpich-4.1.3", "bookworm", (), "mpich-4.1.3", "/opt/conda", rpath=True),
         Image("local-mpich-5.0.2", "bookworm", (), "mpich-5.0.2", "/usr/local"),
@@ -236,3 +238,43 @@ def pull(reference: str) -> None:
     env = {**os.environ, "UDI_STORE": str(store())}
     argv = [str(TREE / "bin/udi"), "pull", reference]
     subprocess.run(argv, env=env, check=True, timeout=300, stdout=subprocess.DEVNULL)
+
+
+HOSTS = (*VERSIONS, "debian-mpich", "debian-openmpi")
+"""The MPIs that stand for a host's: wheels, and what this machine's packages bring."""
+
+
+def families(host: str) -> tuple[str, ...]:
+    """Return what a host's MPI can serve."""
+    if "openmpi" in host:
+        return ("openmpi",)
+    return ("mpich", "abi") if host in ("mpich-5.0.2", "impi-2021.18.1") else ("mpich",)
+
+
+def host_env(host: str) -> dict[str, str]:
+    """Return what a module of the host's MPI would set."""
+    if host.startswith("debian-"):
+        return {}
+    root = prefix(host)
+    env = {"PATH": f"{root}/bin:{TREE}/bin:/usr/bin:/bin:/usr/sbin:/sbin"}
+    if host.startswith("impi"):
+        # As Intel's vars.sh; in the wheel its libfabric and plugins are in lib itself.
+        env |= {"I_MPI_ROOT": str(root), "FI_PROVIDER_PATH": f"{root}/lib"}
+    return env
+
+
+def launcher(host: str, ranks: int) -> list[str]:
+    """Return the host's launcher for `ranks` ranks on this machine, up to the program."""
+    alone = ["--oversubscribe", "--mca", "plm", "isolated"]
+    if host == "debian-mpich":
+        words = ["mpiexec.hydra"]
+    elif host == "debian-openmpi":
+        words = ["mpiexec.openmpi", *alone]
+    elif host.startswith("openmpi-4"):
+        # There is no ssh client to be found on a test machine.
+        words = [str(prefix(host) / "bin/mpiexec"), *alone]
+    elif host.startswith("openmpi"):
+        words = [str(prefix(host) / "bin/mpiexec"), "--oversubscribe"]
+    else:
+        words = [str(prefix(host) / "bin/mpiexec.hydra")]
+    return [*words, "-n", str(ranks)]

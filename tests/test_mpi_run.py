@@ -1,0 +1,159 @@
+"""The host's MPI inside real images: every pair runs on the host's library, or is refused truly.
+
+A few pairs run always, all of them with `-m slow`; that run also writes the table of docs/mpi.md
+(UDI_DOCS=write), which it otherwise compares.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from tests import mpi
+from tests.conftest import TREE, User
+
+pytestmark = [
+    pytest.mark.needs("userns", "fuse", "squashfuse", "mmdebstrap", "mksquashfs"),
+    pytest.mark.needs("mpich", "openmpi"),
+]
+RANKS = 4
+SITE = '[[mount]]\nsource = "/var/tmp"\ndestination = "/var/tmp"\nenabled = false\n'
+"""Without this default the hosts' prefixes, in the tests' cache, would be seen inside."""
+
+QUICK = [
+    ("bookworm-mpich", "mpich-5.0.2"),
+    ("conda-mpich-4.1.3", "mpich-3.4.3"),
+    ("spack-openmpi-5.0.11", "debian-openmpi"),
+    ("bookworm-openmpi", "openmpi-4.1.8"),
+    ("abi-mpich-5.0.2", "mpich-4.1.3"),
+    ("bookworm-mpich", "openmpi-5.0.11"),
+]
+_NOTED: dict[tuple[str, str], str] = {}
+
+
+def run(user: User, host: str, image: str, *command: str, ranks: int = RANKS) -> str:
+    """Run `command` in the image under the host's launcher; return its output and errors."""
+    site = user.home / "site"
+    site.mkdir(exist_ok=True)
+    (site / "site.toml").write_text(SITE)
+    env = {"UDI_STORE": str(mpi.store()), "UDI_SITE_DIR": str(site), **mpi.host_env(host)}
+    argv = [*mpi.launcher(host, ranks), str(TREE / "bin/udi-run"), "--mpi", mpi.pulled(image)]
+    done = user.run(*argv, *command, env=env, timeout=120)
+    return done.stdout + done.stderr
+
+
+def expected(image: str, host: str) -> str:
+    """Return why a pair must be refused, as an expression; "" where it must run."""
+    made = mpi.IMAGES[image]
+    if made.kind == "abi" and "abi" not in mpi.families(host):
+        return "the image needs the MPI standard ABI"
+    if made.suite == "bullseye" and host.startswith("debian-"):
+        return r"needs GLIBC_2\.3\d, and the image's glibc has GLIBC_2\.31"
+    return ""
+
+
+def check(user: User, image: str, host: str) -> str:
+    """Run the program and mpi4py of an image on a host; return "runs" or the refusal."""
+    out = run(user, host, image, mpi.PROGRAM)
+    why = expected(image, host)
+    if why:
+        message = next(line for line in out.splitlines() if line.startswith("udi-run: --mpi"))
+        assert re.search(why, message), out
+        return message.removeprefix("udi-run: --mpi: ")
+    ranks(out, host)
+    lines = [line for line in out.splitlines() if line.startswith("maps=")]
+    paths = [p for line in lines for p in line.removeprefix("maps=").split()]
+    assert any("libmpi" in p for p in paths), out
+    assert all(p.startswith("/opt/udiImage/mpi/") for p in paths), paths
+    ranks(run(user, host, image, "python3", "-c", mpi.PYTHON), host)
+    return "runs"
+
+
+def ranks(out: str, host: str) -> None:
+    """Check that all ranks were in one job, computed right, and ran on the host's MPI."""
+    lines = [line for line in out.splitlines() if line.startswith("rank=")]
+    assert sorted(int(line.split()[0][5:]) for line in lines) == list(range(RANKS)), out
+    version = VERSION_TEXTS[host]
+    for line in lines:
+        assert f" size={RANKS} sum={RANKS * (RANKS + 1) // 2} bad=0 " in line, out
+        assert version in re.sub(r"\s+", " ", line), out
+
+
+VERSION_TEXTS = {
+    **{name: f"MPICH Version: {name[6:]}" for name in mpi.VERSIONS if name.startswith("mpich")},
+    **{name: f"Open MPI v{name[8:]}" for name in mpi.VERSIONS if name.startswith("openmpi")},
+    "impi-2021.18.1": "Intel(R) MPI Library 2021.18.1",
+    "debian-mpich": "MPICH Version: 4.0",
+    "debian-openmpi": "Open MPI v4.1",
+}
+
+
+def sensible(image: str, host: str) -> bool:
+    """Leave out a launcher of one kind for an image of the other: nothing starts as one job."""
+    return ("openmpi" in image) == ("openmpi" in host)
+
+
+@pytest.mark.parametrize(("image", "host"), [p for p in QUICK if sensible(*p)])
+def test_some_pairs(image: str, host: str, user: User) -> None:
+    check(user, image, host)
+
+
+def test_an_open_mpi_module_and_an_mpich_image(user: User) -> None:
+    """The host's MPICH serves: what the image needs decides, not what is first on the PATH."""
+    out = run(user, "openmpi-5.0.11", "bookworm-mpich", mpi.PROGRAM, ranks=1)
+    assert "rank=0 size=1" in out
+    assert "MPICH Version: 4.0" in re.sub(r"\s+", " ", out)
+
+
+def test_mpi_none_runs_the_images_own(user: User) -> None:
+    env = {"UDI_STORE": str(mpi.store()), **mpi.host_env("mpich-5.0.2")}
+    argv = [*mpi.launcher("mpich-5.0.2", 2), str(TREE / "bin/udi-run"), "--mpi=none"]
+    done = user.run(*argv, mpi.pulled("bookworm-mpich"), mpi.PROGRAM, env=env)
+    assert done.stdout.count("MPICH Version: 4.0.2") == 2, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("image", "host"), [(i, h) for i in mpi.IMAGES for h in mpi.HOSTS if sensible(i, h)]
+)
+def test_every_pair(image: str, host: str, user: User) -> None:
+    _NOTED[image, host] = "FAILED"
+    _NOTED[image, host] = check(user, image, host)
+
+
+@pytest.mark.slow
+def test_the_table_of_the_documentation() -> None:
+    if len(_NOTED) < sum(sensible(i, h) for i in mpi.IMAGES for h in mpi.HOSTS):
+        pytest.skip("needs the whole of test_every_pair in the same run")
+    path = Path(os.environ.get("UDI_DOCS_MPI", TREE / "docs/mpi.md"))
+    text = path.read_text()
+    begin, end = "<!-- table of pairs: written by tests/test_mpi_run.py -->\n", "<!-- end -->"
+    head, _, rest = text.partition(begin)
+    new = head + begin + table() + end + rest.partition(end)[2]
+    if os.environ.get("UDI_DOCS") == "write":
+        path.write_text(new)
+    assert new == text or os.environ.get("UDI_DOCS") == "write"
+
+
+def table() -> str:
+    """Return the pairs as two tables, refusals as footnotes."""
+    notes: list[str] = []
+    out = []
+    for kind in (False, True):
+        hosts = [h for h in mpi.HOSTS if ("openmpi" in h) is kind]
+        out += ["| image \\ host | " + " | ".join(hosts) + " |", "|---" * (len(hosts) + 1) + "|"]
+        for image in (i for i in mpi.IMAGES if ("openmpi" in i) is kind):
+            cells = []
+            for host in hosts:
+                found = _NOTED[image, host]
+                if found != "runs":
+                    found = re.sub(r" \(/[^)]*\)", "", found.partition(", and the host has")[0])
+                    if found not in notes:
+                        notes.append(found)
+                    found = f"refused [{notes.index(found) + 1}]"
+                cells.append(found)
+            out.append(f"| {image} | " + " | ".join(cells) + " |")
+        out.append("")
+    out += [f"{number}. {note}" for number, note in enumerate(notes, 1)]
+    return "\n".join(out) + "\n"
