@@ -4,6 +4,8 @@ UDI_GOLDEN=write writes the golden files anew.
 """
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from rootless_udi.mpi_inject import mpi
 from rootless_udi.steps import Directory, Injection, Mount, Symlink
 from tests import mpihosts as h
+from tests.conftest import TREE
 
 pytestmark = pytest.mark.needs("gcc")
 GOLDEN = Path(__file__).parent / "golden/mpi"
@@ -330,3 +333,15 @@ def test_crays_soname_is_another_than_the_files_name(tmp_path: Path) -> None:
     links = {s.target: s.to for s in found.steps if isinstance(s, Symlink)}
     assert links[f"{mpi.LIB}/libmpi_gnu_91.so.12"] == "libmpi.so.12"
     assert links[f"{mpi.LIB}/libmpich.so.12"] == "libmpi.so.12"
+
+
+def test_planning_imports_nothing_dear() -> None:
+    """In the start path's interpreter; the same modules are allowed to a launch."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from rootless_udi.mpi_inject import mpi;"
+        "print(*sorted(m for m in sys.modules if not m.startswith(('rootless_udi', '_'))))"
+    )
+    argv = [sys.executable, "-I", "-S", "-c", program, str(TREE)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    dear = {"re", "json", "dataclasses", "typing", "pathlib", "subprocess", "collections", "enum"}
+    assert not dear & set(done.stdout.split()), done.stdout
