@@ -70,8 +70,9 @@ def squashfs(target: Path, layers: Iterable[bytes | Path]) -> Path:
 
 
 def busybox(folder: Path) -> Path:
-    """Write a small image as a squashfs file in `folder`."""
-    return squashfs(folder / "busybox.squashfs", [images.tar(images.busybox_entries())])
+    """Write a small image as a squashfs file in `folder`; nobody reads its /var/word at a start."""
+    entries = [*images.busybox_entries(), ("var/word", b"word\n", {})]
+    return squashfs(folder / "busybox.squashfs", [images.tar(entries)])
 
 
 class Leftovers:
@@ -80,7 +81,7 @@ class Leftovers:
     def __init__(self, user: User) -> None:
         self.user = user
         self.state = Path(user.env["XDG_RUNTIME_DIR"])
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        subreaper()
         self._before = set(descendants())
         self._mounts = Path("/proc/self/mountinfo").read_text()
 
@@ -132,6 +133,11 @@ class Leftovers:
         """End what remains, so that a failed test harms no other."""
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
+
+
+def subreaper() -> None:
+    """Become the parent of every descendant whose own parent ends (prctl(2))."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def descendants() -> dict[int, str]:
