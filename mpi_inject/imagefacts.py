@@ -12,7 +12,7 @@ returns a JSON object, the "elf" part of the image's facts:
     libraries           MPI libraries, their stack and compilers' libraries, wherever they are:
                         path, names (of files and links), soname, family, role, version, release,
                         needed, rpath, runpath, needs, defines, symbols (undefined ones, of MPI)
-    consumers           family -> symbols (undefined ones), libraries (needed), files, count, rpath
+    consumers           family, or "other" -> symbols (undefined ones), libraries (needed), files, count, rpath
     static              programs that have an MPI linked in
     mpi4py              whether mpi4py is there
     unread              ELF files that were damaged or too large
@@ -35,6 +35,10 @@ _SO = re.compile(r"\.so(\.|\Z)")
 _KEPT = (*STACK, *COMPILER, "libcudart.", "libcuda.", "libnccl.", "libnuma.")
 _HIDDEN = re.compile(rb"\0(?=[^\0])([^\0]{0,40}\0+)?(1[2-9]:\d{1,3}:\d{1,2})\0")
 _RELEASE = re.compile(rb"(?<=\0)[345]\.\d{1,2}(?:\.\d{1,2})?(?:[abr]c?\d{1,2})?(?=\0)")
+_OLD = re.compile(r"lib(mpi|mpich)\.so\.\d+\Z")
+OTHER = "other"
+"""The family of programs for Open MPI 1 and 2, MPICH before 3.1: served by none."""
+
 _TOOLS = (
     "mca_",
     "pmix_mca_",
@@ -273,13 +277,14 @@ class Inspector:
     def _consumers(self) -> dict[str, dict[str, Any]]:
         out: dict[str, dict[str, Any]] = {}
         for path, seen in sorted(self._seen.items()):
-            needed = [n for n in seen.elf.needed if abi.identify(n)[0]]
+            needed = [n for n in seen.elf.needed if abi.identify(n)[0] or _OLD.match(n)]
             own = abi.identify(seen.elf.soname or path.rpartition("/")[2])[0]
             if not needed or own or path.rpartition("/")[2].startswith(_TOOLS):
                 continue
-            family = abi.identify(needed[0])[0]
+            families = [abi.identify(n)[0] for n in needed]
+            family = next(filter(None, families), OTHER)
             if family == abi.MPICH and any(s.startswith("ompi_") for s in seen.symbols):
-                family = "openmpi-1"
+                family = OTHER
             one = out.setdefault(
                 family, {"symbols": set(), "libraries": set(), "files": [], "count": 0, "rpath": 0}
             )

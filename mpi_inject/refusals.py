@@ -28,6 +28,14 @@ def check_image(image: "dict[str, Any]") -> None:
             " there is nothing to replace",
             f"link them with the shared MPI library, or {_NONE}",
         )
+    other = image["consumers"].get("other")
+    if other and len(image["consumers"]) == 1:
+        names, files = ", ".join(other["libraries"]), ", ".join(other["files"][:3])
+        raise UdiError(
+            f"--mpi: the image's programs ({files}) need {names} of an MPI that nothing current"
+            " can stand for (Open MPI 1 or 2, MPICH before 3.1)",
+            f"rebuild them with a current MPICH or Open MPI, or {_NONE}",
+        )
     if image["libc"] != "glibc":
         raise UdiError(
             "--mpi: the image has no glibc, which the host's MPI needs",

@@ -16,6 +16,7 @@ from pathlib import Path
 from tests import images
 
 TREE = Path(__file__).resolve().parent.parent
+UDI = str(TREE / "bin/udi")
 VERSIONS = {
     "mpich-3.4.3": "mpich==3.4.3.post1",
     "mpich-4.0.3": "mpich==4.0.3",
@@ -216,13 +217,21 @@ def pulled(name: str) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     inspector = (TREE / "mpi_inject/imagefacts.py").read_text()
     state = repr((image.suite, image.packages, image.built, image.kind, image.env(), inspector))
-    place = folder / f"{name}-{hashlib.sha256(state.encode()).hexdigest()[:8]}"
+    state = hashlib.sha256(state.encode()).hexdigest()[:8]
+    place = folder / f"{name}-{state}"
     reference = f"oci:{place}:latest"
     with open(folder / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (place / "pulled").exists():
-            shutil.rmtree(place, ignore_errors=True)
-            config = {"Env": [f"{k}={v}" for k, v in image.env().items()], "Cmd": ["/bin/sh"]}
+            for old in (p for p in folder.glob(f"{name}-????????") if p.is_dir()):
+                subprocess.run([UDI, "rm", f"oci:{old}:latest"], env=_env(), capture_output=True)
+                shutil.rmtree(old)
+            # The label makes it another image, so that its facts are made anew.
+            config = {
+                "Env": [f"{k}={v}" for k, v in image.env().items()],
+                "Cmd": ["/bin/sh"],
+                "Labels": {"state": state},
+            }
             layout = images.Layout(place)
             layout.image("latest", image.layers(), config, compress=None, suffix="")
             pull(reference)
@@ -235,9 +244,12 @@ def pulled(name: str) -> str:
 
 def pull(reference: str) -> None:
     """Run `udi pull` into the store of the cache."""
-    env = {**os.environ, "UDI_STORE": str(store())}
-    argv = [str(TREE / "bin/udi"), "pull", reference]
-    subprocess.run(argv, env=env, check=True, timeout=300, stdout=subprocess.DEVNULL)
+    argv = [UDI, "pull", reference]
+    subprocess.run(argv, env=_env(), check=True, timeout=300, capture_output=True)
+
+
+def _env() -> dict[str, str]:
+    return {**os.environ, "UDI_STORE": str(store())}
 
 
 HOSTS = (*VERSIONS, "debian-mpich", "debian-openmpi")

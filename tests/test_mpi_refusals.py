@@ -89,7 +89,19 @@ def test_open_mpi_1_10_is_no_mpich(tmp_path: Path) -> None:
     error = refused(host, h.mpich_image(), tmp_path, environ={"MPI_HOME": "/old"})
     assert error.message.startswith("--mpi: no MPI found")
     image = {**h.glibc(), "/a": h.program(undefined=("MPI_Init", "ompi_mpi_comm_world"))}
-    assert list(h.facts(image)["consumers"]) == ["openmpi-1"]
+    error = refused(h.mpich_host(), image, tmp_path / "b")
+    assert error.message == (
+        "--mpi: the image's programs (/a) need libmpi.so.12 of an MPI that nothing current can"
+        " stand for (Open MPI 1 or 2, MPICH before 3.1)"
+    )
+
+
+@pytest.mark.parametrize("name", ["libmpi.so.1", "libmpi.so.20", "libmpich.so.10"])
+def test_older_mpis(name: str, tmp_path: Path) -> None:
+    image = {**h.glibc(), "/a": h.program((name,))}
+    error = refused(h.mpich_host(), image, tmp_path)
+    assert f"(/a) need {name} of an MPI that nothing current can stand for" in error.message
+    assert error.hint == f"rebuild them with a current MPICH or Open MPI, or {NONE}"
 
 
 def test_another_machine(tmp_path: Path) -> None:
