@@ -12,7 +12,8 @@ returns a JSON object, the "elf" part of the image's facts:
     libraries           MPI libraries, their stack and compilers' libraries, wherever they are:
                         path, names (of files and links), soname, family, role, version, release,
                         needed, rpath, runpath, needs, defines, symbols (undefined ones, of MPI)
-    consumers           family, or "other" -> symbols (undefined ones), libraries (needed), files, count, rpath
+    consumers           family, or "other" -> symbols (undefined ones), libraries (needed), files,
+                        count, rpath
     static              programs that have an MPI linked in
     mpi4py              whether mpi4py is there
     unread              ELF files that were damaged or too large
