@@ -46,10 +46,18 @@ class Cache(Generic[V]):
                 self.put(key, value)
         return value
 
+    def take(self, key: object) -> "V | None":
+        """Return the value of `key` and forget it, or None."""
+        value = self._young.pop(key, None)
+        if value is None:
+            return self._old.pop(key, None)
+        self._used -= self._cost(value)
+        return value
+
     def put(self, key: object, value: "V") -> None:
         """Remember `value`."""
         cost = self._cost(value)
-        if self._used + cost > self._half and self._young:
+        if self._used + cost > self._half and self._young:  # a half is full
             self._old, self._young, self._used = self._young, {}, 0
         self._young[key] = value
         self._used += cost

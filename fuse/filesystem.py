@@ -43,7 +43,8 @@ class FileSystem:
         """`cache_bytes` bounds the decompressed data kept; `threads` help with large reads."""
         self.reader = reader
         self.blocks = Blocks(reader, cache_bytes)
-        self._workers = Workers(self.blocks, threads) if threads else None
+        self._workers = Workers(threads) if threads else None
+        reader.source.expect(reader.super.hot(), self._workers)
         self._shift = self.blocks.log
         self._zeros = bytes(self.blocks.size)
         self._streams: dict[int, int] = {}  # node -> the block that a sequential reader is at
@@ -171,8 +172,12 @@ class FileSystem:
         blocks = self.blocks
         if where == HOLE:
             return memoryview(self._zeros)[: stop - start]
-        data = blocks.get(where) if self._workers is None else self._workers.get(where)
+        if self._workers is not None:
+            self._workers.wait(where)
         length = blocks.length(one, index)
+        # what goes out whole is the caller's to remember: freed memory is cheaper than new pages
+        whole = stop - start == length and index < blocks.count(one)
+        data = blocks.take(where) if whole else blocks.get(where)
         skip = 0
         if index >= blocks.count(one):
             skip = one.offset
@@ -197,7 +202,7 @@ class FileSystem:
         missing = [p for p in places if p != HOLE and p not in self.blocks.cache]
         if len(missing) << self._shift >= PARALLEL and len(missing) > 1:
             for where in missing[1:]:
-                workers.ask(where)
+                workers.ask(self.blocks.get, where)
         elif len(missing) > 1:
             self._fetch_together(missing)
         streams = self._streams
@@ -210,8 +215,8 @@ class FileSystem:
             behind = (one.size - 1) >> self._shift
             for index in range(last + 1, min(last + 1 + AHEAD, behind + 1)):
                 where = blocks.place(one, index)
-                if where != HOLE:
-                    workers.ask(where)
+                if where != HOLE and where not in blocks.cache:
+                    workers.ask(blocks.get, where)
         streams[node] = last
 
     def _fetch_together(self, places: list[Place]) -> None:

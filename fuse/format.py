@@ -29,7 +29,7 @@ DIR, REG, SYMLINK, BLOCK, CHAR, FIFO, SOCKET = range(1, 8)
 FORMAT_BITS = (0, 0o040000, 0o100000, 0o120000, 0o060000, 0o020000, 0o010000, 0o140000)
 """S_IFMT bits (inode(7)) by type."""
 
-_SUPERBLOCK = Struct("<5I6H8Q")
+SUPERBLOCK = Struct("<5I6H8Q")
 _HEADER = Struct("<HHHHII")
 _DIR = Struct("<IIHHI")
 _LDIR = Struct("<IIIIHHI")
@@ -68,6 +68,7 @@ class Superblock:
         "flags",
         "fragment_count",
         "fragment_table",
+        "head",
         "id_count",
         "id_table",
         "inode_count",
@@ -83,8 +84,9 @@ class Superblock:
 
     def __init__(self, data: bytes) -> None:
         """Parse `data`. Raises Corrupt, naming what is wrong with it."""
-        if len(data) < _SUPERBLOCK.size:
+        if len(data) < SUPERBLOCK.size:
             raise Corrupt(f"{len(data)} bytes are too few for a squashfs image")
+        self.head = data
         (
             magic,
             self.inode_count,
@@ -105,7 +107,7 @@ class Superblock:
             self.directory_table,
             self.fragment_table,
             self.export_table,
-        ) = _SUPERBLOCK.unpack_from(data)
+        ) = SUPERBLOCK.unpack_from(data)
         if magic != MAGIC:
             raise Corrupt("not a squashfs image (no squashfs magic at its start)")
         if (major, minor) != (4, 0):
@@ -116,7 +118,7 @@ class Superblock:
         if not self.compressor:
             raise Corrupt(f"compressor number {compressor} is not known")
         used = self.bytes_used
-        if not _SUPERBLOCK.size <= self.inode_table < self.directory_table <= used:
+        if not SUPERBLOCK.size <= self.inode_table < self.directory_table <= used:
             raise Corrupt("its inode and directory tables lie outside of it")
         if self.id_table >= used or not self.id_count:
             raise Corrupt("its table of owners lies outside of it")
@@ -127,8 +129,28 @@ class Superblock:
         if self.root >> 16 >= self.directory_table - self.inode_table:
             raise Corrupt("its root directory lies outside of its inode table")
 
+    def hot(self) -> "tuple[tuple[int, int], ...]":
+        """Return (position, length) of what to read ahead, in order, from `udi optimize`'s marker.
 
-SUPERBLOCK_SIZE = _SUPERBLOCK.size
+        It lies between the compressor's options and the first data block, where no reader of
+        squashfs looks: blocks are found by their positions alone.
+        """
+        at = SUPERBLOCK.size
+        if self.flags & COMPRESSOR_OPTIONS:
+            at += 2 + (int.from_bytes(self.head[at : at + 2], "little") & 0x7FFF)
+        if self.head[at : at + 8] != HOT_MAGIC or len(self.head) < at + HOT_SIZE:
+            return ()
+        values = HOT.unpack_from(self.head, at)[1:]
+        pairs = zip(values[::2], values[1::2], strict=True)
+        return tuple(p for p in pairs if p[1] and p[0] + p[1] <= self.bytes_used)
+
+
+SUPERBLOCK_SIZE = SUPERBLOCK.size
+HEAD = 512
+"""Bytes to read for a superblock and what may follow it."""
+HOT_MAGIC = b"udi-hot1"
+HOT = Struct("<8s4Q")
+HOT_SIZE = HOT.size
 
 
 def superblock(fd: int, name: str) -> Superblock:
@@ -140,7 +162,7 @@ def superblock(fd: int, name: str) -> Superblock:
 
     hint = "pull or copy it again; `udi doctor IMAGE` checks it"
     try:
-        found = Superblock(os.pread(fd, SUPERBLOCK_SIZE, 0))
+        found = Superblock(os.pread(fd, HEAD, 0))
     except Corrupt as error:
         raise UdiError(f"mounting failed on {name}: {error}", hint) from None
     size = os.lseek(fd, 0, os.SEEK_END)

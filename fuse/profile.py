@@ -16,6 +16,7 @@ from rootless_udi.fuse.reader import Reader
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from typing import Any
 
 VERSION = "udi profile 1"
 
@@ -92,6 +93,17 @@ class _Traced(FileSystem):
 
     def _note(self, node: int, offset: int, length: int) -> None:
         self._tracer.reads.append((monotonic(), node, offset, length))
+
+
+def serve_traced(image: "str | int", fuse_fd: int, target: str, **options: "Any") -> None:
+    """Serve as `raw.serve` does, with its options, and write the profile to `target` at the end."""
+    from rootless_udi.fuse.raw import serve
+
+    tracer = Tracer()
+    try:
+        serve(image, fuse_fd, filesystem=tracer, **options)
+    finally:
+        tracer.save(target)
 
 
 def load(path: str) -> list[Read]:

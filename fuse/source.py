@@ -1,12 +1,16 @@
 """The image file: exact reads at positions, few of them where each one is slow."""
 
-from os import pread
+from itertools import pairwise
+from os import POSIX_FADV_WILLNEED, posix_fadvise, pread
 from time import monotonic_ns
 
 from rootless_udi.fuse.cache import Cache
 from rootless_udi.fuse.format import Corrupt
+from rootless_udi.fuse.workers import Workers
 
 WINDOW = 1 << 20
+AHEAD = 6
+"""Windows read ahead of a start-up."""
 SLOW = 300_000
 """ns. A local disk or the page cache answers in 10 to 100 us, a parallel file system's server in 1
 to 20 ms."""
@@ -20,7 +24,7 @@ class Source:
     cost one round trip. On a fast file system that would only copy bytes that nobody asked for.
     """
 
-    __slots__ = ("_fast", "_windows", "fd", "size", "slow")
+    __slots__ = ("_fast", "_next", "_windows", "_workers", "fd", "size", "slow")
 
     def __init__(self, fd: int, size: int, windows: int = 16 * WINDOW) -> None:
         """`size` is where the image ends; `windows` bounds the bytes remembered."""
@@ -29,6 +33,24 @@ class Source:
         self.slow = False
         self._fast = 0  # a balance: slow reads count up, fast ones down
         self._windows: Cache[bytes] = Cache(windows, len)
+        self._workers: Workers | None = None
+        self._next: dict[int, int] = {}  # window -> the one that a start-up wants after it
+
+    def expect(self, ranges: "tuple[tuple[int, int], ...]", workers: Workers | None) -> None:
+        """Know that a start-up reads `ranges`, (position, length) in order, and have them at hand.
+
+        The kernel is told to fetch them, which costs nothing where it can (a local disk, Lustre).
+        Where reads are slow all the same, `workers` read AHEAD windows beyond the one in use.
+        """
+        self._workers = workers
+        order: list[int] = []
+        for at, length in ranges:
+            order += range(at // WINDOW, (at + length - 1) // WINDOW + 1)
+            try:
+                posix_fadvise(self.fd, at, length, POSIX_FADV_WILLNEED)
+            except OSError:
+                continue  # a file system without readahead: the windows are there for that
+        self._next = dict(pairwise(order))
 
     def read(self, at: int, size: int) -> bytes:
         """Return `size` bytes from position `at`. Raises Corrupt beyond the end; OSError."""
@@ -71,12 +93,25 @@ class Source:
 
     def window(self, number: int) -> bytes:
         """Return the window that starts at `number` * WINDOW, from memory where it is there."""
+        workers = self._workers
+        if workers is not None:
+            ahead = number
+            for _ in range(AHEAD):
+                ahead = self._next.get(ahead, -1)
+                if ahead < 0:
+                    break
+                if ahead not in self._windows:
+                    workers.ask(self.load, ahead)
+            workers.wait(number)
         data = self._windows.get(number)
-        if data is None:
-            at = number * WINDOW
-            size = min(WINDOW, self.size - at)
-            data = pread(self.fd, size, at)
-            if len(data) != size:
-                data = self._rest(at, size, data)
-            self._windows.put(number, data)
+        return self.load(number) if data is None else data
+
+    def load(self, number: int) -> bytes:
+        """Read the window `number` and remember it. Any thread."""
+        at = number * WINDOW
+        size = min(WINDOW, self.size - at)
+        data = pread(self.fd, size, at)
+        if len(data) != size:
+            data = self._rest(at, size, data)
+        self._windows.put(number, data)
         return data

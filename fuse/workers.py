@@ -1,4 +1,4 @@
-"""Threads that read and decompress data blocks while the server answers: both release the GIL.
+"""Threads that read and decompress while the server answers: both release the GIL.
 
 On `_thread` and `_queue`, which are compiled into Python, in place of `threading` and `queue`,
 which cost a launch 5 ms of import. A worker never touches metadata: one thread does that.
@@ -7,22 +7,32 @@ which cost a launch 5 ms of import. A worker never touches metadata: one thread 
 import _thread
 from _queue import SimpleQueue
 
-from rootless_udi.fuse.blocks import Blocks, Place
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    Job = tuple[Callable[..., object], Hashable, _thread.LockType]
 
 
 class Workers:
-    """`threads` threads, started at the first request, that put blocks into the blocks' cache."""
+    """`threads` threads, started at the first request, that call what they are given.
 
-    def __init__(self, blocks: Blocks, threads: int) -> None:
-        self.blocks = blocks
+    A job is a call with one argument, which is also its name: a data block's place, or the number
+    of a window of the image. It puts what it makes into a cache, and nobody sees its errors: who
+    wants the result does not find it there, makes it, and meets the same error.
+    """
+
+    def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._queue: SimpleQueue[tuple[Place, _thread.LockType] | None] = SimpleQueue()
-        self._pending: dict[Place, _thread.LockType] = {}
+        self._queue: SimpleQueue[
+            tuple[Callable[..., object], Hashable, _thread.LockType] | None
+        ] = SimpleQueue()
+        self._pending: dict[Hashable, _thread.LockType] = {}
         self._started = False
 
-    def ask(self, place: Place) -> None:
-        """Have the block at `place` read and decompressed, unless it is there or on its way."""
-        if place in self._pending or place in self.blocks.cache:
+    def ask(self, call: "Callable[..., object]", name: "Hashable") -> None:
+        """Have `call(name)` made, unless it is on its way."""
+        if name in self._pending:
             return
         if not self._started:
             self._started = True
@@ -30,20 +40,15 @@ class Workers:
                 _thread.start_new_thread(self._work, ())
         done = _thread.allocate_lock()
         done.acquire()
-        self._pending[place] = done
-        self._queue.put((place, done))
+        self._pending[name] = done
+        self._queue.put((call, name, done))
 
-    def busy(self, place: Place) -> bool:
-        """Tell whether the block at `place` is on its way."""
-        return place in self._pending
-
-    def get(self, place: Place) -> bytes:
-        """Return the block at `place`, waiting for it where it is on its way. As Blocks.get."""
-        done = self._pending.get(place)
+    def wait(self, name: "Hashable") -> None:
+        """Wait for the job called `name` where it is on its way."""
+        done = self._pending.get(name)
         if done is not None:
             with done:
                 pass
-        return self.blocks.get(place)
 
     def close(self) -> None:
         """End the threads once they are done with what they were asked."""
@@ -53,16 +58,15 @@ class Workers:
                 self._queue.put(None)
 
     def _work(self) -> None:
-        blocks = self.blocks
         while True:
             job = self._queue.get()
             if job is None:
                 return
-            place, done = job
+            call, name, done = job
             try:
-                blocks.get(place)
+                call(name)
             except Exception:
-                pass  # whoever wants the block meets the same error and reports it
+                pass  # see the class's docstring
             finally:
-                del self._pending[place]
+                del self._pending[name]
                 done.release()

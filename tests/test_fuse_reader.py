@@ -120,7 +120,6 @@ def test_tar2sqfs(compressor: str, tar: bytes, tmp_path: Path) -> None:
         ("-always-use-fragments",),
         ("-no-duplicates", "-no-sparse"),
         ("-exports",),
-        ("-comp", "xz", "-Xbcj", "x86"),
     ),
     ids=" ".join,
 )
