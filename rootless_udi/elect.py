@@ -50,7 +50,22 @@ class Election:
 
     def release(self) -> None:
         """Let the next one look."""
-        os.close(self.lock)
+        if self.lock >= 0:
+            os.close(self.lock)
+        self.lock = -1
+
+    def give_up(self) -> None:
+        """Release after a container that came to nothing: no lock file remains without a record."""
+        if self.lock < 0:
+            return
+        try:
+            os.stat(self.name, dir_fd=self.directory)
+        except FileNotFoundError:
+            try:
+                os.unlink(f"{self.name}.lock", dir_fd=self.directory)
+            except OSError:
+                pass
+        self.release()
 
 
 def _same(fd: int, name: str, directory: int) -> bool:
@@ -107,5 +122,6 @@ def run(
         return launch.build(
             request, environ, own, (path, directory, name), {"request": key, "job": who}, election
         )
-    finally:
-        election.release()
+    except BaseException:
+        election.give_up()
+        raise

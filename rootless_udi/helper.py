@@ -1,14 +1,15 @@
-"""The one process that a container leaves outside: it serves the image and cleans up at the end.
+"""What a container leaves outside: a process that cleans up at the end, and one that serves.
 
-It is forked before the namespaces are made, is no child of the command (which would get a SIGCHLD
-it never made), and holds nothing of the caller's: no descriptor, no terminal, no directory. Two
-ends of a socket pair talk once:
+They are forked before the namespaces are made, are no children of the command (which would get a
+SIGCHLD it never made), and hold nothing of the caller's: no descriptor, no terminal, no directory.
+Two ends of a socket pair talk once:
 
-    launcher -> helper   the FUSE connection and the inotify descriptor (SCM_RIGHTS, unix(7))
+    launcher -> helper   what to serve, the FUSE connection and the inotify descriptor (SCM_RIGHTS)
     helper -> launcher   "pid PID" of the image server, or "! WHY"
 
 After that the kernel tells it all: the connection ends when the mount namespace does, and so does
-the private tmpfs, which inotify reports (IN_UNMOUNT).
+the private tmpfs, which inotify reports (IN_UNMOUNT). The server is a process of its own, so that
+somebody is there to say so when it is killed.
 """
 
 import _signal
@@ -21,7 +22,7 @@ from rootless_udi.idmap import maps
 from rootless_udi.plan import Root
 from rootless_udi.syscalls import PR_SET_NAME, prctl
 
-_NAME = b"udi-image"
+HELPER, SERVER = b"udi-helper", b"udi-image"
 """What ps(1) shows; at most 15 bytes (prctl(2), PR_SET_NAME)."""
 
 
@@ -59,10 +60,8 @@ class Helper:
         fds = [fd for fd in (fuse, watch) if fd is not None]
         kinds = "f" * (fuse is not None) + "w" * (watch is not None)
         words = "\0".join((kinds, root.server, root.path, root.program, *place))
-        rights = b"".join(fd.to_bytes(4, byteorder) for fd in fds)
-        ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if fds else []
         try:
-            self._mine.sendmsg([words.encode("utf-8", "surrogateescape")], ancillary)
+            self._mine.sendmsg([words.encode("utf-8", "surrogateescape")], _rights(fds))
         except OSError as error:
             raise UdiError(f"the image server could not be started: {error.strerror}") from None
 
@@ -100,33 +99,37 @@ def _detach(sock: "_socket.socket") -> None:
         os.dup2(null, fd)
     os.closerange(3, sock.fileno())
     os.closerange(sock.fileno() + 1, 1 << 20)
-    prctl(PR_SET_NAME, _NAME)
+    prctl(PR_SET_NAME, HELPER)
 
 
 def _work(sock: "_socket.socket") -> None:
-    """Receive the descriptors, serve, wait for the end, clean up."""
-    # While the launcher plans and makes the namespaces: loading it takes 5 ms.
-    import ctypes  # noqa: F401
-
-    from rootless_udi.fuse import decompress, raw  # noqa: F401
-
-    message, ancillary, _, _ = sock.recvmsg(1 << 16, 256)
-    rights = b"".join(data for _, kind, data in ancillary if kind == _socket.SCM_RIGHTS)
-    fds = [int.from_bytes(rights[i : i + 4], byteorder) for i in range(0, len(rights), 4)]
+    """Receive the descriptors, see that the image is served, wait for the end, clean up."""
+    near, far = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    child = os.fork()
+    if child == 0:
+        near.close()
+        _serve(sock, far)
+        os._exit(0)
+    far.close()
+    message, fds = _receive(sock)
     if not message:
         return
-    words = message.decode("utf-8", "surrogateescape").split("\0")
-    kinds, server, path, program, directory, name, token = words
-    root = Root(server, path, program)
+    kinds, server, path, program, directory, name, token = message.split("\0")
     fuse = fds.pop(0) if "f" in kinds else None
     watch = fds.pop(0) if "w" in kinds else None
+    if fuse is not None and server == "udi":
+        near.sendmsg([path.encode("utf-8", "surrogateescape")], _rights([fuse]))
+        os.close(fuse)
+        sock.send(b"pid %d" % child)
+    near.close()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     why = ""
     if fuse is None:
         sock.send(b"pid 0")
-    elif server == "udi":
-        why = _in_process(sock, root, fuse)
-    else:
-        why = _program(sock, root, fuse)
+    elif server != "udi":
+        why = _program(sock, Root(server, path, program), fuse)
+    elif status:
+        why = f"it was killed by signal {-status}" if status < 0 else "it failed"
     sock.close()
     if not directory:
         return
@@ -139,6 +142,49 @@ def _work(sock: "_socket.socket") -> None:
         os.read(watch, 4096)
     if watch is not None or fuse is not None:
         publish.end(directory, name, token)
+
+
+def _rights(fds: "list[int]") -> "list[tuple[int, int, bytes]]":
+    data = b"".join(fd.to_bytes(4, byteorder) for fd in fds)
+    return [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, data)] if fds else []
+
+
+def _receive(sock: "_socket.socket") -> "tuple[str, list[int]]":
+    """Return a message and its descriptors; ("", []) where the other side has gone."""
+    message, ancillary, _, _ = sock.recvmsg(1 << 16, 256)
+    data = b"".join(data for _, kind, data in ancillary if kind == _socket.SCM_RIGHTS)
+    fds = [int.from_bytes(data[i : i + 4], byteorder) for i in range(0, len(data), 4)]
+    return message.decode("utf-8", "surrogateescape"), fds
+
+
+def _serve(sock: "_socket.socket", source: "_socket.socket") -> None:
+    """Serve with our own server in this process, if it is told to."""
+    prctl(PR_SET_NAME, SERVER)
+    # While the launcher plans and makes the namespaces: loading it takes 5 ms.
+    import ctypes  # noqa: F401
+
+    from rootless_udi.fuse import decompress, raw  # noqa: F401
+    from rootless_udi.fuse.filesystem import Attributes, FileSystem
+
+    class Owned(FileSystem):
+        """The image's files as root's, who is the caller: other owners are in no id map, and the
+        overlay could neither change such a file nor make a mount point beside it."""
+
+        def attributes(self, node: int) -> "Attributes":
+            found = super().attributes(node)
+            return (*found[:6], maps.OUTER, maps.OUTER, found[8])
+
+    path, fds = _receive(source)
+    if not path:
+        return
+    try:
+        raw.serve(path, fds[0], log=_log, filesystem=Owned)
+    except (OSError, UdiError, ValueError) as error:
+        why = f"the image server ended: {error}"
+        # The launcher hears of the end of the connection after the reason.
+        _tell(sock, f"! {why}")
+        _log(why)
+        os._exit(1)
 
 
 def _program(sock: "_socket.socket", root: Root, fuse: int) -> str:
@@ -178,31 +224,6 @@ def _command(root: Root, connection: str) -> tuple[str, list[str]]:
     code = f"import sys; sys.path.insert(0, {folder!r}); from rootless_udi.fuse.main import main; "
     argv = [sys.executable, "-I", "-c", code + "sys.exit(main())"]
     return sys.executable, [*argv, f"--transport={root.server}", root.path, connection]
-
-
-def _in_process(sock: "_socket.socket", root: Root, fuse: int) -> str:
-    """Serve with our own server in this very process; return how it ended, "" for well."""
-    from rootless_udi.fuse.filesystem import Attributes, FileSystem
-    from rootless_udi.fuse.raw import serve
-
-    class Owned(FileSystem):
-        """The image's files as root's, who is the caller: other owners are in no id map, and the
-        overlay could neither change such a file nor make a mount point beside it."""
-
-        def attributes(self, node: int) -> "Attributes":
-            found = super().attributes(node)
-            return (*found[:6], maps.OUTER, maps.OUTER, found[8])
-
-    sock.send(b"pid %d" % os.getpid())
-    try:
-        serve(root.path, fuse, log=_log, filesystem=Owned)
-    except (OSError, UdiError, ValueError) as error:
-        why = f"the image server ended: {error}"
-        os.close(fuse)
-        _tell(sock, f"! {why}")
-        _log(why)
-        return why
-    return ""
 
 
 def _tell(sock: "_socket.socket", text: str) -> None:

@@ -92,6 +92,11 @@ def build(
     token = f"{me}.{node.started(me)}"
     execute.run(made, helper, (path, name, token) if directory >= 0 else ("", "", ""))
     server = helper.answer()
+    if made.hooks:
+        # Once a container: the ranks that join find what the hooks prepared.
+        from rootless_udi import hooks
+
+        hooks.run(made.hooks, env)
     if directory >= 0:
         try:
             publish.write(directory, path, name, made, {**fields, "token": token}, server)
@@ -101,10 +106,6 @@ def build(
     helper.close()
     if election is not None:
         election.release()
-    if made.hooks:
-        from rootless_udi import hooks
-
-        hooks.run(made.hooks, env)
     if request.verbose:
         _say(made)
     begin.execute(words, env, folder)

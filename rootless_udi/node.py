@@ -55,7 +55,8 @@ would look in another directory than the ranks before it."""
 
 
 class Record:
-    """A container's record as read: `text` by key, `members` as (pid, start) pairs."""
+    """A container's record as read: `lists` by key, `members` as (pid, start) pairs, `spaces` the
+    numbers of its user and mount namespace. Raises ValueError for what is no record."""
 
     def __init__(self, data: str) -> None:
         head, _, tail = data.partition("\n\n")
@@ -66,6 +67,7 @@ class Record:
         for line in lines[1:]:
             key, _, value = line.partition("=")
             self.lists.setdefault(key, []).append(_unescape(value) if "\\" in value else value)
+        self.spaces = int(self.get("user")), int(self.get("mnt"))
         pairs = [line.partition(" ") for line in tail.split("\n") if line]
         self.members = [(int(pid), int(start)) for pid, _, start in pairs]
 
@@ -284,9 +286,8 @@ def join(record: Record, fd: int) -> bool:
     The caller is then inside, at "/", unprivileged, and a member. Adds itself first: a peer that
     comes while this one is on its way must not find nobody.
     """
-    numbers = int(record.get("user")), int(record.get("mnt"))
     for pid, start in reversed(record.members):
-        spaces = _namespaces(pid, start, numbers)
+        spaces = _namespaces(pid, start, record.spaces)
         if spaces is None:
             continue
         me = os.getpid()
@@ -324,10 +325,9 @@ def living(record: Record) -> list[int]:
 
 def entering(record: Record) -> bool:
     """Tell whether no member can be joined now, but one is alive and may be on its way in."""
-    numbers = int(record.get("user")), int(record.get("mnt"))
     alive = False
     for pid, start in reversed(record.members):
-        spaces = _namespaces(pid, start, numbers)
+        spaces = _namespaces(pid, start, record.spaces)
         if spaces is not None:
             for fd in spaces:
                 os.close(fd)

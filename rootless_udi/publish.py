@@ -95,7 +95,7 @@ def end(path: str, name: str, token: str, why: str = "") -> None:
                 except FileNotFoundError:
                     pass
     finally:
-        election.release()
+        election.give_up()
         os.close(directory)
 
 
