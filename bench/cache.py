@@ -1,6 +1,6 @@
 """perNodeCache against what it stands on, in one run, as ratios.
 
-    bench/cache.py IMAGE [DIRECTORY]        as an ordinary user; DIRECTORY backs the file method
+    bench/cache.py IMAGE [DIRECTORY [TIMES]]    as an ordinary user; DIRECTORY backs the file method
 
 - dd of 1 GiB to a tmpfs cache / the same dd to a bare tmpfs (asked: within 5 %)
 - dd of 1 GiB to a file cache / the same dd to its backing file system (asked: at least 0.5)
@@ -17,7 +17,6 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 RUN = str(HERE.parent / "bin/udi-run")
-ROUNDS = 5
 DD = "dd if=/dev/zero of={0}/big bs=1M count=1024 {1} 2>/dev/null && rm {0}/big"
 FILES = (
     "mkdir {0}/many && cd {0}/many && i=0 && while [ $i -lt {1} ]; do echo x > $i; i=$((i+1)); done"
@@ -49,10 +48,11 @@ def compare(name: str, ours: "list[float]", theirs: "list[float]") -> None:
 def main() -> None:
     image = sys.argv[1]
     backing = sys.argv[2] if len(sys.argv) > 2 else "/var/tmp"
+    rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 5
     tmpfs = ["unshare", "--user", "--map-current-user", "--mount", "--keep-caps", "sh", "-c"]
     with tempfile.TemporaryDirectory(dir=backing) as folder:
         rows: list[list[float]] = [[], [], [], [], [], []]
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             script = DD.format("/mnt", "")
             mounted = "mount -t tmpfs -o size=1100M tmpfs /mnt && "
             empty = seconds(*tmpfs, mounted + ":")
@@ -69,7 +69,7 @@ def main() -> None:
             os.mkdir(f"{folder}/{name}")
         slow = f"{folder}/slow"
         before = (sys.executable, str(HERE / "slowfs.py"), f"{folder}/backing", slow)
-        count = int(os.environ.get("FILES", "10000"))
+        count = 10000
         ours = inside(image, slow, "method=file", FILES.format("/cache", count), *before)
         theirs = bare(FILES.format(slow, count), *before)
         compare(f"file on slowfs: {count} small files", [ours], [theirs])

@@ -22,7 +22,10 @@ IN_HEADER = struct.Struct("<IIQQIIIHH")
 OUT_HEADER = struct.Struct("<IiQ")
 ATTR = struct.Struct("<6Q10I")
 MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 2, 4, 16384, 1 << 18
-BIG_WRITES, MAX_PAGES = 1 << 5, 1 << 22
+BIG_WRITES, WRITEBACK_CACHE, MAX_PAGES = 1 << 5, 1 << 16, 1 << 22
+VALID = 3
+"""Seconds that names and attributes are kept: nfs(5)'s acregmin. Data is kept and written back, as
+an NFS client does."""
 LARGEST = 1 << 20
 PR_SET_PDEATHSIG = 1
 
@@ -31,6 +34,13 @@ def check(result: int, what: str) -> None:
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), what)
+
+
+def readable(flags: int) -> int:
+    """Return flags for a kernel that writes back: it reads what it completes, and knows the end."""
+    if flags & os.O_ACCMODE == os.O_WRONLY:
+        flags = flags & ~os.O_ACCMODE | os.O_RDWR
+    return flags & ~os.O_APPEND
 
 
 class Server:
@@ -99,7 +109,7 @@ class Server:
 
     def init(self, node: int, data: bytes) -> bytes:
         _, _, ahead, flags = struct.unpack_from("<4I", data)
-        flags &= BIG_WRITES | MAX_PAGES
+        flags &= BIG_WRITES | WRITEBACK_CACHE | MAX_PAGES
         head = struct.pack("<4I2H2I2H", 7, 31, ahead, flags, 16, 12, LARGEST, 1, 256, 0)
         return head.ljust(64, b"\0")
 
@@ -134,10 +144,10 @@ class Server:
             self.last += 1
             self.nodes[path], self.paths[self.last] = self.last, path
         node = self.nodes[path]
-        return struct.pack("<4Q2I", node, 0, 0, 0, 0, 0) + self.pack(info, node)
+        return struct.pack("<4Q2I", node, 0, VALID, VALID, 0, 0) + self.pack(info, node)
 
     def attributes(self, node: int) -> bytes:
-        return struct.pack("<Q2I", 0, 0, 0) + self.pack(self.stat(node), node)
+        return struct.pack("<Q2I", VALID, 0, 0) + self.pack(self.stat(node), node)
 
     def setattr(self, node: int, data: bytes) -> bytes:
         valid, _, _, size = struct.unpack_from("<2I2Q", data)
@@ -186,7 +196,8 @@ class Server:
         return struct.pack("<Q2I", fd, 0, 0)
 
     def open(self, node: int, data: bytes) -> bytes:
-        flags = struct.unpack_from("<I", data)[0] & ~(os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
+        flags = readable(struct.unpack_from("<I", data)[0])
+        flags &= ~(os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
         files = self.open_files.get(node)
         path = f"/proc/self/fd/{files[-1]}" if files else self.paths[node]
         return self.opened(node, os.open(path, flags))
@@ -194,7 +205,7 @@ class Server:
     def create(self, node: int, data: bytes) -> bytes:
         flags, mode = struct.unpack_from("<2I", data)
         path = self.below(node, data[16:])
-        fd = os.open(path, flags | os.O_CREAT, mode & 0o7777)
+        fd = os.open(path, readable(flags) | os.O_CREAT, mode & 0o7777)
         entry = self.entry(path)
         return entry + self.opened(self.nodes[path], fd)
 
