@@ -80,6 +80,15 @@ def parser() -> argparse.ArgumentParser:
     one = add("ps", ps, "list the containers that live on this node")
     one.add_argument("--json", action="store_true", help="as JSON")
     add("bundle", bundle, "put udi-run's modules into one file, for a shared file system")
+    one = add("profile", profile, "run a command and note what it reads of its image")
+    one.add_argument("--output", "-o", metavar="FILE", default="udi.profile")
+    one.add_argument("image")
+    one.add_argument("word", nargs=argparse.REMAINDER, metavar="[--] COMMAND")
+    one = add("optimize", optimize, "lay an image out anew for what was noted")
+    one.add_argument("--output", "-o", metavar="FILE", help="write it there; else into the store")
+    one.add_argument("--compact", action="store_true", help="leave what starts read compressed")
+    one.add_argument("image")
+    one.add_argument("profile", nargs="+")
     cli_site.add(commands)
     add("doctor", doctor, "check what this machine lets an ordinary user do, with the remedies")
     return top
@@ -250,6 +259,52 @@ def extract(arguments: Arguments) -> int:
     finally:
         lock.release()
     print(image.directory)
+    return 0
+
+
+def profile(arguments: Arguments) -> int:
+    """udi profile: the command's exit status; the profile is written when its mount has ended."""
+    from rootless_udi import optimize as optimizing
+
+    words = arguments.word[1:] if arguments.word[:1] == ["--"] else arguments.word
+    if not words:
+        raise UdiError("udi profile: no command is given", "udi profile IMAGE -- COMMAND [ARG...]")
+    launcher = [sys.executable, "-I", "-S", "-c", _LAUNCH.format(package=_package())]
+    run = [*launcher, "--share=off"]
+    status = optimizing.profile(run, arguments.image, words, arguments.output)
+    print(f"what it read is in {arguments.output}", file=sys.stderr)
+    return status
+
+
+_LAUNCH = "import sys; sys.path.insert(0, {package!r}); from rootless_udi.run import main; main()"
+
+
+def _package() -> str:
+    return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def optimize(arguments: Arguments) -> int:
+    """udi optimize: print the file. In the store both layouts have one name and one digest."""
+    from rootless_udi import optimize as optimizing
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    site = config.load(os.environ)
+    reference = oci.parse(arguments.image, site.registry)
+    if reference.kind in ("squashfs", "path"):
+        source, target = reference.path, arguments.output
+        if target is None:
+            raise UdiError("udi optimize of a file: --output is missing", "--output=NEW.sqfs")
+    else:
+        image = _image(arguments.image, site)
+        source = f"{image.store}/images/{image.digest.replace(':', '-', 1)}.sqfs"
+        target = arguments.output or source.removesuffix(".sqfs") + store_find.OPTIMIZED
+    found = optimizing.optimize(
+        source, arguments.profile, target, raw=not arguments.compact, progress=say
+    )
+    say(f"{found.files} files of the profile lie first")
+    print(target)
     return 0
 
 

@@ -59,7 +59,7 @@ class Helper:
         """
         fds = [fd for fd in (fuse, watch) if fd is not None]
         kinds = "f" * (fuse is not None) + "w" * (watch is not None)
-        words = "\0".join((kinds, root.server, root.path, root.program, *place))
+        words = "\0".join((kinds, *root.values(), *place))
         try:
             self._mine.sendmsg([words.encode("utf-8", "surrogateescape")], _rights(fds))
         except OSError as error:
@@ -114,11 +114,12 @@ def _work(sock: "_socket.socket") -> None:
     message, fds = _receive(sock)
     if not message:
         return
-    kinds, server, path, program, directory, name, token = message.split("\0")
+    kinds, server, path, program, _, trace, directory, name, token = message.split("\0")
     fuse = fds.pop(0) if "f" in kinds else None
     watch = fds.pop(0) if "w" in kinds else None
     if fuse is not None and server == "udi":
-        near.sendmsg([path.encode("utf-8", "surrogateescape")], _rights([fuse]))
+        words = f"{path}\0{trace}".encode("utf-8", "surrogateescape")
+        near.sendmsg([words], _rights([fuse]))
         os.close(fuse)
         sock.send(b"pid %d" % child)
     near.close()
@@ -174,11 +175,17 @@ def _serve(sock: "_socket.socket", source: "_socket.socket") -> None:
             found = super().attributes(node)
             return (*found[:6], maps.OUTER, maps.OUTER, found[8])
 
-    path, fds = _receive(source)
-    if not path:
+    message, fds = _receive(source)
+    if not message:
         return
+    path, trace = message.split("\0")
     try:
-        raw.serve(path, fds[0], log=_log, filesystem=Owned)
+        if trace:
+            from rootless_udi.fuse.profile import serve_traced
+
+            serve_traced(path, fds[0], trace, log=_log)
+        else:
+            raw.serve(path, fds[0], log=_log, filesystem=Owned)
     except (OSError, UdiError, ValueError) as error:
         why = f"the image server ended: {error}"
         # The launcher hears of the end of the connection after the reason.

@@ -123,7 +123,10 @@ def prepare(request: Request, environ: "dict[str, str]", who: str) -> Plan:
         complain("udi-run", warning)
     facts = host.gather(environ)
     image = resolve.image(request, site, environ, who)
-    root = ladder.choose(request.fuse or site.server, facts, image)
+    wanted = "udi" if request.trace else request.fuse or site.server
+    root = ladder.choose(wanted, facts, image)
+    if request.trace:
+        root = root.replace(trace=os.path.abspath(request.trace))
     asked = [v for text in request.volume for v in volumes.parse(text)]
     mounts = volumes.together(asked)
     injections, hooks = inject.gather(request, site, environ, image, facts)

@@ -281,11 +281,8 @@ def _words(value: object, part: str, what: str) -> tuple[str, ...]:
 
 
 def _environment(value: object, what: str) -> tuple[str, ...]:
-    words = _words(value, "Env", what)
-    for word in words:
-        if "=" not in word or word.startswith("="):
-            raise _refuse(what, f"Env of the config: {word!r} is not NAME=VALUE")
-    return words
+    """Keep NAME=VALUE; Shifter and docker run images with others, which name no variable."""
+    return tuple(word for word in _words(value, "Env", what) if word.find("=") > 0)
 
 
 def _keys(value: object, part: str, what: str) -> Sequence[str]:

@@ -61,6 +61,7 @@ OPTIONS = (
     Option(
         "fuse", VALUE, "SERVER", "who serves the image: auto, udi, squashfuse_ll, directory, ..."
     ),
+    Option("trace", VALUE, "FILE", "write what is read of the image to FILE (see udi profile)"),
     Option(
         "pull",
         VALUE,
@@ -109,6 +110,7 @@ class Request(Record):
     device: tuple[str, ...] = ()
     share: str | None = None
     fuse: str | None = None
+    trace: str | None = None
     pull: str | None = None
     insecure: bool = False
     explain: str | None = None

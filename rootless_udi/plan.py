@@ -33,13 +33,15 @@ class Root(Record):
     """How the image becomes a file system: the rung of the ladder and why it was taken.
 
     `server` is the name of an image server of `rootless_udi.fuse.server`, or "directory";
-    `path` the squashfs file or the directory; `program` the C server's path where there is one.
+    `path` the squashfs file or the directory; `program` the C server's path where there is one;
+    `trace` the file that our own server writes a profile to.
     """
 
     server: str
     path: str
     program: str = ""
     reason: str = ""
+    trace: str = ""
 
 
 class Image(Record):

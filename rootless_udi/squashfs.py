@@ -69,7 +69,9 @@ def _unlink(path: str) -> None:
 
 def find(compression: str) -> str:
     """Return the path of the writer to use; UdiError where this machine has none."""
-    names = ("mksquashfs",) if _parse(compression)[0] == "none" else ("tar2sqfs", "mksquashfs")
+    # tar2sqfs 1.2.0 has no "none", and unsquashfs 4.5 can't read its lz4 (the id table).
+    single = _parse(compression)[0] in ("none", "lz4")
+    names = ("mksquashfs",) if single else ("tar2sqfs", "mksquashfs")
     for name in names:
         if path := _which(name):
             return path

@@ -179,7 +179,7 @@ class Store:
             raise self.refused("listing the image store", error) from None
         for file in files:
             base = file.removesuffix(".sqfs")
-            if base == file or file.startswith("."):
+            if base == file or file.startswith(".") or file.endswith(store_find.OPTIMIZED):
                 continue
             own = tuple(sorted(names.get(base, [])))
             image = self.image(base.replace("-", ":", 1), own[0][1] if own else "")
@@ -244,7 +244,8 @@ class Store:
                 if image is None or any(_target(x[2]) == base for x in self._links()):
                     continue
                 # The image before its facts: whoever still finds it finds them.
-                os.unlink(image.squashfs)
+                for suffix in (store_find.OPTIMIZED, ".sqfs"):
+                    discard(self.path("images", base + suffix))
                 discard(image.facts)
                 self.discard_directory(image)
                 images.append(digest)

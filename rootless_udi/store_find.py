@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-+,=:@#")
 _CHUNK = 240
+OPTIMIZED = ".optimized.sqfs"
 _GOES_ON = "%+"
 
 
@@ -92,17 +93,21 @@ def _first(stores: "tuple[str, ...]", digest: str, name: str) -> Image | None:
 
 
 def at(store: str, digest: str, name: str) -> Image | None:
-    """Return the image with this digest in `store`, or None."""
+    """Return the image with this digest in `store`, or None.
+
+    One that `udi optimize` has laid out anew is preferred: its content is the same.
+    """
     stem = digest.replace(":", "-", 1)
     if "/" in stem or not stem.startswith(("sha256-", "sha512-")):
         return None
-    path = f"{store}/images/{stem}.sqfs"
-    try:
-        size = os.stat(path).st_size
-    except OSError:
-        return None
-    facts, directory = f"{store}/images/{stem}.json", f"{store}/dirs/{stem}"
-    return Image(digest, name, store, path, facts, directory, size)
+    base = f"{store}/images/{stem}"
+    for path in (base + OPTIMIZED, base + ".sqfs"):
+        try:
+            size = os.stat(path).st_size
+        except OSError:
+            continue
+        return Image(digest, name, store, path, base + ".json", f"{store}/dirs/{stem}", size)
+    return None
 
 
 def name_of(reference: Reference) -> str:

@@ -128,7 +128,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("box")
     config = {
-        "Env": ["PATH=/bin", "GREETING=image", "EMPTY="],
+        "Env": ["PATH=/bin", "GREETING=image", "EMPTY=", "NOEQUALS"],
         "Entrypoint": ["/bin/echo", "entry"],
         "Cmd": ["from", "cmd"],
         "WorkingDir": "/usr",

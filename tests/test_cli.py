@@ -100,7 +100,7 @@ def test_ps_lists_a_running_container(user: User, box: Path) -> None:
 def test_ps_removes_what_is_stale(user: User) -> None:
     state = user.home / "run/rootless_udi"
     state.mkdir(mode=0o700)
-    (state / "alone-1").write_text("udi 1\nserver=999999999\n\n999999999 1\n")
+    (state / "alone-1").write_text("udi 1\nuser=1\nmnt=1\nserver=999999999\n\n999999999 1\n")
     (state / "nonsense").write_text("what is this")
     assert json.loads(user.run("udi", "ps", "--json").stdout) == []
     assert [path.name for path in state.iterdir()] == ["nonsense"]
@@ -230,3 +230,35 @@ def test_a_uid_without_an_account(user: User, tmp_path: Path) -> None:
     argv = [*words, f"oci:{box}:latest", "/bin/sh", "-c", "/bin/id -un; /bin/id -u"]
     done = subprocess.run(argv, env=env, capture_output=True, text=True)
     assert done.stdout.split() == ["ghost", "123456"], done.stderr
+
+
+# profile and optimize
+
+
+@pytest.mark.needs("fuse")
+def test_profile_and_optimize(user: User, pulled: str) -> None:
+    """The optimised layout is in the store under the same name and digest, and goes with it."""
+    noted = user.home / "start.profile"
+    words = ["udi", "profile", "-o", noted, pulled, "--", "/bin/cat", "/etc/group"]
+    done = user.run(*words)
+    assert done.returncode == 0 and "root:x:0:" in done.stdout, done.stderr
+    done = user.run("udi", "optimize", pulled, noted)
+    assert done.returncode == 0, done.stderr
+    made = Path(done.stdout.strip())
+    assert made.name.endswith(".optimized.sqfs")
+    plan = json.loads(user.run("udi-run", "--explain=json", pulled).stdout)
+    assert plan["root"]["path"] == str(made)
+    assert made.name.removesuffix(".optimized.sqfs").replace("-", ":") == plan["digest"]
+    assert user.run("udi-run", pulled, "/bin/echo", "x").stdout == "x\n"
+    assert len(json.loads(user.run("udi", "images", "--json").stdout)) == 1
+    user.run("udi", "rm", pulled)
+    assert not made.exists()
+
+
+def test_profile_needs_a_command(user: User, pulled: str) -> None:
+    done = user.run("udi", "profile", pulled)
+    assert done.returncode == 125 and "no command is given" in done.stderr
+    done = user.run("udi", "optimize", pulled, "/nowhere")
+    assert done.returncode == 125 and "Traceback" not in done.stderr
+    done = user.run("udi", "optimize", "/some.sqfs", "/nowhere")
+    assert done.returncode == 125 and "--output is missing" in done.stderr

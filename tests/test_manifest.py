@@ -208,8 +208,6 @@ def test_a_good_config() -> None:
         ({"rootfs": {"diff_ids": []}}, "has 1 layers, and its config speaks of 0"),
         ({"config": []}, "config of the config is no object"),
         ({"config": {"Env": "A=B C"}}, None),
-        ({"config": {"Env": ["A"]}}, "Env of the config: 'A' is not NAME=VALUE"),
-        ({"config": {"Env": ["=A"]}}, "Env of the config: '=A' is not NAME=VALUE"),
         ({"config": {"Env": 5}}, "Env of the config is no list of words: 5"),
         ({"config": {"Cmd": [5]}}, "Cmd of the config is no text: 5"),
         ({"config": {"Cmd": ["a\0b"]}}, "Cmd of the config is no text"),
