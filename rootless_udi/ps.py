@@ -47,7 +47,11 @@ def containers(environ: dict[str, str]) -> list[Container]:
 
 
 def _container(directory: int, name: str) -> Container | None:
-    record, fd = node.read(directory, name)
+    try:
+        record, fd = node.read(directory, name)
+    except OSError:
+        # Nobody's record: ours are for their owner to read.
+        return None
     if record is None:
         return None
     os.close(fd)
