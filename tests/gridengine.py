@@ -6,9 +6,11 @@ configured.
 """
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from tests.cage import Cage, reachable
@@ -174,7 +176,13 @@ class GridEngine:
         )
 
     def submit(self, user: User, script: str, *options: str) -> str:
-        """Run a job to its end (`qsub -sync y`) and return what it printed.
+        """Run a job to its end and return what it printed; see `submitted`."""
+        text, status = self.submitted(user, script, *options)
+        assert status == 0, text + self.logs()
+        return text
+
+    def submitted(self, user: User, script: str, *options: str) -> tuple[str, int]:
+        """Run a job to its end (`qsub -sync y`); return what it printed and its exit status.
 
         Options go before the script's name; the job gets the user's whole environment (-V).
         """
@@ -183,9 +191,8 @@ class GridEngine:
         out.unlink(missing_ok=True)
         words = ["-sync", "y", "-V", "-cwd", "-j", "y", "-o", out, *options]
         done = self.run(user, "qsub", *words, path)
-        text = out.read_text() if out.exists() else ""
-        assert done.returncode == 0, done.stdout + done.stderr + text + self.logs()
-        return text
+        assert "has been submitted" in done.stdout, done.stdout + done.stderr
+        return out.read_text() if out.exists() else "", done.returncode
 
     def logs(self) -> str:
         """Return the last lines of the daemons' logs, for a failure's message."""
@@ -203,6 +210,12 @@ class GridEngine:
             if program not in ("sge_qmaster", "sge_execd"):
                 found[pid] = words
         return found
+
+    def kill_leftovers(self) -> None:
+        """End what a failed test left, so that it harms no other."""
+        for pid in self.leftovers():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _overlaid(text: str, changes: str) -> str:
