@@ -286,8 +286,18 @@ class Host:
         return found, missing
 
 
+_NUMBERS: dict[str, tuple[str, tuple[int, ...]]] = {}
+"""The same ten versions are needed by each of fifty libraries."""
+
+
 def numbers(version: str) -> tuple[str, tuple[int, ...]]:
     """Split a symbol version: "GLIBC_2.34" is ("GLIBC", (2, 34)); no numbers: (version, ())."""
+    if version not in _NUMBERS:
+        _NUMBERS[version] = _split(version)
+    return _NUMBERS[version]
+
+
+def _split(version: str) -> tuple[str, tuple[int, ...]]:
     head, _, tail = version.rpartition("_")
     words = tail.split(".")
     if head and all(w.isascii() and w.isdigit() for w in words):
