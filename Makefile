@@ -1,7 +1,7 @@
 # Two commands: `make demo` shows the main job, `make test` passes the tests. Each installs what is
 # missing (Debian, Ubuntu; root or sudo) and drops to an ordinary user where root calls it.
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench man
 
 demo:
 	sh contrib/demo/run
@@ -14,3 +14,7 @@ lint:
 
 bench:
 	sh bench/run
+
+# The manual pages, from the tables that parse the command lines.
+man:
+	python3 -m rootless_udi.manpages build/man

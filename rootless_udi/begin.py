@@ -4,7 +4,7 @@ import _signal
 import os
 from errno import E2BIG, EACCES, EISDIR, ENOENT, ENOEXEC, ENOTDIR
 
-from rootless_udi import environment
+from rootless_udi import environment, node
 from rootless_udi.errors import NOT_EXECUTABLE, NOT_FOUND, UdiError
 from rootless_udi.options import Request
 
@@ -83,6 +83,40 @@ def variables(
 
         environment.apply(result, gpuselect.select(environ, result))
     return result
+
+
+def enter(
+    record: node.Record,
+    fd: int,
+    request: Request,
+    environ: "dict[str, str]",
+    own: "list[tuple[str, str, str]]",
+) -> None:
+    """Join through `record` and become the command; return where no member lives."""
+    start = Start(
+        record.operations("before"),
+        record.operations("after"),
+        record.lists.get("entrypoint", []),
+        record.lists.get("cmd", []),
+        record.get("workdir"),
+    )
+    words = argv(request, start)
+    env = variables(environ, request, start, own)
+    folder = workdir(request, start, current(environ))
+    if node.join(record, fd):
+        execute(words, env, folder)
+
+
+def current(environ: "dict[str, str]") -> str:
+    """Return the working directory, by $PWD where that is the same directory, "/" if deleted."""
+    try:
+        real = os.getcwd()
+        logical = environ.get("PWD", "")
+        if logical.startswith("/") and logical != real and os.path.samefile(logical, real):
+            return logical
+        return real
+    except OSError:
+        return "/"
 
 
 def execute(words: "list[str]", env: "dict[str, str]", folder: str) -> "NoReturn":

@@ -28,6 +28,7 @@ NAMES = (
     "rootless_udi.fastjson",
     "rootless_udi.fuse",
     "rootless_udi.fuse.server",
+    "rootless_udi.guard",
     "rootless_udi.helper",
     "rootless_udi.host",
     "rootless_udi.idmap",
@@ -68,6 +69,8 @@ SERVER = (
     "rootless_udi.fuse.workers",
 )
 """What the image server imports, in the helper."""
+
+SHIFTER = ("rootless_udi.shifter", "rootless_udi.shiftermain")
 
 BOOT = '''
 import marshal, os, sys
@@ -137,7 +140,7 @@ def write(package: str) -> bool:
 def _table(package: str) -> dict[str, tuple[str, object, int, bool, bytes]]:
     """A namespace package (a folder without __init__.py) has no path, and its folder as mtime."""
     table: dict[str, tuple[str, object, int, bool, bytes]] = {}
-    for name in (*NAMES, *SERVER):
+    for name in (*NAMES, *SERVER, *SHIFTER):
         stem = package + name.removeprefix("rootless_udi").replace(".", "/")
         if os.path.isdir(stem):
             file = f"{stem}/__init__.py"

@@ -16,15 +16,15 @@ from sys import byteorder
 from rootless_udi.cache import FileCache, filled
 from rootless_udi.errors import UdiError
 from rootless_udi.syscalls import (
-    AT_FDCWD,
     CLONE_NEWNS,
     MNT_DETACH,
     MS_NODEV,
     MS_NOSUID,
     MS_PRIVATE,
     MS_REC,
-    _call,
     mount,
+    move_mount,
+    open_tree,
     umount,
     unshare,
 )
@@ -33,10 +33,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-_SYS_OPEN_TREE, _SYS_MOVE_MOUNT = 428, 429  # the same on every architecture
-_OPEN_TREE_CLONE = 1
-_BOTH_EMPTY_PATH = 0x4 | 0x40
-"""MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH."""
 _BASE = "/tmp"
 _PLACE = _BASE + "/cache"
 _SECONDS = 60
@@ -62,7 +58,7 @@ def attach(made: int, target: int) -> None:
     Raises OSError.
     """
     try:
-        _call("syscall", _SYS_MOVE_MOUNT, made, b"", target, b"", _BOTH_EMPTY_PATH)
+        move_mount(made, target)
     finally:
         os.close(made)
 
@@ -162,13 +158,7 @@ def _helper(step: FileCache, file: int, sock: "_socket.socket", said: int) -> "N
             os._exit(1)
         # The first access waits until the server answers; the cache is empty at its start.
         os.rmdir(f"{_PLACE}/lost+found")
-        tree = _call(
-            "syscall",
-            _SYS_OPEN_TREE,
-            AT_FDCWD,
-            os.fsencode(_PLACE),
-            _OPEN_TREE_CLONE | os.O_CLOEXEC,
-        )
+        tree = open_tree(_PLACE)
         umount(_PLACE, MNT_DETACH)
         rights = tree.to_bytes(4, byteorder)
         sock.sendmsg([b"+"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from rootless_udi import cli_site, config, oci, resolve, store_find
 from rootless_udi.errors import UdiError
-from rootless_udi.run import guarded, refuse_privilege
+from rootless_udi.guard import guarded, refuse_privilege
 from rootless_udi.version import VERSION
 
 Arguments = argparse.Namespace
@@ -89,6 +89,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--compact", action="store_true", help="leave what starts read compressed")
     one.add_argument("image")
     one.add_argument("profile", nargs="+")
+    one = add("completion", completion, "print a completion script: bash, zsh or fish")
+    one.add_argument("shell", choices=("bash", "zsh", "fish"))
     cli_site.add(commands)
     add("doctor", doctor, "check what this machine lets an ordinary user do, with the remedies")
     return top
@@ -139,7 +141,7 @@ def pull(arguments: Arguments) -> int:
 
     options = pulling.Options(
         platform=_platform(arguments.platform),
-        compression=arguments.compression or f"{site.compression}:{site.compression_level}",
+        compression=arguments.compression or _compression(site),
         insecure=arguments.insecure or reference.registry in site.insecure,
         force=arguments.force,
         keep_blobs=arguments.keep_blobs,
@@ -150,6 +152,12 @@ def pull(arguments: Arguments) -> int:
         image = pulling.pull_sync(reference, Store(_stores(site)[0]), options, shown)
     print(image.digest)
     return 0
+
+
+def _compression(site: config.Site) -> str:
+    # These two have no levels.
+    plain = site.compression in ("none", "lz4")
+    return site.compression if plain else f"{site.compression}:{site.compression_level}"
 
 
 def images(arguments: Arguments) -> int:
@@ -317,6 +325,14 @@ def ps(arguments: Arguments) -> int:
         print(json.dumps([dict(zip(c.FIELDS, c.values(), strict=True)) for c in found], indent=2))
     else:
         print(listing.table(found), end="")
+    return 0
+
+
+def completion(arguments: Arguments) -> int:
+    """udi completion: bash: source <(udi completion bash)."""
+    from rootless_udi import completion as completing
+
+    print(completing.script(arguments.shell), end="")
     return 0
 
 

@@ -8,8 +8,9 @@ import fcntl
 import os
 from time import sleep
 
-from rootless_udi import node
+from rootless_udi import begin, node
 from rootless_udi.errors import UdiError
+from rootless_udi.guard import complain
 from rootless_udi.options import Request
 
 TYPE_CHECKING = False
@@ -95,8 +96,6 @@ def run(
 
     `who` is the launcher, `name` and `key` the container's file name and description.
     """
-    from rootless_udi.run import complain, enter
-
     paths = node.directories(environ, os.getuid())
     path, directory = node.state(paths, make=True)
     if directory < 0:
@@ -114,7 +113,7 @@ def run(
                 f"({record.get('dead')}); starting a new one",
             )
         elif record.get("request") == key:
-            enter(record, fd, request, environ, own)
+            begin.enter(record, fd, request, environ, own)
         os.close(fd)
     from rootless_udi import launch
 

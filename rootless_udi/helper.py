@@ -59,7 +59,9 @@ class Helper:
         """
         fds = [fd for fd in (fuse, watch) if fd is not None]
         kinds = "f" * (fuse is not None) + "w" * (watch is not None)
-        words = "\0".join((kinds, *root.values(), *place))
+        words = "\0".join(
+            (kinds, root.server, root.path, root.program, root.trace, *place, *root.options)
+        )
         try:
             self._mine.sendmsg([words.encode("utf-8", "surrogateescape")], _rights(fds))
         except OSError as error:
@@ -114,7 +116,7 @@ def _work(sock: "_socket.socket") -> None:
     message, fds = _receive(sock)
     if not message:
         return
-    kinds, server, path, program, _, trace, directory, name, token = message.split("\0")
+    kinds, server, path, program, trace, directory, name, token, *options = message.split("\0")
     fuse = fds.pop(0) if "f" in kinds else None
     watch = fds.pop(0) if "w" in kinds else None
     if fuse is not None and server == "udi":
@@ -128,7 +130,8 @@ def _work(sock: "_socket.socket") -> None:
     if fuse is None:
         sock.send(b"pid 0")
     elif server != "udi":
-        why = _program(sock, Root(server, path, program), fuse)
+        root = Root(server, path, program, options=tuple(options))
+        why = _program(sock, root, fuse)
     elif status:
         why = f"it was killed by signal {-status}" if status < 0 else "it failed"
     sock.close()
@@ -223,7 +226,7 @@ def _program(sock: "_socket.socket", root: Root, fuse: int) -> str:
 
 def _command(root: Root, connection: str) -> tuple[str, list[str]]:
     if root.program:
-        return root.program, [root.program, "-f", root.path, connection]
+        return root.program, [root.program, "-f", *root.options, root.path, connection]
     import sys
 
     # pyfuse3 and fuse-python are in site-packages, which this interpreter was started without.

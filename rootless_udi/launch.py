@@ -16,6 +16,7 @@ from rootless_udi import (
     volumes,
 )
 from rootless_udi.errors import UdiError
+from rootless_udi.guard import complain
 from rootless_udi.helper import Helper
 from rootless_udi.options import Request
 from rootless_udi.plan import Plan
@@ -70,8 +71,6 @@ def build(
 
     `fields` are those of the record that say what the container is for.
     """
-    from rootless_udi.run import current
-
     helper = helper or Helper()
     _bundle()
     path, directory, name = place
@@ -85,17 +84,18 @@ def build(
     )
     words = begin.argv(request, start)
     env = begin.variables(environ, request, start, own)
-    folder = begin.workdir(request, start, current(environ))
+    folder = begin.workdir(request, start, begin.current(environ))
     if made.root.server == "directory" and made.digest and not os.path.isdir(made.root.path):
         _extract(made)
     me = os.getpid()
     token = f"{me}.{node.started(me)}"
+    if made.hooks:
+        # Now: inside, there may be no file of ours.
+        from rootless_udi import hooks
     execute.run(made, helper, (path, name, token) if directory >= 0 else ("", "", ""))
     server = helper.answer()
     if made.hooks:
         # Once a container: the ranks that join find what the hooks prepared.
-        from rootless_udi import hooks
-
         hooks.run(made.hooks, env)
     if directory >= 0:
         try:
@@ -116,15 +116,15 @@ def prepare(request: Request, environ: "dict[str, str]", who: str) -> Plan:
 
     Raises UdiError for what is impossible.
     """
-    from rootless_udi.run import complain
-
     site = config.load(environ)
     for warning in site.warnings:
         complain("udi-run", warning)
-    facts = host.gather(environ)
+    facts = host.gather(environ, site.squashfuse)
     image = resolve.image(request, site, environ, who)
     wanted = "udi" if request.trace else request.fuse or site.server
     root = ladder.choose(wanted, facts, image)
+    if root.program:
+        root = root.replace(options=site.server_options)
     if request.trace:
         root = root.replace(trace=os.path.abspath(request.trace))
     asked = [v for text in request.volume for v in volumes.parse(text)]
@@ -170,6 +170,4 @@ def _extract(made: Plan) -> None:
 
 
 def _say(made: Plan) -> None:
-    from rootless_udi.run import complain
-
     complain("udi-run", f"image {made.image} ({made.digest or 'no digest'}): {made.root.reason}")

@@ -34,7 +34,7 @@ class Root(Record):
 
     `server` is the name of an image server of `rootless_udi.fuse.server`, or "directory";
     `path` the squashfs file or the directory; `program` the C server's path where there is one;
-    `trace` the file that our own server writes a profile to.
+    `trace` the file that our own server writes a profile to; `options` the C server's words.
     """
 
     server: str
@@ -42,6 +42,7 @@ class Root(Record):
     program: str = ""
     reason: str = ""
     trace: str = ""
+    options: tuple[str, ...] = ()
 
 
 class Image(Record):

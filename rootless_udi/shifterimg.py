@@ -13,9 +13,9 @@ from typing import NoReturn
 
 from rootless_udi import config, oci, resolve, shifter, store_find
 from rootless_udi.errors import UdiError
+from rootless_udi.guard import guarded, refuse_privilege
 from rootless_udi.oci import DOCKER_HUB, Reference
 from rootless_udi.records import Record
-from rootless_udi.run import guarded, refuse_privilege
 
 MODES = ("images", "lookup", "pull", "pullnb", "login", "expire", "autoexpire")
 USAGE = """\

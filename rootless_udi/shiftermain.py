@@ -4,7 +4,7 @@ import os
 import sys
 from stat import S_ISREG
 
-from rootless_udi import run, shifter
+from rootless_udi import guard, run, shifter
 from rootless_udi.errors import UdiError
 
 TYPE_CHECKING = False
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def main(argv: "list[str] | None" = None) -> "NoReturn":
     """Run shifter on `argv` (without the program's name); never returns."""
     words = sys.argv[1:] if argv is None else argv
-    sys.exit(shifter.status(run.guarded("shifter", lambda: _run(words))))
+    sys.exit(shifter.status(guard.guarded("shifter", lambda: _run(words))))
 
 
 def _run(argv: list[str]) -> int:

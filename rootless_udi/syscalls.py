@@ -32,6 +32,12 @@ MNT_DETACH = 2
 CLONE_NEWNS = 0x20000
 CLONE_NEWUSER = 0x10000000
 
+# open_tree(2), move_mount(2), Linux 5.2; the numbers are the same on every architecture
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
+_OPEN_TREE_CLONE = 1
+_BOTH_EMPTY_PATH = 0x4 | 0x40  # MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+
 # prctl(2)
 PR_SET_NAME = 15
 PR_CAPBSET_DROP = 24
@@ -117,6 +123,25 @@ def mount(
         None if data is None else encode(data),
         path=target,
     )
+
+
+def open_tree(path: str) -> int:
+    """open_tree(2) with OPEN_TREE_CLONE: return a detached copy of the mount at `path`."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
+    try:
+        return _call("syscall", _SYS_OPEN_TREE, AT_FDCWD, os.fsencode(path), flags, path=path)
+    except CallError as error:
+        error.call = "open_tree"
+        raise
+
+
+def move_mount(tree: int, target: int) -> None:
+    """move_mount(2): attach the detached mount `tree` to the open directory `target`."""
+    try:
+        _call("syscall", _SYS_MOVE_MOUNT, tree, b"", target, b"", _BOTH_EMPTY_PATH)
+    except CallError as error:
+        error.call = "move_mount"
+        raise
 
 
 def umount(target: str, flags: int = 0) -> None:

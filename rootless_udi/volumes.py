@@ -5,7 +5,7 @@ Quoting: text between double quotes is literal, and a backslash makes the next c
 escapes). Nothing is ever stripped from a name: Shifter drops what it does not know, so that a
 space leads to another directory; here a name is taken as written or refused.
 
-Sources are looked at by `rootless_udi.volume_sources`, which may ask the file system.
+Sources are looked at by `host.look`, which may ask the file system.
 """
 
 from rootless_udi import sizes

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 Entry = tuple[str, bytes | str | None, dict[str, Any]]
-"""A member: name, content (bytes: file, str: symbolic link, None: directory), TarInfo attributes."""
+"""A member: name, content (bytes: file, str: link, None: directory), attributes of TarInfo."""
 
 MEDIA = "application/vnd.oci.image"
 
@@ -150,7 +150,7 @@ def _mmdebstrap(suite: str, packages: tuple[str, ...], target: Path) -> None:
             "--variant=minbase",
             f"--mode={'root' if os.getuid() == 0 else 'unshare'}",
             *([f"--include={','.join(packages)}"] if packages else []),
-            "--aptopt=Acquire::Languages \"none\"",
+            '--aptopt=Acquire::Languages "none"',
             "--dpkgopt=path-exclude=/usr/share/man/*",
             "--dpkgopt=path-exclude=/usr/share/doc/*",
             suite,

@@ -19,6 +19,7 @@ JOINER = {
     "rootless_udi.begin",
     "rootless_udi.environment",
     "rootless_udi.errors",
+    "rootless_udi.guard",
     "rootless_udi.node",
     "rootless_udi.options",
     "rootless_udi.records",

@@ -1,7 +1,6 @@
 """The grammar of volumes, and what is refused and why."""
 
 import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 
 from rootless_udi import volumes
 from rootless_udi.errors import UdiError
-from rootless_udi.volume_sources import check_sources
+from rootless_udi.host import look
 from rootless_udi.volumes import PerNodeCache, Volume, parse
 
 G = 1024**3
@@ -189,46 +188,18 @@ def test_every_name_can_be_written(source: str, below: str, options: set[str]) -
     assert parse(volumes.render([volume])) == (volume,)
 
 
-def test_sources(tmp_path: Path) -> None:
+def test_sources_are_followed(tmp_path: Path) -> None:
+    """What may be mounted, and what is in the way; the planner refuses the latter."""
     (tmp_path / "dir").mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("dir")
-    for name in ("dir", "file", "link"):
-        check_sources(parse(f"{tmp_path}/{name}:/x"))
-    check_sources(parse("/dev/null:/x"))
-    check_sources(parse("/nowhere:/x:perNodeCache=size=1G"))
-
-
-def _fifo(path: Path) -> None:
-    os.mkfifo(path)
-
-
-def _socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as one:
-        one.bind(os.path.relpath(path))
-
-
-@pytest.mark.parametrize(
-    ("make", "why"),
-    [
-        (lambda path: None, "does not exist"),
-        (lambda path: path.symlink_to("gone"), "is a symbolic link to gone, which does not exist"),
-        (lambda path: path.symlink_to(path.name), "Too many levels of symbolic links"),
-        (_fifo, "is a FIFO"),
-        (_socket, "is a socket"),
-        (lambda path: path.mkdir(0o600), "you may not enter this directory"),
-    ],
-)
-def test_sources_refused(tmp_path: Path, monkeypatch, make, why: str) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.chdir(tmp_path)
-    make(tmp_path / "s")
-    with pytest.raises(UdiError) as caught:
-        check_sources(parse(f"{tmp_path}/s:/x"))
-    assert why in caught.value.message
-    assert f"--volume: source {tmp_path}/s" in caught.value.message
-
-
-def test_source_behind_a_closed_door(tmp_path: Path) -> None:
+    (tmp_path / "gone").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "fifo")
     (tmp_path / "closed").mkdir(0o000)
-    with pytest.raises(UdiError, match="Permission denied"):
-        check_sources(parse(f"{tmp_path}/closed/in:/x"))
+    names = ("dir", "file", "link", "gone", "loop", "fifo", "closed/in")
+    found = look(f"{tmp_path}/{name}" for name in names)
+    kinds = [found[f"{tmp_path}/{name}"].kind for name in names]
+    assert kinds == ["directory", "file", "directory", "missing", "denied", "special", "denied"]
+    assert found[f"{tmp_path}/link"].real == os.path.realpath(tmp_path / "dir")
+    assert look(["/dev/null"])["/dev/null"].kind == "device"

@@ -1,0 +1,72 @@
+"""How our programs begin and end: whom they serve, messages, exit statuses."""
+
+import _signal
+import os
+
+from rootless_udi.errors import OURS, UdiError, remedy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def occupy() -> None:
+    """Put /dev/null in closed standard descriptors, so that no file of ours is taken for one.
+
+    Closed on exec: the command finds them as they were.
+    """
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+
+
+def guarded(program: str, body: "Callable[[], int]") -> int:
+    """Call `body`; print what a user can mend as "PROGRAM: WHAT" with a hint, and return a status.
+
+    SIGINT ends the process as it would any other: there is nothing to clean up.
+    """
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    try:
+        return body()
+    except UdiError as error:
+        complain(program, error.message, error.hint)
+        return error.status
+    except BrokenPipeError:
+        # Whoever read our output has gone; that is its business (--explain | head).
+        os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
+        return OURS
+    except OSError as error:
+        call = getattr(error, "call", "")
+        about = f" on {error.filename}" if error.filename else ""
+        what = f"{call or 'a system call'} failed{about}: {error.strerror}"
+        complain(program, what, remedy(call, error.errno))
+        return OURS
+
+
+def complain(program: str, message: str, hint: str = "") -> None:
+    """Write a message to standard error in one piece, since ranks share it."""
+    text = f"{program}: {message}\n" + (f"{program}: hint: {hint}\n" if hint else "")
+    try:
+        os.write(2, text.encode("utf-8", "backslashreplace"))
+    except OSError:
+        # Standard error is closed: the exit status remains.
+        pass
+
+
+def refuse_privilege(program: str = "udi-run") -> None:
+    """Raise UdiError for root and for a setuid or setgid program: neither has a place here."""
+    uid, gid = os.getuid(), os.getgid()
+    if uid != os.geteuid() or gid != os.getegid():
+        raise UdiError(
+            f"{program} is setuid or setgid, and refuses to run so",
+            "it needs no privilege: chmod ug-s it",
+        )
+    if uid == 0 or gid == 0:
+        what = "root" if uid == 0 else "a member of group 0 (root)"
+        raise UdiError(
+            f"{program} runs as an ordinary user, and this is {what}",
+            f"become one: setpriv --reuid=USER --regid=GROUP --init-groups {program} ...",
+        )
