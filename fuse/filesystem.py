@@ -40,10 +40,11 @@ class FileSystem:
     """One image; see the module's docstring for what holds for every method."""
 
     def __init__(self, reader: Reader, cache_bytes: int = CACHE_BYTES, threads: int = 0) -> None:
-        """`cache_bytes` bounds the decompressed data kept; `threads` help with large reads."""
+        """`cache_bytes` bounds the decompressed data kept; `threads` decompress besides."""
         self.reader = reader
         self.blocks = Blocks(reader, cache_bytes)
-        self._workers = Workers(threads) if threads else None
+        self._workers = Workers(max(threads, 1))  # one waits for slow reads, if nothing else
+        self._parallel = threads > 0
         reader.source.expect(reader.super.hot(), self._workers)
         self._shift = self.blocks.log
         self._zeros = bytes(self.blocks.size)
@@ -51,8 +52,7 @@ class FileSystem:
 
     def close(self) -> None:
         """End the threads; the image's descriptor is the caller's."""
-        if self._workers is not None:
-            self._workers.close()
+        self._workers.close()
 
     def inode(self, node: int) -> Inode:
         """Return the inode of `node`."""
@@ -154,9 +154,8 @@ class FileSystem:
         first, last = offset >> shift, (end - 1) >> shift
         place = self.blocks.place
         places = [place(one, index) for index in range(first, last + 1)]
-        workers = self._workers
-        if workers is not None:
-            self._look_ahead(workers, node, one, first, last, places)
+        if self._parallel:
+            self._look_ahead(self._workers, node, one, first, last, places)
         elif last > first:
             self._fetch_together(places)
         base = first << shift
@@ -172,7 +171,7 @@ class FileSystem:
         blocks = self.blocks
         if where == HOLE:
             return memoryview(self._zeros)[: stop - start]
-        if self._workers is not None:
+        if self._parallel:
             self._workers.wait(where)
         length = blocks.length(one, index)
         # what goes out whole is the caller's to remember: freed memory is cheaper than new pages

@@ -33,7 +33,7 @@ from rootless_udi.fuse.source import Source
 WHOLE = 64 << 10
 """Listings up to this size are parsed as one; larger ones in segments of about SEGMENT bytes."""
 SEGMENT = 16 << 10
-LARGEST_LISTING = 256 << 20
+LARGEST_LISTING = 64 << 20
 WINDOW = 64 << 10
 XATTR_PREFIXES = (b"user.", b"trusted.", b"security.")
 MIB = 1 << 20
