@@ -50,6 +50,7 @@ NAMES = (
     "rootless_udi.skeleton",
     "rootless_udi.steps",
     "rootless_udi.store_find",
+    "rootless_udi.sweep",
     "rootless_udi.syscalls",
     "rootless_udi.volumes",
 )

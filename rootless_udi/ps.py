@@ -9,6 +9,7 @@ from time import time
 from rootless_udi import node
 from rootless_udi.errors import UdiError
 from rootless_udi.records import Record
+from rootless_udi.sweep import sweep
 
 
 class Container(Record):
@@ -36,6 +37,7 @@ def containers(environ: dict[str, str]) -> list[Container]:
         if directory < 0:
             continue
         try:
+            sweep(directory)
             for name in os.listdir(directory):
                 if not name.endswith((".lock", ".new")):
                     one = _container(directory, name)
@@ -58,8 +60,6 @@ def _container(directory: int, name: str) -> Container | None:
     members = node.living(record)
     pid = int(record.get("server") or 0)
     if not members:
-        if not node.started(pid):
-            _remove(directory, name)
         return None
     return Container(
         image=record.get("image"),
@@ -71,14 +71,6 @@ def _container(directory: int, name: str) -> Container | None:
         memory=resident(pid) if pid else 0,
         trouble=record.get("dead"),
     )
-
-
-def _remove(directory: int, name: str) -> None:
-    for left in (name, f"{name}.lock"):
-        try:
-            os.unlink(left, dir_fd=directory)
-        except OSError:
-            pass
 
 
 def resident(pid: int) -> int:

@@ -6,6 +6,7 @@ from time import time
 from rootless_udi import node
 from rootless_udi.elect import Election, failed
 from rootless_udi.errors import UdiError
+from rootless_udi.sweep import sweep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ def end(path: str, name: str, token: str, why: str = "") -> None:
                     pass
     finally:
         election.give_up()
+        if not why:
+            sweep(directory)
         os.close(directory)
 
 
