@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Buffer = bytes | memoryview
 ROOT = 1
-CACHE_BYTES = 48 << 20
+CACHE_BYTES = 40 << 20
 PARALLEL = 256 << 10
 """Missing bytes from which on a read is worth more than one thread."""
 LONGEST_NAME = 256

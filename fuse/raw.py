@@ -113,6 +113,8 @@ class Server:
                 if error.errno in (ENODEV, ECONNABORTED):
                     return
                 raise
+            if not request:
+                return
             _, opcode, unique, node = header(request)[:4]
             if counts is not None:
                 counts[opcode] = counts.get(opcode, 0) + 1
