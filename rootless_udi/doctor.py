@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rootless_udi import config, host, node, resolve, syscalls
+from rootless_udi import config, host, ladder, node, plan, resolve, syscalls
 from rootless_udi.errors import UdiError
 from rootless_udi.idmap import maps, userns
 from rootless_udi.records import Record
@@ -44,10 +44,12 @@ def findings(environ: dict[str, str]) -> Iterator[Finding]:
     )
     yield _squashfuse(environ, fuse.state == OK)
     yield from _decompressors()
+    yield _server(environ)
     yield _writer()
     yield _unsquashfs(fuse.state == OK)
     yield _state(environ)
     yield from _store(environ)
+    yield _network()
 
 
 def report(environ: dict[str, str]) -> int:
@@ -219,6 +221,25 @@ def _decompressors() -> Iterator[Finding]:
         f"decompresses {', '.join(have)}",
         "zstd: install libzstd (apt install libzstd1), or pip install rootless_udi[speed]",
     )
+
+
+def _server(environ: dict[str, str]) -> Finding:
+    """What a launch would choose for an image of `udi pull`."""
+    facts = host.gather(environ)
+    image = plan.Image("", "", "/image.sqfs", "/extracted", {}, "zstd")
+    try:
+        choice = ladder.choose(config.load(environ).server, facts, image)
+    except UdiError as error:
+        return Finding(FAILURE, "image server", error.message, "one of the remedies of this list")
+    return Finding(OK, "image server", f"{choice.server}: {choice.reason}")
+
+
+def _network() -> Finding:
+    from rootless_udi.mpi_inject import network
+
+    found = network.fast(network.interfaces())
+    names = ", ".join(f"{one.name} ({one.kind})" for one in found)
+    return Finding(OK, "fast networks", names or "none found")
 
 
 def _writer() -> Finding:

@@ -20,7 +20,7 @@ from sys import byteorder
 from rootless_udi.errors import UdiError
 from rootless_udi.idmap import maps
 from rootless_udi.plan import Root
-from rootless_udi.syscalls import PR_SET_NAME, prctl
+from rootless_udi.syscalls import PR_SET_NAME, PR_SET_NO_NEW_PRIVS, prctl
 
 HELPER, SERVER = b"udi-helper", b"udi-image"
 """What ps(1) shows; at most 15 bytes (prctl(2), PR_SET_NAME)."""
@@ -102,6 +102,7 @@ def _detach(sock: "_socket.socket") -> None:
     os.closerange(3, sock.fileno())
     os.closerange(sock.fileno() + 1, 1 << 20)
     prctl(PR_SET_NAME, HELPER)
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
 def _work(sock: "_socket.socket") -> None:
@@ -182,6 +183,7 @@ def _serve(sock: "_socket.socket", source: "_socket.socket") -> None:
     if not message:
         return
     path, trace = message.split("\0")
+    _title(f"udi-image {path}")
     try:
         if trace:
             from rootless_udi.fuse.profile import serve_traced
@@ -234,6 +236,15 @@ def _command(root: Root, connection: str) -> tuple[str, list[str]]:
     code = f"import sys; sys.path.insert(0, {folder!r}); from rootless_udi.fuse.main import main; "
     argv = [sys.executable, "-I", "-c", code + "sys.exit(main())"]
     return sys.executable, [*argv, f"--transport={root.server}", root.path, connection]
+
+
+def _title(text: str) -> None:
+    """Show `text` as the process's command line, by python-prctl where it is installed."""
+    try:
+        from prctl import set_proctitle
+    except ImportError:
+        return
+    set_proctitle(text)
 
 
 def _tell(sock: "_socket.socket", text: str) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -264,3 +265,20 @@ def test_profile_needs_a_command(user: User, pulled: str) -> None:
     assert done.returncode == 125 and "Traceback" not in done.stderr
     done = user.run("udi", "optimize", "/some.sqfs", "/nowhere")
     assert done.returncode == 125 and "--output is missing" in done.stderr
+
+
+@pytest.mark.needs("fuse", "prctl")
+def test_the_image_server_is_named_in_ps(user: User, box: Path) -> None:
+    """Its name by prctl(2); python-prctl adds the image, where it can be imported."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(TREE)!r}); from rootless_udi.run import main; main()"
+    )
+    words = [sys.executable, "-c", code, box, "sh", "-c", "echo up; read x"]
+    process = user.popen(*words, stdin=-1, stdout=-1)
+    assert process.stdout is not None and process.stdout.readline() == "up\n"
+    shown = subprocess.run(["ps", "-eo", "comm=,args="], capture_output=True, text=True).stdout
+    mine = [line.split(None, 1)[1] for line in shown.splitlines() if line.startswith("udi-image")]
+    # The room is what the launcher's own command line took.
+    title = f"udi-image {os.path.realpath(box)}"
+    assert any(title.startswith(line.strip()) and len(line) > 20 for line in mine)
+    process.communicate("\n", timeout=30)
