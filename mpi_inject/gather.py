@@ -109,7 +109,7 @@ def gather(
     for path in _extras(host, mpi, _trees(host, group.found)):
         group.add(_load(host, [("", path)]), f"{path} is left out")
     # Again: what the plugins need has plugins of its own (libibverbs its drivers).
-    trees = _trees(host, group.found)
+    trees = _trees(host, group.found) + _settings(host, mpi, group.found)
     mains = [f for f in group.found if abi.identify(f.name)[0] in families]
     libraries = tuple(hostmpi.library(host, f, exact) for f in mains)
     lacks = {f: _lacks(host, mains, image, f, libraries) for f in families}
@@ -197,6 +197,33 @@ def _trees(host: Host, found: list[Found]) -> list[Tree]:
                 if files:
                     out.setdefault(kind, Tree(kind, f"{folder}/{place}", files))
     return list(out.values())
+
+
+def _settings(host: Host, mpi: HostMpi, found: list[Found]) -> list[Tree]:
+    """Return the folders of the site's settings and texts that aren't in the MPI's own tree.
+
+    A site tunes its Open MPI in openmpi-mca-params.conf; Debian's has to be there, since it turns
+    off components that don't work.
+    """
+    out = []
+    if any(f.name == "libmpi.so.40" for f in found):
+        arch = host.machine
+        for kind, places in (
+            ("openmpi-etc", ("/etc/openmpi", f"/etc/openmpi-{arch}")),
+            ("openmpi-share", ("/usr/share/openmpi",)),
+        ):
+            own = f"{mpi.prefix}/{kind[8:]}"
+            name = "openmpi-mca-params.conf" if kind == "openmpi-etc" else "help-mpi-runtime.txt"
+            if mpi.prefix and any(_has(host, f"{own}{sub}/{name}") for sub in ("", "/openmpi")):
+                continue
+            out += [Tree(kind, p, ()) for p in places if _has(host, f"{p}/{name}")][:1]
+    if any(f.name.startswith("libucs.") for f in found) and _has(host, "/etc/ucx/ucx.conf"):
+        out.append(Tree("ucx-etc", "/etc/ucx", ()))
+    return out
+
+
+def _has(host: Host, path: str) -> bool:
+    return os.path.exists(under(host.root, path))
 
 
 def _listed(host: Host, folder: str) -> tuple[str, ...]:

@@ -42,6 +42,9 @@ _PLUGIN_VARIABLES = {
     "openmpi": "OMPI_MCA_mca_base_component_path",
     "pmix": "PMIX_MCA_mca_base_component_path",
     "hwloc": "HWLOC_PLUGINS_PATH",
+    "openmpi-etc": "OPAL_SYSCONFDIR",
+    "openmpi-share": "OPAL_PKGDATADIR",
+    "ucx-etc": "UCX_CONFIG_DIR",
 }
 
 
@@ -216,8 +219,9 @@ def plan(
         steps += _placed(found, names, root)
     steps += _aliases(got, names)
     for tree in got.trees:
+        what = "settings" if "-" in tree.kind else "plugins"
         steps.append(
-            Mount(f"{LIB}/{tree.kind}", under(root, tree.folder), reason=f"plugins: {tree.kind}")
+            Mount(f"{LIB}/{tree.kind}", under(root, tree.folder), reason=f"{what}: {tree.kind}")
         )
     if got.mpi.prefix:
         steps.append(Mount(ROOT, under(root, got.mpi.prefix), reason="the host MPI's own tree"))
@@ -332,7 +336,8 @@ def _environment(got: Gathered, names: "dict[str, str]") -> "list[Env]":
             value = ":".join(f"{place}/{d}" for d in drivers)
             out.append(Env("set", "RDMAV_DRIVERS", value, "verbs drivers of the host"))
         else:
-            why = f"the host's plugins for {tree.kind}"
+            what = "settings" if "-" in tree.kind else "plugins"
+            why = f"the host's {what} for {tree.kind.partition('-')[0]}"
             out.append(Env("set", _PLUGIN_VARIABLES[tree.kind], place, why))
     first = next((lib for lib in got.mains if lib.role == "C"), None)
     if first:

@@ -156,6 +156,8 @@ def openmpi_host() -> Tree:
         "/usr/bin/mpirun.openmpi": b"#!/bin/sh\n",
         "/usr/bin/mpiexec": "/etc/alternatives/mpirun",
         "/etc/alternatives/mpirun": "/usr/bin/mpirun.openmpi",
+        "/etc/openmpi/openmpi-mca-params.conf": b"mtl = ^ofi\n",
+        "/usr/share/openmpi/help-mpi-runtime.txt": b"[mpi_init:startup]\n",
         f"{ARCH}/libmpi.so.40": "libmpi.so.40.30.4",
         f"{ARCH}/libmpi.so.40.30.4": library(
             "libmpi.so.40", (*C, "ompi_mpi_comm_world"), needed=(*base, "libhwloc.so.15")

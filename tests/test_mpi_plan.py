@@ -84,6 +84,26 @@ def test_a_distributions_open_mpi_with_plugins(tmp_path: Path) -> None:
     golden("openmpi", inject(h.openmpi_host(), image, tmp_path), tmp_path)
 
 
+def test_a_sites_settings_for_an_mpi_with_a_prefix_come_along(tmp_path: Path) -> None:
+    """Fedora's Open MPI is in /usr/lib64/openmpi, its settings are in /etc."""
+    host = {
+        "/usr/lib64/openmpi/lib/libmpi.so.40": h.library(
+            "libmpi.so.40", h.C, needed=("libucs.so.0",)
+        ),
+        "/usr/lib64/libucs.so.0": h.library("libucs.so.0"),
+        "/etc/openmpi-x86_64/openmpi-mca-params.conf": b"",
+        "/etc/ucx/ucx.conf": b"",
+    }
+    image = {**h.glibc(), "/opt/app": h.program(("libmpi.so.40",))}
+    found = inject(host, image, tmp_path / "a", environ={})
+    values = {e.name: e.value for e in found.environment}
+    assert values["OPAL_SYSCONFDIR"] == f"{mpi.LIB}/openmpi-etc"
+    assert values["UCX_CONFIG_DIR"] == f"{mpi.LIB}/ucx-etc"
+    host["/usr/lib64/openmpi/etc/openmpi-mca-params.conf"] = b""
+    found = inject(host, image, tmp_path / "b", environ={})
+    assert "OPAL_SYSCONFDIR" not in {e.name for e in found.environment}
+
+
 def intel_host() -> h.Tree:
     return {
         "/opt/intel/mpi/lib/libmpi.so.12": h.library(
