@@ -93,3 +93,12 @@ def test_modules_and_functions_stay_small() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno <= 75, f"{path}: {node.name}"
+
+
+def test_the_map_has_every_module() -> None:
+    text = (TREE / "CONTRIBUTING.md").read_text()
+    unnamed = {"__init__.py", "version.py"}
+    for path in sorted((TREE / "rootless_udi").glob("*.py")):
+        if path.name not in unnamed and not path.name.startswith("completion"):
+            assert path.name in text, path.name
+    assert text.count("\n") <= 120
