@@ -2,8 +2,8 @@
 
 Images are made by mksquashfs, compressed and not (uncompressed metadata lets a mutation reach the
 structures). Each mutant is opened and walked with our own core in this process; what may come of it
-is a UdiError, a Corrupt or an OSError. Anything else, more than 10 s of CPU for one mutant, or more memory
-than LIMIT is a finding: the mutant is kept and the seed printed.
+is a UdiError, a Corrupt or an OSError. Anything else, more than 10 s of CPU for one mutant, or more
+memory than LIMIT is a finding: the mutant is kept and the seed printed.
 """
 
 import os
