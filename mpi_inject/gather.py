@@ -106,7 +106,7 @@ def gather(
         group.add(_load(host, [one]), f"{one[0]} is left out")
     for path in optional:
         group.add(_load(host, [("", path)]), f"{path} is left out")
-    for path in _extras(host, mpi, _trees(host, group.found)):
+    for path in _extras(host, mpi, _trees(host, group.found), set(group.names)):
         group.add(_load(host, [("", path)]), f"{path} is left out")
     # Again: what the plugins need has plugins of its own (libibverbs its drivers).
     trees = _trees(host, group.found) + _settings(host, mpi, group.found)
@@ -234,8 +234,8 @@ def _listed(host: Host, folder: str) -> tuple[str, ...]:
     return tuple(sorted(n for n in names if ".so" in n))
 
 
-def _extras(host: Host, mpi: HostMpi, trees: list[Tree]) -> list[str]:
-    """Return libraries that plugins need, which no NEEDED of an MPI library names."""
+def _extras(host: Host, mpi: HostMpi, trees: list[Tree], known: set[str]) -> list[str]:
+    """Return libraries that plugins need beside the `known` ones, which come anyway."""
     out = []
     for tree in trees:
         if tree.kind != "openmpi" and not _has_fabric(host):
@@ -243,8 +243,9 @@ def _extras(host: Host, mpi: HostMpi, trees: list[Tree]) -> list[str]:
         for name in tree.files:
             if name.startswith(_READ.get(tree.kind, ())):
                 plugin = host.load(f"{tree.folder}/{name}")
-                paths = [host.find(n, plugin) for n in plugin.elf.needed] if plugin else []
-                out += [p for p in paths if p and is_stack(p.rpartition("/")[2])]
+                names = [n for n in plugin.elf.needed if is_stack(n)] if plugin else []
+                out += [host.find(n, plugin) for n in names if n not in known]
+                known |= set(names)
     for tree in trees:
         if tree.kind == "openmpi":
             folder = mpi.files["libmpi.so.40"].rpartition("/")[0]
@@ -255,7 +256,7 @@ def _extras(host: Host, mpi: HostMpi, trees: list[Tree]) -> list[str]:
     intel = f"{mpi.prefix}/opt/mpi/libfabric/lib/libfabric.so.1"
     if mpi.prefix and host.read(intel):
         out.append(intel)
-    return list(dict.fromkeys(out))
+    return list(dict.fromkeys(filter(None, out)))
 
 
 def _has_fabric(host: Host) -> bool:
