@@ -1,13 +1,17 @@
 # Two commands: `make demo` shows the main job, `make test` passes the tests. Each installs what is
 # missing (Debian, Ubuntu; root or sudo) and drops to an ordinary user where root calls it.
 
-.PHONY: demo test lint bench man
+.PHONY: demo test slow lint bench man
 
 demo:
 	sh contrib/demo/run
 
 test:
 	sh tests/run
+
+# What takes minutes each: the matrix of MPIs, ten minutes of fuzzing, whole distributions.
+slow:
+	sh tests/run -m slow
 
 lint:
 	sh tests/run tests/test_lint.py
