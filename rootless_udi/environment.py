@@ -100,7 +100,8 @@ def of_file(text: str, path: str) -> "list[Operation]":
     quotes are part of the value, nothing is expanded. Raises UdiError naming `path` and line.
     """
     operations: list[Operation] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines: to it, a form feed or U+2028 in a value is the end of a line too.
+    for number, line in enumerate(text.split("\n"), 1):
         line = line.strip()
         if line and not line.startswith("#"):
             operations += of_options([line], f"{path}, line {number}:")

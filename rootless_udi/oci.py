@@ -111,9 +111,6 @@ def parse(text: str, default_registry: str = DOCKER_HUB) -> Reference:
     """
     if not text:
         raise UdiError("image reference is empty", FORMS)
-    for character in text:
-        if character.isspace() or not character.isprintable():
-            raise UdiError(f"image reference {text!r}: has a space or a control character", FORMS)
     if text in (".", "..") or text.startswith(("/", "./", "../")):
         kind = "squashfs" if text.endswith(SQUASHFS_SUFFIXES) else "path"
         return Reference(kind, text, path=text)
@@ -152,6 +149,9 @@ def _local(text: str, kind: str, rest: str) -> Reference:
 
 def _registry(text: str, name: str, default_registry: str) -> Reference:
     """[HOST[:PORT]/]NAME[:TAG][@DIGEST]."""
+    for character in text:
+        if character.isspace() or not character.isprintable():
+            raise UdiError(f"image reference {text!r}: has a space or a control character", FORMS)
     digest = ""
     if "@" in name:
         name, _, digest = name.partition("@")
