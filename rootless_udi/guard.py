@@ -2,6 +2,7 @@
 
 import _signal
 import os
+import sys
 
 from rootless_udi.errors import OURS, UdiError, remedy
 
@@ -30,20 +31,35 @@ def guarded(program: str, body: "Callable[[], int]") -> int:
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     try:
-        return body()
+        status = body()
     except UdiError as error:
         complain(program, error.message, error.hint)
-        return error.status
+        status = error.status
     except BrokenPipeError:
-        # Whoever read our output has gone; that is its business (--explain | head).
-        os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
-        return OURS
+        status = OURS
     except OSError as error:
         call = getattr(error, "call", "")
         about = f" on {error.filename}" if error.filename else ""
         what = f"{call or 'a system call'} failed{about}: {error.strerror}"
         complain(program, what, remedy(call, error.errno))
-        return OURS
+        status = OURS
+    return _flushed(program, status)
+
+
+def _flushed(program: str, status: int) -> int:
+    """Write out what standard output holds, as long as a failure can be told; return the status."""
+    try:
+        # None where it was closed when Python began.
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
+    except OSError as error:
+        # Else the interpreter tries once more at its end, and complains in its own way.
+        os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
+        if not isinstance(error, BrokenPipeError):
+            complain(program, f"writing to standard output failed: {error.strerror}")
+        # Of a pipe: whoever read our output has gone, and that is its business (--explain | head).
+        return status or OURS
 
 
 def complain(program: str, message: str, hint: str = "") -> None:

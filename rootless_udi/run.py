@@ -29,7 +29,7 @@ def run(argv: "list[str]") -> int:
     if request.help or request.version:
         from rootless_udi.version import VERSION
 
-        sys.stdout.write(options.usage() if request.help else f"udi-run {VERSION}\n")
+        print(options.usage() if request.help else f"udi-run {VERSION}\n", end="")
         return 0
     refuse_privilege()
     own = begin.own_variables(request)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 def main(argv: "list[str] | None" = None) -> "NoReturn":
     """Run shifter on `argv` (without the program's name); never returns."""
+    guard.occupy()
     words = sys.argv[1:] if argv is None else argv
     sys.exit(shifter.status(guard.guarded("shifter", lambda: _run(words))))
 
@@ -22,7 +23,7 @@ def main(argv: "list[str] | None" = None) -> "NoReturn":
 def _run(argv: list[str]) -> int:
     words = shifter.translate(argv, os.environ)
     if words is None:
-        sys.stdout.write(shifter.USAGE)
+        print(shifter.USAGE, end="")
         return 0
     try:
         return run.run(scripted(words, os.environ))
