@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _MAGIC = b"hsqs"
 _COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
 """Numbers of the superblock's field at byte 20."""
+_AGAIN = "make it anew: udi pull --force IMAGE"
 
 
 def image(request: Request, site: "Site", environ: "Mapping[str, str]", who: str) -> Image:
@@ -47,7 +48,7 @@ def image(request: Request, site: "Site", environ: "Mapping[str, str]", who: str
         found = store_find.find(stores, reference)
         if found is None:
             raise UdiError(f"image {request.image} is not in the store after its pull")
-    packed = check(found.squashfs)
+    packed = check(found.squashfs, _AGAIN)
     facts = read(found.facts)
     return Image(request.image, found.digest, found.squashfs, found.directory, facts, packed)
 
@@ -89,10 +90,10 @@ def local(text: str, path: str) -> Image:
     return Image(text, known.get("digest", ""), os.path.realpath(path), "", known, packed)
 
 
-def check(path: str) -> str:
+def check(path: str, hint: str = "") -> str:
     """Return the compressor of the squashfs file at `path`, by name.
 
-    Raises UdiError where it is no whole squashfs 4.0 (its superblock says).
+    Raises UdiError, with `hint`, where it is no whole squashfs 4.0 (its superblock says).
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -112,7 +113,7 @@ def check(path: str) -> str:
         why = f"it is cut off: {size} bytes of {used}"
     else:
         return _COMPRESSORS.get(int.from_bytes(head[20:22], "little"), "unknown")
-    hint = "a name without / is looked up in the store; a path to a tar is docker-archive:FILE"
+    hint = hint or "a name without / is looked up in the store; a tar is docker-archive:FILE"
     raise UdiError(f"image {path} is no squashfs file: {why}", hint)
 
 
@@ -121,14 +122,31 @@ def read(path: str) -> "dict[str, Any]":
     try:
         with open(path, encoding="utf-8") as file:
             found = fastjson.loads(file.read())
+        if not isinstance(found, dict) or found.get("version") != 1:
+            # A file that happens to lie beside a foreign squashfs, or of a later version.
+            return {}
+        _check_shape(found)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise UdiError(f"reading {path} failed: {error}", "pull the image again") from None
-    if not isinstance(found, dict) or found.get("version") != 1:
-        # A file that happens to lie beside a foreign squashfs, or of a later version.
-        return {}
+    except OSError as error:
+        raise UdiError(f"reading {path} failed: {error.strerror}") from None
+    except ValueError as error:
+        raise UdiError(f"reading {path} failed: {error}", _AGAIN) from None
     return found
+
+
+def _check_shape(facts: "dict[str, Any]") -> None:
+    """Raise ValueError where facts that become words of the command are no text."""
+    for name in ("env", "entrypoint", "cmd", "workdir", "digest"):
+        value = facts.get(name) or ()
+        words = [value] if name in ("workdir", "digest") and value else value
+        if not isinstance(words, list | tuple) or not all(isinstance(w, str) for w in words):
+            raise ValueError(f"its {name} is not what udi pull writes")
+        text = "".join(words)
+        # Raises ValueError too, for half a surrogate pair: JSON can spell one.
+        text.encode("utf-8", "surrogateescape")
+        if "\0" in text:
+            raise ValueError(f"its {name} holds a NUL character")
 
 
 def pull(request: Request, store: str) -> None:
@@ -145,6 +163,8 @@ def udi(words: "list[str]", more: "Mapping[str, str]") -> int:
     code = f"import sys; sys.path.insert(0, {folder!r}); from rootless_udi.cli import main; main()"
     # Standard output is the command's: what the pull says goes to standard error.
     actions = [(os.POSIX_SPAWN_DUP2, 2, 1)]
-    argv = [sys.executable, "-I", "-c", code, *words]
-    pid = os.posix_spawn(sys.executable, argv, {**os.environ, **more}, file_actions=actions)
+    # Empty where Python was found without a PATH.
+    python = sys.executable or os.readlink("/proc/self/exe")
+    argv = [python, "-I", "-c", code, *words]
+    pid = os.posix_spawn(python, argv, {**os.environ, **more}, file_actions=actions)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
