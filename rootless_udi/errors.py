@@ -30,6 +30,7 @@ _REMEDIES = {
     ("unshare", EPERM): "user namespaces are refused here; `udi doctor` names the setting",
     ("unshare", ENOSPC): "the limit user.max_user_namespaces is reached; see `udi doctor`",
     ("unshare", EUSERS): "too many nested user namespaces; start from outside the container",
+    ("setns", EPERM): "is this udi-run in a container, and the shared one outside? --share=off",
     ("unshare", EINVAL): "this kernel is built without user namespaces; see `udi doctor`",
     ("uid_map", EPERM): "a security module refuses the id map (AppArmor?); see `udi doctor`",
     ("open", ENOENT): "see `udi doctor`",

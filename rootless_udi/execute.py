@@ -11,7 +11,7 @@ himself in an inner one. In between the host's tree is at /host of a private tmp
 """
 
 import os
-from errno import EEXIST, ELOOP, ENOENT, ENOTCONN, ENOTDIR, EROFS
+from errno import EEXIST, EINVAL, ELOOP, ENOENT, ENOTCONN, ENOTDIR, EROFS
 from stat import S_ISDIR, S_ISLNK
 
 from rootless_udi import skeleton
@@ -127,11 +127,11 @@ def _image(plan: Plan, helper: "Helper", place: tuple[str, str, str]) -> None:
     try:
         os.stat("/image/.")
     except OSError as error:
-        if error.errno != ENOTCONN:
-            raise
+        # Anything but ENOTCONN is the server's answer: it can't read the root directory.
+        why = helper.failure() if error.errno == ENOTCONN else error.strerror
         raise UdiError(
-            f"serving {root.path} failed: {helper.failure()}",
-            f"check the file with unsquashfs -s {root.path}, or pull the image again",
+            f"serving {root.path} failed: {why}",
+            f"check the file with unsquashfs -ll {root.path}, or pull it anew (--force)",
         ) from None
 
 
@@ -150,7 +150,15 @@ def _watch() -> int | None:
 
 def _overlay(plan: Plan) -> str:
     data = "lowerdir=/image,upperdir=/upper/upper,workdir=/upper/work,userxattr"
-    mount("overlay", "/root", "overlay", MS_NOSUID | MS_NODEV, data)
+    try:
+        mount("overlay", "/root", "overlay", MS_NOSUID | MS_NODEV, data)
+    except OSError as error:
+        if error.errno != EINVAL or plan.root.server != "directory":
+            raise
+        raise UdiError(
+            f"a layer over {plan.root.path} is needed ({plan.overlay}), and can't be mounted",
+            "another file system may be mounted below it, which the kernel refuses",
+        ) from None
     return "/root"
 
 
@@ -218,7 +226,16 @@ class _Tree:
         source = f"/files/{self.files}"
         self.files += 1
         fd = os.open(source, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, step.mode)
-        os.write(fd, step.content.encode("utf-8", "surrogateescape"))
+        data = step.content.encode("utf-8", "surrogateescape")
+        try:
+            while data:
+                # At a limit the first write is short, and the next one says why.
+                data = data[os.write(fd, data) :]
+        except OSError as error:
+            raise UdiError(
+                f"writing {step.target} failed: {error.strerror}",
+                "see the limits of memory and of file size (ulimit -f)",
+            ) from None
         os.close(fd)
         parent = self.ensure(step.target.rpartition("/")[0] or "/", True)
         os.close(parent)

@@ -22,6 +22,7 @@ from rootless_udi.idmap import maps
 from rootless_udi.plan import Root
 from rootless_udi.syscalls import PR_SET_NAME, PR_SET_NO_NEW_PRIVS, prctl
 
+_LIMITS = "a limit may be reached: of processes (ulimit -u, the job's), or of memory (ulimit -v)"
 HELPER, SERVER = b"udi-helper", b"udi-image"
 """What ps(1) shows; at most 15 bytes (prctl(2), PR_SET_NAME)."""
 
@@ -34,7 +35,10 @@ class Helper:
         self.pid = 0
         self._said = ""
         self._mine, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        child = os.fork()
+        try:
+            child = os.fork()
+        except OSError as error:
+            raise UdiError(f"starting a process failed: {error.strerror}", _LIMITS) from None
         if child == 0:
             status = 70
             try:
@@ -64,8 +68,8 @@ class Helper:
         )
         try:
             self._mine.sendmsg([words.encode("utf-8", "surrogateescape")], _rights(fds))
-        except OSError as error:
-            raise UdiError(f"the image server could not be started: {error.strerror}") from None
+        except OSError:
+            raise UdiError("the image server ended before it began", _LIMITS) from None
 
     def answer(self) -> int:
         """Wait for the image server to be started; return its process id (0: there is none)."""
@@ -206,7 +210,10 @@ def _program(sock: "_socket.socket", root: Root, fuse: int) -> str:
     complaint, theirs = os.pipe()
     try:
         actions = [(os.POSIX_SPAWN_DUP2, theirs, 2)]
-        pid = os.posix_spawn(program, argv, {"PATH": "/usr/bin:/bin"}, file_actions=actions)
+        # A program of an environment module may find its libraries by LD_LIBRARY_PATH alone.
+        known = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+        env = {"PATH": "/usr/bin:/bin", **known}
+        pid = os.posix_spawn(program, argv, env, file_actions=actions)
     except OSError as error:
         sock.send(f"! starting {program} failed: {error.strerror}".encode())
         return f"{program} could not be started"
