@@ -94,8 +94,8 @@ def enter(
 ) -> None:
     """Join through `record` and become the command; return where no member lives."""
     start = Start(
-        record.operations("before"),
-        record.operations("after"),
+        record.before,
+        record.after,
         record.lists.get("entrypoint", []),
         record.lists.get("cmd", []),
         record.get("workdir"),
@@ -146,6 +146,8 @@ def _execute(words: "list[str]", env: "dict[str, str]") -> UdiError:
     os.execvpe would import `warnings` and has no shell for a script without "#!".
     """
     name = words[0]
+    if not name:
+        return UdiError("the command is an empty word", "", NOT_FOUND)
     paths = [name] if "/" in name else [f"{d or '.'}/{name}" for d in env["PATH"].split(":")]
     refused: OSError | None = None
     for path in paths:
@@ -177,5 +179,5 @@ def _execute(words: "list[str]", env: "dict[str, str]") -> UdiError:
         return UdiError(f"{name}: not executable: {refused.strerror}", "", NOT_EXECUTABLE)
     if refused.errno == E2BIG:
         return UdiError(f"{name}: the arguments and the environment are too long", "")
-    hint = "the image server may have ended: see `udi ps`; a new run starts a new container"
+    hint = "the image is damaged, or its server has ended (see `udi ps`): pull it anew, run again"
     return UdiError(f"executing {name} failed: {refused.strerror}", hint)

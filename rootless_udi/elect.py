@@ -29,10 +29,13 @@ class Election:
         self.path, self.directory, self.name = path, directory, name
         while True:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            mask = os.umask(0o077)
             try:
                 self.lock = os.open(f"{name}.lock", flags, 0o600, dir_fd=directory)
             except OSError as error:
                 raise failed(path, error) from None
+            finally:
+                os.umask(mask)
             fcntl.flock(self.lock, fcntl.LOCK_EX)
             # Who ends a container unlinks its lock; one that was waited for meanwhile is no more.
             if _same(self.lock, f"{name}.lock", directory):

@@ -19,7 +19,7 @@ can be joined when the first has gone. Nothing here imports what a joiner does n
 """
 
 import os
-from errno import EACCES, ENOENT, ENOTDIR, EPERM, EROFS
+from errno import EACCES, EINVAL, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS
 from stat import S_ISDIR, S_ISLNK
 
 from rootless_udi.errors import UdiError
@@ -28,7 +28,7 @@ from rootless_udi.syscalls import CLONE_NEWNS, CLONE_NEWUSER, protect, setns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 FORMAT = "udi 1"
 PLANNED = (
@@ -49,14 +49,15 @@ PLANNED = (
 """Variables that change what is planned; the command's own differ between ranks and don't count."""
 
 _RANKS = ("PMIX_RANK", "PMI_RANK", "PMI_ID", "OMPI_COMM_WORLD_RANK", "PMI_FD")
-_LATER = (ENOENT, ENOTDIR, EACCES, EPERM, EROFS)
+_LATER = (ENOENT, ENOTDIR, EACCES, EPERM, EROFS, ENAMETOOLONG)
 """Why a state directory is passed over. Not ENOSPC: a rank that comes when there is room again
 would look in another directory than the ranks before it."""
 
 
 class Record:
-    """A container's record as read: `lists` by key, `members` as (pid, start) pairs, `spaces` the
-    numbers of its user and mount namespace. Raises ValueError for what is no record."""
+    """A container's record as read: `lists` by key, `before` and `after` as operations on the
+    environment, `spaces` the numbers of its user and mount namespace. Raises ValueError for what
+    is no record."""
 
     def __init__(self, data: str) -> None:
         head, _, tail = data.partition("\n\n")
@@ -68,17 +69,30 @@ class Record:
             key, _, value = line.partition("=")
             self.lists.setdefault(key, []).append(_unescape(value) if "\\" in value else value)
         self.spaces = int(self.get("user")), int(self.get("mnt"))
-        pairs = [line.partition(" ") for line in tail.split("\n") if line]
-        self.members = [(int(pid), int(start)) for pid, _, start in pairs]
+        self.before, self.after = self._operations("before"), self._operations("after")
+        self._tail = tail
 
     def get(self, key: str) -> str:
         """Return the one value of `key`, "" where it is missing."""
         return self.lists.get(key, [""])[0]
 
-    def operations(self, key: str) -> list[tuple[str, str, str]]:
-        """Return "before" or "after" as operations on the environment."""
+    def _operations(self, key: str) -> list[tuple[str, str, str]]:
         split = [line.split("\t", 2) for line in self.lists.get(key, [])]
         return [(op, name, value) for op, name, value in split]
+
+    def newest(self) -> "Iterator[tuple[int, int]]":
+        """Yield the members as (pid, start), who came last first.
+
+        Lazily: a container that many short commands pass through has thousands of dead ones. A line
+        that is no member (a full disk cut it off) is passed over.
+        """
+        end = len(self._tail)
+        while end > 0:
+            begin = self._tail.rfind("\n", 0, end) + 1
+            pid, _, start = self._tail[begin:end].partition(" ")
+            end = begin - 1
+            if pid.isdecimal() and start.isdecimal() and start != "0":
+                yield int(pid), int(start)
 
 
 def _unescape(text: str) -> str:
@@ -221,10 +235,7 @@ def state(paths: "Iterable[str]", make: bool) -> tuple[str, int]:
     for path in paths:
         try:
             if make:
-                try:
-                    os.mkdir(path, 0o700)
-                except FileExistsError:
-                    pass
+                _make(path)
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             _refuse_link(path)
@@ -246,6 +257,17 @@ def state(paths: "Iterable[str]", make: bool) -> tuple[str, int]:
     return "", -1
 
 
+def _make(path: str) -> None:
+    # Whatever the caller's umask is, the owner must get in.
+    mask = os.umask(0o077)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    finally:
+        os.umask(mask)
+
+
 def _refuse_link(path: str) -> None:
     try:
         mode = os.lstat(path).st_mode
@@ -262,13 +284,16 @@ def _refuse_link(path: str) -> None:
 def read(directory: int, name: str) -> tuple[Record | None, int]:
     """Return the record `name` of a state directory and its descriptor, for appending.
 
-    (None, -1) where there is none, or none that this version understands.
+    (None, -1) where there is none, or none that this version understands. Raises UdiError for
+    something else of that name.
     """
     try:
         fd = os.open(name, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     except OSError as error:
         if error.errno != ENOENT:
-            raise
+            raise _failed(
+                "reading", os.readlink(f"/proc/self/fd/{directory}"), name, error
+            ) from None
         return None, -1
     chunks = []
     while chunk := os.read(fd, 1 << 16):
@@ -280,21 +305,37 @@ def read(directory: int, name: str) -> tuple[Record | None, int]:
         return None, -1
 
 
+def _failed(what: str, folder: str, name: str, error: OSError) -> UdiError:
+    return UdiError(
+        f"{what} the record {name} in the state directory {folder} failed: {error.strerror}",
+        "free some space, remove what is no record of ours, or use --share=off",
+    )
+
+
 def join(record: Record, fd: int) -> bool:
     """Enter the container of `record` through any living member; tell whether that was possible.
 
     The caller is then inside, at "/", unprivileged, and a member. Adds itself first: a peer that
-    comes while this one is on its way must not find nobody.
+    comes while this one is on its way must not find nobody. Raises UdiError where it can't.
     """
-    for pid, start in reversed(record.members):
+    for pid, start in record.newest():
         spaces = _namespaces(pid, start, record.spaces)
         if spaces is None:
             continue
         me = os.getpid()
-        os.write(fd, b"%d %d\n" % (me, started(me)))
+        try:
+            os.write(fd, b"%d %d\n" % (me, started(me)))
+        except OSError as error:
+            folder, _, name = os.readlink(f"/proc/self/fd/{fd}").rpartition("/")
+            raise _failed("joining", folder, name, error) from None
         user, mnt = spaces
-        setns(user, CLONE_NEWUSER)
-        setns(mnt, CLONE_NEWNS)
+        try:
+            setns(user, CLONE_NEWUSER)
+            setns(mnt, CLONE_NEWNS)
+        except OSError as error:
+            # What setns(2) says to a udi-run inside the container: it is there already.
+            if error.errno != EINVAL:
+                raise
         os.close(user)
         os.close(mnt)
         protect()
@@ -320,13 +361,13 @@ def _namespaces(pid: int, start: int, numbers: tuple[int, int]) -> tuple[int, in
 
 def living(record: Record) -> list[int]:
     """Return the members that are alive, whether or not they have entered yet."""
-    return [pid for pid, start in record.members if started(pid) == start]
+    return [pid for pid, start in record.newest() if started(pid) == start][::-1]
 
 
 def entering(record: Record) -> bool:
     """Tell whether no member can be joined now, but one is alive and may be on its way in."""
     alive = False
-    for pid, start in reversed(record.members):
+    for pid, start in record.newest():
         spaces = _namespaces(pid, start, record.spaces)
         if spaces is not None:
             for fd in spaces:

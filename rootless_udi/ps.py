@@ -51,14 +51,14 @@ def containers(environ: dict[str, str]) -> list[Container]:
 def _container(directory: int, name: str) -> Container | None:
     try:
         record, fd = node.read(directory, name)
-    except OSError:
+    except UdiError:
         # Nobody's record: ours are for their owner to read.
         return None
     if record is None:
         return None
     os.close(fd)
     members = node.living(record)
-    pid = int(record.get("server") or 0)
+    pid = _number(record.get("server"))
     if not members:
         return None
     return Container(
@@ -66,11 +66,15 @@ def _container(directory: int, name: str) -> Container | None:
         digest=record.get("digest"),
         job=record.get("job"),
         members=tuple(members),
-        age=max(0, int(time()) - int(record.get("started") or 0)),
+        age=max(0, int(time()) - _number(record.get("started"))),
         server=record.get("rung"),
         memory=resident(pid) if pid else 0,
         trouble=record.get("dead"),
     )
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() else 0
 
 
 def resident(pid: int) -> int:

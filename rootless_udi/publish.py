@@ -55,6 +55,8 @@ def _replace(directory: int, path: str, name: str, content: str) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(new, flags, 0o600, dir_fd=directory)
         try:
+            # Whatever the caller's umask is, the next rank must be able to read it.
+            os.fchmod(fd, 0o600)
             data = content.encode("utf-8", "surrogateescape")
             if os.write(fd, data) != len(data):
                 raise OSError(28, os.strerror(28))
@@ -104,7 +106,7 @@ def end(path: str, name: str, token: str, why: str = "") -> None:
 
 def _mark(directory: int, path: str, name: str, record: node.Record, why: str) -> None:
     head = [(key, value) for key, values in record.lists.items() for value in values]
-    members = "".join(f"{pid} {start}\n" for pid, start in record.members)
+    members = "".join(f"{pid} {start}\n" for pid, start in reversed([*record.newest()]))
     try:
         _replace(directory, path, name, text([*head, ("dead", why)]) + f"\n{members}")
     except UdiError:

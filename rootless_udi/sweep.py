@@ -9,6 +9,7 @@ import fcntl
 import os
 
 from rootless_udi import node
+from rootless_udi.errors import UdiError
 
 _ENDINGS = (".new", ".lock")
 
@@ -55,7 +56,7 @@ def _dead(directory: int, name: str) -> bool:
             except FileNotFoundError:
                 pass
         return True
-    except OSError:
+    except (OSError, UdiError):
         return False
     finally:
         if lock >= 0:

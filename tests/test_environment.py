@@ -86,5 +86,5 @@ def test_maps_have_one_entry() -> None:
 def test_records_keep_any_text(text: str) -> None:
     line = node.escape(text)
     assert "\n" not in line and "\t" not in line
-    read = node.Record(f"{node.FORMAT}\nkey={line}\n\n1 2\n")
-    assert read.get("key") == text and read.members == [(1, 2)]
+    read = node.Record(f"{node.FORMAT}\nuser=1\nmnt=1\nkey={line}\n\n1 2\n")
+    assert read.get("key") == text and [*read.newest()] == [(1, 2)]
