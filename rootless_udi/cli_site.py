@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ def add(commands: Any) -> None:
         metavar="ACTION", required=True
     )
     action = _action(profile, "capture", mpi_capture, "write a profile of the MPI on the PATH")
-    action.add_argument("name", nargs="?", default="")
+    action.add_argument("name")
+    action.add_argument("--launcher", default="", help='before the program: "srun -n 2 --mpi=pmi2"')
+    action.add_argument("--family", default="", choices=("", "mpich", "openmpi", "abi"))
 
     gpu = commands.add_parser("gpu", help="the host's GPUs: what --gpu would put in, and why")
     gpu.set_defaults(command=gpu_report)
@@ -153,7 +156,8 @@ def mpi_capture(arguments: Arguments) -> int:
     """udi mpi profile capture: TOML on standard output."""
     from rootless_udi.mpi_inject import mpicheck
 
-    print(mpicheck.capture(arguments.name, os.environ), end="")
+    launcher = shlex.split(arguments.launcher)
+    print(mpicheck.capture(arguments.name, os.environ, launcher, arguments.family), end="")
     return 0
 
 

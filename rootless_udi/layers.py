@@ -74,7 +74,10 @@ class Observer(Protocol):
         """Take the content of a file that was wanted."""
 
     def link(self, path: str, target: str) -> None:
-        """Take a symbolic link, `target` as it is, or a hard link, `target` absolute."""
+        """Take a symbolic link; `target` as it is."""
+
+    def same(self, path: str, other: str) -> None:
+        """Take a hard link: `path` is another name of the file `other`."""
 
 
 class Summary(Record):
@@ -196,7 +199,7 @@ class _Merge:
         self.tree.links[name] = path
         self.tree.file(name)
         if self.observer is not None:
-            self.observer.link("/" + fsdecode(name), "/" + fsdecode(path))
+            self.observer.same("/" + fsdecode(name), "/" + fsdecode(path))
 
     def _allowed(self, path: bytes, node: Node) -> tuple[int, dict[bytes, bytes]]:
         """Return the mode and extended attributes that are kept."""

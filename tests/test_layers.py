@@ -581,6 +581,9 @@ class Listener:
     def link(self, path: str, target: str) -> None:
         self.links[path] = target
 
+    def same(self, path: str, other: str) -> None:
+        self.links[path] = f"same as {other}"
+
 
 def test_observer(tmp_path: Path) -> None:
     big = os.urandom(3_000_000)
@@ -594,7 +597,7 @@ def test_observer(tmp_path: Path) -> None:
     assert heard.asked["/e"] == (0, b"")
     assert heard.asked["/wanted"] == (3_000_000, big[:64])
     assert heard.links["/s"] == "wanted"
-    assert heard.links["/x/h"] == "/x/wanted"
+    assert heard.links["/x/h"] == "same as /x/wanted"
     assert read(data)["wanted"][2] == big
 
 
