@@ -46,7 +46,7 @@ class Election:
         """Return the record as it is now, waiting a moment for a member that is still entering."""
         for _ in range(_PATIENCE):
             record, fd = node.read(self.directory, self.name)
-            if record is None or record.get("dead") or not node.entering(record):
+            if record is None or record.lost() or not node.entering(record):
                 return record, fd
             os.close(fd)
             sleep(0.001)
@@ -109,13 +109,14 @@ def run(
     election = Election(path, directory, name)
     record, fd = election.record()
     if record is not None:
-        if record.get("dead"):
+        lost = record.lost()
+        if lost and node.joinable(record):
             complain(
                 "udi-run",
                 f"this node's container of {record.get('image')} has lost its image server "
-                f"({record.get('dead')}); starting a new one",
+                f"({lost}); starting a new one",
             )
-        elif record.get("request") == key:
+        elif not lost and record.get("request") == key:
             begin.enter(record, fd, request, environ, own)
         os.close(fd)
     from rootless_udi import launch

@@ -10,9 +10,9 @@ a file in the user's state directory, of lines:
     PID START                   members: process id and start time (proc(5), stat, field 22)
 
 Keys: request (all that the container depends on), token (of this container), image, digest, job,
-started (seconds), user and mnt (inode numbers of the namespaces), server (process id), before,
-after ("op TAB name TAB value" on the environment), entrypoint, cmd, workdir, cwd. `dead` says that
-the image server has ended while members live.
+started (seconds), user and mnt (inode numbers of the namespaces), server (PID START), rung
+(its name), before, after ("op TAB name TAB value" on the environment), entrypoint, cmd, workdir.
+`dead` says how the image server has ended while members live.
 
 A joiner reads this file and nothing else. Each one adds itself as a member, so that any living one
 can be joined when the first has gone. Nothing here imports what a joiner does not need.
@@ -75,6 +75,17 @@ class Record:
     def get(self, key: str) -> str:
         """Return the one value of `key`, "" where it is missing."""
         return self.lists.get(key, [""])[0]
+
+    def lost(self) -> str:
+        """Say how the image server has ended; "" while it lives, or where there is none.
+
+        After the last member's end that is as it should be. A server that died before is noted in
+        the record by its helper, if that has not died too.
+        """
+        pid, _, start = self.get("server").partition(" ")
+        if pid.isdecimal() and start.isdecimal() and started(int(pid)) != int(start):
+            return self.get("dead") or "it has ended"
+        return self.get("dead")
 
     def _operations(self, key: str) -> list[tuple[str, str, str]]:
         split = [line.split("\t", 2) for line in self.lists.get(key, [])]
@@ -364,14 +375,17 @@ def living(record: Record) -> list[int]:
     return [pid for pid, start in record.newest() if started(pid) == start][::-1]
 
 
-def entering(record: Record) -> bool:
-    """Tell whether no member can be joined now, but one is alive and may be on its way in."""
-    alive = False
+def joinable(record: Record) -> bool:
+    """Tell whether a living member is inside."""
     for pid, start in record.newest():
         spaces = _namespaces(pid, start, record.spaces)
         if spaces is not None:
             for fd in spaces:
                 os.close(fd)
-            return False
-        alive = alive or started(pid) == start
-    return alive
+            return True
+    return False
+
+
+def entering(record: Record) -> bool:
+    """Tell whether no member can be joined now, but one is alive and may be on its way in."""
+    return not joinable(record) and bool(living(record))

@@ -58,7 +58,7 @@ def _container(directory: int, name: str) -> Container | None:
         return None
     os.close(fd)
     members = node.living(record)
-    pid = _number(record.get("server"))
+    pid = _number(record.get("server").partition(" ")[0])
     if not members:
         return None
     return Container(
@@ -69,7 +69,7 @@ def _container(directory: int, name: str) -> Container | None:
         age=max(0, int(time()) - _number(record.get("started"))),
         server=record.get("rung"),
         memory=resident(pid) if pid else 0,
-        trouble=record.get("dead"),
+        trouble=record.lost(),
     )
 
 

@@ -28,7 +28,7 @@ def write(
         ("started", str(int(time()))),
         ("user", str(spaces["user"])),
         ("mnt", str(spaces["mnt"])),
-        ("server", str(server)),
+        ("server", f"{server} {node.started(server)}" if server else ""),
         ("rung", plan.root.server),
         *(("before", f"{e.op}\t{e.name}\t{e.value}") for e in plan.before),
         *(("after", f"{e.op}\t{e.name}\t{e.value}") for e in plan.after),

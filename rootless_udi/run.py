@@ -60,7 +60,7 @@ def _join(
     os.close(directory)
     if record is None:
         return
-    if record.get("request") == key and not record.get("dead"):
+    if record.get("request") == key and not record.lost():
         begin.enter(record, fd, request, environ, own)
     os.close(fd)
 

@@ -224,3 +224,14 @@ def test_udi_run_inside_the_container_that_it_would_join(user: User, left: Lefto
     assert outer.returncode == 0, outer.stderr
     first, second = outer.stdout.split()
     assert first == second
+
+
+def test_helper_and_image_server_are_killed(user: User, box: Path, left: Leftovers) -> None:
+    """As by a user's own `pkill udi-`, or for memory: nobody is left to note it in the record."""
+    old = Rank(user, "udi-run", "--share=job", box).ready()
+    for pid in set(left.processes()) - {old.pid}:
+        os.kill(pid, signal.SIGKILL)
+    done = user.run("udi-run", "--share=job", box, "echo", "new")
+    assert (done.returncode, done.stdout) == (0, "new\n"), done.stderr
+    assert "has lost its image server (it has ended); starting a new one" in done.stderr
+    old.kill()

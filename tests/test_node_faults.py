@@ -41,7 +41,7 @@ def rank(user: User, image: Path) -> Rank:
 
 def record(left: Leftovers) -> Path:
     """Return the one record of the state directory (beside it lies its lock)."""
-    (path,) = (Path(p) for p in left.files() if not p.endswith(".lock"))
+    (path,) = (Path(p) for p in left.files() if not p.endswith((".lock", ".new")))
     return path
 
 
