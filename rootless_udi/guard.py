@@ -43,6 +43,9 @@ def guarded(program: str, body: "Callable[[], int]") -> int:
         what = f"{call or 'a system call'} failed{about}: {error.strerror}"
         complain(program, what, remedy(call, error.errno))
         status = OURS
+    except MemoryError:
+        complain(program, "there is no memory left for it", "see ulimit -v, and the job's limit")
+        status = OURS
     return _flushed(program, status)
 
 

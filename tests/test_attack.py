@@ -1,13 +1,15 @@
 """What udi-run meets when somebody means it ill, or the machine does: each was once a defect."""
 
+import marshal
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from rootless_udi import environment, node
+from rootless_udi import environment, guard, node
 from tests import probes
 from tests.conftest import TREE, User
 from tests.nodes import Leftovers, Rank, counted
@@ -91,6 +93,33 @@ def test_an_interrupt_at_the_very_start_is_no_traceback(user: User, tmp_path: Pa
 
 
 # Limits, file systems, damaged images
+
+
+def test_no_memory_at_all_is_no_traceback(user: User, capfd: pytest.CaptureFixture[str]) -> None:
+    def body() -> int:
+        raise MemoryError
+
+    assert guard.guarded("udi-run", body) == 125
+    assert capfd.readouterr().err.startswith("udi-run: there is no memory left for it\n")
+
+
+def test_a_damaged_bundle_is_left_aside_and_written_anew(user: User, box: Path) -> None:
+    prefix = user.home / "tree"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(TREE / "rootless_udi", prefix / "rootless_udi", ignore=ignored)
+    (prefix / "bin").mkdir()
+    shutil.copy(TREE / "bin/udi-run", prefix / "bin")
+    (prefix / "rootless_udi/__pycache__").mkdir()
+    argv = (prefix / "bin/udi-run", box, "echo", "ok")
+    assert user.run(*argv).stdout == "ok\n"
+    (bundle,) = (prefix / "rootless_udi/__pycache__").glob("udi-run.*.bundle")
+    whole = bundle.read_bytes()
+    odd = marshal.dumps((2, "boot = None", {}))
+    for content in (b"", whole[:1000], whole[:-1000], b"\0" * 100, marshal.dumps(5), odd):
+        bundle.write_bytes(content)
+        done = user.run(*argv)
+        assert (done.stdout, done.stderr) == ("ok\n", "")
+        assert bundle.read_bytes() == whole
 
 
 @pytest.mark.parametrize(
