@@ -97,7 +97,17 @@ class Record:
         Lazily: a container that many short commands pass through has thousands of dead ones. A line
         that is no member (a full disk cut it off) is passed over.
         """
-        end = len(self._tail)
+        return self._backwards(len(self._tail))
+
+    def likely(self) -> "Iterator[tuple[int, int]]":
+        """Yield the last member, the builder, then all as `newest`: one of the two mostly lives."""
+        newest = next(self.newest(), None)
+        if newest is not None:
+            yield newest
+            yield from self._backwards(self._tail.find("\n"))
+        yield from self.newest()
+
+    def _backwards(self, end: int) -> "Iterator[tuple[int, int]]":
         while end > 0:
             begin = self._tail.rfind("\n", 0, end) + 1
             pid, _, start = self._tail[begin:end].partition(" ")
@@ -329,7 +339,7 @@ def join(record: Record, fd: int) -> bool:
     The caller is then inside, at "/", unprivileged, and a member. Adds itself first: a peer that
     comes while this one is on its way must not find nobody. Raises UdiError where it can't.
     """
-    for pid, start in record.newest():
+    for pid, start in record.likely():
         spaces = _namespaces(pid, start, record.spaces)
         if spaces is None:
             continue
@@ -377,7 +387,7 @@ def living(record: Record) -> list[int]:
 
 def joinable(record: Record) -> bool:
     """Tell whether a living member is inside."""
-    for pid, start in record.newest():
+    for pid, start in record.likely():
         spaces = _namespaces(pid, start, record.spaces)
         if spaces is not None:
             for fd in spaces:

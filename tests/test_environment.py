@@ -88,3 +88,17 @@ def test_records_keep_any_text(text: str) -> None:
     assert "\n" not in line and "\t" not in line
     read = node.Record(f"{node.FORMAT}\nuser=1\nmnt=1\nkey={line}\n\n1 2\n")
     assert read.get("key") == text and [*read.newest()] == [(1, 2)]
+
+
+def test_members_are_tried_in_an_order_that_finds_a_living_one() -> None:
+    """The last, the builder, then backwards; a torn line and a start of 0 are nobody's."""
+
+    def members(tail: str) -> list[int]:
+        record = node.Record(f"{node.FORMAT}\nuser=1\nmnt=2\n\n{tail}")
+        return [pid for pid, _ in record.likely()]
+
+    assert members("1 5\n2 5\n3 5\n4 5\n") == [4, 1, 4, 3, 2, 1]
+    assert members("1 5\n") == [1, 1, 1]
+    assert members("") == []
+    assert members("1 5\n2 5\n3") == [2, 1, 2, 1]
+    assert members("x y\n2 0\n3 7\n") == [3, 3]
