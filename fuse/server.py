@@ -76,7 +76,7 @@ def choose(facts: Facts) -> Choice:
 def _lack(name: str, facts: Facts) -> str:
     """Say what `name` lacks here; empty where it would do."""
     if name == "directory":
-        return "" if facts.directory else "it is not extracted and there is no unsquashfs"
+        return "" if facts.directory else "there is no unsquashfs, or the image is not in a store"
     if not facts.fuse:
         return "/dev/fuse is missing or may not be opened"
     if name == "squashfuse_ll":

@@ -28,20 +28,30 @@ class Workers:
             tuple[Callable[..., object], Hashable, _thread.LockType] | None
         ] = SimpleQueue()
         self._pending: dict[Hashable, _thread.LockType] = {}
-        self._started = False
+        self._running = -1
+        """Threads that could be started; -1 before the first request."""
 
     def ask(self, call: "Callable[..., object]", name: "Hashable") -> None:
         """Have `call(name)` made, unless it is on its way."""
         if name in self._pending:
             return
-        if not self._started:
-            self._started = True
-            for _ in range(self.threads):
-                _thread.start_new_thread(self._work, ())
+        if self._running < 0:
+            self._start()
+        if not self._running:
+            return  # nobody would do it, and `wait` would wait for ever
         done = _thread.allocate_lock()
         done.acquire()
         self._pending[name] = done
         self._queue.put((call, name, done))
+
+    def _start(self) -> None:
+        self._running = 0
+        for _ in range(self.threads):
+            try:
+                _thread.start_new_thread(self._work, ())
+            except RuntimeError:
+                return  # a limit of processes or of memory: the asking thread does it all
+            self._running += 1
 
     def wait(self, name: "Hashable") -> None:
         """Wait for the job called `name` where it is on its way."""
@@ -52,10 +62,9 @@ class Workers:
 
     def close(self) -> None:
         """End the threads once they are done with what they were asked."""
-        if self._started:
-            self._started = False
-            for _ in range(self.threads):
-                self._queue.put(None)
+        for _ in range(max(0, self._running)):
+            self._queue.put(None)
+        self._running = -1
 
     def _work(self) -> None:
         while True:

@@ -73,9 +73,11 @@ class ArchiveSource:
             why = getattr(error, "strerror", None) or str(error)
             raise UdiError(f"{self.what} failed on {self._reference.path}: {why}") from None
         except tarfile.TarError as error:
-            hint = "it may be truncated, or compressed by other than gzip, bzip2 or xz"
+            # tarfile says a line for each format that it tried.
+            why = str(error).partition("\n")[0]
             raise UdiError(
-                f"{self.what} failed on {self._reference.path}: is no whole tar: {error}", hint
+                f"{self.what} failed on {self._reference.path}: is no whole tar: {why}",
+                "it may be truncated, or compressed by other than gzip, bzip2 or xz",
             ) from None
 
     def _member(self, name: str) -> tarfile.TarInfo:

@@ -207,9 +207,10 @@ def _program(sock: "_socket.socket", root: Root, fuse: int) -> str:
     """Run another program on the connection; return how it ended, "" for well."""
     program, argv = _command(root, f"/dev/fd/{fuse}")
     os.set_inheritable(fuse, True)
-    complaint, theirs = os.pipe()
+    # Not a pipe: nobody reads it before the server's end, and a full one would stop the server.
+    said = os.memfd_create("stderr")
     try:
-        actions = [(os.POSIX_SPAWN_DUP2, theirs, 2)]
+        actions = [(os.POSIX_SPAWN_DUP2, said, 2)]
         # A program of an environment module may find its libraries by LD_LIBRARY_PATH alone.
         known = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
         env = {"PATH": "/usr/bin:/bin", **known}
@@ -219,16 +220,15 @@ def _program(sock: "_socket.socket", root: Root, fuse: int) -> str:
         return f"{program} could not be started"
     finally:
         os.close(fuse)
-        os.close(theirs)
     sock.send(b"pid %d" % pid)
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     if code == 0:
         return ""
-    said = os.read(complaint, 2048).decode("utf-8", "replace").strip().replace("\n", "; ")
+    words = os.pread(said, 2048, 0).decode("utf-8", "replace").strip().replace("\n", "; ")
     name = root.server
     how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
-    why = f"{name} ended ({how}){': ' + said if said else ''}"
+    why = f"{name} ended ({how}){': ' + words if words else ''}"
     _tell(sock, f"! {why}")
     return why
 

@@ -126,7 +126,10 @@ def prepare(request: Request, environ: "dict[str, str]", who: str) -> Plan:
     if root.program:
         root = root.replace(options=site.server_options)
     if request.trace:
-        root = root.replace(trace=os.path.abspath(request.trace))
+        trace = os.path.abspath(request.trace)
+        if not os.access(os.path.dirname(trace), os.W_OK):
+            raise UdiError(f"writing the profile {trace} failed: its folder can't be written")
+        root = root.replace(trace=trace)
     asked = [v for text in request.volume for v in volumes.parse(text)]
     mounts = volumes.together(asked)
     injections, hooks = inject.gather(request, site, environ, image, facts)

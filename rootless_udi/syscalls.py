@@ -2,7 +2,7 @@
 
 This is the only module that touches ctypes, and it takes the extension module `_ctypes` directly:
 the `ctypes` package in front of it costs a start 4.5 ms and 5 file opens (measured, Python 3.11),
-`_ctypes` 0.8 ms and 2, and the join of a rank has 6 ms in all. The names used here are those that
+`_ctypes` 0.8 ms and 2. The names used here are those that
 `ctypes/__init__.py` itself builds on, the same from 3.11 to 3.14.
 """
 

@@ -4,6 +4,7 @@ import marshal
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -264,3 +265,20 @@ def test_helper_and_image_server_are_killed(user: User, box: Path, left: Leftove
     assert (done.returncode, done.stdout) == (0, "new\n"), done.stderr
     assert "has lost its image server (it has ended); starting a new one" in done.stderr
     old.kill()
+
+
+def test_workers_that_can_not_be_started(user: User, tmp_path: Path) -> None:
+    """At a limit of processes the asking thread does all the work; nobody waits for nobody."""
+    code = (
+        "import resource, sys; sys.path.insert(0, sys.argv[1]); "
+        "from rootless_udi.fuse.workers import Workers; "
+        "resource.setrlimit(resource.RLIMIT_NPROC, (1, 1)); "
+        "one = Workers(2); one.ask(print, 'job'); one.wait('job'); one.close(); print('over')"
+    )
+    done = user.run(sys.executable, "-c", code, TREE, timeout=20)
+    assert done.stdout.splitlines()[-1] == "over", done.stderr
+
+
+def test_a_profile_that_can_not_be_written(user: User, box: Path) -> None:
+    done = user.run("udi-run", "--trace=/proc/nowhere/x", box, "true")
+    assert done.returncode == 125 and "writing the profile" in done.stderr

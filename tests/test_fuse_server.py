@@ -47,7 +47,7 @@ def test_choice(changes: dict[str, object], name: str, reason: str) -> None:
             {"fuse": False, "directory": False},
             "not udi: /dev/fuse is missing or may not be opened; "
             "not squashfuse_ll: /dev/fuse is missing or may not be opened; "
-            "not directory: it is not extracted and there is no unsquashfs",
+            "not directory: there is no unsquashfs, or the image is not in a store",
         ),
         ({"wanted": "squashfuse_ll", "squashfuse": ""}, "not squashfuse_ll: it is not installed"),
         ({"wanted": "udi", "decompressor": False}, "no decompressor for zstd"),
