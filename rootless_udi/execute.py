@@ -63,8 +63,12 @@ def run(plan: Plan, helper: "Helper", place: tuple[str, str, str]) -> None:
     mask = os.umask(0o022)
     userns.enter((maps.OUTER, plan.uid), (maps.OUTER, plan.gid))
     caches = _caches(plan)
+    made = _by_itself(plan) if plan.root.server == "fuse-python" else -1
     _base()
-    _image(plan, helper, place)
+    if made >= 0:
+        _attach(plan, helper, place, made)
+    else:
+        _image(plan, helper, place)
     root = _overlay(plan) if plan.overlay else "/image"
     tree = _Tree(root, caches)
     for step in plan.steps:
@@ -133,6 +137,35 @@ def _image(plan: Plan, helper: "Helper", place: tuple[str, str, str]) -> None:
             f"serving {root.path} failed: {why}",
             f"check the file with unsquashfs -ll {root.path}, or pull it anew (--force)",
         ) from None
+
+
+def _by_itself(plan: Plan) -> int:
+    """Run a server that mounts by itself, where the host's tree is still at "/"."""
+    from rootless_udi import detached
+    from rootless_udi.helper import command
+
+    image = os.open(plan.root.path, os.O_RDONLY)
+    os.set_inheritable(image, True)
+    root = plan.root.replace(path=f"/dev/fd/{image}")
+    try:
+        return detached.serve(command(root, detached.TARGET)[1], (image,))
+    except detached.Refused as refused:
+        raise UdiError(
+            f"serving {plan.root.path} by {plan.root.server} failed: {refused}",
+            "--fuse=auto takes another server",
+        ) from None
+    finally:
+        os.close(image)
+
+
+def _attach(plan: Plan, helper: "Helper", place: tuple[str, str, str], tree: int) -> None:
+    from rootless_udi import detached
+
+    target = os.open("/image", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    detached.attach(tree, target)
+    os.close(target)
+    restrict("/image", MS_RDONLY | MS_NOSUID | MS_NODEV)
+    helper.hand_over(plan.root, place, None, _watch())
 
 
 def _watch() -> int | None:
@@ -215,10 +248,10 @@ class _Tree:
 
     def cache(self, path: str) -> None:
         """Attach a perNodeCache that was made before the host's tree moved."""
-        from rootless_udi import cachefile
+        from rootless_udi import detached
 
         target = self.ensure(path, True)
-        cachefile.attach(self.caches[path], target)
+        detached.attach(self.caches[path], target)
         os.close(target)
 
     def file(self, step: File) -> None:

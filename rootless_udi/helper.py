@@ -205,7 +205,7 @@ def _serve(sock: "_socket.socket", source: "_socket.socket") -> None:
 
 def _program(sock: "_socket.socket", root: Root, fuse: int) -> str:
     """Run another program on the connection; return how it ended, "" for well."""
-    program, argv = _command(root, f"/dev/fd/{fuse}")
+    program, argv = command(root, f"/dev/fd/{fuse}")
     os.set_inheritable(fuse, True)
     # Not a pipe: nobody reads it before the server's end, and a full one would stop the server.
     said = os.memfd_create("stderr")
@@ -233,7 +233,8 @@ def _program(sock: "_socket.socket", root: Root, fuse: int) -> str:
     return why
 
 
-def _command(root: Root, connection: str) -> tuple[str, list[str]]:
+def command(root: Root, connection: str) -> tuple[str, list[str]]:
+    """Return program and argv of a server that is another program, on a connection or a folder."""
     if root.program:
         return root.program, [root.program, "-f", *root.options, root.path, connection]
     import sys

@@ -26,8 +26,8 @@ def choose(wanted: str, host: Host, image: Image) -> Root:
         compressor=image.compressor,
         decompressor=decompresses(image.compressor, host.machine),
         squashfuse=host.squashfuse,
-        pyfuse3=wanted == "pyfuse3" and server.importable("pyfuse3"),
-        fuse_python=wanted == "fuse-python" and server.importable("fuse"),
+        pyfuse3=wanted == "pyfuse3" and _installed("pyfuse3"),
+        fuse_python=wanted == "fuse-python" and _installed("fuse"),
         directory=bool(image.directory)
         and (bool(host.unsquashfs) or os.path.isdir(image.directory)),
     )
@@ -35,6 +35,14 @@ def choose(wanted: str, host: Host, image: Image) -> Root:
     path = image.directory if choice.name == "directory" else image.path
     program = host.squashfuse if choice.name == "squashfuse_ll" else ""
     return Root(choice.name, path, program, choice.reason)
+
+
+def _installed(name: str) -> bool:
+    """Tell whether a server's process would find `name`: unlike ours, it reads site-packages."""
+    import site
+
+    site.main()
+    return server.importable(name)
 
 
 def decompresses(compressor: str, machine: str) -> bool:

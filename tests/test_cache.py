@@ -193,7 +193,7 @@ def test_mke2fs_makes_a_hundred_gibibytes_sparse(tmp_path: Path) -> None:
 SCRIPT = """
 import os, sys
 sys.path.insert(0, {tree!r})
-from rootless_udi import cache, cachefacts, cachefile, volumes
+from rootless_udi import cache, cachefacts, cachefile, detached, volumes
 from rootless_udi.config import Site
 from rootless_udi.errors import UdiError
 from rootless_udi.idmap import userns
@@ -211,7 +211,7 @@ try:
 except UdiError as error:
     sys.exit(error.message)
 fd = os.open({target!r}, os.O_PATH)
-cachefile.attach(made, fd)
+detached.attach(made, fd)
 os.close(fd)
 userns.enter((uid, 0), (gid, 0))
 os.execvp("/bin/sh", ["/bin/sh", "-c", *sys.argv[3:]])

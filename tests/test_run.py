@@ -473,7 +473,16 @@ def test_an_image_that_is_missing_is_pulled_first(user: User, tmp_path: Path) ->
 # The ladder
 
 
-@pytest.mark.parametrize("server", ["udi", "squashfuse_ll", "directory"])
+@pytest.mark.parametrize(
+    "server",
+    [
+        "udi",
+        "squashfuse_ll",
+        "directory",
+        pytest.param("pyfuse3", marks=pytest.mark.needs("pyfuse3")),
+        pytest.param("fuse-python", marks=pytest.mark.needs("fuse-python")),
+    ],
+)
 def test_every_rung(user: User, tmp_path: Path, server: str) -> None:
     from tests import images
 

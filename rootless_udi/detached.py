@@ -1,0 +1,168 @@
+"""Run a FUSE server that can only mount by itself, and take its mount out of where it lives.
+
+fuse2fs and fuse-python are built on libfuse 2, which can't be given a mounted connection; and a
+server must not live in the container's mount namespace, which it would keep alive for ever. So it
+mounts in a namespace of its own, of which only a detached copy of the mount leaves (open_tree(2),
+Linux 5.2): when the container is gone, so is the last mount, and the kernel ends the server.
+"""
+
+import _socket
+import os
+from select import POLLERR, POLLIN, POLLPRI, poll
+from sys import byteorder
+
+from rootless_udi.syscalls import (
+    CLONE_NEWNS,
+    MNT_DETACH,
+    MS_NODEV,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_REC,
+    mount,
+    move_mount,
+    open_tree,
+    umount,
+    unshare,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+TARGET = "{target}"
+"""Stands for the mount point in a server's argv."""
+_BASES = ("/mnt", "/media", "/srv", "/tmp")
+_SECONDS = 60
+_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+
+
+class Refused(Exception):
+    """The server did not mount; the words are its own, or why it could not be started."""
+
+
+def serve(argv: "Sequence[str]", keep: "Sequence[int]" = (), gone: str = "") -> int:
+    """Return a descriptor of what the server `argv` mounts on TARGET, attached nowhere yet.
+
+    To be called as root of the outer user namespace, where the host's tree is still at "/". `keep`
+    are descriptors that the server inherits, `gone` a directory of it that is removed first.
+    Raises Refused.
+    """
+    mine, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    said = os.memfd_create("said")
+    child = os.fork()
+    if child == 0:
+        _helper(argv, keep, gone, theirs, said)
+    theirs.close()
+    message, ancillary, _, _ = mine.recvmsg(4096, 64)
+    mine.close()
+    os.waitpid(child, 0)
+    if message != b"+":
+        if message.startswith(b"!"):
+            os.write(said, b"\n" + message[1:])
+        raise Refused(words(said))
+    os.close(said)
+    return int.from_bytes(ancillary[0][2][:4], byteorder)
+
+
+def attach(made: int, target: int) -> None:
+    """Mount what `serve` returned on the open directory `target`; closes `made`.
+
+    Raises OSError.
+    """
+    try:
+        move_mount(made, target)
+    finally:
+        os.close(made)
+
+
+def words(said: int) -> str:
+    """Return the last line of what a program said; closes `said`."""
+    text = os.pread(said, 4000, 0).decode("utf-8", "replace").strip()
+    os.close(said)
+    return text.splitlines()[-1] if text else "it said nothing"
+
+
+def spawn(argv: list[str], said: int) -> int:
+    """Start a program with nothing to read, and what it says in a file of memory.
+
+    Not a pipe: the server outlives its readers, and a write to a broken one would end it.
+    """
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    actions = [
+        (os.POSIX_SPAWN_DUP2, null, 0),
+        (os.POSIX_SPAWN_DUP2, said, 1),
+        (os.POSIX_SPAWN_DUP2, said, 2),
+    ]
+    try:
+        return os.posix_spawn(argv[0], argv, _ENVIRONMENT, file_actions=actions)
+    finally:
+        os.close(null)
+
+
+def _helper(
+    argv: "Sequence[str]", keep: "Sequence[int]", gone: str, sock: "_socket.socket", said: int
+) -> "NoReturn":
+    """In the child: mount in a namespace of its own, send the mount, leave the server behind."""
+    try:
+        os.setsid()
+        os.chdir("/")
+        open_ = sorted((*keep, sock.fileno(), said))
+        for low, high in zip([3, *(fd + 1 for fd in open_)], [*open_, 1 << 20], strict=True):
+            os.closerange(low, high)
+        unshare(CLONE_NEWNS)
+        mount(None, "/", None, MS_REC | MS_PRIVATE)
+        place = _place(argv)
+        os.mkdir(place, 0o755)
+        server = spawn([word.replace(TARGET, place) for word in argv], said)
+        if not _mounted(server, place):
+            sock.send(b"?")
+            os._exit(1)
+        # The first access waits until the server answers.
+        os.stat(f"{place}/.")
+        if gone:
+            os.rmdir(f"{place}/{gone}")
+        tree = open_tree(place)
+        umount(place, MNT_DETACH)
+        rights = tree.to_bytes(4, byteorder)
+        sock.sendmsg([b"+"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+        os._exit(0)
+    except OSError as error:
+        sock.send(f"!{getattr(error, 'call', '')} {error.strerror}".encode())
+    finally:
+        os._exit(1)
+
+
+def _place(argv: "Sequence[str]") -> str:
+    """Mount private memory on a folder of the host that hides nothing `argv` names."""
+    for base in _BASES:
+        if os.path.isdir(base) and not any(f"{base}/" in word for word in argv):
+            mount("tmpfs", base, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+            return f"{base}/served"
+    raise OSError(0, f"no folder to mount on: tried {', '.join(_BASES)}")
+
+
+def _mounted(server: int, place: str) -> bool:
+    """Wait until the server has mounted; false where it ended or took too long.
+
+    The kernel reports each change of mountinfo as POLLPRI (proc(5)).
+    """
+    table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+    waiter = poll()
+    waiter.register(table, POLLPRI | POLLERR)
+    waiter.register(os.pidfd_open(server), POLLIN)
+    mark = f" {place} ".encode()
+    while mark not in _all(table):
+        ready = waiter.poll(_SECONDS * 1000)
+        if not ready or any(fd != table for fd, _ in ready):
+            return False
+    os.close(table)
+    return True
+
+
+def _all(fd: int) -> bytes:
+    os.lseek(fd, 0, os.SEEK_SET)
+    text = b""
+    while chunk := os.read(fd, 1 << 16):
+        text += chunk
+    return text
