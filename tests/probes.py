@@ -30,6 +30,19 @@ def _gpu() -> bool:
     return os.path.exists("/proc/driver/nvidia/version")
 
 
+def _decompressors() -> bool:
+    """Every package and library that can undo one of squashfs's compressors."""
+    from rootless_udi.fuse import decompress
+
+    try:
+        for candidates in decompress._CANDIDATES.values():
+            for candidate in candidates:
+                candidate()
+    except (ImportError, OSError):
+        return False
+    return True
+
+
 def _module(name: str) -> Callable[[], bool]:
     def probe() -> bool:
         from importlib.util import find_spec
@@ -67,6 +80,9 @@ PROBES: dict[str, Callable[[], bool]] = {
     "fuse-python": _module("fuse"),
     "pyroute2": _module("pyroute2"),
     "prctl": _module("prctl"),
+    "tensors": lambda: _module("torch")() or _module("cupy")(),
+    "no-gpu": lambda: not _gpu() and not any(map(os.path.exists, ("/dev/kfd", "/dev/dri"))),
+    "decompressors": _decompressors,
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import gpuimages
+from tests import gpuimages, probes
 from tests.conftest import User
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -51,7 +51,7 @@ class TestGpu:
     def test_a_matrix_product_by_torch_or_cupy(self, user: User, image: Path) -> None:
         name = next((n for n in ("torch", "cupy") if importlib.util.find_spec(n)), "")
         if not name:
-            pytest.skip("neither torch nor cupy is installed here")
+            probes.need("tensors")
         spec = importlib.util.find_spec(name)
         assert spec is not None and spec.origin is not None
         site = Path(spec.origin).parent.parent

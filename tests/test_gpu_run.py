@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import gpuhosts, gpuimages, images, probes
+from tests import gpuhosts, gpuimages, images
 from tests.conftest import User
 from tests.gpuhosts import MULTIARCH, OLD, VERSION
 from tests.test_gpu_cdi import host as cdi_host
@@ -151,10 +151,8 @@ def test_what_is_not_there_is_an_error_of_udi_run(
     assert done.returncode == 125 and what in done.stderr and "hint" in done.stderr
 
 
-@pytest.mark.skipif(Path("/dev/kfd").exists() or Path("/dev/dri").exists(), reason="has a GPU")
+@pytest.mark.needs("no-gpu")
 def test_a_node_without_a_gpu_is_an_error_of_udi_run(user: User, image: Path) -> None:
-    if probes.has("gpu"):
-        pytest.skip("this machine has a GPU")
     done = user.run("udi-run", "--gpu", image, "true")
     assert done.returncode == 125
     assert "no GPU found on" in done.stderr and "/dev/nvidiactl" in done.stderr
