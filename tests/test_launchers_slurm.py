@@ -164,7 +164,7 @@ def mpi(slurm: Slurm, user: User, kind: mpiprogs.Kind, pmi: str, *options: str) 
 
 @pytest.mark.needs("mpich", "mmdebstrap")
 def test_mpich_by_pmi2(slurm: Slurm, user: User) -> None:
-    """On one node: between two that have one address, MPI_Finalize waits for ever at times (UCX)."""
+    """On one node: between two of one address, MPI_Finalize waits for ever at times (UCX)."""
     result = mpi(slurm, user, mpiprogs.MPICH, "pmi2", "-N1", "-n4")
     assert result.done and len(result.namespaces) == 4
     assert len(set(result.namespaces.values())) == 1
