@@ -106,18 +106,21 @@ def run(
             f"no state directory for the node's shared container: tried {', '.join(paths)}",
             "set XDG_RUNTIME_DIR to a directory of your own on this node, or use --share=off",
         )
-    election = Election(path, directory, name)
-    record, fd = election.record()
-    if record is not None:
+    # The lock is for building. A rank that finds a record lets the next one look while it enters;
+    # where it then can't, since the last member has ended meanwhile, it looks again and holds on.
+    for holding in (False, True):
+        election = Election(path, directory, name)
+        record, fd = election.record()
+        if record is None:
+            break
         lost = record.lost()
-        if lost and node.joinable(record):
-            complain(
-                "udi-run",
-                f"this node's container of {record.get('image')} has lost its image server "
-                f"({lost}); starting a new one",
-            )
-        elif not lost and record.get("request") == key:
-            begin.enter(record, fd, request, environ, own)
+        if lost or record.get("request") != key:
+            _mourn(record, lost)
+            os.close(fd)
+            break
+        if not holding:
+            election.release()
+        begin.enter(record, fd, request, environ, own)
         os.close(fd)
     from rootless_udi import launch
 
@@ -128,3 +131,13 @@ def run(
     except BaseException:
         election.give_up()
         raise
+
+
+def _mourn(record: node.Record, lost: str) -> None:
+    """Say why a container that has living members is not joined."""
+    if lost and node.joinable(record):
+        complain(
+            "udi-run",
+            f"this node's container of {record.get('image')} has lost its image server "
+            f"({lost}); starting a new one",
+        )
