@@ -204,6 +204,7 @@ class _Tree:
         self.fd = os.open(root, os.O_PATH | os.O_CLOEXEC)
         self.files = 0
         self.to_seal: list[str] = []
+        self.checked: set[str] = set()
 
     def do(self, step: "Step | FileCache") -> None:
         """Carry out one step."""
@@ -270,8 +271,11 @@ class _Tree:
                 "see the limits of memory and of file size (ulimit -f)",
             ) from None
         os.close(fd)
-        parent = self.ensure(step.target.rpartition("/")[0] or "/", True)
-        os.close(parent)
+        folder = step.target.rpartition("/")[0] or "/"
+        if folder not in self.checked:
+            # Most files are of /etc: that no link leads it elsewhere is looked at once.
+            os.close(self.ensure(folder, True))
+            self.checked.add(folder)
         target = self.ensure(step.target, False)
         mount(source, f"/host/proc/self/fd/{target}", None, MS_BIND)
         os.close(target)
