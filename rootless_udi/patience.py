@@ -27,13 +27,13 @@ class Stop:
     def __init__(self) -> None:
         self._event = threading.Event()
         self._lock = threading.Lock()
-        self._connections: set[http.client.HTTPConnection] = set()
+        self._connections: dict[http.client.HTTPConnection, socket.socket | None] = {}
 
     def set(self) -> None:
         self._event.set()
         with self._lock:
-            for connection in self._connections:
-                _shut(connection)
+            for connection, sock in self._connections.items():
+                _shut(connection.sock or sock)
 
     def check(self) -> None:
         if self._event.is_set():
@@ -44,17 +44,21 @@ class Stop:
             raise Stopped
 
     def watch(self, connection: http.client.HTTPConnection) -> None:
+        """Shut it when all is to stop; to be called before and after connecting. Raises Stopped.
+
+        After, because there is nothing to shut before, and because http.client forgets the socket
+        of a reply that ends with its connection, whose body may still be read.
+        """
         with self._lock:
-            self._connections.add(connection)
+            self._connections[connection] = connection.sock
         self.check()
 
     def forget(self, connection: http.client.HTTPConnection) -> None:
         with self._lock:
-            self._connections.discard(connection)
+            self._connections.pop(connection, None)
 
 
-def _shut(connection: http.client.HTTPConnection) -> None:
-    sock = connection.sock
+def _shut(sock: socket.socket | None) -> None:
     if sock is not None:
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)

@@ -7,6 +7,7 @@ Whatever is given up leaves at most partial downloads, which the next pull goes 
 import contextlib
 import os
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -28,6 +29,7 @@ from rootless_udi.tarwrite import Write
 FACTS_VERSION = 1
 COMPRESSION = "zstd:3"
 _GRACE_SECONDS = 2.0
+_LEAVE_SECONDS = 0.5
 _NAMED_MAX = 20
 """Left-out members that the facts name; of the rest they have the number."""
 
@@ -130,11 +132,6 @@ async def _stop_when_cancelled(stop: Stop) -> None:
         stop.set()
 
 
-async def _in_thread(call: Callable[..., _Answer], *args: Any) -> _Answer:
-    """Run what may wait for the network: left behind when cancelled, its `Stop` ends it."""
-    return await trio.to_thread.run_sync(call, *args, abandon_on_cancel=True)
-
-
 class _Pull:
     def __init__(
         self, reference: Reference, store: Store, options: Options, progress: Progress
@@ -166,7 +163,7 @@ class _Pull:
         used = False
         resolved: Resolved | None = None
         try:
-            resolved = await _in_thread(source.resolve, self._platform)
+            resolved = await self._in_thread(source.resolve, self._platform)
             image = None if options.force else self._store.image(resolved.digest, name)
             if image is None:
                 image = await self._under_lock(source, resolved, name)
@@ -184,6 +181,30 @@ class _Pull:
             source.close(used)
             if used and resolved is not None:
                 self._blobs.forget(resolved.manifest.layers)
+
+    async def _in_thread(self, call: Callable[..., _Answer], *args: Any) -> _Answer:
+        """Run what may wait for the network. Cancelled, it is told to stop and given a moment.
+
+        A thread that is deep in a connect is left behind: Ctrl-C must end a pull at once. The
+        others are waited for, since the process's end would keep them from removing their locks.
+        """
+        begun, ended = threading.Event(), threading.Event()
+
+        def run() -> _Answer:
+            begun.set()
+            try:
+                return call(*args)
+            finally:
+                ended.set()
+
+        try:
+            return await trio.to_thread.run_sync(run, abandon_on_cancel=True)
+        except trio.Cancelled:
+            self.stop.set()
+            with trio.move_on_after(_LEAVE_SECONDS, shield=True):
+                while begun.is_set() and not ended.is_set():
+                    await trio.sleep(0.005)
+            raise
 
     async def _under_lock(self, source: Source, resolved: Resolved, name: str) -> Image:
         """Make the image, or wait for the pull that is making it."""
@@ -259,7 +280,7 @@ class _Pull:
             async def one(blob: Descriptor) -> None:
                 try:
                     async with limiter:
-                        paths[blob.digest] = await _in_thread(self._fetch_one, source, blob)
+                        paths[blob.digest] = await self._in_thread(self._fetch_one, source, blob)
                 except Exception as error:
                     failures.append(error)
                     self.stop.set()

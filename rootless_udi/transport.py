@@ -145,6 +145,7 @@ class Transport:
                     connection.connect()
                     if connection.sock is not None:
                         connection.sock.settimeout(IDLE_SECONDS)
+                    self.stop.watch(connection)
                 connection.request(method, target, body, headers)
                 response = connection.getresponse()
             except BaseException as error:

@@ -293,7 +293,9 @@ def test_an_interrupted_pull_ends_at_once(proxy: Flaky, store: Store) -> None:
         return True
 
     proxy.rule = rule
-    one = subprocess.Popen(child(f"{proxy.host}/a:2", store), stderr=subprocess.PIPE, text=True)
+    # A shell starts what it puts in the background with SIGINT ignored, this test perhaps too.
+    argv = ["env", "--default-signal=INT", *child(f"{proxy.host}/a:2", store)]
+    one = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
     assert asked.wait(60)
     one.send_signal(signal.SIGINT)
     _, said = one.communicate(timeout=30)
