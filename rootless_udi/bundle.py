@@ -59,6 +59,7 @@ NAMES = (
 SERVER = (
     "rootless_udi.fuse.blocks",
     "rootless_udi.fuse.cache",
+    "rootless_udi.fuse.clibrary",
     "rootless_udi.fuse.complain",
     "rootless_udi.fuse.decompress",
     "rootless_udi.fuse.filesystem",

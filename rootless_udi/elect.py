@@ -122,12 +122,15 @@ def run(
             election.release()
         begin.enter(record, fd, request, environ, own)
         os.close(fd)
-    from rootless_udi import launch
-
     try:
-        return launch.build(
-            request, environ, own, (path, directory, name), {"request": key, "job": who}, election
-        )
+        from rootless_udi.helper import Helper
+
+        # First: the image server loads on another CPU while this process loads the planner.
+        helper = Helper()
+        from rootless_udi import launch
+
+        place, fields = (path, directory, name), {"request": key, "job": who}
+        return launch.build(request, environ, own, place, fields, helper, election)
     except BaseException:
         election.give_up()
         raise

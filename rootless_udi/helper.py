@@ -19,8 +19,11 @@ from sys import byteorder
 
 from rootless_udi.errors import UdiError
 from rootless_udi.idmap import maps
-from rootless_udi.plan import Root
 from rootless_udi.syscalls import PR_SET_NAME, PR_SET_NO_NEW_PRIVS, prctl
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rootless_udi.plan import Root
 
 _LIMITS = "a limit may be reached: of processes (ulimit -u, the job's), or of memory (ulimit -v)"
 HELPER, SERVER = b"udi-helper", b"udi-image"
@@ -54,7 +57,7 @@ class Helper:
         theirs.close()
 
     def hand_over(
-        self, root: Root, place: tuple[str, str, str], fuse: int | None, watch: int | None
+        self, root: "Root", place: tuple[str, str, str], fuse: int | None, watch: int | None
     ) -> None:
         """Say what is to be served and cleaned up, and send the descriptors.
 
@@ -135,6 +138,8 @@ def _work(sock: "_socket.socket") -> None:
     if fuse is None:
         sock.send(b"pid 0")
     elif server != "udi":
+        from rootless_udi.plan import Root
+
         root = Root(server, path, program, options=tuple(options))
         why = _program(sock, root, fuse)
     elif status:
@@ -170,9 +175,7 @@ def _serve(sock: "_socket.socket", source: "_socket.socket") -> None:
     """Serve with our own server in this process, if it is told to."""
     prctl(PR_SET_NAME, SERVER)
     # While the launcher plans and makes the namespaces: loading it takes 5 ms.
-    import ctypes  # noqa: F401
-
-    from rootless_udi.fuse import decompress, raw  # noqa: F401
+    from rootless_udi.fuse import clibrary, decompress, raw  # noqa: F401
     from rootless_udi.fuse.filesystem import Attributes, FileSystem
 
     class Owned(FileSystem):
@@ -203,7 +206,7 @@ def _serve(sock: "_socket.socket", source: "_socket.socket") -> None:
         os._exit(1)
 
 
-def _program(sock: "_socket.socket", root: Root, fuse: int) -> str:
+def _program(sock: "_socket.socket", root: "Root", fuse: int) -> str:
     """Run another program on the connection; return how it ended, "" for well."""
     program, argv = command(root, f"/dev/fd/{fuse}")
     os.set_inheritable(fuse, True)
@@ -233,7 +236,7 @@ def _program(sock: "_socket.socket", root: Root, fuse: int) -> str:
     return why
 
 
-def command(root: Root, connection: str) -> tuple[str, list[str]]:
+def command(root: "Root", connection: str) -> tuple[str, list[str]]:
     """Return program and argv of a server that is another program, on a connection or a folder."""
     if root.program:
         return root.program, [root.program, "-f", *root.options, root.path, connection]

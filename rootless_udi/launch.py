@@ -17,7 +17,6 @@ from rootless_udi import (
 )
 from rootless_udi.errors import UdiError
 from rootless_udi.guard import complain
-from rootless_udi.helper import Helper
 from rootless_udi.options import Request
 from rootless_udi.plan import Plan
 
@@ -30,23 +29,29 @@ if TYPE_CHECKING:
     from rootless_udi.config import Site
     from rootless_udi.elect import Election
     from rootless_udi.environment import Operation
+    from rootless_udi.helper import Helper
     from rootless_udi.steps import Mount
     from rootless_udi.volumes import Volume
 
 
-def run(request: Request, environ: "dict[str, str]", own: "list[Operation]", who: str) -> int:
+def run(
+    request: Request,
+    environ: "dict[str, str]",
+    own: "list[Operation]",
+    who: str,
+    helper: "Helper | None",
+) -> int:
     """Start the request's command in a new container of its own, or explain what would be done.
 
-    `who` is the launcher from `node`, for --explain; `own` the caller's --env and --env-file.
-    Returns 0 after --explain, else becomes the command.
+    `who` is the launcher from `node`, for --explain; `own` the caller's --env and --env-file;
+    `helper` is None for --explain alone. Returns 0 after --explain, else becomes the command.
     """
-    if request.explain is not None:
+    if helper is None:
         from rootless_udi import explain
 
         made = prepare(request, environ, who)
         print(explain.as_json(made) if request.explain else explain.as_text(made), end="")
         return 0
-    helper = Helper()
     me = os.getpid()
     name = f"alone-{me}-{node.started(me)}"
     try:
@@ -55,7 +60,7 @@ def run(request: Request, environ: "dict[str, str]", own: "list[Operation]", who
         # `udi ps` won't see this run; nothing else depends on the record.
         path, directory = "", -1
     place = path, directory, name
-    return build(request, environ, own, place, {"request": "", "job": ""}, None, helper)
+    return build(request, environ, own, place, {"request": "", "job": ""}, helper)
 
 
 def build(
@@ -64,14 +69,13 @@ def build(
     own: "list[Operation]",
     place: tuple[str, int, str],
     fields: dict[str, str],
+    helper: "Helper",
     election: "Election | None" = None,
-    helper: Helper | None = None,
 ) -> "NoReturn":
     """Make the container, publish it at `place` (path, descriptor, name), become the command.
 
     `fields` are those of the record that say what the container is for.
     """
-    helper = helper or Helper()
     _bundle()
     path, directory, name = place
     made = prepare(request, environ, fields["job"])

@@ -40,9 +40,15 @@ def run(argv: "list[str]") -> int:
         from rootless_udi import elect
 
         return elect.run(request, environ, own, who, name, key)
+    helper = None
+    if request.explain is None:
+        from rootless_udi.helper import Helper
+
+        # First: the image server loads on another CPU while this process loads the planner.
+        helper = Helper()
     from rootless_udi import launch
 
-    return launch.run(request, environ, own, who)
+    return launch.run(request, environ, own, who, helper)
 
 
 def _join(

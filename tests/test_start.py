@@ -50,13 +50,13 @@ def test_a_joiner_imports_next_to_nothing() -> None:
 
 
 def test_a_launch_imports_what_the_bundle_has() -> None:
-    found = imported("import rootless_udi.run, rootless_udi.launch")
+    found = imported("import rootless_udi.run, rootless_udi.helper, rootless_udi.launch")
     assert {n for n in found if n.startswith("rootless_udi.")} == OURS
     assert {n for n in found if not n.startswith("rootless_udi")} <= FOREIGN | LAUNCHER
 
 
 def test_the_server_imports_what_the_bundle_has() -> None:
-    found = imported("import rootless_udi.fuse.raw")
+    found = imported("import rootless_udi.fuse.clibrary, rootless_udi.fuse.raw")
     server = {n for n in found if n.startswith("rootless_udi.fuse.")}
     assert server == set(bundle.SERVER)
 
