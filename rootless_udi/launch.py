@@ -156,7 +156,8 @@ def _caches(
 
 def _bundle() -> None:
     """Write the start path's bundle where this start had none and may write one."""
-    if __spec__.loader.__class__.__name__ != "SourceFileLoader":
+    loader = getattr(__spec__, "loader", None)
+    if loader.__class__.__name__ != "SourceFileLoader":
         return
     package = os.path.dirname(__file__)
     if os.access(f"{package}/__pycache__", os.W_OK):

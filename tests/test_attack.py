@@ -115,7 +115,7 @@ def test_a_damaged_bundle_is_left_aside_and_written_anew(user: User, box: Path) 
     assert user.run(*argv).stdout == "ok\n"
     (bundle,) = (prefix / "rootless_udi/__pycache__").glob("udi-run.*.bundle")
     whole = bundle.read_bytes()
-    odd = marshal.dumps((2, "boot = None", {}))
+    odd = marshal.dumps((3, "boot = None", {}, ()))
     for content in (b"", whole[:1000], whole[:-1000], b"\0" * 100, marshal.dumps(5), odd):
         bundle.write_bytes(content)
         done = user.run(*argv)

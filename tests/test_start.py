@@ -1,5 +1,6 @@
 """The start path is a budget: modules that it imports, files that it opens; and how it is found."""
 
+import ast
 import os
 import re
 import subprocess
@@ -14,18 +15,9 @@ from tests.conftest import TREE, User
 
 PYTHON = "/usr/bin/python3"
 
-OURS = {name for name in bundle.NAMES if name != "rootless_udi"}
-JOINER = {
-    "rootless_udi.begin",
-    "rootless_udi.environment",
-    "rootless_udi.errors",
-    "rootless_udi.guard",
-    "rootless_udi.node",
-    "rootless_udi.options",
-    "rootless_udi.records",
-    "rootless_udi.run",
-    "rootless_udi.syscalls",
-}
+OURS = {n for k in ("join", "elect", "maps", "help", "publish", "build") for n in bundle.GROUPS[k]}
+OURS -= {"rootless_udi"}
+JOINER = set(bundle.GROUPS["join"]) - {"rootless_udi"}
 FOREIGN = {"_ctypes", "_signal", "errno", "stat", "_stat"}
 FOREIGN |= {"os", "os.path", "posixpath", "genericpath", "_collections_abc"}
 LAUNCHER = {"_json", "_socket", "fcntl", "grp", "pwd", "time", "marshal"}
@@ -58,7 +50,20 @@ def test_a_launch_imports_what_the_bundle_has() -> None:
 def test_the_server_imports_what_the_bundle_has() -> None:
     found = imported("import rootless_udi.fuse.clibrary, rootless_udi.fuse.raw")
     server = {n for n in found if n.startswith("rootless_udi.fuse.")}
-    assert server == set(bundle.SERVER)
+    assert server == set(bundle.GROUPS["serve"])
+
+
+def test_the_bundle_has_each_module_after_those_that_it_imports() -> None:
+    for names in bundle.GROUPS.values():
+        for number, name in enumerate(names):
+            path = TREE / (name.replace(".", "/") + ".py")
+            if not path.exists():
+                continue
+            for line in ast.parse(path.read_text()).body:
+                if not isinstance(line, ast.ImportFrom) or line.module is None:
+                    continue
+                whole = {line.module, *(f"{line.module}.{alias.name}" for alias in line.names)}
+                assert not whole & set(names[number:]), name
 
 
 def opens(user: User, log: Path, *argv: object) -> int:
