@@ -118,7 +118,14 @@ def _work(sock: "_socket.socket") -> None:
     child = os.fork()
     if child == 0:
         near.close()
-        _serve(sock, far)
+        try:
+            _serve(sock, far)
+        except Exception as error:
+            # A bug, which must not look like a damaged image.
+            why = f"the image server failed: {type(error).__name__}: {error}"
+            _tell(sock, f"! {why}")
+            _log(why)
+            os._exit(70)
         os._exit(0)
     far.close()
     message, fds = _receive(sock)
