@@ -59,6 +59,7 @@ GROUPS = {
         "rootless_udi.sizes",
         "rootless_udi.volumes",
         "rootless_udi.plan",
+        "rootless_udi.rootfs",
         "rootless_udi.execute",
         "rootless_udi.inject",
         "rootless_udi.fuse",

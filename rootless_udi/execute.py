@@ -11,14 +11,14 @@ himself in an inner one. In between the host's tree is at /host of a private tmp
 """
 
 import os
-from errno import EEXIST, EINVAL, ELOOP, ENOENT, ENOTCONN, ENOTDIR, EROFS
-from stat import S_ISDIR, S_ISLNK
+from errno import EINVAL, ENOTCONN
+from stat import S_IMODE, S_ISDIR
 
-from rootless_udi import skeleton
 from rootless_udi.errors import UdiError
 from rootless_udi.idmap import maps, userns
-from rootless_udi.plan import Plan
-from rootless_udi.steps import Directory, File, Mount, Step, Symlink
+from rootless_udi.plan import Plan, layered
+from rootless_udi.rootfs import Rootfs, write
+from rootless_udi.steps import Directory, File, Mount, Symlink
 from rootless_udi.syscalls import (
     IN_ONLYDIR,
     IN_UNMOUNT,
@@ -30,12 +30,9 @@ from rootless_udi.syscalls import (
     MS_RDONLY,
     MS_REC,
     MS_SLAVE,
-    RESOLVE_IN_ROOT,
-    RESOLVE_NO_MAGICLINKS,
     inotify_add_watch,
     inotify_init,
     mount,
-    openat2,
     pivot_root,
     protect,
     restrict,
@@ -44,13 +41,10 @@ from rootless_udi.syscalls import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from rootless_udi.cache import FileCache
     from rootless_udi.helper import Helper
 
 BASE = "/tmp"
 """Any directory that every host has; the tmpfs is on it only until the first pivot_root."""
-
-_WORDS = {"ro", "rw", "nosuid", "nodev", "noexec", "rec", "private", "slave"}
 
 
 def run(plan: Plan, helper: "Helper", place: tuple[str, str, str]) -> None:
@@ -69,10 +63,12 @@ def run(plan: Plan, helper: "Helper", place: tuple[str, str, str]) -> None:
         _attach(plan, helper, place, made)
     else:
         _image(plan, helper, place)
+    done = _layer(plan)
     root = _overlay(plan) if plan.overlay else "/image"
-    tree = _Tree(root, caches)
+    tree = Rootfs(root, caches)
     for step in plan.steps:
-        tree.do(step)
+        if step not in done:
+            tree.do(step)
     tree.seal()
     if plan.overlay and not plan.writable:
         restrict(root, MS_RDONLY, below=False)
@@ -181,6 +177,31 @@ def _watch() -> int | None:
     return fd
 
 
+def _layer(plan: Plan) -> "tuple[File | Symlink, ...]":
+    """Do what can be done in the overlay's upper layer; return the steps that are done."""
+    steps = layered(plan)
+    if not steps:
+        return ()
+    mode = 0o755
+    try:
+        found = os.lstat("/image/etc").st_mode
+        if not S_ISDIR(found):
+            # The layer would hide it; the usual way says what is wrong with it, if anything.
+            return ()
+        mode = S_IMODE(found)
+    except FileNotFoundError:
+        pass
+    os.mkdir("/upper/upper/etc")
+    os.chmod("/upper/upper/etc", mode)
+    for step in steps:
+        path = f"/upper/upper{step.target}"
+        if isinstance(step, File):
+            write(path, step)
+        else:
+            os.symlink(step.to, path)
+    return steps
+
+
 def _overlay(plan: Plan) -> str:
     data = "lowerdir=/image,upperdir=/upper/upper,workdir=/upper/work,userxattr"
     try:
@@ -193,201 +214,3 @@ def _overlay(plan: Plan) -> str:
             "another file system may be mounted below it, which the kernel refuses",
         ) from None
     return "/root"
-
-
-class _Tree:
-    """The container's tree while it is made; no link of it leads a path out."""
-
-    def __init__(self, root: str, caches: dict[str, int]) -> None:
-        self.root = root
-        self.caches = caches
-        self.fd = os.open(root, os.O_PATH | os.O_CLOEXEC)
-        self.files = 0
-        self.to_seal: list[str] = []
-        self.checked: set[str] = set()
-
-    def do(self, step: "Step | FileCache") -> None:
-        """Carry out one step."""
-        if isinstance(step, Mount):
-            self.mount(step)
-        elif step.target in self.caches:
-            self.cache(step.target)
-        elif isinstance(step, File):
-            self.file(step)
-        elif isinstance(step, Symlink):
-            self.symlink(step)
-        else:
-            assert isinstance(step, Directory)
-            os.close(self.ensure(step.target, True, step.mode))
-
-    def mount(self, step: Mount) -> None:
-        """Bind the source or mount a file system on the target."""
-        words = {o for o in step.options if o in _WORDS}
-        flags = MS_NOSUID * ("nosuid" in words) | MS_NODEV * ("nodev" in words)
-        source = f"/host{step.source}"
-        is_directory = bool(step.fstype) or S_ISDIR(os.stat(source).st_mode)
-        target = self.ensure(step.target, is_directory)
-        where = f"/host/proc/self/fd/{target}"
-        if step.fstype:
-            data = ",".join(o for o in step.options if o not in _WORDS)
-            mount(step.source, where, step.fstype, flags, data)
-            if "ro" in words:
-                self.to_seal.append(step.target)
-        else:
-            # Always recursive: mounts of the parent namespace are locked to each other, and the
-            # kernel refuses to show a part of them (mount_namespaces(7)).
-            mount(source, where, None, MS_BIND | MS_REC)
-            os.close(target)
-            target = self.open(step.target)
-            where = f"/host/proc/self/fd/{target}"
-            if "slave" not in words:
-                mount(None, where, None, MS_REC | MS_PRIVATE)
-            flags |= MS_RDONLY * ("ro" in words)
-            if flags:
-                restrict(where, flags)
-        os.close(target)
-
-    def cache(self, path: str) -> None:
-        """Attach a perNodeCache that was made before the host's tree moved."""
-        from rootless_udi import detached
-
-        target = self.ensure(path, True)
-        detached.attach(self.caches[path], target)
-        os.close(target)
-
-    def file(self, step: File) -> None:
-        """Bind a generated file over the target."""
-        source = f"/files/{self.files}"
-        self.files += 1
-        fd = os.open(source, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, step.mode)
-        data = step.content.encode("utf-8", "surrogateescape")
-        try:
-            while data:
-                # At a limit the first write is short, and the next one says why.
-                data = data[os.write(fd, data) :]
-        except OSError as error:
-            raise UdiError(
-                f"writing {step.target} failed: {error.strerror}",
-                "see the limits of memory and of file size (ulimit -f)",
-            ) from None
-        os.close(fd)
-        folder = step.target.rpartition("/")[0] or "/"
-        if folder not in self.checked:
-            # Most files are of /etc: that no link leads it elsewhere is looked at once.
-            os.close(self.ensure(folder, True))
-            self.checked.add(folder)
-        target = self.ensure(step.target, False)
-        mount(source, f"/host/proc/self/fd/{target}", None, MS_BIND)
-        os.close(target)
-        target = self.open(step.target)
-        restrict(f"/host/proc/self/fd/{target}", MS_RDONLY | MS_NOSUID | MS_NODEV)
-        os.close(target)
-
-    def symlink(self, step: Symlink) -> None:
-        """Make a link; one that is there and says the same is left alone."""
-        folder, _, name = step.target.rpartition("/")
-        parent = self.ensure(folder or "/", True)
-        try:
-            try:
-                os.symlink(step.to, name, dir_fd=parent)
-            except OSError as error:
-                # On a read-only file system the kernel may say EROFS before EEXIST.
-                if error.errno not in (EEXIST, EROFS):
-                    raise
-                self._replace(parent, name, step)
-        finally:
-            os.close(parent)
-
-    def _replace(self, parent: int, name: str, step: Symlink) -> None:
-        try:
-            if os.readlink(name, dir_fd=parent) == step.to:
-                return
-        except OSError:
-            pass
-        try:
-            os.unlink(name, dir_fd=parent)
-            os.symlink(step.to, name, dir_fd=parent)
-        except OSError as error:
-            raise UdiError(
-                f"making the link {step.target} -> {step.to} failed: {error.strerror}",
-                f"asked for by: {step.reason}",
-            ) from None
-
-    def open(self, path: str) -> int:
-        """Open `path` inside the tree (O_PATH); links are followed but never out of it."""
-        return openat2(
-            self.fd,
-            path,
-            os.O_PATH | os.O_CLOEXEC,
-            RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
-        )
-
-    def ensure(self, path: str, is_directory: bool, mode: int = 0o755) -> int:
-        """Open the mount point `path`, which is made where it is missing, with its parents."""
-        try:
-            fd = self.open(path)
-        except OSError as error:
-            if error.errno == ENOENT:
-                return self._make(path, is_directory, mode)
-            why = {
-                ELOOP: "the image's symbolic links lead in a circle",
-                ENOTDIR: "a part of it is a file in the image",
-            }.get(error.errno or 0, error.strerror)
-            raise UdiError(f"mount point {path} can't be opened: {why}") from None
-        self._check(path, fd)
-        if S_ISDIR(os.fstat(fd).st_mode) != is_directory:
-            os.close(fd)
-            kinds = ("a file", "a directory")
-            raise UdiError(
-                f"mounting on {path} failed: it is {kinds[not is_directory]} in the image, and "
-                f"{kinds[is_directory]} is to be mounted there",
-            )
-        return fd
-
-    def _check(self, path: str, fd: int) -> None:
-        """Refuse a standard mount point that the image's links lead elsewhere (/etc -> /)."""
-        if path not in skeleton.DIRECTORIES:
-            return
-        found = os.readlink(f"/host/proc/self/fd/{fd}")
-        found = found.removeprefix(self.root) or "/"
-        if found != path and found not in skeleton.DIRECTORIES:
-            os.close(fd)
-            raise UdiError(
-                f"mount point {path} is a symbolic link in the image, to {found}",
-                "no image of a Linux distribution has that; make it a directory",
-            )
-
-    def _make(self, path: str, is_directory: bool, mode: int) -> int:
-        folder, _, name = path.rstrip("/").rpartition("/")
-        parent = self.ensure(folder or "/", True)
-        try:
-            if path in skeleton.FILES or not is_directory:
-                self._make_file(parent, name)
-            else:
-                os.mkdir(name, mode, dir_fd=parent)
-        except OSError as error:
-            raise UdiError(
-                f"mount point {path} is not in the image and can't be made: {error.strerror}",
-                "choose a destination that exists in the image, or make it writable (--writable)",
-            ) from None
-        finally:
-            os.close(parent)
-        return self.open(path)
-
-    def _make_file(self, parent: int, name: str) -> None:
-        """Make an empty file; a dangling link of the image in its place goes."""
-        try:
-            if S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-                os.unlink(name, dir_fd=parent)
-        except FileNotFoundError:
-            pass
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        os.close(os.open(name, flags, 0o644, dir_fd=parent))
-
-    def seal(self) -> None:
-        """Make read-only what had to be writable while mount points were made in it."""
-        for path in self.to_seal:
-            fd = self.open(path)
-            restrict(f"/host/proc/self/fd/{fd}", MS_RDONLY)
-            os.close(fd)
-        os.close(self.fd)

@@ -141,6 +141,25 @@ def build(
     )
 
 
+def layered(made: Plan) -> "tuple[File | Symlink, ...]":
+    """Return the steps that can be done in the overlay's upper layer before it is mounted.
+
+    Those of /etc, where no mount comes in between. In the layer a generated file costs a third of
+    the system calls of a bind and the image server none of its questions; and with --writable it
+    can be replaced by rename(2), as package managers do, which a mount point can't.
+    """
+    found: list[File | Symlink] = []
+    covered: set[str] = set()
+    for step in made.steps if made.overlay else ():
+        if isinstance(step, Mount):
+            covered.add(step.target)
+        elif isinstance(step, File | Symlink):
+            above = {"/etc", step.target}
+            if step.target.rpartition("/")[0] == "/etc" and not above & covered:
+                found.append(step)
+    return tuple(found)
+
+
 def wanted(
     site: "Site", volumes: "Iterable[Volume]", injections: "Iterable[Injection]"
 ) -> list[str]:
@@ -172,7 +191,13 @@ def _defaults(site: "Site") -> list[Step]:
 
 def _host_files(site: "Site") -> list[Step]:
     return [
-        Mount(f"/etc/{name}", path, options=("ro",), required=False, reason=f"the host's {path}")
+        Mount(
+            f"/etc/{name}",
+            path,
+            options=("nosuid", "nodev", "ro"),
+            required=False,
+            reason=f"the host's {path}",
+        )
         for name, path in site.etc
     ]
 

@@ -326,11 +326,21 @@ def test_an_images_own_file_can_be_changed_when_writable(user: User, box: Path) 
     assert lines(user.run("udi-run", "--writable", box, "sh", "-c", script)) == ["700"]
 
 
+def test_the_accounts_can_be_replaced_when_writable(user: User, box: Path) -> None:
+    script = "cd /etc && echo a:x:1:1::/:/bin/sh >new && mv new passwd && cat passwd"
+    assert lines(user.run("udi-run", "--writable", box, "sh", "-c", script)) == [
+        "a:x:1:1::/:/bin/sh"
+    ]
+    script = "echo x >>/etc/passwd; stat -c %a /etc /etc/shadow"
+    done = user.run("udi-run", box, "sh", "-c", script)
+    assert done.stdout == "755\n600\n" and "Read-only file system" in done.stderr
+
+
 def test_mount_flags(user: User, box: Path) -> None:
     """[13, 19]"""
     mounts = lines(user.run("udi-run", f"-V{user.home}:/data", box, "cat", "/proc/mounts"))
     flags = {line.split()[1]: line.split()[3].split(",") for line in mounts}
-    for place in ("/", "/proc", "/sys", "/tmp", "/etc/passwd", "/data"):
+    for place in ("/", "/proc", "/sys", "/tmp", "/etc/hosts", "/data"):
         assert {"nosuid", "nodev"} <= set(flags[place]), place
     assert "nosuid" in flags["/dev"] and "ro" in flags["/"]
 
