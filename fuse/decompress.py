@@ -103,15 +103,27 @@ def _lzma(alone: bool) -> "Decompress":
     return run
 
 
-def _libzstd() -> "Decompress":
-    from rootless_udi.fuse.clibrary import Int, Pointer, Size, Text, library, uninitialised
+def _uninitialised() -> "Callable[[Any, int], bytes]":
+    """Return PyBytes_FromStringAndSize: with NULL it makes a bytes object that C may still fill."""
+    import ctypes
 
-    find = library("libzstd.so.1")
-    create = find("ZSTD_createDCtx", Pointer)
-    call = find("ZSTD_decompressDCtx", Size, Pointer, Text, Size, Text, Size)
-    wrong, why = find("ZSTD_isError", Int, Size), find("ZSTD_getErrorName", Text, Size)
-    highest = Size(-1).value - 4095  # errors are small negative numbers
-    make = uninitialised()
+    make = ctypes.pythonapi.PyBytes_FromStringAndSize
+    make.argtypes, make.restype = (ctypes.c_void_p, ctypes.c_ssize_t), ctypes.py_object
+    return make
+
+
+def _libzstd() -> "Decompress":
+    import ctypes
+
+    library = ctypes.CDLL("libzstd.so.1")
+    size, pointer = ctypes.c_size_t, ctypes.c_void_p
+    create, call = library.ZSTD_createDCtx, library.ZSTD_decompressDCtx
+    create.restype, create.argtypes = pointer, ()
+    call.restype, call.argtypes = size, (pointer, ctypes.c_char_p, size, ctypes.c_char_p, size)
+    wrong, why = library.ZSTD_isError, library.ZSTD_getErrorName
+    wrong.argtypes, why.argtypes, why.restype = (size,), (size,), ctypes.c_char_p
+    highest = (1 << (8 * ctypes.sizeof(size))) - 4096  # errors are small negative numbers
+    make = _uninitialised()
     contexts: list[int] = []  # one for each thread that was ever inside at the same time
 
     def run(data: bytes, most: int) -> bytes:
@@ -169,10 +181,11 @@ def _zstandard() -> "Decompress":
 
 
 def _liblz4() -> "Decompress":
-    from rootless_udi.fuse.clibrary import Int, Text, library, uninitialised
+    import ctypes
 
-    call = library("liblz4.so.1")("LZ4_decompress_safe", Int, Text, Text, Int, Int)
-    make = uninitialised()
+    call = ctypes.CDLL("liblz4.so.1").LZ4_decompress_safe
+    call.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int)
+    make = _uninitialised()
 
     def run(data: bytes, most: int) -> bytes:
         out = make(None, most)
@@ -198,17 +211,16 @@ def _lz4_package() -> "Decompress":
 
 
 def _liblzo() -> "Decompress":
-    from _ctypes import byref
+    import ctypes
 
-    from rootless_udi.fuse.clibrary import Int, Pointer, Size, Text, library, uninitialised
-
-    find = library("liblzo2.so.2")
-    call = find("lzo1x_decompress_safe", Int, Text, Size, Text, Pointer, Pointer)
-    make = uninitialised()
+    call = ctypes.CDLL("liblzo2.so.2").lzo1x_decompress_safe
+    length = ctypes.c_size_t
+    call.argtypes = (ctypes.c_char_p, length, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p)
+    make = _uninitialised()
 
     def run(data: bytes, most: int) -> bytes:
-        out, found = make(None, most), Size(most)
-        status = call(data, len(data), out, byref(found), None)
+        out, found = make(None, most), length(most)
+        status = call(data, len(data), out, ctypes.byref(found), None)
         if status != 0:
             raise Corrupt(f"an lzo block is damaged (status {status})")
         return out if found.value == most else out[: found.value]

@@ -73,7 +73,6 @@ GROUPS = {
     ),
     "serve": (
         "rootless_udi.fuse.format",
-        "rootless_udi.fuse.clibrary",
         "rootless_udi.fuse.decompress",
         "rootless_udi.fuse.cache",
         "rootless_udi.fuse.workers",

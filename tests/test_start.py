@@ -48,7 +48,7 @@ def test_a_launch_imports_what_the_bundle_has() -> None:
 
 
 def test_the_server_imports_what_the_bundle_has() -> None:
-    found = imported("import rootless_udi.fuse.clibrary, rootless_udi.fuse.raw")
+    found = imported("import rootless_udi.fuse.raw")
     server = {n for n in found if n.startswith("rootless_udi.fuse.")}
     assert server == set(bundle.GROUPS["serve"])
 
