@@ -2,6 +2,8 @@
 
 import json
 import random
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -527,3 +529,47 @@ def test_stopping_ends_a_wait_for_the_network(proxy: Flaky) -> None:
     proxy.rule = rule
     with pytest.raises(Stopped):
         Body().take(one, layer)
+
+
+def test_stopping_while_a_connection_is_made() -> None:
+    """There is no socket yet that could be shut; the connection must not be waited on after."""
+    stop = Stop()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def accept() -> None:
+            connection, _ = server.accept()
+            stop.set()
+            connection.recv(1 << 16)
+            connection.recv(1)  # until the other side goes away
+            connection.close()
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        with pytest.raises(Stopped):
+            Transport(stop).get(f"http://127.0.0.1:{server.getsockname()[1]}/", {})
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_stopping_ends_a_body_that_ends_with_its_connection() -> None:
+    """http.client forgets the socket of such a reply."""
+    stop = Stop()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            connection.recv(1 << 16)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nsome")
+            stop.set()
+            connection.recv(1)
+            connection.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(Stopped):
+            reply = Transport(stop).get(f"http://127.0.0.1:{server.getsockname()[1]}/", {})
+            while reply.read_some(4):
+                pass
+            stop.check()
+        thread.join(60)
+        assert not thread.is_alive()
