@@ -112,6 +112,11 @@ def _uninitialised() -> "Callable[[Any, int], bytes]":
     return make
 
 
+_zstd_contexts: list[int] = []
+"""One of libzstd's for each thread that was ever inside at the same time; 150 KiB, never freed, so
+the images that a process opens one after the other share them."""
+
+
 def _libzstd() -> "Decompress":
     import ctypes
 
@@ -124,7 +129,7 @@ def _libzstd() -> "Decompress":
     wrong.argtypes, why.argtypes, why.restype = (size,), (size,), ctypes.c_char_p
     highest = (1 << (8 * ctypes.sizeof(size))) - 4096  # errors are small negative numbers
     make = _uninitialised()
-    contexts: list[int] = []  # one for each thread that was ever inside at the same time
+    contexts = _zstd_contexts
 
     def run(data: bytes, most: int) -> bytes:
         out = make(None, most)
