@@ -57,6 +57,7 @@ NAMES = (
 """A test compares these with what a start imports."""
 
 SERVER = (
+    "rootless_udi.fuse.ahead",
     "rootless_udi.fuse.blocks",
     "rootless_udi.fuse.cache",
     "rootless_udi.fuse.complain",

@@ -72,7 +72,7 @@ REAL = {
         *(pytest.param(n, marks=pytest.mark.slow) for n in ("mpi", "science")),
     ],
 )
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_mount_shows_what_the_kernel_shows(
     which: str, tmp_path: Path, user: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
