@@ -11,6 +11,9 @@ Python only from 3.14 and LZ4 and LZO never, yet libzstd.so.1 is on practically 
 Nothing is imported before a format is asked for.
 """
 
+from os import RTLD_NOW
+from sys import byteorder, maxsize
+
 from rootless_udi.errors import UdiError
 from rootless_udi.fuse.format import Corrupt
 
@@ -30,6 +33,10 @@ PACKAGES = {
     "lzo": "liblzo2.so.2, or `pip install python-lzo`",
 }
 """What gives each format, in words for an error's hint."""
+
+
+SIZE_T = (maxsize.bit_length() + 1) // 8
+"""Bytes of a size_t."""
 
 
 def decompressor(name: str) -> "Decompress":
@@ -103,28 +110,44 @@ def _lzma(alone: bool) -> "Decompress":
     return run
 
 
-def _uninitialised() -> "Callable[[Any, int], bytes]":
-    """Return PyBytes_FromStringAndSize: with NULL it makes a bytes object that C may still fill."""
-    import ctypes
+def _function(library: "str | None", name: str, result: str, arguments: str) -> "Any":
+    """Return a C function of a shared library, or of Python itself (None), which keeps the GIL.
 
-    make = ctypes.pythonapi.PyBytes_FromStringAndSize
-    make.argtypes, make.restype = (ctypes.c_void_p, ctypes.c_ssize_t), ctypes.py_object
+    Types are ctypes' letters: i int, L size_t, P void *, z const char *, O object. By `_ctypes`
+    itself, as in rootless_udi.syscalls: the package in front of it costs a server's start 4 ms.
+    """
+    import _ctypes
+
+    def kind(letter: str) -> "Any":
+        return type(letter, (_ctypes._SimpleCData,), {"_type_": letter})
+
+    flags = _ctypes.FUNCFLAG_CDECL | (0 if library else _ctypes.FUNCFLAG_PYTHONAPI)
+    maker = type(name, (_ctypes.CFuncPtr,), {"_flags_": flags, "_restype_": kind(result)})
+    function: Any = maker(_ctypes.dlsym(_ctypes.dlopen(library, RTLD_NOW), name))  # type: ignore[arg-type]
+    function.argtypes = tuple(kind(letter) for letter in arguments)
+    return function
+
+
+def _uninitialised() -> "Callable[[None, int], bytes]":
+    """Return PyBytes_FromStringAndSize: with NULL it makes a bytes object that C may still fill."""
+    make: Callable[[None, int], bytes] = _function(None, "PyBytes_FromStringAndSize", "O", "PL")
     return make
 
 
-def _libzstd() -> "Decompress":
-    import ctypes
+_zstd_contexts: list[int] = []
+"""One of libzstd's for each thread that was ever inside at the same time; 150 KiB, never freed, so
+the images that a process opens one after the other share them."""
 
-    library = ctypes.CDLL("libzstd.so.1")
-    size, pointer = ctypes.c_size_t, ctypes.c_void_p
-    create, call = library.ZSTD_createDCtx, library.ZSTD_decompressDCtx
-    create.restype, create.argtypes = pointer, ()
-    call.restype, call.argtypes = size, (pointer, ctypes.c_char_p, size, ctypes.c_char_p, size)
-    wrong, why = library.ZSTD_isError, library.ZSTD_getErrorName
-    wrong.argtypes, why.argtypes, why.restype = (size,), (size,), ctypes.c_char_p
-    highest = (1 << (8 * ctypes.sizeof(size))) - 4096  # errors are small negative numbers
+
+def _libzstd() -> "Decompress":
+    library = "libzstd.so.1"
+    create = _function(library, "ZSTD_createDCtx", "P", "")
+    call = _function(library, "ZSTD_decompressDCtx", "L", "PzLzL")
+    wrong = _function(library, "ZSTD_isError", "i", "L")
+    why = _function(library, "ZSTD_getErrorName", "z", "L")
+    highest = 2 * maxsize - 4096  # of a size_t; errors are small negative numbers
     make = _uninitialised()
-    contexts: list[int] = []  # one for each thread that was ever inside at the same time
+    contexts = _zstd_contexts
 
     def run(data: bytes, most: int) -> bytes:
         out = make(None, most)
@@ -181,10 +204,7 @@ def _zstandard() -> "Decompress":
 
 
 def _liblz4() -> "Decompress":
-    import ctypes
-
-    call = ctypes.CDLL("liblz4.so.1").LZ4_decompress_safe
-    call.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int)
+    call = _function("liblz4.so.1", "LZ4_decompress_safe", "i", "zzii")
     make = _uninitialised()
 
     def run(data: bytes, most: int) -> bytes:
@@ -211,19 +231,17 @@ def _lz4_package() -> "Decompress":
 
 
 def _liblzo() -> "Decompress":
-    import ctypes
-
-    call = ctypes.CDLL("liblzo2.so.2").lzo1x_decompress_safe
-    length = ctypes.c_size_t
-    call.argtypes = (ctypes.c_char_p, length, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p)
+    call = _function("liblzo2.so.2", "lzo1x_decompress_safe", "i", "zLzzP")
     make = _uninitialised()
 
     def run(data: bytes, most: int) -> bytes:
-        out, found = make(None, most), length(most)
-        status = call(data, len(data), out, ctypes.byref(found), None)
+        # C overwrites `length` too: a bytes object that was made here and nobody else has.
+        out, length = make(None, most), most.to_bytes(SIZE_T, byteorder)
+        status = call(data, len(data), out, length, None)
         if status != 0:
             raise Corrupt(f"an lzo block is damaged (status {status})")
-        return out if found.value == most else out[: found.value]
+        found = int.from_bytes(length, byteorder)
+        return out if found == most else out[:found]
 
     return run
 

@@ -43,16 +43,16 @@ class FileSystem:
         """`cache_bytes` bounds the decompressed data kept; `threads` decompress besides."""
         self.reader = reader
         self.blocks = Blocks(reader, cache_bytes)
-        self._workers = Workers(max(threads, 1))  # one waits for slow reads, if nothing else
+        self.workers = Workers(max(threads, 1))  # one waits for slow reads, if nothing else
         self._parallel = threads > 0
-        reader.source.expect(reader.super.hot(), self._workers)
+        reader.source.expect(reader.super.hot(), self.workers)
         self._shift = self.blocks.log
         self._zeros = bytes(self.blocks.size)
         self._streams: dict[int, int] = {}  # node -> the block that a sequential reader is at
 
     def close(self) -> None:
         """End the threads; the image's descriptor is the caller's."""
-        self._workers.close()
+        self.workers.close()
 
     def inode(self, node: int) -> Inode:
         """Return the inode of `node`."""
@@ -155,8 +155,10 @@ class FileSystem:
         place = self.blocks.place
         places = [place(one, index) for index in range(first, last + 1)]
         if self._parallel:
-            self._look_ahead(self._workers, node, one, first, last, places)
+            self._look_ahead(node, one, first, last, places)
         elif last > first:
+            for where in places:
+                self.workers.wait(where)
             self._fetch_together(places)
         base = first << shift
         parts = []
@@ -171,8 +173,7 @@ class FileSystem:
         blocks = self.blocks
         if where == HOLE:
             return memoryview(self._zeros)[: stop - start]
-        if self._parallel:
-            self._workers.wait(where)
+        self.workers.wait(where)
         length = blocks.length(one, index)
         # what goes out whole is the caller's to remember: freed memory is cheaper than new pages
         whole = stop - start == length and index < blocks.count(one)
@@ -195,9 +196,10 @@ class FileSystem:
         return memoryview(data)[skip + start : skip + stop]
 
     def _look_ahead(
-        self, workers: Workers, node: int, one: Inode, first: int, last: int, places: list[Place]
+        self, node: int, one: Inode, first: int, last: int, places: list[Place]
     ) -> None:
         """Give the workers what this read wants besides one block, and what comes after it."""
+        workers = self.workers
         missing = [p for p in places if p != HOLE and p not in self.blocks.cache]
         if len(missing) << self._shift >= PARALLEL and len(missing) > 1:
             for where in missing[1:]:

@@ -12,6 +12,7 @@ import os
 from errno import EAGAIN, ECONNABORTED, EINTR, ENODEV, ENOENT, ENOSYS, EPROTO, ERANGE
 
 from rootless_udi.fuse import protocol as p
+from rootless_udi.fuse.ahead import steps
 from rootless_udi.fuse.complain import Complaints, to_stderr
 from rootless_udi.fuse.filesystem import CACHE_BYTES, FileSystem
 from rootless_udi.fuse.format import Corrupt
@@ -19,7 +20,7 @@ from rootless_udi.fuse.reader import Reader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     Reply = tuple[bytes | memoryview, ...] | None
 
@@ -104,11 +105,17 @@ class Server:
         """Answer until the kernel ends the connection."""
         read, header, handlers, fd = os.read, p.IN_HEADER.unpack_from, self._handlers, self.fd
         answer, complain = self._answer, self._complain
+        early = steps(self.fs)
+        os.set_blocking(fd, False)  # for as long as there is something to do without a request
         while True:
             try:
                 request = read(fd, p.BUFFER)
             except OSError as error:
-                if error.errno in (EINTR, ENOENT, EAGAIN):  # ENOENT: interrupted before we had it
+                if error.errno == EAGAIN:
+                    if not _went_on(early):
+                        os.set_blocking(fd, True)
+                    continue
+                if error.errno in (EINTR, ENOENT):  # ENOENT: interrupted before we had it
                     continue
                 if error.errno in (ENODEV, ECONNABORTED):
                     return
@@ -240,6 +247,14 @@ class Server:
     def _listxattr(self, node: int, request: bytes) -> "Reply":
         (size,) = p.GETXATTR.unpack_from(request, 40)
         return _sized(b"".join(name + b"\0" for name in self.fs.xattrs(node)), size)
+
+
+def _went_on(early: "Iterator[None]") -> bool:
+    """Do one more step of what may be done early; tell whether there was one."""
+    try:
+        return next(early, early) is None
+    except Exception:
+        return False  # a damaged image: who asks for that part hears of it
 
 
 def _sized(value: bytes, size: int) -> "Reply":

@@ -11,8 +11,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    Job = tuple[Callable[..., object], Hashable, _thread.LockType]
-
 
 class Workers:
     """`threads` threads, started at the first request, that call what they are given.
@@ -24,10 +22,11 @@ class Workers:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._queue: SimpleQueue[
-            tuple[Callable[..., object], Hashable, _thread.LockType] | None
-        ] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Callable[..., object], Hashable] | None] = SimpleQueue()
         self._pending: dict[Hashable, _thread.LockType] = {}
+        """Jobs that are not done; who waits for one waits for its lock."""
+        self._idle: dict[Hashable, bool] = {}
+        """Those of them that no thread has begun. Any step on either is one dict operation."""
         self._running = -1
         """Threads that could be started; -1 before the first request."""
 
@@ -41,8 +40,9 @@ class Workers:
             return  # nobody would do it, and `wait` would wait for ever
         done = _thread.allocate_lock()
         done.acquire()
-        self._pending[name] = done
-        self._queue.put((call, name, done))
+        if self._pending.setdefault(name, done) is done:  # a worker may have asked meanwhile
+            self._idle[name] = True
+            self._queue.put((call, name))
 
     def _start(self) -> None:
         self._running = 0
@@ -54,11 +54,18 @@ class Workers:
             self._running += 1
 
     def wait(self, name: "Hashable") -> None:
-        """Wait for the job called `name` where it is on its way."""
+        """Wait for the job called `name` where it is being done; take it back where it waits.
+
+        Whoever wants it does it at once, then, in place of waiting for all that was asked before.
+        """
         done = self._pending.get(name)
-        if done is not None:
-            with done:
-                pass
+        if done is None:
+            return
+        if self._idle.pop(name, False):
+            del self._pending[name]
+            return
+        with done:
+            pass
 
     def close(self) -> None:
         """End the threads once they are done with what they were asked."""
@@ -71,11 +78,12 @@ class Workers:
             job = self._queue.get()
             if job is None:
                 return
-            call, name, done = job
+            call, name = job
+            if not self._idle.pop(name, False):
+                continue  # taken back
             try:
                 call(name)
             except Exception:
                 pass  # see the class's docstring
             finally:
-                del self._pending[name]
-                done.release()
+                self._pending.pop(name).release()

@@ -80,6 +80,7 @@ GROUPS = {
         "rootless_udi.fuse.reader",
         "rootless_udi.fuse.blocks",
         "rootless_udi.fuse.filesystem",
+        "rootless_udi.fuse.ahead",
         "rootless_udi.fuse.complain",
         "rootless_udi.fuse.protocol",
         "rootless_udi.fuse.raw",

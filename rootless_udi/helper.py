@@ -181,10 +181,8 @@ def _receive(sock: "_socket.socket") -> "tuple[str, list[int]]":
 def _serve(sock: "_socket.socket", source: "_socket.socket") -> None:
     """Serve with our own server in this process, if it is told to."""
     prctl(PR_SET_NAME, SERVER)
-    # While the launcher plans and makes the namespaces: loading it takes 5 ms.
-    import ctypes  # noqa: F401
-
-    from rootless_udi.fuse import decompress, raw  # noqa: F401
+    # While the launcher plans and makes the namespaces: loading it takes 4 ms.
+    from rootless_udi.fuse import raw
     from rootless_udi.fuse.filesystem import Attributes, FileSystem
 
     class Owned(FileSystem):

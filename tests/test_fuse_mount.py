@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tests import fuseimages, fusetree, images
-from tests.conftest import User
 from tests.fusemount import TREE, Mount, ours, squashfuse
 
 NEEDS = pytest.mark.needs("userns", "fuse", "mksquashfs")
@@ -331,30 +330,3 @@ def test_the_command_says_what_is_wrong_with_its_words(tmp_path: Path) -> None:
         "only the raw transport counts"
         in said("--transport=fuse-python", "--counts=x", "a", "/mnt")[1]
     )
-
-
-@pytest.mark.root
-@pytest.mark.needs("fuse", "mksquashfs")
-@pytest.mark.parametrize("which", ("everything", "debian"))
-def test_root_sees_what_the_kernels_own_squashfs_shows(
-    which: str, tmp_path: Path, user: User, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Owners, links, times and xattrs too; mounted without a user namespace."""
-    if which == "everything":
-        pax = fuseimages.everything()
-        image = fuseimages.mksquashfs(pax, tmp_path / "i", "-comp", "zstd")
-    else:
-        users = f"/var/tmp/rootless_udi-cache-{user.uid}"  # where the other tests made it
-        monkeypatch.setenv("UDI_TEST_CACHE", os.environ.get("UDI_TEST_CACHE", users))
-        root = images.debian_root("bookworm", ("python3-numpy",))
-        image = fuseimages.from_cache(root, "fuse")
-    kernel = tmp_path / "kernel"
-    kernel.mkdir()
-    subprocess.run(["mount", "-t", "squashfs", "-o", "ro,loop", image, kernel], check=True)
-    try:
-        expected = {str(o["path"]): o for o in fusetree.of_folder(os.fsencode(kernel))}
-    finally:
-        subprocess.run(["umount", kernel], check=True)
-    for transport in ("raw", "pyfuse3"):
-        with Mount(ours(transport), image, tmp_path / transport) as one:
-            assert seen(one) == expected

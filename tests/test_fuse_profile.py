@@ -5,6 +5,7 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -188,15 +189,15 @@ def test_on_a_slow_file_system_windows_are_read_ahead(tmp_path: Path) -> None:
     path = tmp_path / "image"
     path.write_bytes(fuseimages.noise(20 << 20))
     fd = os.open(path, os.O_RDONLY)
-    workers = Workers(2)
+    workers, idle = Workers(1), threading.Event()
     source = Source(fd, 20 << 20)
     source.slow = True
     source.expect(((15 << 20, 1 << 20), (100, (10 << 20) - 100)), workers)
     data = path.read_bytes()
     assert source.read((15 << 20) + 5, 10) == data[(15 << 20) + 5 :][:10]
-    for window in range(6):
-        workers.wait(window)
-        assert window in source._windows
+    workers.ask(lambda _: idle.set(), "the last job")
+    assert idle.wait(60)
+    assert all(window in source._windows for window in (15, *range(6)))
     assert 7 not in source._windows
     for at in range(0, 20 << 20, 3_000_000):
         assert source.read(at, 200_000) == data[at : at + 200_000]

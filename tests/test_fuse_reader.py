@@ -134,6 +134,7 @@ def test_a_debian_with_python(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.needs("mksquashfs", "tar2sqfs", "mmdebstrap")
 @pytest.mark.parametrize(
     "packages",
@@ -267,6 +268,7 @@ def test_importing_the_server_is_light() -> None:
         [
             f"rootless_udi.fuse.{name}"
             for name in (
+                "ahead",
                 "blocks",
                 "cache",
                 "complain",

@@ -1,0 +1,98 @@
+"""What every dynamic program reads first, at hand before the first one starts.
+
+From the mount to execve(2) a launcher makes mounts for 10 ms, in which the server has little to do;
+then the command waits for ten blocks of the dynamic loader and the C library, one by one. So these
+are looked up while no request is there, step by step in the server's own thread, which alone may
+touch metadata, and decompressed by a worker. What is here can only be early, never wrong: errors
+are left for the request that meets them again.
+"""
+
+from os import uname
+
+from rootless_udi.fuse.blocks import HOLE
+from rootless_udi.fuse.format import DIR, RAW, REG, SYMLINK
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from rootless_udi.fuse.filesystem import FileSystem
+    from rootless_udi.fuse.format import Inode
+    from rootless_udi.fuse.reader import Reader
+
+LOADERS = {
+    "x86_64": (b"lib64/ld-linux-x86-64.so.2", b"lib/ld-musl-x86_64.so.1"),
+    "aarch64": (b"lib/ld-linux-aarch64.so.1", b"lib/ld-musl-aarch64.so.1"),
+    "ppc64le": (b"lib64/ld64.so.2", b"lib/ld-musl-powerpc64le.so.1"),
+    "riscv64": (b"lib/ld-linux-riscv64-lp64d.so.1", b"lib/ld-musl-riscv64.so.1"),
+    "s390x": (b"lib/ld64.so.1", b"lib/ld-musl-s390x.so.1"),
+}
+"""The programs' interpreter (PT_INTERP) by their ABI; a musl one is the C library too."""
+MOST = 4 << 20
+"""Bytes decompressed in advance at most; a glibc and its loader have 2.2 MB."""
+LINKS = 40
+
+
+def steps(fs: "FileSystem") -> "Iterator[None]":
+    """Yield between steps of 1 ms at most; the caller goes on when it has nothing else to do.
+
+    Raises what reading metadata raises.
+    """
+    reader, room = fs.reader, MOST
+    root = [reader.super.root]
+    for path in LOADERS.get(uname().machine, ()):
+        trail = yield from _walk(reader, root, path)
+        if trail:
+            break
+    else:
+        return  # only static programs can run from it
+    room -= _ask(fs, reader.inode(trail[-1]), room)
+    for start, path in ((root, b"etc/ld.so.cache"), (trail[:-1], b"libc.so.6")):
+        found = yield from _walk(reader, start, path)
+        if found:
+            room -= _ask(fs, reader.inode(found[-1]), room)
+        yield
+    yield from _walk(reader, root, b"usr/bin/env")  # for the names of programs
+
+
+def _ask(fs: "FileSystem", one: "Inode", room: int) -> int:
+    """Have a file's blocks decompressed; return how many bytes these are, 0 where over `room`."""
+    if one.kind != REG or one.size > room:
+        return 0
+    blocks = fs.blocks
+    for index in range((one.size + blocks.size - 1) >> blocks.log):
+        place = blocks.place(one, index)
+        if place != HOLE and not place[1] & RAW:
+            fs.workers.ask(blocks.get, place)
+    return one.size
+
+
+def _walk(reader: "Reader", start: list[int], path: bytes) -> "Generator[None, None, list[int]]":
+    """Return the references from the root to `path`, links followed; empty where there is none.
+
+    `start` are those to the folder that `path` is in.
+    """
+    trail, links = start[:], 0
+    names = path.split(b"/")[::-1]
+    while names:
+        name = names.pop()
+        if name == b"..":
+            trail = trail[:-1] or trail
+        elif name and name != b".":
+            folder = reader.inode(trail[-1])
+            entry = reader.lookup(folder, name) if folder.kind == DIR else 0
+            yield
+            if not entry:
+                return []
+            one = reader.inode(entry >> 36)
+            if one.kind != SYMLINK:
+                trail.append(entry >> 36)
+                continue
+            links += 1
+            target = reader.target(one)
+            if links > LINKS:
+                return []
+            if target.startswith(b"/"):
+                del trail[1:]
+            names += target.split(b"/")[::-1]
+    return trail

@@ -1,0 +1,258 @@
+"""What is decompressed before it is asked for, and the threads that do it."""
+
+import os
+import struct
+import threading
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from rootless_udi.fuse import ahead
+from rootless_udi.fuse.filesystem import ROOT, FileSystem
+from rootless_udi.fuse.format import Corrupt
+from rootless_udi.fuse.reader import Reader
+from rootless_udi.fuse.workers import Workers
+from tests import fuseimages, images
+from tests.fusemount import Mount, ours
+from tests.test_fuse_protocol import Kernel
+
+LOADER, LIBC = fuseimages.words(200_000), fuseimages.words(1_900_000, 2)
+CACHE = fuseimages.words(20_000, 5)
+DEBIAN: list[images.Entry] = [
+    ("lib64", "usr/lib64", {}),
+    ("lib", "usr/lib", {}),
+    ("bin", "usr/bin", {}),
+    *((name, None, {}) for name in ("etc", "usr", "usr/bin", "usr/lib64", "usr/lib", "usr/lib/m")),
+    ("usr/lib64/ld-linux-x86-64.so.2", "../../lib/m/ld-linux-x86-64.so.2", {}),
+    ("usr/lib/m/ld-linux-x86-64.so.2", LOADER, {}),
+    ("usr/lib/m/libc.so.6", LIBC, {}),
+    ("usr/lib/m/libm.so.6", fuseimages.words(900_000, 3), {}),
+    ("etc/ld.so.cache", CACHE, {}),
+    ("usr/bin/env", b"env", {}),
+]
+FEDORA: list[images.Entry] = [
+    ("lib64", "usr/lib64", {}),
+    *((name, None, {}) for name in ("etc", "usr", "usr/lib64")),
+    ("usr/lib64/ld-linux-x86-64.so.2", "ld-2.17.so", {}),
+    ("usr/lib64/ld-2.17.so", LOADER, {}),
+    ("usr/lib64/libc.so.6", "libc-2.17.so", {}),
+    ("usr/lib64/libc-2.17.so", LIBC, {}),
+    ("etc/ld.so.cache", CACHE, {}),
+]
+ALPINE: list[images.Entry] = [("lib", None, {}), ("lib/ld-musl-x86_64.so.1", LOADER, {})]
+
+
+@pytest.fixture(autouse=True)
+def x86(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "uname", lambda: os.uname_result(("", "", "", "", "x86_64")))
+
+
+def opened(image: Path, threads: int = 0) -> FileSystem:
+    return FileSystem(Reader(os.open(image, os.O_RDONLY), str(image)), threads=threads)
+
+
+def drained(workers: Workers) -> None:
+    """Wait until one worker has done all that it was asked for."""
+    last = threading.Event()
+    workers.ask(lambda _: last.set(), "the last job")
+    assert last.wait(60)
+
+
+def at_hand(fs: FileSystem, *names: bytes) -> bool:
+    """Tell whether all blocks of a file are decompressed."""
+    node = ROOT
+    for name in names:
+        node = fs.lookup(node, name)
+    one = fs.inode(node)
+    count = -(-one.size // fs.blocks.size)
+    return all(fs.blocks.place(one, n) in fs.blocks.cache for n in range(count))
+
+
+@pytest.mark.needs("mksquashfs")
+@pytest.mark.parametrize("compressor", ("gzip", "zstd"))
+def test_the_loader_its_cache_and_the_c_library_are_decompressed(
+    compressor: str, tmp_path: Path
+) -> None:
+    options = ("-comp", compressor, "-no-tailends")
+    fs = opened(fuseimages.mksquashfs(images.tar(DEBIAN), tmp_path / "i", *options))
+    assert list(ahead.steps(fs)).count(None) > 10
+    drained(fs.workers)
+    lib = (b"usr", b"lib", b"m")
+    assert at_hand(fs, *lib, b"ld-linux-x86-64.so.2") and at_hand(fs, *lib, b"libc.so.6")
+    assert at_hand(fs, b"etc", b"ld.so.cache")
+    assert not at_hand(fs, *lib, b"libm.so.6")
+    fs.close()
+
+
+@pytest.mark.needs("mksquashfs")
+def test_links_within_a_folder_and_a_musl(tmp_path: Path) -> None:
+    fs = opened(fuseimages.mksquashfs(images.tar(FEDORA), tmp_path / "f"))
+    list(ahead.steps(fs))
+    drained(fs.workers)
+    assert at_hand(fs, b"usr", b"lib64", b"ld-2.17.so")
+    assert at_hand(fs, b"usr", b"lib64", b"libc-2.17.so")
+    fs.close()
+    fs = opened(fuseimages.mksquashfs(images.tar(ALPINE), tmp_path / "a"))
+    list(ahead.steps(fs))
+    drained(fs.workers)
+    assert at_hand(fs, b"lib", b"ld-musl-x86_64.so.1")
+    fs.close()
+
+
+LOOP: list[images.Entry] = [("lib64", "lib", {}), ("lib", "lib64", {})]
+ABOVE: list[images.Entry] = [
+    ("lib64", None, {}),
+    ("lib64/ld-linux-x86-64.so.2", "../../../../../there", {}),
+    ("there", LOADER, {}),
+]
+HUGE: list[images.Entry] = [
+    ("lib64", None, {}),
+    ("lib64/ld-linux-x86-64.so.2", LOADER, {}),
+    ("lib64/libc.so.6", fuseimages.words(5 << 20, 4), {}),
+]
+NO_FILE: list[images.Entry] = [("lib64", None, {}), ("lib64/ld-linux-x86-64.so.2", None, {})]
+
+
+@pytest.mark.needs("mksquashfs")
+@pytest.mark.parametrize(
+    ("tree", "found"),
+    (([], ""), (LOOP, ""), (NO_FILE, ""), (ABOVE, "there"), (HUGE, "lib64/ld-linux-x86-64.so.2")),
+    ids=("static", "loop", "directory", "above", "huge"),
+)
+def test_odd_images_are_no_trouble(tree: list[images.Entry], found: str, tmp_path: Path) -> None:
+    tar = images.tar([("x", b"x", {}), *tree])
+    fs = opened(fuseimages.mksquashfs(tar, tmp_path / "i", "-no-tailends"))
+    assert len(list(ahead.steps(fs))) < 200
+    drained(fs.workers)
+    assert not found or at_hand(fs, *found.encode().split(b"/"))
+    kept = sum(len(d) for d in (*fs.blocks.cache._young.values(), *fs.blocks.cache._old.values()))
+    assert kept <= ahead.MOST
+    fs.close()
+
+
+@pytest.mark.needs("mksquashfs")
+def test_a_damaged_loader_is_met_by_who_reads_it(tmp_path: Path) -> None:
+    """In the server: what was done early failed, all else is answered, the reader gets EIO."""
+    image = fuseimages.mksquashfs(images.tar(ALPINE), tmp_path / "i", "-comp", "zstd")
+    data = bytearray(image.read_bytes())
+    data[96 + 200 : 96 + 400] = bytes(200)
+    image.write_bytes(data)
+    fs = opened(image)
+    list(ahead.steps(fs))
+    drained(fs.workers)
+    node = fs.lookup(fs.lookup(ROOT, b"lib"), b"ld-musl-x86_64.so.1")
+    with pytest.raises(Corrupt):
+        fs.read(node, 0, 4096)
+    fs.close()
+
+
+def damaged_directories(path: Path) -> Path:
+    options = ("-noI", "-noD", "-noF", "-noX", "-noId")
+    data = bytearray(fuseimages.mksquashfs(images.tar(DEBIAN), path, *options).read_bytes())
+    table = struct.unpack_from("<Q", data, 72)[0]
+    data[table + 2 : table + 300] = b"\xff" * 298
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.needs("mksquashfs")
+def test_requests_are_answered_during_and_after_the_steps(tmp_path: Path) -> None:
+    for image in (
+        fuseimages.mksquashfs(images.tar(DEBIAN), tmp_path / "good", "-comp", "zstd"),
+        damaged_directories(tmp_path / "bad"),
+    ):
+        kernel = Kernel(image)
+        try:
+            for _ in range(300):
+                assert kernel.ask(3, 1, bytes(16))[0] == 0
+            assert kernel.ask(1, 1, b"usr\0")[0] == (0 if image.name == "good" else 5)
+        finally:
+            kernel.close()
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    one = Workers(1)
+    yield one
+    one.close()
+
+
+def test_who_wants_a_job_that_waits_takes_it_back(workers: Workers) -> None:
+    go, begun, done = threading.Event(), threading.Event(), []
+
+    def slow(name: object) -> None:
+        begun.set()
+        assert go.wait(60)
+        done.append(name)
+
+    workers.ask(slow, "slow")
+    assert begun.wait(60)
+    workers.ask(done.append, "second")
+    workers.ask(done.append, "third")
+    workers.wait("second")  # returns at once: the only thread is at "slow"
+    assert done == []
+    workers.ask(done.append, "second")  # again, behind the third; its first turn does it
+    go.set()
+    workers.wait("slow")
+    assert done[0] == "slow"
+    drained(workers)
+    assert sorted(done) == ["second", "slow", "third"] and not workers._pending
+    workers.wait("never asked for")
+
+
+def test_a_job_is_done_once_and_its_errors_are_nobodys(workers: Workers) -> None:
+    calls = []
+
+    def fail(name: object) -> None:
+        calls.append(name)
+        raise ValueError
+
+    go = threading.Event()
+    workers.ask(lambda _: go.wait(60), "first")
+    for _ in range(5):
+        workers.ask(fail, "bad")
+    go.set()
+    drained(workers)
+    assert calls == ["bad"]
+    assert not workers._pending and not workers._idle
+
+
+@pytest.mark.parametrize("threads", (1, 4))
+def test_asked_and_wanted_by_many_threads_at_once(threads: int) -> None:
+    """Every wait ends, and what is left over is nothing."""
+    workers = Workers(threads)
+    made: dict[object, int] = {}
+
+    def make(name: object) -> None:
+        made[name] = made.get(name, 0) + 1
+        if isinstance(name, int) and name % 3 == 0:
+            workers.ask(make, name + 1)
+
+    def run(start: int) -> None:
+        for n in range(start, start + 3000):
+            workers.ask(make, n)
+            workers.ask(make, n + 1)
+            workers.wait(n - 5)
+            workers.wait(n)
+
+    many = [threading.Thread(target=run, args=(n,)) for n in (0, 100, 100)]
+    for one in many:
+        one.start()
+    for one in many:
+        one.join(120)
+        assert not one.is_alive()
+    while workers._pending:
+        workers.wait(next(iter(workers._pending), None))
+    assert not workers._idle
+    workers.close()
+
+
+@pytest.mark.needs("userns", "fuse", "mksquashfs")
+def test_a_mount_with_a_loader(tmp_path: Path) -> None:
+    image = fuseimages.mksquashfs(images.tar(DEBIAN), tmp_path / "i", "-comp", "zstd")
+    with Mount(ours(), image, tmp_path / "m") as one:
+        for name, data in (("usr/lib/m/libc.so.6", LIBC), ("etc/ld.so.cache", CACHE)):
+            assert one.run("sha256sum", one.point / name).stdout[:64] == sha256(data).hexdigest()
+        assert one.log.read_text() == ""
