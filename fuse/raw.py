@@ -20,7 +20,7 @@ from rootless_udi.fuse.reader import Reader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     Reply = tuple[bytes | memoryview, ...] | None
 
@@ -45,7 +45,7 @@ def default_threads() -> int:
 
 def serve(
     image: "str | int",
-    fuse_fd: int,
+    fuse_fd: "int | Callable[[bool], int]",
     *,
     cache_bytes: int = CACHE_BYTES,
     threads: int | None = None,
@@ -57,7 +57,9 @@ def serve(
     """Serve `image` (a path or an open descriptor) to the kernel over `fuse_fd`; return at its end.
 
     `fuse_fd` is /dev/fuse, opened and mounted by somebody in the mount's own user namespace; the
-    end is when the last process of that mount namespace is gone. `cache_bytes` bounds the
+    end is when the last process of that mount namespace is gone. It may be a function that returns
+    it, or -1 where it is not there yet and need not be waited for (the argument says); the image is
+    opened before that is asked. `cache_bytes` bounds the
     decompressed data kept, `threads` those that help (default: by CPUs). A byte is written to
     `ready_fd` once requests will be answered, and it is closed. `counts` gets the number of
     messages by opcode. Raises UdiError where `image` can't be served; OSError.
@@ -65,7 +67,8 @@ def serve(
     fd, name = open_image(image)
     reader = Reader(fd, name)
     helpers = default_threads() if threads is None else threads
-    server = Server(filesystem(reader, cache_bytes, helpers), fuse_fd, log)
+    server = Server(filesystem(reader, cache_bytes, helpers), log)
+    server.fd = fuse_fd if isinstance(fuse_fd, int) else server.await_connection(fuse_fd)
     if ready_fd is not None:
         os.write(ready_fd, b"\0")
         os.close(ready_fd)
@@ -78,9 +81,11 @@ def serve(
 class Server:
     """One connection: reads requests from `fd` and answers them from `fs`, one at a time."""
 
-    def __init__(self, fs: FileSystem, fd: int, log: "Callable[[str], None]") -> None:
+    fd = -1
+
+    def __init__(self, fs: FileSystem, log: "Callable[[str], None]") -> None:
         self.fs = fs
-        self.fd = fd
+        self._early = steps(fs)
         self._complain = Complaints(fs.reader.name, log)
         self._handlers: list[Callable[[int, bytes], Reply] | None] = [None] * 64
         for opcode, handler in (
@@ -101,18 +106,31 @@ class Server:
             self._handlers[p.GETXATTR_OP] = self._getxattr
             self._handlers[p.LISTXATTR] = self._listxattr
 
+    def await_connection(self, connect: "Callable[[bool], int]") -> int:
+        """Return the descriptor that `connect` does (see `serve`), not idle meanwhile."""
+        while True:
+            fd = connect(not self._went_on())
+            if fd >= 0:
+                return fd
+
+    def _went_on(self) -> bool:
+        """Do one more step of what may be done early; tell whether there was one."""
+        try:
+            return next(self._early, self) is None
+        except Exception:
+            return False  # a damaged image: who asks for that part hears of it
+
     def run(self, counts: "dict[int, int] | None" = None) -> None:
         """Answer until the kernel ends the connection."""
         read, header, handlers, fd = os.read, p.IN_HEADER.unpack_from, self._handlers, self.fd
         answer, complain = self._answer, self._complain
-        early = steps(self.fs)
         os.set_blocking(fd, False)  # for as long as there is something to do without a request
         while True:
             try:
                 request = read(fd, p.BUFFER)
             except OSError as error:
                 if error.errno == EAGAIN:
-                    if not _went_on(early):
+                    if not self._went_on():
                         os.set_blocking(fd, True)
                     continue
                 if error.errno in (EINTR, ENOENT):  # ENOENT: interrupted before we had it
@@ -247,14 +265,6 @@ class Server:
     def _listxattr(self, node: int, request: bytes) -> "Reply":
         (size,) = p.GETXATTR.unpack_from(request, 40)
         return _sized(b"".join(name + b"\0" for name in self.fs.xattrs(node)), size)
-
-
-def _went_on(early: "Iterator[None]") -> bool:
-    """Do one more step of what may be done early; tell whether there was one."""
-    try:
-        return next(early, early) is None
-    except Exception:
-        return False  # a damaged image: who asks for that part hears of it
 
 
 def _sized(value: bytes, size: int) -> "Reply":

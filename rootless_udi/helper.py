@@ -4,6 +4,7 @@ They are forked before the namespaces are made, are no children of the command (
 SIGCHLD it never made), and hold nothing of the caller's: no descriptor, no terminal, no directory.
 Two ends of a socket pair talk once:
 
+    launcher -> helper   the image that our own server will serve, as soon as that is known
     launcher -> helper   what to serve, the FUSE connection and the inotify descriptor (SCM_RIGHTS)
     helper -> launcher   "pid PID" of the image server, or "! WHY"
 
@@ -55,6 +56,14 @@ class Helper:
         # Ends at once; reaped in `close`, not waited for here.
         self._between = child
         theirs.close()
+
+    def announce(self, image: str) -> None:
+        """Say what our own server will serve, so that it opens it while the launcher goes on."""
+        try:
+            self._mine.send(b"\1" + image.encode("utf-8", "surrogateescape"))
+        except OSError:
+            # `hand_over` will say so.
+            pass
 
     def hand_over(
         self, root: "Root", place: tuple[str, str, str], fuse: int | None, watch: int | None
@@ -129,6 +138,9 @@ def _work(sock: "_socket.socket") -> None:
         os._exit(0)
     far.close()
     message, fds = _receive(sock)
+    if message.startswith("\1"):
+        near.send(message[1:].encode("utf-8", "surrogateescape"))
+        message, fds = _receive(sock)
     if not message:
         return
     kinds, server, path, program, trace, directory, name, token, *options = message.split("\0")
@@ -136,7 +148,11 @@ def _work(sock: "_socket.socket") -> None:
     watch = fds.pop(0) if "w" in kinds else None
     if fuse is not None and server == "udi":
         words = f"{path}\0{trace}".encode("utf-8", "surrogateescape")
-        near.sendmsg([words], _rights([fuse]))
+        try:
+            near.sendmsg([words], _rights([fuse]))
+        except BrokenPipeError:
+            # It could not open the image, and has said so to the launcher.
+            pass
         os.close(fuse)
         sock.send(b"pid %d" % child)
     near.close()
@@ -193,10 +209,22 @@ def _serve(sock: "_socket.socket", source: "_socket.socket") -> None:
             found = super().attributes(node)
             return (*found[:6], maps.OUTER, maps.OUTER, found[8])
 
+    def connection(wait: bool) -> int:
+        """Return the FUSE connection, -1 where it is not there yet."""
+        source.setblocking(wait)
+        try:
+            _, fds = _receive(source)
+        except BlockingIOError:
+            return -1
+        if not fds:
+            # The launcher has given up, and said why.
+            os._exit(0)
+        return fds[0]
+
     message, fds = _receive(source)
     if not message:
         return
-    path, trace = message.split("\0")
+    path, _, trace = message.partition("\0")
     _title(f"udi-image {path}")
     try:
         if trace:
@@ -204,7 +232,7 @@ def _serve(sock: "_socket.socket", source: "_socket.socket") -> None:
 
             serve_traced(path, fds[0], trace, log=_log)
         else:
-            raw.serve(path, fds[0], log=_log, filesystem=Owned)
+            raw.serve(path, fds[0] if fds else connection, log=_log, filesystem=Owned)
     except (OSError, UdiError, ValueError) as error:
         why = f"the image server ended: {error}"
         # The launcher hears of the end of the connection after the reason.

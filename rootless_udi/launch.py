@@ -49,7 +49,7 @@ def run(
     if helper is None:
         from rootless_udi import explain
 
-        made = prepare(request, environ, who)
+        made = prepare(request, environ, who, None)
         print(explain.as_json(made) if request.explain else explain.as_text(made), end="")
         return 0
     me = os.getpid()
@@ -78,7 +78,7 @@ def build(
     """
     _bundle()
     path, directory, name = place
-    made = prepare(request, environ, fields["job"])
+    made = prepare(request, environ, fields["job"], helper)
     start = begin.Start(
         _operations(made.before),
         _operations(made.after),
@@ -115,9 +115,10 @@ def build(
     begin.execute(words, env, folder)
 
 
-def prepare(request: Request, environ: "dict[str, str]", who: str) -> Plan:
+def prepare(request: Request, environ: "dict[str, str]", who: str, helper: "Helper | None") -> Plan:
     """Gather facts and return the plan. Changes nothing but the store.
 
+    `helper` hears which image it will be, before the rest is planned.
     Raises UdiError for what is impossible.
     """
     site = config.load(environ)
@@ -134,6 +135,8 @@ def prepare(request: Request, environ: "dict[str, str]", who: str) -> Plan:
         if not os.access(os.path.dirname(trace), os.W_OK):
             raise UdiError(f"writing the profile {trace} failed: its folder can't be written")
         root = root.replace(trace=trace)
+    elif helper is not None and root.server == "udi":
+        helper.announce(root.path)
     asked = [v for text in request.volume for v in volumes.parse(text)]
     mounts = volumes.together(asked)
     injections, hooks = inject.gather(request, site, environ, image, facts)

@@ -30,7 +30,8 @@ class Kernel:
         self.ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.ours.settimeout(10)
         fd = os.open(image, os.O_RDONLY)
-        server = Server(FileSystem(Reader(fd, "image")), theirs.fileno(), self.log.append)
+        server = Server(FileSystem(Reader(fd, "image")), self.log.append)
+        server.fd = theirs.fileno()
 
         def serve() -> None:
             server.run()
