@@ -27,6 +27,23 @@ FOLDER = f"/usr/lib/{MULTIARCH}"
 CARDS = 8
 LIBRARIES = 3000
 
+SOURCE = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <time.h>
+void *functions[] = {dlopen,     pow,    pthread_create, sched_getcpu,  fmemopen, secure_getenv,
+                     getenv,     memcpy, epoll_create1,  clock_gettime, eventfd,  aligned_alloc};
+"""
+"""As many symbol versions of glibc as NVIDIA's libraries need: they are read in each of them."""
+
 CODE = """
 import sys, time
 sys.path.insert(0, {tree!r})
@@ -47,7 +64,7 @@ def build(path: Path) -> Host:
     """Return a node of 8 cards with a large library folder."""
     host = Host(path)
     names = {f"libnvidia-part{n}": f"libnvidia-part{n}.so.1" for n in range(17)}
-    host.libraries(FOLDER, names=gpuhosts.SONAMES | names)
+    host.libraries(FOLDER, VERSION, gpuhosts.SONAMES | names, SOURCE, "-lm", "-ldl", "-lpthread")
     other = gpuhosts.compile("libother.so.1").read_bytes()
     for number in range(LIBRARIES // 2):
         target = host.path / FOLDER[1:] / f"libother{number}.so.1.2"

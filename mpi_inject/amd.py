@@ -5,7 +5,7 @@ last years, and the host's libraries would only be mixed with the image's.
 """
 
 from rootless_udi.mpi_inject.drm import AMD, Card, render_nodes
-from rootless_udi.mpi_inject.gpu_parts import exists, read
+from rootless_udi.mpi_inject.hostroot import exists, read
 
 KFD = "/dev/kfd"
 

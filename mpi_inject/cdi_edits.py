@@ -18,13 +18,12 @@ from rootless_udi.mpi_inject.gpu_parts import (
     SHARED,
     Library,
     denied,
-    exists,
     is_library,
     library,
     no_access,
     place,
 )
-from rootless_udi.mpi_inject.libraries import under
+from rootless_udi.mpi_inject.hostroot import exists, under
 from rootless_udi.mpi_inject.nvidia_names import DEFAULT, NEUTRAL, is_card
 from rootless_udi.records import Record
 from rootless_udi.steps import Directory, Env, Mount, Step, Symlink

@@ -1,6 +1,6 @@
 """DRM and accelerator nodes by PCI vendor, from sysfs: what AMD and Intel discovery share."""
 
-from rootless_udi.mpi_inject.gpu_parts import exists, listing, read, resolve
+from rootless_udi.mpi_inject.hostroot import exists, listing, read, resolve
 from rootless_udi.records import Record
 
 AMD, INTEL, HABANA = "0x1002", "0x8086", "0x1da3"

@@ -8,7 +8,8 @@ import os
 
 from rootless_udi.mpi_inject import abi, hostmpi
 from rootless_udi.mpi_inject.hostmpi import HostMpi
-from rootless_udi.mpi_inject.libraries import Found, Host, is_glibc, is_stack, lacking, under
+from rootless_udi.mpi_inject.hostroot import under
+from rootless_udi.mpi_inject.libraries import Found, Host, is_glibc, is_stack, lacking
 from rootless_udi.records import Record
 
 TYPE_CHECKING = False

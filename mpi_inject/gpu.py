@@ -14,14 +14,8 @@ import os
 
 from rootless_udi.errors import UdiError
 from rootless_udi.mpi_inject.gpu_checks import Context
-from rootless_udi.mpi_inject.gpu_parts import (
-    DIRECTORIES,
-    KINDS,
-    denied,
-    exists,
-    no_access,
-    unordered,
-)
+from rootless_udi.mpi_inject.gpu_parts import DIRECTORIES, KINDS, denied, no_access
+from rootless_udi.mpi_inject.hostroot import exists, unordered
 from rootless_udi.steps import Injection, Step
 
 TYPE_CHECKING = False

@@ -5,16 +5,8 @@ import os
 from rootless_udi.errors import UdiError
 from rootless_udi.mpi_inject import nvidia
 from rootless_udi.mpi_inject.gpu_checks import Context, driver_checks, finish, loadable
-from rootless_udi.mpi_inject.gpu_parts import (
-    BIN,
-    OPTIONS,
-    SHARED,
-    denied,
-    exists,
-    no_access,
-    place,
-)
-from rootless_udi.mpi_inject.libraries import under
+from rootless_udi.mpi_inject.gpu_parts import BIN, OPTIONS, SHARED, denied, no_access, place
+from rootless_udi.mpi_inject.hostroot import exists, under
 from rootless_udi.mpi_inject.nvidia_names import capabilities, is_card
 from rootless_udi.steps import Injection, Mount, Step
 

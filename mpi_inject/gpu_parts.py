@@ -1,14 +1,11 @@
-"""What the GPU planners share: a path beneath the host's root, libraries to bind, device nodes.
-
-`root` is "/" on a real node; the tests give it a tree that they have built. Paths in records are
-those that the host itself would use; only a Mount's source has the root before it.
-"""
+"""What the GPU planners share: libraries to bind, device nodes; paths as in `hostroot`."""
 
 import os
+from errno import EINVAL
 
 from rootless_udi.errors import UdiError
 from rootless_udi.mpi_inject import elf
-from rootless_udi.mpi_inject.libraries import real, under
+from rootless_udi.mpi_inject.hostroot import resolve, under
 from rootless_udi.records import Record
 from rootless_udi.steps import Directory, Env, Mount, Step, Symlink
 
@@ -47,55 +44,6 @@ class Library(Record):
     bits: int = 64
 
 
-def resolve(root: str, path: str) -> str:
-    """Follow every symbolic link of `path` inside `root`; "" where it leads nowhere."""
-    full = under(root, path)
-    if not os.path.lexists(full):
-        # Most of what is looked for is missing. Below a root of its own that may be because an
-        # absolute link above `path` leads out of it: then the long way.
-        if root == "/":
-            return ""
-        full = os.path.dirname(full)
-        while full != "/" and not os.path.lexists(full):
-            full = os.path.dirname(full)
-        if not os.path.islink(full):
-            return ""
-    found = real(root, path)
-    return found if os.path.exists(under(root, found)) else ""
-
-
-def exists(root: str, path: str) -> bool:
-    """Tell whether `path` is there, symbolic links followed inside `root`."""
-    return os.path.exists(under(root, path)) or bool(resolve(root, path))
-
-
-def read(root: str, path: str) -> str:
-    """Return a small text file's content, "" where it can't be read."""
-    try:
-        file = os.open(under(root, path), os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        return os.read(file, 65536).decode("utf-8", "replace")
-    except OSError:
-        return ""
-    finally:
-        os.close(file)
-
-
-def listing(root: str, path: str) -> list[str]:
-    """Return a directory's names in order, none where it can't be read."""
-    return sorted(unordered(root, path))
-
-
-def unordered(root: str, path: str) -> list[str]:
-    """Return a directory's names, none where it can't be read."""
-    try:
-        return os.listdir(under(root, path))
-    except OSError:
-        return []
-
-
 def is_library(name: str) -> bool:
     """Tell whether a file's name is lib*.so or lib*.so.*: what ldconfig(8) looks at."""
     return name.startswith("lib") and (name.endswith(".so") or ".so." in name)
@@ -103,8 +51,11 @@ def is_library(name: str) -> bool:
 
 def library(root: str, path: str, name: str) -> Library:
     """Describe the library that `path`, maybe a symbolic link, leads to; raises UdiError."""
-    full = under(root, path)
-    plain = os.path.lexists(full) and not os.path.islink(full)
+    try:
+        os.readlink(under(root, path))
+        plain = False
+    except OSError as error:
+        plain = error.errno == EINVAL  # there and no link
     return describe(root, path if plain else resolve(root, path) or path, name)
 
 
@@ -147,10 +98,15 @@ def newest_glibc(needs: "Mapping[str, tuple[str, ...]]") -> str:
 
 def numbers(version: str) -> tuple[int, ...]:
     """Return "550.54.14" as (550, 54, 14), () where it is no such thing."""
-    parts = version.split(".")
-    if not all(p.isascii() and p.isdigit() and len(p) < 10 for p in parts):
-        return ()
-    return tuple(int(p) for p in parts)
+    if version not in _NUMBERS:
+        parts = version.split(".")
+        good = all(p.isascii() and p.isdigit() and len(p) < 10 for p in parts)
+        _NUMBERS[version] = tuple(map(int, parts)) if good else ()
+    return _NUMBERS[version]
+
+
+_NUMBERS: dict[str, tuple[int, ...]] = {}
+"""The same dozen versions of glibc are needed by each of thirty libraries."""
 
 
 def place(

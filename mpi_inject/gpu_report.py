@@ -6,7 +6,8 @@ from rootless_udi.errors import UdiError
 from rootless_udi.mpi_inject import amd, cdi, cdi_registry, gpu, intel, nvidia
 from rootless_udi.mpi_inject.cudareq import cuda_of
 from rootless_udi.mpi_inject.drm import Card
-from rootless_udi.mpi_inject.gpu_parts import DIRECTORIES, denied, exists
+from rootless_udi.mpi_inject.gpu_parts import DIRECTORIES, denied
+from rootless_udi.mpi_inject.hostroot import exists
 from rootless_udi.mpi_inject.nvidia_names import WORDS, is_card
 from rootless_udi.steps import Env, Mount, Step, Symlink
 

@@ -8,7 +8,8 @@ the usual prefixes.
 import os
 
 from rootless_udi.mpi_inject import abi, elf
-from rootless_udi.mpi_inject.libraries import MULTIARCH, Found, Host, under
+from rootless_udi.mpi_inject.hostroot import under
+from rootless_udi.mpi_inject.libraries import MULTIARCH, Found, Host
 from rootless_udi.records import Record
 
 TYPE_CHECKING = False

@@ -7,6 +7,7 @@ reads; nothing is run.
 import os
 
 from rootless_udi.mpi_inject import elf, ldcache
+from rootless_udi.mpi_inject.hostroot import real, under
 from rootless_udi.records import Record
 
 TYPE_CHECKING = False
@@ -105,37 +106,6 @@ def default_folders(machine: str) -> tuple[str, ...]:
     arch = MULTIARCH.get(machine, "")
     debian = (f"/lib/{arch}", f"/usr/lib/{arch}") if arch else ()
     return (*debian, "/lib64", "/usr/lib64", "/lib", "/usr/lib")
-
-
-def under(root: str, path: str) -> str:
-    """Return `path` under `root`; a leading slash never escapes."""
-    return path if root == "/" else root.rstrip("/") + "/" + path.lstrip("/")
-
-
-def real(root: str, path: str) -> str:
-    """Return `path` (as seen from `root`) with every symbolic link resolved inside `root`."""
-    if root == "/":
-        return os.path.realpath(path)
-    done, rest, links = "", [p for p in path.split("/") if p], 0
-    while rest:
-        part = rest.pop(0)
-        if part == ".":
-            continue
-        if part == "..":
-            done = done.rpartition("/")[0]
-            continue
-        try:
-            target = os.readlink(under(root, done + "/" + part))
-        except OSError:
-            done += "/" + part
-            continue
-        links += 1
-        if links > 40:
-            return path
-        if target.startswith("/"):
-            done = ""
-        rest[:0] = [p for p in target.split("/") if p]
-    return done or "/"
 
 
 class Found(Record):

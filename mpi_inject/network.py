@@ -7,7 +7,7 @@ Slingshot's `hsn0`, InfiniBand's `ib0` (ARPHRD_INFINIBAND), Omni-Path's, Etherne
 
 import os
 
-from rootless_udi.mpi_inject.libraries import under
+from rootless_udi.mpi_inject.hostroot import under
 from rootless_udi.records import Record
 from rootless_udi.steps import Env
 

@@ -8,19 +8,8 @@ import os
 
 from rootless_udi.errors import UdiError
 from rootless_udi.mpi_inject import elf, ldcache
-from rootless_udi.mpi_inject.gpu_parts import (
-    Library,
-    describe,
-    elf_machine,
-    exists,
-    fits,
-    listing,
-    numbers,
-    read,
-    resolve,
-    unordered,
-)
-from rootless_udi.mpi_inject.libraries import under
+from rootless_udi.mpi_inject.gpu_parts import Library, describe, elf_machine, fits, numbers
+from rootless_udi.mpi_inject.hostroot import exists, listing, read, resolve, under, unordered
 from rootless_udi.mpi_inject.nvidia_names import DEFAULT, belongs, is_card, likely
 from rootless_udi.records import Record
 
@@ -267,7 +256,7 @@ def _libraries(
     for folder in folders:
         there = set(unordered(root, folder))
         wsl = folder == WSL + "/lib"
-        for name in sorted(there if wsl else likely(there, version)):
+        for name in sorted(there) if wsl else likely(there, version):
             if name in found or not belongs(name, version, wanted, wsl):
                 continue
             path = real = f"{folder}/{name}"
@@ -293,10 +282,11 @@ def _links(name: str, there: set[str]) -> list[str]:
 
 
 def _programs(root: str, wanted: tuple[str, ...]) -> "Iterable[tuple[str, str]]":
+    folders = [folder for d in _PROGRAM_FOLDERS if (folder := resolve(root, d))]
     for name, word in _PROGRAMS.items():
         if word not in wanted:
             continue
-        for folder in _PROGRAM_FOLDERS:
+        for folder in folders:
             real = resolve(root, f"{folder}/{name}")
             if real:
                 yield name, real

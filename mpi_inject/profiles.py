@@ -18,7 +18,7 @@ import os
 
 from rootless_udi.errors import UdiError
 from rootless_udi.mpi_inject import abi
-from rootless_udi.mpi_inject.libraries import under
+from rootless_udi.mpi_inject.hostroot import under
 from rootless_udi.records import Record
 from rootless_udi.steps import Env, Mount
 

@@ -91,12 +91,17 @@ class Host:
         return self
 
     def libraries(
-        self, folder: str, version: str = VERSION, names: "dict[str, str]" = SONAMES
+        self,
+        folder: str,
+        version: str = VERSION,
+        names: "dict[str, str]" = SONAMES,
+        source: str = SOURCE % 12040,
+        *flags: str,
     ) -> "Host":
         """Put a driver's libraries into `folder` as NVIDIA's installer does: files and links."""
         for base, soname in names.items():
             real = f"{base}.so.{version}"
-            self.copy(f"{folder}/{real}", compile(soname or real))
+            self.copy(f"{folder}/{real}", compile(soname or real, source, *flags))
             if soname:
                 self.link(f"{folder}/{soname}", real)
         if "libcuda" in names:

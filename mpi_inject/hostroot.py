@@ -1,0 +1,87 @@
+"""A path beneath the host's root: links followed inside it, small files and listings read.
+
+`root` is "/" on a real node; the tests give it a tree that they have built. Paths in records are
+those that the host itself would use; only a Mount's source has the root before it.
+"""
+
+import os
+
+
+def under(root: str, path: str) -> str:
+    """Return `path` under `root`; a leading slash never escapes."""
+    return path if root == "/" else root.rstrip("/") + "/" + path.lstrip("/")
+
+
+def real(root: str, path: str) -> str:
+    """Return `path` (as seen from `root`) with every symbolic link resolved inside `root`."""
+    if root == "/":
+        return os.path.realpath(path)
+    done, rest, links = "", [p for p in path.split("/") if p], 0
+    while rest:
+        part = rest.pop(0)
+        if part == ".":
+            continue
+        if part == "..":
+            done = done.rpartition("/")[0]
+            continue
+        try:
+            target = os.readlink(under(root, done + "/" + part))
+        except OSError:
+            done += "/" + part
+            continue
+        links += 1
+        if links > 40:
+            return path
+        if target.startswith("/"):
+            done = ""
+        rest[:0] = [p for p in target.split("/") if p]
+    return done or "/"
+
+
+def resolve(root: str, path: str) -> str:
+    """Follow every symbolic link of `path` inside `root`; "" where it leads nowhere."""
+    full = under(root, path)
+    if not os.path.lexists(full):
+        # Most of what is looked for is missing. Below a root of its own that may be because an
+        # absolute link above `path` leads out of it: then the long way.
+        if root == "/":
+            return ""
+        full = os.path.dirname(full)
+        while full != "/" and not os.path.lexists(full):
+            full = os.path.dirname(full)
+        if not os.path.islink(full):
+            return ""
+    found = real(root, path)
+    return found if os.path.exists(under(root, found)) else ""
+
+
+def exists(root: str, path: str) -> bool:
+    """Tell whether `path` is there, symbolic links followed inside `root`."""
+    return os.path.exists(under(root, path)) or bool(resolve(root, path))
+
+
+def read(root: str, path: str) -> str:
+    """Return a small text file's content, "" where it can't be read."""
+    try:
+        file = os.open(under(root, path), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(file, 65536).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(file)
+
+
+def listing(root: str, path: str) -> list[str]:
+    """Return a directory's names in order, none where it can't be read."""
+    return sorted(unordered(root, path))
+
+
+def unordered(root: str, path: str) -> list[str]:
+    """Return a directory's names, none where it can't be read."""
+    try:
+        return os.listdir(under(root, path))
+    except OSError:
+        return []
