@@ -142,6 +142,9 @@ def _missing(registry: Registry, full: str) -> UdiError:
     for broken in registry.broken:
         if full.partition("=")[0] in broken.text or not broken.text:
             return broken.error
+    if not registry.directories:
+        why = "the site has switched CDI off (gpu.cdi_spec_dirs is empty)"
+        return UdiError(f"CDI device {full}: {why}", "try --gpu, which finds GPUs without it")
     places = " and ".join(registry.directories)
     have = ", ".join(sorted(registry.devices)) or "none"
     return UdiError(f"CDI device {full}: not found in {places}", f"devices there: {have}")

@@ -163,15 +163,19 @@ def _cards(context: Context, vendor: str, cards: "list[Card]") -> Injection:
 
 
 def none_found(vendors: "Iterable[str]", directories: "Iterable[str]") -> UdiError:
-    """Return the error for a node without a GPU: it names all that was looked for."""
+    """Return the error for a node without a GPU: it names all that was looked for.
+
+    Without `directories` CDI was not asked.
+    """
     from rootless_udi.mpi_inject import amd, intel, nvidia
 
     looked = {"nvidia": nvidia.looked_for, "amd": amd.looked_for, "intel": intel.looked_for}
     kinds = ", ".join(kind for vendor in vendors for kind in KINDS[vendor])
-    places = "; ".join(looked[vendor]() for vendor in vendors)
+    places = [looked[vendor]() for vendor in vendors]
+    if directories:
+        places.insert(0, f"CDI devices ({kinds}) in {', '.join(directories)}")
     return UdiError(
-        f"no GPU found on {os.uname().nodename}: looked for CDI devices ({kinds}) in"
-        f" {', '.join(directories)}; {places}",
+        f"no GPU found on {os.uname().nodename}: looked for {'; '.join(places)}",
         "start on a node with a GPU (srun --gpus=1 ...), or leave --gpu out",
     )
 

@@ -3,6 +3,7 @@
 import os
 from errno import EINVAL
 
+from rootless_udi.config import Site
 from rootless_udi.errors import UdiError
 from rootless_udi.mpi_inject import elf
 from rootless_udi.mpi_inject.hostroot import resolve, under
@@ -18,8 +19,8 @@ LIB = "/opt/udiImage/gpu/lib"
 BIN = "/opt/udiImage/gpu/bin"
 OPTIONS = ("ro", "nosuid", "nodev")
 
-DIRECTORIES = ("/etc/cdi", "/var/run/cdi")
-"""Where CDI specifications lie; a later directory wins over an earlier one."""
+DIRECTORIES = Site.cdi_spec_dirs
+"""Where CDI specifications lie unless the site says otherwise."""
 
 KINDS = {
     "nvidia": ("nvidia.com/gpu",),

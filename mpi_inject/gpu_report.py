@@ -109,7 +109,7 @@ def specifications(root: str = "/", machine: str = "") -> "dict[str, str]":
                 (name, _document(kind, [(str(i), c.nodes) for i, c in enumerate(cards)]))
             )
     if not documents:
-        raise gpu.none_found(gpu.VENDORS, DIRECTORIES)
+        raise gpu.none_found(gpu.VENDORS, ())
     return {f"{name}.json": cdi.dump(document, f"{name}.json") for name, document in documents}
 
 

@@ -45,7 +45,7 @@ def add(commands: Any) -> None:
 
     gpu = commands.add_parser("gpu", help="the host's GPUs: what --gpu would put in, and why")
     gpu.set_defaults(command=gpu_report)
-    gpu.add_argument("--gpu", default="auto", metavar="WHICH")
+    gpu.add_argument("--gpu", metavar="WHICH", help="default: auto, and none with --device")
     gpu.add_argument("--device", action="append", default=[], metavar="VENDOR/CLASS=NAME")
     one = gpu.add_subparsers(metavar="ACTION")
     action = _action(one, "cdi", gpu_cdi, "write CDI specifications of what was found")
@@ -165,7 +165,10 @@ def gpu_report(arguments: Arguments) -> int:
     """udi gpu."""
     from rootless_udi.mpi_inject import gpu_report as reporting
 
-    lines = reporting.report(arguments.gpu, tuple(arguments.device), os.environ)
+    places = config.load(os.environ).cdi_spec_dirs
+    devices = tuple(arguments.device)
+    request = ("" if devices else "auto") if arguments.gpu is None else arguments.gpu
+    lines = reporting.report(request, devices, os.environ, directories=places)
     print("\n".join(lines))
     return 0
 
@@ -175,10 +178,6 @@ def gpu_cdi(arguments: Arguments) -> int:
     from rootless_udi.mpi_inject import gpu_report as reporting
 
     found = reporting.specifications()
-    if not found:
-        raise UdiError(
-            "there is no GPU on this node to describe", "udi gpu says what was looked for"
-        )
     if arguments.to is None and len(found) == 1:
         print(json.dumps(json.loads(next(iter(found.values()))), indent=2))
         return 0

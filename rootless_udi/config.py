@@ -89,6 +89,8 @@ class Site(Record):
     cache_method: str = "tmpfs"
     cache_limit: int = 0
     """Largest perNodeCache in bytes; 0: no limit but memory's or the file system's."""
+    cdi_spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
+    """Where CDI specifications lie; a later directory wins over an earlier one, none: no CDI."""
     etc: tuple[tuple[str, str], ...] = (
         ("hosts", "/etc/hosts"),
         ("resolv.conf", "/etc/resolv.conf"),
@@ -366,6 +368,7 @@ def expanded(site: Site, environ: "Mapping[str, str]") -> Site:
         store=expand(site.store, known) or "",
         site_stores=those(site.site_stores),
         cache_paths=those(site.cache_paths),
+        cdi_spec_dirs=those(site.cdi_spec_dirs),
         mounts=tuple(rows),
     )
 

@@ -117,11 +117,13 @@ def _host(site: Site) -> Iterable[Problem]:
         path, line = _at(own if own != BUILT_IN else site.origin("etc.host"))
         if path != BUILT_IN and not os.path.exists(source):
             yield Problem(path, line, f"etc {name}", f"{source} {missing}", "make it")
-    if site.cache_paths and not any(os.path.isdir(path) for path in site.cache_paths):
-        path, line = _at(site.origin("cache.paths"))
-        yield Problem(
-            path, line, "cache.paths", f"none of them exists here: {', '.join(site.cache_paths)}"
-        )
+    for key, paths in (
+        ("cache.paths", site.cache_paths),
+        ("gpu.cdi_spec_dirs", site.cdi_spec_dirs),
+    ):
+        path, line = _at(site.origin(key))
+        if path != BUILT_IN and paths and not any(os.path.isdir(one) for one in paths):
+            yield Problem(path, line, key, f"none of them exists here: {', '.join(paths)}")
     for key, one in (("server.squashfuse", site.squashfuse),):
         if one and not os.access(one, os.X_OK):
             path, line = _at(site.origin(key))

@@ -44,7 +44,16 @@ def gather(
         from rootless_udi.mpi_inject import gpu as gpus
 
         asked = "" if gpu is None else gpu or "auto"
-        parts.append(gpus.plan(asked, request.device, image.facts, environ, machine=host.machine))
+        parts.append(
+            gpus.plan(
+                asked,
+                request.device,
+                image.facts,
+                environ,
+                machine=host.machine,
+                directories=site.cdi_spec_dirs,
+            )
+        )
     return tuple(parts), hooks
 
 

@@ -352,6 +352,9 @@ def test_files_that_cant_be_read(place: Place) -> None:
         ("[store]\npath = '$X/../b'", 2, "has a '..'", ""),
         ("[cache]\nlimit = '-1'", 2, "cache.limit: size=-1: a size can't be negative", ""),
         ("[cache]\nlimit = 1.5", 2, "cache.limit: expected a string, found a number", ""),
+        ("[gpu]\ncdi_spec_dirs = ''", 2, "expected a list, found a string", 'write ["...", "..."]'),
+        ("[gpu]\ncdi_spec_dirs = ['cdi']", 2, "gpu.cdi_spec_dirs: path cdi is not absolute", ""),
+        ("[gpu]\ncdi_dirs = []", 2, "gpu.cdi_dirs: unknown key", "did you mean cdi_spec_dirs?"),
         (
             "[[mount]]\nsource = '/a'\n[[mount]]\nsuorce = '/b'",
             4,
@@ -425,6 +428,8 @@ squashfuse = "/nowhere/squashfuse_ll"
 [[mount]]
 source = "$UNSET_HERE"
 required = false
+[gpu]
+cdi_spec_dirs = ["/nowhere/cdi"]
 """,
     )
     one = place.write("site/modules.d/a.toml", 'requires = ["b"]')
@@ -436,6 +441,7 @@ required = false
         f"{path}:3: mount: source /nowhere/x does not exist on this host",
         f"{path}:11: etc hosts: /nowhere/hosts does not exist on this host",
         f"{path}:9: cache.paths: none of them exists here: /nowhere/c",
+        f"{path}:18: gpu.cdi_spec_dirs: none of them exists here: /nowhere/cdi",
         f"{path}:13: server.squashfuse: /nowhere/squashfuse_ll is no program on this host",
     ]
     place.write("site/udi.toml", '[[mount]]\nsource = "$UNSET_HERE"\n')

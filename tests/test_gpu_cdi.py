@@ -383,6 +383,17 @@ def test_other_directories_can_be_given(tmp_path: Path) -> None:
     assert any("/site/cdi/x.json" in note for note in found.notes)
 
 
+def test_no_directory_is_no_cdi(tmp_path: Path) -> None:
+    made = host(tmp_path)
+    assert not any("CDI:" in note for note in plan(made, directories=()).notes)
+    with pytest.raises(UdiError, match=r"nvidia.com/gpu=all: the site has switched CDI off") as no:
+        plan(made, "cdi:all", directories=())
+    assert "--gpu" in no.value.hint
+    with pytest.raises(UdiError, match="no GPU found") as none:
+        plan(Host(tmp_path / "none"), directories=())
+    assert "CDI" not in none.value.message
+
+
 @pytest.mark.parametrize("with_hook", [False, True])
 def test_the_written_specification_is_valid_and_leads_to_the_same(
     with_hook: bool, tmp_path: Path

@@ -135,6 +135,30 @@ def test_explain_gives_every_reason(user: User, image: Path, tmp_path: Path) -> 
     assert any(MULTIARCH in s.get("source", "") for s in steps)
 
 
+def test_the_site_says_where_cdi_files_are(user: User, image: Path) -> None:
+    folder = user.home / "cdi"
+    folder.mkdir()
+    (user.home / "secret").write_text("from the host\n")
+    edits = {
+        "env": ["DEVICE=here"],
+        "mounts": [{"hostPath": f"{user.home}/secret", "containerPath": "/opt/vendor/secret"}],
+    }
+    device = {"name": "x", "containerEdits": edits}
+    document = {"cdiVersion": "0.6.0", "kind": "vendor.com/device", "devices": [device]}
+    (folder / "vendor.json").write_text(json.dumps(document))
+    config = user.home / "udi.toml"
+    config.write_text(f'[gpu]\ncdi_spec_dirs = ["{folder}"]\n')
+    env = {"UDI_CONFIG": str(config)}
+    show = "cat /opt/vendor/secret; echo $DEVICE"
+    done = user.run("udi-run", "--device=vendor.com/device=x", image, "sh", "-c", show, env=env)
+    assert done.stdout == "from the host\nhere\n", done.stderr
+    done = user.run("udi", "gpu", "--device=vendor.com/device=x", env=env)
+    assert f"CDI device vendor.com/device=x of {folder}/vendor.json" in done.stdout, done.stderr
+    assert f"/opt/vendor/secret <- {user.home}/secret" in done.stdout
+    done = user.run("udi", "config", "show", env=env)
+    assert f'gpu.cdi_spec_dirs = ["{folder}"]' in done.stdout and f"{config}:2" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("option", "what"),
     [
