@@ -17,7 +17,7 @@ DISABLE = "NVIDIA_DISABLE_REQUIRE"
 _OPERATORS = ("!=", "<=", ">=", "=", "<", ">")
 
 _CUDA = (
-    (375, "8.0"),
+    (367, "8.0"),
     (384, "9.0"),
     (387, "9.1"),
     (396, "9.2"),
@@ -45,23 +45,31 @@ _CUDA = (
     (575, "12.9"),
     (580, "13.0"),
     (590, "13.1"),
+    (595, "13.2"),
+    (610, "13.3"),
 )
-"""Driver branch -> newest CUDA that it runs (CUDA toolkit release notes, table of drivers).
+"""Driver branch -> newest CUDA that it runs: the table "CUDA Toolkit and Corresponding Driver
+Versions" of the release notes of CUDA 13.3 (docs.nvidia.com/cuda/cuda-toolkit-release-notes), for
+9.1 that of 9.2 (387.26; later ones say 390.46); 565, which came with no toolkit, says 12.7 in
+nvidia-smi.
 
-A table, because asking the driver means loading it: 30 ms and a wake-up of the card per node.
+A table, because no file of a driver tells it, and asking the driver means loading it: 30 ms and a
+wake-up of the card per node.
 """
+_STEP = 5
+"""Branches are at least as far apart: one so much newer than the table's last has another CUDA."""
 
 _BRANDS = (
     ("TESLA", "tesla"),
     ("QUADRO RTX", "quadrortx"),
     ("QUADRO", "quadro"),
-    ("GEFORCE RTX", "geforcertx"),
     ("GEFORCE", "geforce"),
-    ("TITAN RTX", "titanrtx"),
     ("TITAN", "titan"),
+    ("NVS", "nvs"),
     ("RTX", "nvidiartx"),
     ("GRID", "grid"),
 )
+"""As nvidia-smi -q says it ("Product Brand"): GeForce and Titan for their RTX cards too."""
 
 
 def cuda_of(driver: str) -> tuple[str, bool]:
@@ -76,7 +84,7 @@ def cuda_of(driver: str) -> tuple[str, bool]:
     for branch, cuda in _CUDA:
         if version[0] >= branch:
             found = cuda
-    return found, version[0] < _CUDA[-1][0] + 10
+    return found, version[0] < _CUDA[-1][0] + _STEP
 
 
 def brand_of(model: str) -> str:
