@@ -322,7 +322,19 @@ def _done(work: _Work, spec: Spec, word: str, arguments: list[str]) -> None:
         for link in _options(spec, word, arguments, "--link"):
             _symlink(work, spec, link)
     else:
+        if word == "chmod":
+            _of_dev(spec, _options(spec, word, arguments, "--path"))
         work.notes.append(f"hook {word}: nothing to do, {_NOTHING_TO_DO[word]}")
+
+
+def _of_dev(spec: Spec, paths: "Iterable[str]") -> None:
+    """Raise UdiError for a chmod of anything but the host's own /dev, which is left as it is."""
+    for path in paths:
+        if not _within(os.path.normpath(path), ("/dev",)):
+            raise UdiError(
+                f"CDI file {spec.path}: hook chmod of {path} can't be done here",
+                "only folders of /dev, which are the host's own, can be left as they are",
+            )
 
 
 def _symlink(work: _Work, spec: Spec, link: str) -> None:

@@ -15,6 +15,11 @@ class Card(Record):
     """PCI device id, as 0x740c."""
     bus: str = ""
 
+    @property
+    def name(self) -> str:
+        """The driver, where one is bound, and the device id."""
+        return f"{self.driver} {self.device}".strip()
+
 
 def render_nodes(root: str, vendor: str) -> list[Card]:
     """Return the cards of a PCI vendor that have a render node, in the nodes' order."""

@@ -155,7 +155,7 @@ def _cards(context: Context, vendor: str, cards: "list[Card]") -> Injection:
         refused += bad
         open_cards += not bad
         state = "; ".join(f"{node}: {why}" for node, why in bad)
-        notes.append(f"{vendor} {card.driver} {card.device}: {state or ' '.join(card.nodes)}")
+        notes.append(f"{vendor} {card.name}: {state or ' '.join(card.nodes)}")
     if not open_cards:
         raise no_access(context.root, *refused[0])
     notes.append(f"{vendor}: the libraries are the image's own, the host adds none")

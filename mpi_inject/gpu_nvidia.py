@@ -24,7 +24,8 @@ def plan(context: Context) -> Injection | None:
         return None
     _usable(root, driver.nodes)
     version = driver.version or "of WSL"
-    reason = f"NVIDIA driver {version}, found without CDI ({', '.join(wanted)})"
+    words = ", ".join(word for word in wanted if word != "compat32")
+    reason = f"NVIDIA driver {version}, found without CDI ({words})"
     loadable(context, driver.libraries)
     steps = place(root, driver.libraries, reason)
     for name, path in driver.programs:

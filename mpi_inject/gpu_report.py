@@ -36,7 +36,9 @@ def report(
     machine = machine or os.uname().machine
     lines = _hardware(root, machine) + _registry(cdi_registry.load(directories, root))
     planned = gpu.plan(request, devices, {}, environ, root, machine, directories)
-    lines += ["", "would be put into a container:"]
+    nothing = " nothing but /dev, which every container has"
+    added = planned.steps or planned.environment
+    lines += ["", f"would be put into a container:{'' if added else nothing}"]
     lines += [f"  {_step(step)}  ({step.reason})" for step in planned.steps]
     lines += [f"  {_env(op)}  ({op.reason})" for op in planned.environment]
     return lines + [f"  note: {note}" for note in planned.notes]
@@ -60,7 +62,7 @@ def _hardware(root: str, machine: str) -> list[str]:
 def _cards(root: str, vendor: str, cards: list[Card]) -> list[str]:
     lines = []
     for card in cards:
-        lines.append(f"{vendor} {card.driver} {card.device}  {' '.join(card.nodes)}  {card.bus}")
+        lines.append(f"{vendor} {card.name}  {' '.join(card.nodes)}  {card.bus}")
         lines += [f"  {n}: {w}" for n in card.nodes if (w := denied(root, n))]
     return lines
 

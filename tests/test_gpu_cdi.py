@@ -179,6 +179,7 @@ def test_libraries_of_wsl_stay_at_their_place_too(tmp_path: Path) -> None:
         ({"hookName": "poststart", "path": "/opt/vendor/magic"}, "unknown hook magic"),
         (hook("create-symlinks", "--link", "x"), "'x' is not TARGET::LINK"),
         (hook("create-symlinks", "--link", "x::y"), "'x::y' is not TARGET::LINK"),
+        (hook("chmod", "--path", "/dev/dri,/opt/x"), "hook chmod of /opt/x can't be done here"),
         (hook("update-ldcache", "stray"), "hook update-ldcache: stray argument 'stray'"),
     ],
 )
@@ -452,6 +453,13 @@ def test_the_report_says_what_and_why(tmp_path: Path) -> None:
         "note: device nodes of the host",
     ):
         assert part in text
+
+
+def test_the_report_of_amd_says_that_dev_is_all(tmp_path: Path) -> None:
+    made = Host(tmp_path).nodes("kfd").drm(0, "0x1002", "amdgpu").gaudi(0)
+    text = "\n".join(gpu_report.report("auto", (), {}, made.root))
+    assert "would be put into a container: nothing but /dev, which every container has" in text
+    assert "Intel 0x1020  /dev/accel/accel0 /dev/accel/accel_controlD0" in text
 
 
 def test_a_request_needs_no_registry(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from tests import gpuhosts, gpuimages, images
 from tests.conftest import User
 from tests.gpuhosts import MULTIARCH, OLD, VERSION
+from tests.nodes import Rank
 from tests.test_gpu_cdi import host as cdi_host
 
 pytestmark = pytest.mark.needs("userns", "fuse", "busybox", "gcc")
@@ -157,6 +158,25 @@ def test_the_site_says_where_cdi_files_are(user: User, image: Path) -> None:
     assert f"/opt/vendor/secret <- {user.home}/secret" in done.stdout
     done = user.run("udi", "config", "show", env=env)
     assert f'gpu.cdi_spec_dirs = ["{folder}"]' in done.stdout and f"{config}:2" in done.stdout
+
+
+def test_ranks_of_one_container_each_choose_their_cards(
+    user: User, image: Path, tmp_path: Path
+) -> None:
+    made = gpuhosts.rhel(tmp_path / "root")
+    runner = Path(__file__).parent / "programs/gpurun.py"
+    start = [sys.executable, runner, made.root, "nvidia", "--share=job", image]
+    chosen = [
+        {"NVIDIA_VISIBLE_DEVICES": "1"},
+        {"CUDA_VISIBLE_DEVICES": "0", "NVIDIA_VISIBLE_DEVICES": "1"},
+        {"ROCR_VISIBLE_DEVICES": "2"},
+    ]
+    ranks = [Rank(user, *start, env=env).ready() for env in chosen]
+    assert len({rank.namespaces for rank in ranks}) == 1
+    show = f'echo "$CUDA_VISIBLE_DEVICES,$ROCR_VISIBLE_DEVICES"; cudacheck >/dev/null; ls {LIB}'
+    outputs = [rank.end(show)[1].split() for rank in ranks]
+    assert [words[0] for words in outputs] == ["1,", "0,", ",2"]
+    assert all(f"libcuda.so.{VERSION}" in words for words in outputs)
 
 
 @pytest.mark.parametrize(
