@@ -6,8 +6,19 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from rootless_udi.mpi_inject import ldcache
 from tests import images
 from tests.conftest import TREE
+
+DRIVERS_NEEDS = (
+    "libdl.so.2",
+    "libgcc_s.so.1",
+    "libm.so.6",
+    "libpthread.so.0",
+    "librt.so.1",
+    "libstdc++.so.6",
+)
+"""What NVIDIA's driver and torch need of an image and Python itself may not."""
 
 SKIPPED = {"test", "tests", "__pycache__", "dist-packages", "site-packages", "idlelib", "tkinter"}
 
@@ -29,7 +40,15 @@ def needed(*binaries: Path) -> set[str]:
     for binary in binaries:
         done = subprocess.run(["ldd", binary], capture_output=True, text=True)
         found |= {word for word in done.stdout.split() if word.startswith("/")}
-    return found
+    # A Python beside its libraries finds them as /opt/python/bin/../lib/libpython3.so.
+    return {os.path.normpath(path) if "/../" in path else path for path in found}
+
+
+def installed(*names: str) -> list[Path]:
+    """Return where ld.so.cache has these libraries; those that it has not are left out."""
+    data = Path(ldcache.PATH).read_bytes()
+    every = [[e for e in ldcache.find(data, n) if e.machine == os.uname().machine] for n in names]
+    return [Path(entries[0].path) for entries in every if entries]
 
 
 def with_files(entries: list[images.Entry], paths: set[str]) -> list[images.Entry]:
@@ -52,7 +71,9 @@ def python_entries() -> list[images.Entry]:
         if path.is_file() and not SKIPPED & set(path.relative_to(library).parts)
     ]
     paths = {str(path) for path in (program, *files)}
-    paths |= needed(program, *(p for p in files if p.suffix == ".so"))
+    others = installed(*DRIVERS_NEEDS)
+    paths |= {str(path) for path in others}
+    paths |= needed(program, *(p for p in files if p.suffix == ".so"), *others)
     found = with_files(images.busybox_entries(), paths)
     if str(program) != "/bin/python3":
         found.append(("bin/python3", str(program), {}))

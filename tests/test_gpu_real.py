@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import gpuimages, probes
+from tests import gpuhosts, gpuimages, probes
 from tests.conftest import User
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -27,6 +27,46 @@ def test_the_image_has_a_python_of_its_own(user: User, image: Path) -> None:
     assert done.stdout == f"{sys.version_info[:2]}\n", done.stderr
 
 
+def driver(folder: Path) -> gpuhosts.Host:
+    """A host whose driver runs no kernel but the one of cudakernel.py, on the processor.
+
+    It needs what a real one needs of an image, see gpuimages.DRIVERS_NEEDS.
+    """
+    more = gpuimages.installed(*gpuimages.DRIVERS_NEEDS)
+    source = (PROGRAMS / "fakecuda.c").read_text()
+    linked = ",".join(map(str, more))
+    fake = gpuhosts.compile("libcuda.so.1", source, f"-Wl,--no-as-needed,{linked}")
+    made = gpuhosts.local(folder)
+    return made.copy(f"/usr/local/nvidia/lib64/libcuda.so.{gpuhosts.VERSION}", fake)
+
+
+COUNT = """
+import ctypes
+n = ctypes.c_int()
+c = ctypes.CDLL("libcuda.so.1")
+print(c.cuInit(0), c.cuDeviceGetCount(ctypes.byref(n)), n.value)
+"""
+
+
+@pytest.mark.needs("gcc")
+def test_the_programs_are_right_by_a_driver_without_a_gpu(
+    user: User, image: Path, tmp_path: Path
+) -> None:
+    run = [sys.executable, PROGRAMS / "gpurun.py", driver(tmp_path / "root").root, "nvidia"]
+    mount = f"--volume={PROGRAMS}:/programs:ro"
+    done = user.run(*run, mount, image, "python3", "/programs/cudakernel.py")
+    assert done.stdout == "Fake A100\n", done.stderr
+    for visible, out in (("0", "0 0 1\n"), ("", "100 3 1\n")):
+        env = {"CUDA_VISIBLE_DEVICES": visible}
+        done = user.run(*run, image, "python3", "-c", COUNT, env=env)
+        assert done.stdout == out, done.stderr
+    none = user.run(
+        *run, mount, image, "python3", "/programs/cudakernel.py", env={"CUDA_VISIBLE_DEVICES": ""}
+    )
+    assert none.returncode == 1
+    assert none.stderr == "cuInit: error 100: no CUDA-capable device is detected\n"
+
+
 @pytest.mark.gpu
 @pytest.mark.needs("gpu")
 class TestGpu:
@@ -41,9 +81,7 @@ class TestGpu:
         assert inside.stdout == outside, inside.stderr
 
     def test_each_rank_sees_the_cards_that_it_chooses(self, user: User, image: Path) -> None:
-        code = "import ctypes; n = ctypes.c_int(); c = ctypes.CDLL('libcuda.so.1');"
-        code += "print(c.cuInit(0), c.cuDeviceGetCount(ctypes.byref(n)), n.value)"
-        argv = ["udi-run", "--gpu", image, "python3", "-c", code]
+        argv = ["udi-run", "--gpu", image, "python3", "-c", COUNT]
         assert user.run(*argv, env={"CUDA_VISIBLE_DEVICES": "0"}).stdout == "0 0 1\n"
         none = user.run(*argv, env={"CUDA_VISIBLE_DEVICES": ""}).stdout
         assert none.split()[0] == "100"
