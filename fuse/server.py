@@ -90,30 +90,6 @@ def _lack(name: str, facts: Facts) -> str:
     return ""
 
 
-def gather(
-    image_fd: int, name: str, *, wanted: str, fuse: bool, squashfuse: str, directory: bool
-) -> Facts:
-    """Return the facts for the image open at `image_fd`; the rest is known to the caller.
-
-    Loads the decompressor, which the server that is forked afterwards then has. Raises UdiError
-    where the image is no squashfs 4.0 image or is cut short.
-    """
-    from rootless_udi.fuse.decompress import available
-    from rootless_udi.fuse.format import superblock
-
-    compressor = superblock(image_fd, name).compressor
-    return Facts(
-        wanted=wanted,
-        fuse=fuse,
-        compressor=compressor,
-        decompressor=available(compressor),
-        squashfuse=squashfuse,
-        pyfuse3=wanted == "pyfuse3" and importable("pyfuse3"),
-        fuse_python=wanted == "fuse-python" and importable("fuse"),
-        directory=directory,
-    )
-
-
 def importable(name: str) -> bool:
     """Tell whether the module `name` is installed; a bare folder of that name does not count."""
     from importlib.util import find_spec

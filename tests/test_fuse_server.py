@@ -1,12 +1,12 @@
 """Who serves an image: a table of hosts, and every refusal."""
 
-import os
 from pathlib import Path
 
 import pytest
 
+from rootless_udi import host, ladder, resolve
 from rootless_udi.errors import UdiError
-from rootless_udi.fuse.server import Facts, choose, gather, importable
+from rootless_udi.fuse.server import Facts, choose, importable
 from tests import fuseimages, images
 
 FULL = Facts("auto", True, "zstd", True, "/usr/bin/squashfuse_ll", True, True, True)
@@ -65,12 +65,19 @@ def test_refusals_name_what_is_lacking_and_udi_doctor(changes: dict[str, object]
 
 
 @pytest.mark.needs("mksquashfs")
-def test_facts_of_a_real_image(tmp_path: Path) -> None:
-    image = fuseimages.mksquashfs(images.tar([("f", b"x", {})]), tmp_path / "i", "-comp", "xz")
-    fd = os.open(image, os.O_RDONLY)
-    facts = gather(fd, "i", wanted="auto", fuse=True, squashfuse="", directory=False)
-    os.close(fd)
-    assert facts == Facts("auto", True, "xz", True)
+@pytest.mark.parametrize("compressor", ["xz", "gzip", "zstd"])
+def test_the_choice_for_a_real_image(compressor: str, tmp_path: Path) -> None:
+    image = fuseimages.mksquashfs(
+        images.tar([("f", b"x", {})]), tmp_path / "i", "-comp", compressor
+    )
+    here = host.gather({}).replace(fuse=True, squashfuse="/x/squashfuse_ll")
+    found = resolve.local("i", str(image))
+    assert found.compressor == compressor
+    root = ladder.choose("auto", here, found)
+    assert (root.server, root.path) == ("udi", str(image))
+    assert ladder.choose("squashfuse_ll", here, found).program == "/x/squashfuse_ll"
+    with pytest.raises(UdiError, match="/dev/fuse is missing"):
+        ladder.choose("auto", here.replace(fuse=False, squashfuse=""), found)
 
 
 def test_our_own_folder_is_no_fuse_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
