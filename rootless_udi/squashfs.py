@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import stat
-import struct
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +18,7 @@ from io import FileIO
 from tempfile import mkdtemp
 
 from rootless_udi.errors import UdiError
+from rootless_udi.fuse.format import SUPERBLOCK_SIZE, Corrupt, Superblock
 from rootless_udi.tarwrite import Write
 
 Feed = Callable[[Write], object]
@@ -29,8 +29,6 @@ PLACES = ":/usr/sbin:/sbin"
 """Searched after PATH: some distributions install the tools where no user's PATH leads."""
 
 _LEVELS = {"zstd": 22, "gzip": 9, "lz4": 0, "xz": 0, "lzo": 9, "none": 0}
-_NONE = 0xFFFFFFFFFFFFFFFF
-_SUPERBLOCK = struct.Struct("<4sIIIIHHHHHHQQQQQQQQ")
 
 
 class Again(Exception):
@@ -230,13 +228,6 @@ def file_system(path: str) -> str:
     return path
 
 
-def _fields(head: bytes) -> dict[str, int]:
-    names = "magic inodes time block fragments compression log flags ids major minor root used id "
-    names += "xattr inode directory fragment export"
-    values = dict(zip(names.split(), _SUPERBLOCK.unpack(head), strict=True))
-    return {key: value for key, value in values.items() if key != "magic"}
-
-
 def check(path: str) -> None:
     """Raise UdiError where `path` is no squashfs 4.0 file, or shorter than it says it is.
 
@@ -244,33 +235,19 @@ def check(path: str) -> None:
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        head = file.read(_SUPERBLOCK.size)
+        head = file.read(SUPERBLOCK_SIZE)
     why = ""
-    if len(head) < _SUPERBLOCK.size or head[:4] != b"hsqs":
-        why = "it does not start as one"
-    else:
-        s = _fields(head)
-        if (s["major"], s["minor"]) != (4, 0):
-            why = f"it is of version {s['major']}.{s['minor']}, and 4.0 is wanted"
-        elif s["used"] > size:
-            why = f"it is cut short: {size} bytes of {s['used']}"
-        elif not 12 <= s["log"] <= 20 or s["block"] != 1 << s["log"]:
-            why = f"its block size is {s['block']}"
-        elif not 1 <= s["compression"] <= 6:
-            why = f"its compression is number {s['compression']}"
-        elif not _tables(s):
-            why = "its tables lie outside of it"
+    try:
+        used = Superblock(head).bytes_used
+        if used > size:
+            why = f"it is cut short: {size} bytes of {used}"
+    except Corrupt as error:
+        why = str(error)
     if why:
         raise UdiError(
             f"reading {path} failed: corrupt squashfs: {why}",
             "remove the image and pull it again, or copy the file again",
         )
-
-
-def _tables(s: dict[str, int]) -> bool:
-    needed = _SUPERBLOCK.size <= s["inode"] < s["directory"] < s["used"] and s["id"] < s["used"]
-    optional = all(s[k] == _NONE or s[k] < s["used"] for k in ("xattr", "fragment", "export"))
-    return needed and optional and s["inode"] + (s["root"] >> 16) < s["directory"] and s["ids"] > 0
 
 
 def _settle_root(path: str) -> None:
@@ -280,8 +257,8 @@ def _settle_root(path: str) -> None:
     superblock: block << 16 | offset in a block of 8192 bytes after its two-byte header.
     """
     with open(path, "r+b") as file:
-        s = _fields(file.read(_SUPERBLOCK.size))
-        block, offset = s["inode"] + (s["root"] >> 16), s["root"] & 0xFFFF
+        found = Superblock(file.read(SUPERBLOCK_SIZE))
+        block, offset = found.inode_table + (found.root >> 16), found.root & 0xFFFF
         for at in range(offset + 8, offset + 12):
             start = block + at // 8192 * 8194
             file.seek(start)

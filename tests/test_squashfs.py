@@ -366,16 +366,16 @@ def test_check_takes_what_the_writers_make(image: Path) -> None:
 @pytest.mark.parametrize(
     ("at", "value", "words"),
     [
-        (0, b"sqsh", "does not start as one"),
+        (0, b"sqsh", "no squashfs magic at its start"),
         (28, b"\3\0", "version 3.0"),
-        (12, b"\0\0\0\0", "its block size is 0"),
-        (22, b"\x15\0", "its block size"),
-        (20, b"\x09\0", "its compression is number 9"),
+        (12, b"\0\0\0\0", "block size 0 "),
+        (22, b"\x15\0", "block size "),
+        (20, b"\x09\0", "compressor number 9 is not known"),
         (40, b"\xff" * 8, "cut short"),
         (64, b"\xff" * 8, "tables lie outside"),
         (72, b"\0" * 8, "tables lie outside"),
-        (48, b"\xff" * 7, "tables lie outside"),
-        (32, b"\xff" * 8, "tables lie outside"),
+        (48, b"\xff" * 7, "table of owners lies outside"),
+        (32, b"\xff" * 8, "root directory lies outside"),
     ],
 )
 def test_check_refuses(tmp_path: Path, image: Path, at: int, value: bytes, words: str) -> None:
