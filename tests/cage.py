@@ -7,9 +7,15 @@ cage's own; /tmp, /dev/shm and the users are the machine's.
 """
 
 import os
+import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Self
+
+from tests.conftest import User
 
 _INIT = """
 import fcntl, os, signal, socket, struct, subprocess, sys
@@ -116,3 +122,72 @@ class Cage:
             except OSError:  # it has just ended
                 continue
         return found
+
+
+class Scheduler:
+    """A workload manager in a cage, in which users run commands; use it with `with`.
+
+    A subclass sets `cage`, and `settings`, the variables by which users' commands find it.
+    """
+
+    DAEMONS: tuple[str, ...] = ()
+    cage: Cage
+    settings: Mapping[str, str]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cage.close()
+
+    def argv(self, user: User, *argv: object) -> list[str]:
+        """Return `argv` with what makes `user` run it in the cage, from the user's home."""
+        return self.cage.argv(user.argv(*argv), user.home)
+
+    def env(self, user: User, env: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Return the environment of the user's commands."""
+        return {**user.env, **self.settings, **(env or {})}
+
+    def run(
+        self,
+        user: User,
+        *argv: object,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 120,
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run a command (srun, qsub, ...) as `user`."""
+        return subprocess.run(
+            self.argv(user, *argv),
+            env=self.env(user, env),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    def leftovers(self) -> dict[int, str]:
+        """Return the cage's processes that are none of the daemons: pid -> command line."""
+        found = {}
+        for pid, words in self.cage.processes().items():
+            try:
+                program = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
+            except FileNotFoundError:  # it has just ended
+                continue
+            if program.removesuffix("-wlm") not in self.DAEMONS:
+                found[pid] = words
+        return found
+
+    def kill_leftovers(self) -> None:
+        """End what a failed test left, so that it harms no other."""
+        for pid in self.leftovers():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def gone(self, state: Callable[[], list[str]] = list, seconds: float = 15) -> None:
+        """Wait until no leftover lives and `state` names no file; kill them and fail otherwise."""
+        end = time.monotonic() + seconds
+        while left := self.leftovers() or state():
+            if time.monotonic() > end:
+                self.kill_leftovers()
+                raise AssertionError(left)
+            time.sleep(0.05)

@@ -5,15 +5,11 @@ folders beside a cell that is made here), so that it does not matter how the pac
 configured.
 """
 
-import os
-import signal
 import subprocess
 import time
-from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
-from tests.cage import Cage, reachable
+from tests.cage import Cage, Scheduler, reachable
 from tests.conftest import User
 
 _DEBIAN = Path("/var/lib/gridengine")
@@ -61,11 +57,13 @@ qsort_args NONE
 """
 
 
-class GridEngine:
+class GridEngine(Scheduler):
     """A running cell with the queue all.q and the parallel environment mpi; use it with `with`.
 
     `starter` is the queue's starter_method. Takes root.
     """
+
+    DAEMONS = ("sge_qmaster", "sge_execd")
 
     def __init__(self, folder: Path, starter: str = "NONE") -> None:
         self.folder = folder
@@ -85,12 +83,6 @@ class GridEngine:
         except BaseException:
             self.cage.close()
             raise
-
-    def __enter__(self) -> "GridEngine":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.cage.close()
 
     def _cell(self) -> None:
         """Make the cell's files and its empty database."""
@@ -154,27 +146,6 @@ class GridEngine:
         path.write_text(text)
         self.cage.run("qconf", option, path, env=self.settings)
 
-    def argv(self, user: User, *argv: object) -> list[str]:
-        """Return `argv` with what makes `user` run it in the cell, from the user's home."""
-        return self.cage.argv(user.argv(*argv), user.home)
-
-    def run(
-        self,
-        user: User,
-        *argv: object,
-        env: Mapping[str, str] | None = None,
-        timeout: float = 120,
-    ) -> "subprocess.CompletedProcess[str]":
-        """Run a command (qsub, qstat, ...) as `user`."""
-        return subprocess.run(
-            self.argv(user, *argv),
-            env={**user.env, **self.settings, **(env or {})},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-
     def submit(self, user: User, script: str, *options: str) -> str:
         """Run a job to its end and return what it printed; see `submitted`."""
         text, status = self.submitted(user, script, *options)
@@ -198,24 +169,6 @@ class GridEngine:
         """Return the last lines of the daemons' logs, for a failure's message."""
         paths = sorted((self.folder / "spool").glob("**/messages"))
         return "\n".join(f"{p.parent.name}: {p.read_text()[-1500:]}" for p in paths)
-
-    def leftovers(self) -> dict[int, str]:
-        """Return the cell's processes that are none of its daemons: pid -> command line."""
-        found = {}
-        for pid, words in self.cage.processes().items():
-            try:
-                program = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
-            except FileNotFoundError:  # it has just ended
-                continue
-            if program not in ("sge_qmaster", "sge_execd"):
-                found[pid] = words
-        return found
-
-    def kill_leftovers(self) -> None:
-        """End what a failed test left, so that it harms no other."""
-        for pid in self.leftovers():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
 
 
 def _overlaid(text: str, changes: str) -> str:

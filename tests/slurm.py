@@ -5,14 +5,11 @@ host name of all of them is the machine's.
 """
 
 import os
-import signal
 import subprocess
 import time
-from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
-from tests.cage import Cage, reachable
+from tests.cage import Cage, Scheduler, reachable
 from tests.conftest import User
 
 _CONF = """
@@ -55,11 +52,13 @@ SocketsPerBoard=1 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=2000 State=UNKNOW
 """
 
 
-class Slurm:
+class Slurm(Scheduler):
     """A running cluster of `nodes` nodes n0, n1, ...; use it with `with`. Takes root.
 
     `spank` is a line for plugstack.conf.
     """
+
+    DAEMONS = ("slurmctld", "slurmd", "munged")  # slurmscriptd is slurmctld's child
 
     def __init__(self, folder: Path, nodes: int = 2, spank: str = "") -> None:
         self.folder = folder
@@ -76,24 +75,19 @@ class Slurm:
             self.cage.close()
             raise
 
-    def __enter__(self) -> "Slurm":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.cage.close()
-
     def _start(self, names: list[str], spank: str) -> None:
         conf = _CONF.format(host=self.cage.name, folder=self.folder)
         for i, name in enumerate(names):
             conf += _NODE.format(name=name, host=self.cage.name, port=7000 + i)
         self.conf = self.folder / "etc/slurm.conf"
+        self.settings = {"SLURM_CONF": str(self.conf)}
         self.conf.write_text(conf)
         (self.folder / "etc/plugstack.conf").write_text(spank + "\n")
         self._munge()
         self.cage.run("slurmctld", "-f", self.conf)
         for name in names:
             self.cage.run("slurmd", "-f", self.conf, "-N", name)
-        self.cage.run("srun", f"-N{len(names)}", "true", env={"SLURM_CONF": str(self.conf)})
+        self.cage.run("srun", f"-N{len(names)}", "true", env=self.settings)
 
     def _munge(self) -> None:
         """Start a munged with a key and a socket of its own."""
@@ -108,31 +102,6 @@ class Slurm:
         options = [f"--{w}={folder / f}" for w, f in zip(words, files, strict=True)]
         drop = ["setpriv", "--reuid=munge", "--regid=munge", "--clear-groups"]
         self.cage.run(*drop, "munged", "--force", *options)
-
-    def argv(self, user: User, *argv: object) -> list[str]:
-        """Return `argv` with what makes `user` run it in the cluster, from the user's home."""
-        return self.cage.argv(user.argv(*argv), user.home)
-
-    def env(self, user: User, env: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Return the environment of the user's commands in the cluster."""
-        return {**user.env, "SLURM_CONF": str(self.conf), **(env or {})}
-
-    def run(
-        self,
-        user: User,
-        *argv: object,
-        env: Mapping[str, str] | None = None,
-        timeout: float = 120,
-    ) -> "subprocess.CompletedProcess[str]":
-        """Run a command (srun, sbatch, ...) in the cluster as `user`."""
-        return subprocess.run(
-            self.argv(user, *argv),
-            env=self.env(user, env),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
 
     def popen(self, user: User, *argv: object, **kwargs: object) -> "subprocess.Popen[str]":
         """Start a command in the cluster as `user`; keyword arguments as for subprocess.Popen."""
@@ -163,22 +132,3 @@ class Slurm:
         """Return the last lines of the daemons' logs, for a failure's message."""
         paths = sorted((self.folder / "log").glob("*.log"))
         return "\n".join(f"{p.name}: {p.read_text()[-1500:]}" for p in paths)
-
-    def leftovers(self) -> dict[int, str]:
-        """Return the cluster's processes that are none of its daemons: pid -> command line."""
-        daemons = ("slurmctld", "slurmd", "munged")  # slurmscriptd is slurmctld's child
-        found = {}
-        for pid, words in self.cage.processes().items():
-            try:
-                program = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
-            except FileNotFoundError:  # it has just ended
-                continue
-            if program.removesuffix("-wlm") not in daemons:
-                found[pid] = words
-        return found
-
-    def kill_leftovers(self) -> None:
-        """End what a failed test left, so that it harms no other."""
-        for pid in self.leftovers():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
