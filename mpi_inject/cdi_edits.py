@@ -198,7 +198,13 @@ def _nodes(work: _Work, chosen: Chosen, edits: "dict[str, Any]") -> None:
 def _stale(spec: Spec, path: str) -> StaleError:
     return StaleError(
         f"CDI file {spec.path} is out of date: {path} does not exist on this host",
-        "ask the site to write it anew: nvidia-ctk cdi generate, or `udi gpu cdi`",
+        "ask the site to write it anew: "
+        + (
+            "nvidia-ctk cdi generate"
+            if spec.kind.startswith("nvidia.com/")
+            else "its vendor's tool"
+        )
+        + ", or `udi gpu cdi`",
     )
 
 

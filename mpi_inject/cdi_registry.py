@@ -147,4 +147,5 @@ def _missing(registry: Registry, full: str) -> UdiError:
         return UdiError(f"CDI device {full}: {why}", "try --gpu, which finds GPUs without it")
     places = " and ".join(registry.directories)
     have = ", ".join(sorted(registry.devices)) or "none"
-    return UdiError(f"CDI device {full}: not found in {places}", f"devices there: {have}")
+    unread = "".join(f"; {one.error.message}" for one in registry.broken)
+    return UdiError(f"CDI device {full}: not found in {places}", f"devices there: {have}{unread}")

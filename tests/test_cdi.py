@@ -377,6 +377,9 @@ def test_a_broken_file_matters_where_its_kind_is_asked_for(tmp_path: Path) -> No
     write(tmp_path, "/etc/cdi/b.yaml", "kind: other.com/device\nx: y\n")
     registry = cdi_registry.load(root=str(tmp_path))
     assert cdi_registry.choose(registry, ["vendor.com/device=one"])
+    with pytest.raises(UdiError, match=r"not found in /etc/cdi") as caught:
+        cdi_registry.choose(registry, ["elsewhere.com/device=one"])
+    assert "; reading CDI file /etc/cdi/b.yaml failed: " in caught.value.hint
     with pytest.raises(UdiError, match=r"reading CDI file /etc/cdi/b.yaml failed"):
         cdi_registry.choose(registry, ["other.com/device=one"])
 
