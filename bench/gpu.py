@@ -48,7 +48,7 @@ CODE = """
 import sys, time
 sys.path.insert(0, {tree!r})
 import os
-import rootless_udi.errors, rootless_udi.steps, rootless_udi.records, rootless_udi.fastjson
+import rootless_udi.config, rootless_udi.fastjson
 opened = []
 sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" else None)
 start = time.process_time()

@@ -45,8 +45,7 @@ def driver_checks(context: Context, version: str, may_compat: bool) -> tuple[lis
         return [], []
     from rootless_udi.mpi_inject import cudareq, nvidia
 
-    gpus = nvidia.gpus(context.root)
-    model = gpus[0].model if gpus else ""
+    model = next((gpu.model for gpu in nvidia.gpus(context.root)), "")
     why = cudareq.compat(context.env, found, version, model)
     newer = found[1] if found and why else ""
     note = cudareq.check(context.env, context.environ, version, model, newer)

@@ -51,7 +51,7 @@ def _hardware(root: str, machine: str) -> list[str]:
         cuda, sure = cuda_of(driver.version)
         newest = f", CUDA {cuda}{'' if sure else ' or newer'}" if cuda else ""
         lines.append(f"NVIDIA driver {driver.version or 'of WSL'}{newest}")
-        for card in driver.gpus:
+        for card in nvidia.gpus(root):
             lines.append(f"  /dev/nvidia{card.minor}  {card.model}  {card.uuid}  {card.bus}")
         lines += [f"  {n}: {w}" for n in driver.nodes if (w := denied(root, n))]
     version = amd.version(root)
@@ -130,7 +130,7 @@ def _nvidia(root: str, driver: nvidia.Driver) -> "dict[str, Any]":
     cards: list[tuple[str, tuple[str, ...]]] = []
     if driver.wsl:
         cards = [("0", driver.nodes)]
-    uuids = {card.minor: card.uuid for card in driver.gpus if card.uuid}
+    uuids = {card.minor: card.uuid for card in nvidia.gpus(root) if card.uuid}
     for node in driver.nodes:
         number = node.removeprefix("/dev/nvidia")
         if is_card(node.removeprefix("/dev/")) and exists(root, node):

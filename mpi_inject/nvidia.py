@@ -15,7 +15,7 @@ from rootless_udi.records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 _PROGRAMS = {
     "nvidia-smi": "utility",
@@ -86,7 +86,6 @@ class Driver(Record):
     files: tuple[str, ...]
     nodes: tuple[str, ...]
     extra: tuple[str, ...]
-    gpus: tuple[Gpu, ...]
     notes: tuple[str, ...] = ()
     wsl: bool = False
 
@@ -109,11 +108,12 @@ def discover(root: str, machine: str, wanted: "Iterable[str]" = DEFAULT) -> Driv
     notes: list[str] = []
     cached, note = _cached(root, machine)
     notes += [note] if note else []
-    path, found = _libcuda(root, machine, version, cached, notes)
+    usual = [f for d in _folders(machine) if (f := resolve(root, d))]
+    path, found = _libcuda(root, machine, version, cached, usual, notes)
     version = version or found
     folders = [os.path.dirname(path)]
     folders += [os.path.dirname(real) for e in cached if (real := resolve(root, e.path))]
-    folders += [f for d in _folders(machine) if (f := resolve(root, d))]
+    folders += usual
     libraries = _libraries(root, machine, version, list(dict.fromkeys(folders)), wanted, notes)
     return Driver(
         version="" if wsl else version,
@@ -122,7 +122,6 @@ def discover(root: str, machine: str, wanted: "Iterable[str]" = DEFAULT) -> Driv
         files=tuple(_files(root, wanted, wsl)),
         nodes=_needed_nodes(root, wanted, wsl),
         extra=_other_nodes(root),
-        gpus=tuple(gpus(root)),
         notes=tuple(notes),
         wsl=wsl,
     )
@@ -142,9 +141,8 @@ def kernel_version(text: str) -> str:
     return ""
 
 
-def gpus(root: str) -> list[Gpu]:
-    """Return the cards that the kernel module knows, in bus order."""
-    found = []
+def gpus(root: str) -> "Iterator[Gpu]":
+    """Yield the cards that the kernel module knows, in bus order; each is a file to read."""
     for bus in listing(root, "/proc/driver/nvidia/gpus"):
         facts = {}
         for line in read(root, f"/proc/driver/nvidia/gpus/{bus}/information").splitlines():
@@ -152,8 +150,7 @@ def gpus(root: str) -> list[Gpu]:
             facts[key.strip()] = value.strip()
         uuid = facts.get("GPU UUID", "")
         good = uuid if "?" not in uuid else ""
-        found.append(Gpu(facts.get("Device Minor", ""), good, facts.get("Model", ""), bus))
-    return found
+        yield Gpu(facts.get("Device Minor", ""), good, facts.get("Model", ""), bus)
 
 
 def _folders(machine: str) -> list[str]:
@@ -188,13 +185,17 @@ def _cached(root: str, machine: str) -> tuple[list[ldcache.Entry], str]:
 
 
 def _libcuda(
-    root: str, machine: str, version: str, cached: "list[ldcache.Entry]", notes: list[str]
+    root: str,
+    machine: str,
+    version: str,
+    cached: "list[ldcache.Entry]",
+    folders: list[str],
+    notes: list[str],
 ) -> tuple[str, str]:
     """Return the real path of the right libcuda and the version in its name.
 
     That of the kernel module's version where this is known, else the loader's first.
     """
-    folders = _folders(machine)
     tried = [e.path for e in cached if e.name == "libcuda.so.1"]
     tried += [f"{d}/libcuda.so.1" for d in folders]
     if version:
@@ -215,7 +216,7 @@ def _libcuda(
                 others = ", ".join(found)
                 notes.append(f"several libcuda ({others}): the loader's first is taken, {real}")
             return real, have
-    raise _no_libcuda(version, sorted(set(found.values())), dangling, folders)
+    raise _no_libcuda(version, sorted(set(found.values())), dangling, _folders(machine))
 
 
 def _no_libcuda(version: str, have: list[str], dangling: list[str], folders: list[str]) -> UdiError:
