@@ -47,8 +47,10 @@ def needed(*binaries: Path) -> set[str]:
 def installed(*names: str) -> list[Path]:
     """Return where ld.so.cache has these libraries; those that it has not are left out."""
     data = Path(ldcache.PATH).read_bytes()
-    every = [[e for e in ldcache.find(data, n) if e.machine == os.uname().machine] for n in names]
-    return [Path(entries[0].path) for entries in every if entries]
+    cache = ldcache.parse(data, tuple(name + "\0" for name in names))
+    mine = [e for e in cache if e.machine == os.uname().machine and not e.hwcaps]
+    first = {entry.name: Path(entry.path) for entry in reversed(mine)}
+    return [first[name] for name in names if name in first]
 
 
 def with_files(entries: list[images.Entry], paths: set[str]) -> list[images.Entry]:
