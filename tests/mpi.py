@@ -7,6 +7,7 @@ Wheels are fetched by pip into UDI_TEST_CACHE once. They are unpacked by hand, s
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,8 @@ import zipfile
 from pathlib import Path
 
 from tests import images
+from tests.conftest import TREE, User
 
-TREE = Path(__file__).resolve().parent.parent
 UDI = str(TREE / "bin/udi")
 VERSIONS = {
     "mpich-3.4.3": "mpich==3.4.3.post1",
@@ -154,19 +155,21 @@ class Image:
         folder: str = "",
         kind: str = "",
         rpath: bool = False,
+        python: bool = True,
     ) -> None:
         self.name, self.suite, self.packages, self.built = name, suite, packages, built
-        self.folder, self.kind, self.rpath = folder, kind, rpath
+        self.folder, self.kind, self.rpath, self.python = folder, kind, rpath, python
 
     def layers(self) -> list[bytes]:
         """Return the image's layers as tars."""
-        root = images.debian_root(self.suite, ("python3", *self.packages)).read_bytes()
+        python = ("python3",) if self.python else ()
+        root = images.debian_root(self.suite, (*python, *self.packages)).read_bytes()
         entries: list[images.Entry] = []
         if self.built:
             made = program(self.built, self.kind, f"{self.folder}/lib" if self.rpath else "")
             entries.append((PROGRAM.lstrip("/"), made.read_bytes(), {"mode": 0o755}))
-        python = PYTHONS[self.suite]
-        entries += _tree(mpi4py(python), PYTHONPATH)
+        if self.python:
+            entries += _tree(mpi4py(PYTHONS[self.suite]), PYTHONPATH)
         if self.folder:
             entries += _tree(prefix(self.built), self.folder)
         return [root, images.tar(entries)]
@@ -202,6 +205,16 @@ IMAGES = {
 }
 """Distributions' own MPIs, one in /usr/local, conda's and Spack's way with DT_RPATH."""
 
+OTHERS = {
+    image.name: image
+    for image in (
+        # The packages of mpiprogs' images, whose root file systems are there already.
+        Image("slurm-mpich", "bookworm", ("mpich",), "debian-mpich", python=False),
+        Image("slurm-openmpi", "bookworm", ("openmpi-bin",), "debian-openmpi", python=False),
+    )
+}
+"""Images that are no rows of the matrix."""
+
 
 def _tree(folder: Path, inside: str) -> list[images.Entry]:
     """Return a folder's files as members of a layer below `inside`."""
@@ -219,8 +232,8 @@ def store() -> Path:
 
 
 def pulled(name: str) -> str:
-    """Pull one of IMAGES by `udi pull`, once, and return its reference."""
-    image = IMAGES[name]
+    """Pull one of IMAGES or OTHERS by `udi pull`, once, and return its reference."""
+    image = IMAGES.get(name) or OTHERS[name]
     folder = images.cache() / "mpi" / "layouts"
     folder.mkdir(parents=True, exist_ok=True)
     inspector = (TREE / "mpi_inject/imagefacts.py").read_text()
@@ -232,7 +245,7 @@ def pulled(name: str) -> str:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (place / "pulled").exists():
             for old in (p for p in folder.glob(f"{name}-????????") if p.is_dir()):
-                subprocess.run([UDI, "rm", f"oci:{old}:latest"], env=_env(), capture_output=True)
+                _udi("rm", f"oci:{old}:latest")
                 shutil.rmtree(old)
             # The label makes it another image, so that its facts are made anew.
             config = {
@@ -252,12 +265,18 @@ def pulled(name: str) -> str:
 
 def pull(reference: str) -> None:
     """Run `udi pull` into the store of the cache."""
-    argv = [UDI, "pull", reference]
-    subprocess.run(argv, env=_env(), check=True, timeout=300, capture_output=True)
+    done = _udi("pull", reference)
+    assert done.returncode == 0, done.stderr
 
 
-def _env() -> dict[str, str]:
-    return {**os.environ, "UDI_STORE": str(store())}
+def _udi(*words: str) -> "subprocess.CompletedProcess[str]":
+    """Run `udi` on the store of the cache, which root's test user owns."""
+    home = store()
+    home.mkdir(exist_ok=True)
+    user = User(home)
+    if os.getuid() == 0:
+        os.chown(home, user.uid, user.gid)
+    return user.run(UDI, *words, env={"UDI_STORE": str(home)}, timeout=300)
 
 
 HOSTS = (*VERSIONS, "debian-mpich", "debian-openmpi")
@@ -294,7 +313,41 @@ def launcher(host: str, ranks: int) -> list[str]:
         # There is no ssh client to be found on a test machine.
         words = [str(prefix(host) / "bin/mpiexec"), *alone]
     elif host.startswith("openmpi"):
-        words = [str(prefix(host) / "bin/mpiexec"), "--oversubscribe"]
+        words = [str(prefix(host) / "bin/mpiexec"), "--map-by", ":OVERSUBSCRIBE"]
     else:
         words = [str(prefix(host) / "bin/mpiexec.hydra")]
     return [*words, "-n", str(ranks)]
+
+
+VERSION_TEXTS = {
+    **{name: f"MPICH Version: {name[6:]}" for name in VERSIONS if name.startswith("mpich")},
+    **{name: f"Open MPI v{name[8:]}" for name in VERSIONS if name.startswith("openmpi")},
+    "impi-2021.18.1": "Intel(R) MPI Library 2021.18.1",
+    "debian-mpich": "MPICH Version: 4.0",
+    "debian-openmpi": "Open MPI v4.1",
+}
+"""What MPI_Get_library_version says of each of HOSTS."""
+
+SITE = '[[mount]]\nsource = "/var/tmp"\ndestination = "/var/tmp"\nenabled = false\n'
+"""Without this default the hosts' prefixes, in the tests' cache, would be seen inside."""
+
+
+def environment(user: User, host: str) -> dict[str, str]:
+    """Return what a user's `udi-run` of a pulled image needs besides the host's module."""
+    site = user.home / "site"
+    site.mkdir(exist_ok=True)
+    (site / "site.toml").write_text(SITE)
+    return {"UDI_STORE": str(store()), "UDI_SITE_DIR": str(site), **host_env(host)}
+
+
+def verify(out: str, host: str, ranks: int) -> None:
+    """Check that all ranks were in one job, computed right, and ran on the host's MPI alone."""
+    lines = [line for line in out.splitlines() if line.startswith("rank=")]
+    assert sorted(int(line.split()[0][5:]) for line in lines) == list(range(ranks)), out
+    for line in lines:
+        assert f" size={ranks} sum={ranks * (ranks + 1) // 2} bad=0 " in line, out
+        assert VERSION_TEXTS[host] in re.sub(r"\s+", " ", line), out
+    lines = [line for line in out.splitlines() if line.startswith("maps=")]
+    paths = [p for line in lines for p in line.removeprefix("maps=").split()]
+    assert any("libmpi" in p for p in paths), out
+    assert all(p.startswith("/opt/udiImage/mpi/") for p in paths), paths

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import mpi as mpis
 from tests import mpiprogs
 from tests.cage import reachable
 from tests.conftest import TREE, User
@@ -175,6 +176,27 @@ def test_openmpi_by_pmix(slurm: Slurm, user: User) -> None:
     assert len(set(result.namespaces.values())) == 1
     assert set(result.vm_readv.values()) == {"ok"}
     assert all(text.startswith("Open MPI") for text in result.library.values())
+
+
+@pytest.mark.needs("mpich", "openmpi", "mmdebstrap")
+@pytest.mark.parametrize(
+    ("pmi", "image", "host"),
+    [
+        ("pmi2", "slurm-mpich", "mpich-5.0.2"),
+        ("pmi2", "slurm-mpich", "debian-mpich"),
+        ("pmix", "slurm-openmpi", "openmpi-4.1.8"),
+        ("pmix", "slurm-openmpi", "debian-openmpi"),
+    ],
+)
+def test_the_hosts_mpi_inside(slurm: Slurm, user: User, pmi: str, image: str, host: str) -> None:
+    """`--mpi` under srun: contents are checked, and the maps say whose libraries they are.
+
+    Open MPI 5 is not among them: with the PMIx 4 of this Slurm it fails without a container too.
+    """
+    reference = mpis.pulled(image)
+    argv = ["srun", f"--mpi={pmi}", "-N1", "-n4", TREE / "bin/udi-run", "--mpi", reference]
+    done = slurm.run(user, *argv, mpis.PROGRAM, env=mpis.environment(user, host))
+    mpis.verify(ok(done), host, 4)
 
 
 # The plugin of contrib/slurm
