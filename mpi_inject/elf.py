@@ -9,13 +9,16 @@ chain is bounded by what a file of that size can hold, and the one error is ElfE
 """
 
 import os
-from struct import Struct, iter_unpack
+from struct import Struct, error, iter_unpack
 
 from rootless_udi.records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 MAGIC = b"\x7fELF"
 MACHINES = {
@@ -34,10 +37,16 @@ MACHINES = {
 
 _KINDS = {1: "relocatable", 2: "executable", 3: "shared", 4: "core"}
 _LIMIT = 16384
-_GNU_HASH = 0x6FFFFEF5
 _STRING = 4096
 _BLOCK = 16384
+_VERSIONS = (4096, 1 << 20)
+"""Bytes that are read for symbol versions at first, and where those do: at most."""
+
 _FORMS: dict[str, Struct] = {}
+_HEADER = {64: "16xHH12xQ14xHH", 32: "16xHH8xI10xHH"}
+_PROGRAM_HEADER = {64: "I4xQQ8xQ16x", 32: "III4xI12x"}
+"""Of the ELF header: type, machine, where the program headers are, their size and number; of a
+program header: type, offset, address, size in the file."""
 
 
 class ElfError(ValueError):
@@ -66,6 +75,11 @@ class Elf(Record):
     needs: "dict[str, tuple[str, ...]]"
     defines: tuple[str, ...]
     dynamic: bool
+
+
+def form(layout: str) -> Struct:
+    """Return the Struct of a layout, compiled once."""
+    return _FORMS.get(layout) or _FORMS.setdefault(layout, Struct(layout))
 
 
 class _Input:
@@ -100,17 +114,13 @@ class _Input:
         block, begin = self.place(offset, size)
         return block[begin : begin + size]
 
-
-class _Hashes(Record):
-    """DT_GNU_HASH: its buckets, the first symbol that it knows, the offset of its chains."""
-
-    buckets: tuple[int, ...]
-    first: int
-    chain: int
+    def upto(self, offset: int, size: int) -> bytes:
+        """Return `size` bytes at `offset`, fewer at the end of the file."""
+        return self.at(offset, min(size, max(0, self.size - offset)))
 
 
 class Reader:
-    """An ELF file being read: `elf()` for its description, then its symbols.
+    """An ELF file being read: `elf()` for its description; elfsymbols.Symbols adds its symbols.
 
     `source` is the file's bytes or an open descriptor, which stays the caller's. Every method
     raises ElfError.
@@ -125,7 +135,7 @@ class Reader:
             raise ElfError("truncated or damaged ELF header")
         self.bits, self.little = 32 * head[4], head[5] == 1
         self._e = "<" if self.little else ">"
-        kind, machine = self._unpack("HH", 16)
+        kind, machine, *where = self._unpack(_HEADER[self.bits], 0)
         self.kind = _KINDS.get(kind, f"kind {kind}")
         self.machine = MACHINES.get(machine, f"machine {machine}")
         self._loads: list[tuple[int, int, int]] = []
@@ -133,57 +143,46 @@ class Reader:
         self._needed: list[int] = []
         self.interp = ""
         self.dynamic = False
-        self._program_headers()
-        self._hashes: _Hashes | None = None
+        self._program_headers(*where)
         self._strings = b""
         if 5 in self._tags:
             self._strings = self._segment(5, self._tags.get(10, 0))
 
     def _unpack(self, layout: str, offset: int) -> "tuple[int, ...]":
-        layout = self._e + layout
-        form = _FORMS.get(layout) or _FORMS.setdefault(layout, Struct(layout))
-        return form.unpack_from(*self._in.place(offset, form.size))
+        one = form(self._e + layout)
+        return one.unpack_from(*self._in.place(offset, one.size))
 
-    def _program_headers(self) -> None:
-        if self.bits == 64:
-            (offset,) = self._unpack("Q", 32)
-            entry, count = self._unpack("HH", 54)
-            layout, order = "IIQQQQQQ", (0, 2, 3, 5)
-        else:
-            (offset,) = self._unpack("I", 28)
-            entry, count = self._unpack("HH", 42)
-            layout, order = "IIIIIIII", (0, 1, 2, 4)
-        form = Struct(self._e + layout)
-        if count and entry < form.size:
+    def _program_headers(self, offset: int, entry: int, count: int) -> None:
+        row = form(self._e + _PROGRAM_HEADER[self.bits])
+        if count and entry < row.size:
             raise ElfError(f"damaged: program headers of {entry} bytes")
         table = self._in.at(offset, entry * count)
         found: tuple[int, int] | None = None
-        for index in range(count):
-            row = form.unpack_from(table, index * entry)
-            kind, at, address, size = (row[i] for i in order)
+        for begin in range(0, entry * count, entry or 1):
+            kind, at, address, size = row.unpack_from(table, begin)
             if kind == 1:
                 self._loads.append((address, at, size))
             elif kind == 2:
                 found = (at, size)
             elif kind == 3:
-                self.interp = _text(self._in.at(at, min(size, _STRING)))
+                self.interp = text(self._in.at(at, min(size, _STRING)))
         if found:
             self.dynamic = True
             self._dynamic(*found)
 
     def _dynamic(self, offset: int, size: int) -> None:
         layout = self._e + ("qQ" if self.bits == 64 else "iI")
-        form = Struct(layout)
-        data = self._in.at(offset, size - size % form.size)
+        data = self._in.at(offset, size - size % form(layout).size)
+        tags = self._tags
         for tag, value in iter_unpack(layout, data):
-            if tag == 0:
-                break
             if tag == 1:
                 self._needed.append(value)
                 if len(self._needed) > _LIMIT:
                     raise ElfError(f"damaged: needs more than {_LIMIT} libraries")
+            elif tag == 0:
+                break
             else:
-                self._tags[tag] = value
+                tags[tag] = value
 
     def _offset(self, tag: int) -> int:
         """Return the offset in the file of what the dynamic section's `tag` points to."""
@@ -197,9 +196,13 @@ class Reader:
         return self._in.at(self._offset(tag), size) if size else b""
 
     def _string(self, offset: int) -> str:
-        if offset >= len(self._strings):
-            raise ElfError(f"damaged: string {offset} of {len(self._strings)}")
-        return _text(self._strings[offset : offset + _STRING])
+        strings = self._strings
+        if offset >= len(strings):
+            raise ElfError(f"damaged: string {offset} of {len(strings)}")
+        end = strings.find(b"\0", offset, offset + _STRING)
+        return strings[offset : end if end >= 0 else offset + _STRING].decode(
+            "utf-8", "surrogateescape"
+        )
 
     def elf(self) -> Elf:
         """Return the file's description."""
@@ -216,169 +219,66 @@ class Reader:
             tuple(self._string(name) for name in self._needed),
             rpath,
             runpath,
-            dict(self._version_needs()),
-            tuple(self._version_definitions()),
+            self._versions(0x6FFFFFFE, self._version_needs, {}),
+            self._versions(0x6FFFFFFC, self._version_definitions, ()),
             self.dynamic,
         )
 
-    def _version_needs(self) -> "Iterator[tuple[str, tuple[str, ...]]]":
-        """Yield Elfxx_Verneed (DT_VERNEED, LSB 10.7.3): the same layout in both classes."""
-        if 0x6FFFFFFE not in self._tags:
-            return
-        at, left = self._offset(0x6FFFFFFE), _LIMIT
-        for _ in range(min(self._tags.get(0x6FFFFFFF, 0), _LIMIT)):
-            _version, count, name, aux, step = self._unpack("HHIII", at)
+    def _versions(self, tag: int, read: "Callable[[bytes, int], T]", none: "T") -> "T":
+        """Return what `read` makes of the bytes at `tag` and their count, which the next tag has.
+
+        How long a chain is only its links say: little is read first, then as much as may be.
+        """
+        if tag not in self._tags:
+            return none
+        at, count = self._offset(tag), min(self._tags.get(tag + 1, 0), _LIMIT)
+        for size in _VERSIONS:
+            data = self._in.upto(at, size)
+            try:
+                return read(data, count)
+            except error:
+                if len(data) < size:
+                    break
+        raise ElfError("truncated or damaged: symbol versions")
+
+    def _version_needs(self, data: bytes, count: int) -> "dict[str, tuple[str, ...]]":
+        """Read Elfxx_Verneed (DT_VERNEED, LSB 10.7.3): the same layout in both classes."""
+        row, inner = form(self._e + "2xHIII").unpack_from, form(self._e + "8xII").unpack_from
+        string, found, at, left = self._string, {}, 0, _LIMIT
+        for _ in range(count):
+            number, name, aux, step = row(data, at)
             versions, where = [], at + aux
-            for _ in range(count):
-                _hash, _flags, _other, text, next_aux = self._unpack("IHHII", where)
-                versions.append(self._string(text))
+            for _ in range(number):
+                text, next_aux = inner(data, where)
+                versions.append(string(text))
                 left -= 1
                 if not left:
                     raise ElfError(f"damaged: needs more than {_LIMIT} symbol versions")
                 where += next_aux
                 if not next_aux:
                     break
-            yield self._string(name), tuple(versions)
+            found[string(name)] = tuple(versions)
             at += step
             if not step:
-                return
+                break
+        return found
 
-    def _version_definitions(self) -> "Iterator[str]":
-        """Yield the names of Elfxx_Verdef (DT_VERDEF) without the base, the file's own name."""
-        if 0x6FFFFFFC not in self._tags:
-            return
-        at = self._offset(0x6FFFFFFC)
-        for _ in range(min(self._tags.get(0x6FFFFFFD, 0), _LIMIT)):
-            _version, flags, _index, _count, _hash, aux, step = self._unpack("HHHHIII", at)
+    def _version_definitions(self, data: bytes, count: int) -> "tuple[str, ...]":
+        """Read the names of Elfxx_Verdef (DT_VERDEF) without the base, the file's own name."""
+        row, name = form(self._e + "2xH8xII").unpack_from, form(self._e + "I").unpack_from
+        found, at = [], 0
+        for _ in range(count):
+            flags, aux, step = row(data, at)
             if not flags & 1:
-                yield self._string(self._unpack("I", at + aux)[0])
+                found.append(self._string(name(data, at + aux)[0]))
             at += step
             if not step:
-                return
-
-    def _symbol_count(self) -> int:
-        """Return the length of the dynamic symbol table, which only the hash tables know."""
-        limit = self._in.size // 16
-        if 4 in self._tags:
-            return min(self._unpack("II", self._offset(4))[1], limit)
-        if _GNU_HASH not in self._tags:
-            return 0
-        hashes = self._gnu_hash()
-        last = max(hashes.buckets, default=0)
-        if last < hashes.first:
-            return min(hashes.first, limit)
-        while last <= limit:
-            last += 1
-            if self._number(hashes.chain + 4 * (last - 1 - hashes.first)) & 1:
-                return last
-        raise ElfError("damaged: endless hash chain")
-
-    def _number(self, offset: int) -> int:
-        return int.from_bytes(self._in.at(offset, 4), "little" if self.little else "big")
-
-    def _gnu_hash(self) -> "_Hashes":
-        at = self._offset(_GNU_HASH)
-        count, first, words, _shift = self._unpack("IIII", at)
-        start = at + 16 + self.bits // 8 * words
-        if start + 4 * count > self._in.size:
-            raise ElfError(f"damaged: hash table of {count} buckets")
-        return _Hashes(self._unpack(f"{count}I", start), first, start + 4 * count)
-
-    def _rows(self, start: int, count: int) -> "Iterator[tuple[int, int, int, int]]":
-        """Yield (name, info, section index, address) of `count` dynamic symbols from `start`."""
-        if 6 not in self._tags or not count:
-            return
-        at = self._offset(6)
-        if self.bits == 64:
-            data = self._in.at(at + 24 * start, 24 * count)
-            for name, info, _o, section, value, _s in iter_unpack(self._e + "IBBHQQ", data):
-                yield name, info, section, value
-        else:
-            data = self._in.at(at + 16 * start, 16 * count)
-            for name, value, _s, info, _o, section in iter_unpack(self._e + "IIIBBH", data):
-                yield name, info, section, value
-
-    def undefined(self, prefixes: "tuple[str, ...]" = ("",)) -> "set[str]":
-        """Return the names with one of `prefixes` that other files must define (weak ones not)."""
-        starts = tuple(p.encode() for p in prefixes)
-        strings, found = self._strings, set()
-        for name, info, section, _value in self._rows(0, self._symbol_count()):
-            if section == 0 and name and info >> 4 != 2 and strings.startswith(starts, name):
-                found.add(self._string(name))
-        return found
-
-    def exported(self, prefixes: "tuple[str, ...]" = ("",)) -> "set[str]":
-        """Return the names with one of `prefixes` that the file defines for others."""
-        starts = tuple(p.encode() for p in prefixes)
-        strings, found = self._strings, set()
-        for name, info, section, _value in self._rows(0, self._symbol_count()):
-            if section and name and info >> 4 != 0 and strings.startswith(starts, name):
-                found.add(self._string(name))
-        return found
-
-    def missing(self, names: "Iterable[str]") -> "list[str]":
-        """Return those of `names` that the file does not export.
-
-        A few are looked up as ld.so(8) does, 6 us each; reading all 3,000 symbols of an MPI library
-        takes 1 ms, which is less for many.
-        """
-        wanted = list(names)
-        if len(wanted) > 150:
-            strings = self._strings
-            have = {
-                strings[name : strings.find(b"\0", name)]
-                for name, info, section, _value in self._rows(0, self._symbol_count())
-                if section and info >> 4
-            }
-            return [n for n in wanted if n.encode("utf-8", "surrogateescape") not in have]
-        return [name for name in wanted if self._find(name) is None]
-
-    def _find(self, name: str) -> "int | None":
-        """Return the address of an exported symbol (dl-lookup.c without the Bloom filter)."""
-        text = name.encode("utf-8", "surrogateescape") + b"\0"
-        if _GNU_HASH not in self._tags:
-            for at, _info, section, value in self._rows(0, self._symbol_count()):
-                if section and self._strings.startswith(text, at):
-                    return value
-            return None
-        wanted = _hash(text[:-1])
-        hashes = self._hashes = self._hashes or self._gnu_hash()
-        buckets, first, chain = hashes.buckets, hashes.first, hashes.chain
-        index = buckets[wanted % len(buckets)] if buckets else 0
-        if index < first:
-            return None
-        while index <= self._in.size // 16:
-            number = self._number(chain + 4 * (index - first))
-            if number | 1 == wanted | 1:
-                at, _info, section, value = next(self._rows(index, 1), (0, 0, 0, 0))
-                if section and self._strings.startswith(text, at):
-                    return value
-            if number & 1:
-                return None
-            index += 1
-        raise ElfError("damaged: endless hash chain")
-
-    def constant(self, name: str) -> str:
-        """Return the text of an exported `const char name[]`, empty where there is none."""
-        address = self._find(name)
-        if address is None:
-            return ""
-        for start, offset, size in self._loads:
-            if start <= address < start + size:
-                return _text(
-                    self._in.at(address - start + offset, min(256, start + size - address))
-                )
-        return ""
+                break
+        return tuple(found)
 
 
-def _hash(name: bytes) -> int:
-    value = 5381
-    for byte in name:
-        value = value * 33 + byte
-    return value & 0xFFFFFFFF
-
-
-def _text(data: bytes) -> str:
+def text(data: bytes) -> str:
+    """Return the text up to the first zero byte."""
     return data.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
 

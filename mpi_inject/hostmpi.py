@@ -8,6 +8,7 @@ the usual prefixes.
 import os
 
 from rootless_udi.mpi_inject import abi, elf
+from rootless_udi.mpi_inject.elfsymbols import Symbols
 from rootless_udi.mpi_inject.hostroot import under
 from rootless_udi.mpi_inject.libraries import MULTIARCH, Found, Host
 from rootless_udi.records import Record
@@ -222,7 +223,7 @@ def missing(root: str, path: str, names: "list[str]") -> list[str]:
     except OSError:
         return names
     try:
-        return elf.Reader(file).missing(names)
+        return Symbols(file).missing(names)
     except elf.ElfError:
         return names
     finally:
@@ -236,7 +237,7 @@ def statement(root: str, path: str) -> tuple[str, str]:
     except OSError:
         return "", ""
     try:
-        reader = elf.Reader(file)
+        reader = Symbols(file)
         numbers = reader.constant("MPII_Version_ABI")
         release = reader.constant("MPII_Version_string") or reader.constant("ompi_version_string")
         if not reader.missing(["I_MPI_Check_image_status"]):
@@ -275,6 +276,6 @@ def library(host: Host, found: Found, exact: bool = False) -> abi.Library:
 
         with open(under(host.root, found.path), "rb") as file:
             data = file.read()
-        numbers, release = imagefacts.statement(elf.Reader(data), data)
+        numbers, release = imagefacts.statement(Symbols(data), data)
     version = abi.version(family, found.real, found.name, numbers, release)
     return abi.Library(found.path, found.name, family, role, version, release)

@@ -25,6 +25,7 @@ import re
 from typing import Any
 
 from rootless_udi.mpi_inject import abi, elf, ldcache
+from rootless_udi.mpi_inject.elfsymbols import Symbols
 from rootless_udi.mpi_inject.libraries import COMPILER, STACK, default_folders, newest
 
 LARGEST = 1 << 30
@@ -108,7 +109,7 @@ class Inspector:
         self._hard[_absolute(path)] = _absolute(other)
 
     def _look(self, path: str, data: bytes) -> None:
-        reader = elf.Reader(data)
+        reader = Symbols(data)
         seen = _Seen(path, reader.elf())
         names = (seen.elf.soname, path.rpartition("/")[2])
         library = any(abi.identify(n)[0] for n in names)
@@ -301,7 +302,7 @@ class Inspector:
         }
 
 
-def statement(reader: elf.Reader, data: bytes) -> tuple[str, str]:
+def statement(reader: Symbols, data: bytes) -> tuple[str, str]:
     """Return an MPI library's statements: libtool's numbers ("14:2:2") and its release ("4.0.2").
 
     MPICH 4.1 and later hide these constants; there they stand between zero bytes.

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rootless_udi.mpi_inject import elf
+from rootless_udi.mpi_inject.elfsymbols import Symbols
 
 FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/bin", "/usr/lib/x86_64-linux-gnu")
 
@@ -86,7 +87,7 @@ def test_the_symbols_read_as_by_pyelftools() -> None:
                     undefined |= set() if weak else {symbol.name}
                 elif not local:
                     exported.add(symbol.name)
-        reader = elf.Reader(path.read_bytes())
+        reader = Symbols(path.read_bytes())
         assert reader.exported() == exported, path
         assert reader.undefined() == undefined, path
         some = sorted(exported)[:50]
@@ -170,7 +171,7 @@ def test_a_library_without_soname_and_one_with_the_old_hash(tmp_path: Path) -> N
         out = tmp_path / f"{style}.so"
         argv = ["gcc", "-shared", "-fPIC", f"-Wl,--hash-style={style}", "-o", str(out), str(source)]
         subprocess.run(argv, check=True)
-        reader = elf.Reader(out.read_bytes())
+        reader = Symbols(out.read_bytes())
         assert reader.elf().soname == ""
         assert {"one", "word", "two"} <= reader.exported() | {"two"}
         assert reader.missing(["one", "two", "three"]) == ["two", "three"]
@@ -181,7 +182,7 @@ def test_a_library_without_soname_and_one_with_the_old_hash(tmp_path: Path) -> N
 def everything(data: bytes) -> None:
     """Ask a damaged file all that can be asked."""
     try:
-        reader = elf.Reader(data)
+        reader = Symbols(data)
     except elf.ElfError:
         return
     for ask in (
