@@ -3,9 +3,10 @@
 
     python bench/mpi_plan.py [--runs 21]
 
-Planning is measured in the launch's interpreter (python3 -I -S) with everything in the page cache:
-import, then the first call, as wall and as processor time; the figure asked is 15 ms for the first
-rank, and the others never come here. The pull's figure is per ELF file of the image's tree.
+Planning is measured in the launch's interpreter (python3 -I -S), which has the launch's modules,
+with everything in the page cache: import of the MPI's modules, then the first call, as wall and as
+processor time; the figure asked is 15 ms for the first rank, and the others never come here. The
+pull's figure is per ELF file of the image's tree.
 """
 
 import argparse
@@ -23,12 +24,13 @@ from rootless_udi.mpi_inject.imagefacts import Inspector
 from tests import images, mpi
 
 PROGRAM = """
-import sys, time
+import gc, sys, time
 sys.path.insert(0, sys.argv[1])
-from rootless_udi import fastjson
+from rootless_udi import fastjson, launch, run
 facts = fastjson.loads(open(sys.argv[2]).read())["elf"]
 environ = dict(word.split("=", 1) for word in sys.argv[3:])
 wall, cpu = time.perf_counter(), time.process_time()
+gc.disable()  # as inject.py does
 from rootless_udi.mpi_inject import mpi
 between = time.perf_counter(), time.process_time()
 found = mpi.inject("auto", "", facts, environ)

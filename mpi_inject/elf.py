@@ -93,20 +93,19 @@ class _Input:
 
     def place(self, offset: int, size: int) -> tuple[bytes, int]:
         """Return bytes and the index in them where `size` bytes at `offset` begin."""
-        if offset < 0 or size < 0 or offset + size > self.size:
-            raise ElfError(f"truncated: {size} bytes at {offset} of {self.size}")
-        if self.file < 0:
-            return self.data, offset
-        number = offset // _BLOCK
-        begin = offset - number * _BLOCK
-        if begin + size > _BLOCK:
-            block, begin = os.pread(self.file, size, offset), 0
-        else:
-            block = self.blocks.get(number, b"")
-            if not block:
-                block = self.blocks[number] = os.pread(self.file, _BLOCK, number * _BLOCK)
-        if len(block) < begin + size:
-            raise ElfError(f"truncated: it became shorter than {offset + size} while being read")
+        begin = offset % _BLOCK
+        block = self.blocks.get(offset - begin)
+        if block is None or begin + size > len(block):
+            if offset < 0 or size < 0 or offset + size > self.size:
+                raise ElfError(f"truncated: {size} bytes at {offset} of {self.size}")
+            if self.file < 0:
+                return self.data, offset
+            if begin + size > _BLOCK:
+                block, begin = os.pread(self.file, size, offset), 0
+            else:
+                block = self.blocks[offset - begin] = os.pread(self.file, _BLOCK, offset - begin)
+            if len(block) < begin + size:
+                raise ElfError(f"truncated: it became shorter than {offset + size} as it was read")
         return block, begin
 
     def at(self, offset: int, size: int) -> bytes:
@@ -135,7 +134,10 @@ class Reader:
             raise ElfError("truncated or damaged ELF header")
         self.bits, self.little = 32 * head[4], head[5] == 1
         self._e = "<" if self.little else ">"
-        kind, machine, *where = self._unpack(_HEADER[self.bits], 0)
+        row = form(self._e + _HEADER[self.bits])
+        if len(head) < row.size:
+            raise ElfError(f"truncated: {row.size} bytes at 0 of {self._in.size}")
+        kind, machine, *where = row.unpack_from(head)
         self.kind = _KINDS.get(kind, f"kind {kind}")
         self.machine = MACHINES.get(machine, f"machine {machine}")
         self._loads: list[tuple[int, int, int]] = []
@@ -158,8 +160,12 @@ class Reader:
             raise ElfError(f"damaged: program headers of {entry} bytes")
         table = self._in.at(offset, entry * count)
         found: tuple[int, int] | None = None
-        for begin in range(0, entry * count, entry or 1):
-            kind, at, address, size = row.unpack_from(table, begin)
+        rows = (
+            row.iter_unpack(table)
+            if entry == row.size
+            else (row.unpack_from(table, begin) for begin in range(0, len(table), entry or 1))
+        )
+        for kind, at, address, size in rows:
             if kind == 1:
                 self._loads.append((address, at, size))
             elif kind == 2:
@@ -204,6 +210,10 @@ class Reader:
             "utf-8", "surrogateescape"
         )
 
+    def needed(self) -> tuple[str, ...]:
+        """Return DT_NEEDED, in order."""
+        return tuple(map(self._string, self._needed))
+
     def elf(self) -> Elf:
         """Return the file's description."""
         tags = self._tags
@@ -216,7 +226,7 @@ class Reader:
             self.kind,
             self.interp,
             self._string(tags[14]) if 14 in tags else "",
-            tuple(self._string(name) for name in self._needed),
+            self.needed(),
             rpath,
             runpath,
             self._versions(0x6FFFFFFE, self._version_needs, {}),

@@ -35,7 +35,13 @@ _READ = {
     "openmpi": ("mca_pmix_", "mca_btl_", "mca_mtl_", "mca_pml_"),
 }
 """Plugins that are read for the libraries that they need: by how their names begin. Open MPI has
-more than a hundred, which would take 20 ms; the others need its `libmca_common_*` alone."""
+more than a hundred, which would take 20 ms; the others need its `libmca_common_*` alone, and so do
+those of these kinds that speak to no network of their own."""
+
+_PLAIN = tuple(
+    f"mca_{name}"
+    for name in ("btl_self", "btl_sm", "btl_tcp", "btl_vader", "pml_cm", "pml_mon", "pml_ob1")
+)
 
 
 class Tree(Record):
@@ -72,6 +78,8 @@ def too_new(found: Found, image: "dict[str, Any]") -> list[str]:
         if is_glibc(name):
             out += lacking((v for v in versions if v != "GLIBC_PRIVATE"), have)
             out += [v for v in versions if v == "GLIBC_PRIVATE"]
+    if not out:
+        return out
     return sorted(set(out), key=lambda v: [int(w) if w.isdigit() else 0 for w in v.split(".")])
 
 
@@ -190,7 +198,7 @@ def _trees(host: Host, found: list[Found]) -> list[Tree]:
                 continue
             folder = one.real.rpartition("/")[0]
             for place in places:
-                files = _listed(host, f"{folder}/{place}")
+                files = host.listed(f"{folder}/{place}")
                 kind = places[0]
                 if kind == "openmpi":
                     # Wheels keep libraries in a folder of that name.
@@ -227,14 +235,6 @@ def _has(host: Host, path: str) -> bool:
     return os.path.exists(under(host.root, path))
 
 
-def _listed(host: Host, folder: str) -> tuple[str, ...]:
-    try:
-        names = os.listdir(under(host.root, folder))
-    except OSError:
-        return ()
-    return tuple(sorted(n for n in names if ".so" in n))
-
-
 def _extras(host: Host, mpi: HostMpi, trees: list[Tree], known: set[str]) -> list[str]:
     """Return libraries that plugins need beside the `known` ones, which come anyway."""
     out = []
@@ -242,16 +242,20 @@ def _extras(host: Host, mpi: HostMpi, trees: list[Tree], known: set[str]) -> lis
         if tree.kind != "openmpi" and not _has_fabric(host):
             continue
         for name in tree.files:
-            if name.startswith(_READ.get(tree.kind, ())):
-                plugin = host.load(f"{tree.folder}/{name}")
-                names = [n for n in plugin.elf.needed if is_stack(n)] if plugin else []
-                out += [host.find(n, plugin) for n in names if n not in known]
-                known |= set(names)
+            if name.startswith(_READ.get(tree.kind, ())) and not name.startswith(_PLAIN):
+                path = f"{tree.folder}/{name}"
+                wanted = [n for n in host.needed(path) if is_stack(n) and n not in known]
+                if wanted:
+                    by = host.load(path)
+                    out += [host.find(n, by) for n in wanted]
+                    known |= set(wanted)
     for tree in trees:
         if tree.kind == "openmpi":
             folder = mpi.files["libmpi.so.40"].rpartition("/")[0]
-            names = [n for n in _listed(host, folder) if n.startswith("libmca_common_")]
-            out += [f"{folder}/{n}" for n in names if len(abi.split(n)[1]) == 1]
+            names = () if mpi.prefix else host.cached_names("libmca_common_")
+            for name in names or host.listed(folder):
+                if name.startswith("libmca_common_") and len(abi.split(name)[1]) == 1:
+                    out.append(host.find(name) if names else f"{folder}/{name}")
     if mpi.prefix and host.read(f"{mpi.folder}/libfabric.so.1"):
         out.append(f"{mpi.folder}/libfabric.so.1")
     intel = f"{mpi.prefix}/opt/mpi/libfabric/lib/libfabric.so.1"

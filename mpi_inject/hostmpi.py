@@ -150,8 +150,7 @@ def find(environ: "Mapping[str, str]", host: Host) -> "Iterator[HostMpi]":
         if folder in folders_seen:
             continue
         folders_seen.add(folder)
-        # Debian has two kinds in one folder: the launcher's own goes first.
-        for mpi in sorted(at(folder, origin, host), key=lambda m: favourite not in m.families):
+        for mpi in at(folder, origin, host, favourite):
             main = host.real(next(iter(mpi.files.values())))
             if main not in mains:
                 mains.add(main)
@@ -170,30 +169,36 @@ def _favourite(environ: "Mapping[str, str]", host: Host) -> str:
     return ""
 
 
-def at(folder: str, origin: str, host: Host) -> list[HostMpi]:
-    """Return the MPIs whose libraries are in `folder`: none, one, or one of each kind."""
-    files: dict[str, dict[str, str]] = {}
+def at(folder: str, origin: str, host: Host, favourite: str = "") -> "Iterator[HostMpi]":
+    """Yield the MPIs whose libraries are in `folder`: none, one, or one of each kind.
+
+    Debian has two kinds in one folder: the `favourite` family goes first, and the files of the
+    other are read only if it is asked for.
+    """
     if not any(os.path.lexists(under(host.root, f"{folder}/{name}")) for name in abi.MAIN):
-        return []
+        return
+    named: dict[str, list[str]] = {}
     for name in _FILES:
-        path = f"{folder}/{name}"
-        if os.path.lexists(under(host.root, path)) and host.fits(path):
-            files.setdefault(abi.identify(name)[0], {})[name] = path
-    if abi.MPICH in files and _is_openmpi(host, files[abi.MPICH]):
-        del files[abi.MPICH]
-    standard = files.pop(abi.ABI, None)
-    kinds = [([family], named) for family, named in files.items()]
-    if standard and kinds:
-        kinds[0][0].append(abi.ABI)
-        kinds[0][1].update(standard)
-    elif standard:
-        kinds = [([abi.ABI], standard)]
-    prefix = _prefix(folder, host.machine)
-    return [
-        HostMpi(folder, tuple(families), named, prefix, origin)
-        for families, named in kinds
-        if any(name in abi.MAIN for name in named)
-    ]
+        if os.path.lexists(under(host.root, f"{folder}/{name}")):
+            named.setdefault(abi.identify(name)[0], []).append(name)
+    standard = _usable(host, folder, named.pop(abi.ABI, []))
+    for family in sorted(named, key=lambda f: f != favourite):
+        files = _usable(host, folder, named[family])
+        if family == abi.MPICH and _is_openmpi(host, files):
+            continue
+        families: tuple[str, ...] = (family,)
+        if standard and files and (family == abi.MPICH or abi.MPICH not in named):
+            families, files = (family, abi.ABI), files | standard
+            standard = {}
+        if any(name in abi.MAIN for name in files):
+            yield HostMpi(folder, families, files, _prefix(folder, host.machine), origin)
+    if any(name in abi.MAIN for name in standard):
+        yield HostMpi(folder, (abi.ABI,), standard, _prefix(folder, host.machine), origin)
+
+
+def _usable(host: Host, folder: str, names: list[str]) -> "dict[str, str]":
+    """Return those of a folder's files that are libraries for the host: name -> path."""
+    return {name: f"{folder}/{name}" for name in names if host.fits(f"{folder}/{name}")}
 
 
 def _is_openmpi(host: Host, files: "dict[str, str]") -> bool:

@@ -75,32 +75,54 @@ def parse(data: bytes, prefixes: tuple[str, ...] = ("",)) -> list[Entry]:
     raise LdCacheError("truncated")
 
 
-def find(data: bytes, name: str) -> list[Entry]:
-    """Return the entries of one name, as `parse` would.
+class Names:
+    """A cache that is asked for single names: `find` returns what `parse` has of each.
 
-    A launch asks for 20 names of some thousand: two searches in C per name (0.05 ms) where parsing
-    all takes 1 ms per thousand.
+    A launch asks for up to forty names of some thousand, and then no row but theirs is read
+    further: 0.4 ms per thousand once and 3 us a name, where parsing all takes 4 ms per thousand.
     """
-    if not data.startswith(_NEW) or len(data) < 48 or data[28] & 3 == 3:
-        return [e for e in parse(data, (name,)) if e.name == name]
-    (count,) = Struct("<I").unpack_from(data, 20)
-    end = 48 + 24 * count
-    if end > len(data):
-        raise LdCacheError("truncated")
-    number = Struct("<I")
-    wanted = name.encode("utf-8", "surrogateescape") + b"\0"
-    rows = []
-    # Strings share tails: "libz.so.1" may be the end of "/lib/libz.so.1".
-    at = data.find(wanted, end)
-    while at >= 0:
-        key = number.pack(at)
-        row = data.find(key, 48, end)
-        while row >= 0:
-            if (row - 52) % 24 == 0:
-                rows.append(data[row - 4 : row + 20])
-            row = data.find(key, row + 1, end)
-        at = data.find(wanted, at + 1)
-    return _entries(data, 0, "<", b"".join(rows), (b"",)) if rows else []
+
+    def __init__(self, data: bytes) -> None:
+        """Raise LdCacheError for what is no ld.so.cache."""
+        self._data = data
+        self._rows: dict[bytes, list[bytes]] = {}
+        self._hwcaps: list[str] = []
+        self._parsed: list[Entry] | None = None
+        if not data.startswith(_NEW) or len(data) < 48 or data[28] & 3 == 3:
+            self._parsed = parse(data)
+            return
+        (count,) = Struct("<I").unpack_from(data, 20)
+        end = 48 + 24 * count
+        if end > len(data):
+            raise LdCacheError("truncated")
+        (extension,) = Struct("<I").unpack_from(data, 32)
+        self._hwcaps = _hwcaps(data, 0, extension, "<")
+        find, rows = data.find, self._rows
+        at = 48
+        for (key,) in iter_unpack("<4xI16x", data[48:end]):
+            rows.setdefault(data[key : find(b"\0", key, key + 4096)], []).append(data[at : at + 24])
+            at += 24
+
+    def find(self, name: str) -> list[Entry]:
+        """Return the entries of one name, in the file's order; raises LdCacheError."""
+        if self._parsed is not None:
+            return [e for e in self._parsed if e.name == name]
+        rows = self._rows.get(name.encode("utf-8", "surrogateescape"), ())
+        return _entries(self._data, 0, "<", b"".join(rows), (b"",), self._hwcaps)
+
+    def names(self, start: str) -> list[str]:
+        """Return the names that begin with `start`, sorted, each once."""
+        if self._parsed is not None:
+            return sorted({e.name for e in self._parsed if e.name.startswith(start)})
+        begin = start.encode("utf-8", "surrogateescape")
+        return sorted(
+            n.decode("utf-8", "surrogateescape") for n in self._rows if n.startswith(begin)
+        )
+
+
+def find(data: bytes, name: str) -> list[Entry]:
+    """Return the entries of one name, as `parse` would."""
+    return Names(data).find(name)
 
 
 def _old(data: bytes, order: str, count: int, starts: tuple[bytes, ...]) -> list[Entry]:
@@ -125,14 +147,15 @@ def _new(data: bytes, base: int, starts: tuple[bytes, ...]) -> list[Entry]:
             break
     else:
         raise LdCacheError("truncated")
-    return _entries(data, base, order, data[base + 48 : end], starts)
+    (extension,) = Struct(order + "I").unpack_from(data, base + 32)
+    names = _hwcaps(data, base, extension, order)
+    return _entries(data, base, order, data[base + 48 : end], starts, names)
 
 
 def _entries(
-    data: bytes, base: int, order: str, rows: bytes, starts: tuple[bytes, ...]
+    data: bytes, base: int, order: str, rows: bytes, starts: tuple[bytes, ...], names: list[str]
 ) -> list[Entry]:
-    (extension,) = Struct(order + "I").unpack_from(data, base + 32)
-    names = _hwcaps(data, base, extension, order)
+    """Read rows; `names` are the glibc-hwcaps subdirectories."""
     found = []
     for flags, key, value, _os, hwcap in iter_unpack(order + "iIIIQ", rows):
         if not data.startswith(starts, base + key):

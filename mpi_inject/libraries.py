@@ -134,11 +134,18 @@ class Host:
         self.bits = bits
         self.foreign: list[tuple[str, str]] = []
         self._files: dict[str, elf.Elf | None] = {}
-        self._cache: bytes | None = None
+        self._cache: tuple[ldcache.Names, ...] | None = None
+        self._folders: dict[str, str] = {}
+        self._listed: dict[str, tuple[str, ...]] = {}
         self._real: dict[str, str] = {}
 
     def read(self, path: str) -> "elf.Elf | None":
-        """Return what is at `path`, or None where it is no ELF file that can be read."""
+        """Return what is at `path`, or None where it is no ELF file that can be read.
+
+        /lib and /usr/lib are mostly one folder, whose files are read once.
+        """
+        folder, _, name = path.rpartition("/")
+        path = f"{self._folder(folder)}/{name}"
         if path not in self._files:
             try:
                 self._files[path] = elf.read(under(self.root, path))
@@ -146,34 +153,87 @@ class Host:
                 self._files[path] = None
         return self._files[path]
 
+    def needed(self, path: str) -> tuple[str, ...]:
+        """Return what the ELF file at `path` needs: of a plugin nothing else is of interest."""
+        try:
+            file = os.open(under(self.root, path), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return ()
+        try:
+            return elf.Reader(file).needed()
+        except (OSError, elf.ElfError):
+            return ()
+        finally:
+            os.close(file)
+
+    def listed(self, folder: str) -> tuple[str, ...]:
+        """Return the names with ".so" in a folder, sorted, read once; () where there is none."""
+        if folder not in self._listed:
+            try:
+                names = os.listdir(under(self.root, folder))
+            except OSError:
+                names = []
+            self._listed[folder] = tuple(sorted(n for n in names if ".so" in n))
+        return self._listed[folder]
+
+    def cached_names(self, start: str) -> list[str]:
+        """Return the names in ld.so.cache that begin with `start`, sorted.
+
+        Listing a distribution's library folder of thousands would take a millisecond.
+        """
+        cache = self._names()
+        return cache.names(start) if cache else []
+
     def cached(self, name: str) -> "list[str]":
         """Return the paths of `name` in ld.so.cache, those for every processor first."""
-        if self._cache is None:
-            try:
-                with open(under(self.root, ldcache.PATH), "rb") as file:
-                    self._cache = file.read()
-            except OSError:
-                self._cache = b""
+        cache = self._names()
         try:
-            found = ldcache.find(self._cache, name)
+            found = cache.find(name) if cache else []
         except ldcache.LdCacheError:
-            # As ld.so does: a missing or damaged one is an empty one.
             return []
         return [path for _hwcaps, path in sorted((e.hwcaps, e.path) for e in found)]
 
+    def _names(self) -> "ldcache.Names | None":
+        """Return ld.so.cache; None for a missing or damaged one, as ld.so takes it."""
+        if self._cache is None:
+            try:
+                with open(under(self.root, ldcache.PATH), "rb") as file:
+                    data = file.read()
+                self._cache = (ldcache.Names(data),)
+            except (OSError, ldcache.LdCacheError):
+                self._cache = ()
+        return self._cache[0] if self._cache else None
+
+    def _folder(self, folder: str) -> str:
+        """Return the real path of a folder without a slash at its end, resolved once."""
+        known = self._folders.get(folder)
+        if known is None:
+            known = self._resolve(folder) if folder else ""
+            self._folders[folder] = known = known.rstrip("/")
+        return known
+
     def real(self, path: str) -> str:
-        """Return the real path; folders are resolved once (os.path.realpath: 0.1 ms each)."""
+        """Return the real path; each file and folder is resolved once (realpath(3): 0.1 ms)."""
+        known = self._real.get(path)
+        if known is None:
+            known = self._real[path] = self._resolve(path)
+        return known
+
+    def _resolve(self, path: str) -> str:
         folder, _, name = path.rpartition("/")
-        if folder not in self._real:
-            self._real[folder] = real(self.root, folder or "/").rstrip("/")
-        path = f"{self._real[folder]}/{name}"
-        try:
-            target = os.readlink(under(self.root, path))
-        except OSError:
-            return path
-        if "/" in target:
+        if name in ("", ".", ".."):
             return real(self.root, path)
-        return self.real(f"{self._real[folder]}/{target}") if target != name else path
+        folder = self._folder(folder)
+        for _ in range(40):
+            path = f"{folder}/{name}"
+            try:
+                target = os.readlink(under(self.root, path))
+            except OSError:
+                return path
+            if "/" in target or target in (".", ".."):
+                return real(self.root, path)
+            name = target
+        return path
 
     def find(self, name: str, by: "Found | None" = None, rpath: "Iterable[str]" = ()) -> str:
         """Return the path of `name`, wanted by the library `by`, or "" (ld.so(8)'s order).
@@ -259,6 +319,9 @@ class Host:
 _NUMBERS: dict[str, tuple[str, tuple[int, ...]]] = {}
 """The same ten versions are needed by each of fifty libraries."""
 
+_DEFINED: dict[tuple[str, ...], dict[str, tuple[int, ...]]] = {}
+"""What one library defines is compared with what each of fifty needs."""
+
 
 def numbers(version: str) -> tuple[str, tuple[int, ...]]:
     """Split a symbol version: "GLIBC_2.34" is ("GLIBC", (2, 34)); no numbers: (version, ())."""
@@ -290,7 +353,10 @@ def lacking(needed: "Iterable[str]", defined: "Iterable[str]") -> list[str]:
 
     A library without symbol versions satisfies everything, as in ld.so.
     """
-    have = dict(map(numbers, newest(defined)))
+    key = tuple(defined)
+    have = _DEFINED.get(key)
+    if have is None:
+        have = _DEFINED[key] = dict(map(numbers, newest(key)))
     if not have:
         return []
     out = []

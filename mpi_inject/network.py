@@ -77,10 +77,15 @@ def kind(name: str, link: int, speed: int, driver: str = "") -> str:
 
 def _read(root: str, path: str) -> str:
     try:
-        with open(under(root, path)) as file:
-            return file.read(64).strip()
+        file = os.open(under(root, path), os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
+    try:
+        return os.read(file, 64).decode("ascii", "replace").strip()
+    except OSError:
+        return ""
+    finally:
+        os.close(file)
 
 
 def _number(text: str) -> int:

@@ -24,14 +24,19 @@ class Record:
 
     if TYPE_CHECKING:
         FIELDS: ClassVar[tuple[str, ...]]
+        NEEDED: ClassVar[frozenset[str]]
     else:
         FIELDS = ()
 
     def __init_subclass__(cls) -> None:
         cls.FIELDS += tuple(n for n in cls.__annotations__ if n.islower())
+        cls.NEEDED = frozenset(n for n in cls.FIELDS if not hasattr(cls, n))
 
     def __init__(self, *args: "Any", **kwargs: "Any") -> None:
         fields = self.FIELDS
+        if len(args) == len(fields) and not kwargs:
+            self.__dict__.update(zip(fields, args, strict=True))
+            return
         if len(args) > len(fields):
             raise TypeError(f"{type(self).__name__} takes {len(fields)} fields, got {len(args)}")
         values = dict(zip(fields, args, strict=False))
@@ -39,9 +44,9 @@ class Record:
             if name not in fields or name in values:
                 raise TypeError(f"{type(self).__name__}: no such field, or given twice: {name}")
             values[name] = value
-        for name in fields:
-            if name not in values and not hasattr(type(self), name):
-                raise TypeError(f"{type(self).__name__}: field {name} is missing")
+        if not values.keys() >= self.NEEDED:
+            name = min(self.NEEDED - values.keys(), key=fields.index)
+            raise TypeError(f"{type(self).__name__}: field {name} is missing")
         self.__dict__.update(values)
 
     def __setattr__(self, name: str, value: object) -> None:

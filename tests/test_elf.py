@@ -166,7 +166,9 @@ def test_an_unknown_machine_is_said() -> None:
 @pytest.mark.needs("gcc")
 def test_a_library_without_soname_and_one_with_the_old_hash(tmp_path: Path) -> None:
     source = tmp_path / "a.c"
-    source.write_text('int one(void){return 1;} const char word[]="12:3:4"; int two(void);\n')
+    long = "a" * 100
+    text = 'int one(void){return 1;} const char word[]="12:3:4"; int two(void);\n'
+    source.write_text(f"{text}int {long}(void){{return 2;}}\n")
     for style in ("sysv", "gnu"):
         out = tmp_path / f"{style}.so"
         argv = ["gcc", "-shared", "-fPIC", f"-Wl,--hash-style={style}", "-o", str(out), str(source)]
@@ -174,7 +176,7 @@ def test_a_library_without_soname_and_one_with_the_old_hash(tmp_path: Path) -> N
         reader = Symbols(out.read_bytes())
         assert reader.elf().soname == ""
         assert {"one", "word", "two"} <= reader.exported() | {"two"}
-        assert reader.missing(["one", "two", "three"]) == ["two", "three"]
+        assert reader.missing(["one", "two", long, "three"]) == ["two", "three"]
         assert reader.constant("word") == "12:3:4"
         assert reader.constant("nothing") == ""
 

@@ -63,6 +63,12 @@ def test_one_name_is_found_as_by_parsing_all() -> None:
         ldcache.find(new("<", 2)[:60], "liba.so.1")
 
 
+def test_names_by_how_they_begin() -> None:
+    for data in (old("<"), new("<", 2), new(">", 3)):
+        assert ldcache.Names(data).names("lib") == ["liba.so.1", "libmpi.so.12"]
+        assert ldcache.Names(data).names("libm") == ["libmpi.so.12"]
+
+
 def test_one_that_ldconfig_writes_for_another_root(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "usr/lib").mkdir(parents=True)

@@ -15,6 +15,7 @@ from rootless_udi.mpi_inject import mpi
 from rootless_udi.steps import Directory, Injection, Mount, Symlink
 from tests import mpihosts as h
 from tests.conftest import TREE
+from tests.test_ldcache import LDCONFIG
 
 pytestmark = pytest.mark.needs("gcc")
 GOLDEN = Path(__file__).parent / "golden/mpi"
@@ -365,3 +366,12 @@ def test_planning_imports_nothing_dear() -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     dear = {"re", "json", "dataclasses", "typing", "pathlib", "subprocess", "collections", "enum"}
     assert not dear & set(done.stdout.split()), done.stdout
+
+
+def test_libraries_of_open_mpis_plugins_by_ld_so_cache(tmp_path: Path) -> None:
+    """Where the MPI is the system's: its folder of thousands is not listed."""
+    root = h.write({**h.openmpi_host(), "/etc/ld.so.conf": f"{ARCH}\n".encode()}, tmp_path / "host")
+    subprocess.run([LDCONFIG, "-r", root, "-X"], check=True, capture_output=True)
+    image = {**h.glibc(), "/app/run": h.program(("libmpi.so.40",))}
+    found = mpi.inject("auto", "", h.facts(image), {"PATH": "/usr/bin"}, (), root)
+    assert f"{mpi.LIB}/libmca_common_sm.so.40" in targets(found)

@@ -277,5 +277,10 @@ def test_circular_needed_ends(tmp_path: Path) -> None:
 def test_links_that_go_round_end(tmp_path: Path) -> None:
     host: h.Tree = {"/m/lib/libmpi.so.12": "libmpi.so", "/m/lib/libmpi.so": "libmpi.so.12"}
     assert refused(host, h.mpich_image(), tmp_path, environ={"MPI_HOME": "/m"})
+    round_: h.Tree = {"/usr/lib64/libucp.so.0": "b.so", "/usr/lib64/b.so": "libucp.so.0"}
+    libmpi = h.library("libmpi.so.12", h.C, needed=("libucp.so.0",))
+    host = {**round_, "/usr/lib64/c": "c/d", "/m/lib/libmpi.so.12": libmpi}
+    found = inject(host, h.mpich_image(), tmp_path / "b", environ={"MPI_HOME": "/m"})
+    assert "the host has no libucp.so.0, which libmpi.so.12 needs" in found.notes
     image = {**h.mpich_image(), "/loop": "/loop/x", "/usr/lib/libmpi.so.12": "/loop/y"}
     assert h.facts(image)["libc"] == "glibc"
