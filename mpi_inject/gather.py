@@ -286,10 +286,14 @@ def _lacks(
     libraries: "tuple[abi.Library, ...]",
 ) -> tuple[str, ...]:
     """Return the symbols that the image's programs need of `family` and the host's MPI lacks."""
-    names = set(image["consumers"].get(family, {}).get("symbols", ()))
+    one = image["consumers"].get(family, {})
+    names = set(one.get("symbols", ()))
     roles = {lib.role for lib in libraries if lib.family == family}
     if not roles & {"Fortran", "Fortran module", "Fortran 2008"}:
         names = {n for n in names if not n.startswith(("mpi_", "pmpi_", "mpix_"))}
+    # Images that were pulled before have no "provided": the names above are then all that is known.
+    for role, given in one.get("provided", {}).items():
+        names -= set() if role in roles else set(given)
     for own in kept(image, family, roles):
         names |= set(own["symbols"])
     left = sorted(names)
@@ -304,12 +308,14 @@ def _lacks(
 def kept(image: "dict[str, Any]", family: str, roles: "set[str]") -> "list[dict[str, Any]]":
     """Return the image's own MPI libraries that its programs need and no library of the host
     replaces: they run on the host's C library, if that has what they need."""
-    needed = image["consumers"].get(family, {}).get("libraries", ())
-    return [
+    needed = set(image["consumers"].get(family, {}).get("libraries", ()))
+    own = [
         lib
         for lib in image["libraries"]
-        if lib["family"] == family
-        and lib["role"] in abi.INTERFACES
-        and lib["role"] not in roles
-        and set(lib["names"]) & set(needed)
+        if lib["family"] == family and lib["role"] in abi.INTERFACES and lib["role"] not in roles
     ]
+    found: list[dict[str, Any]] = []
+    while more := [lib for lib in own if lib not in found and needed & set(lib["names"])]:
+        found += more
+        needed |= {name for lib in more for name in lib["needed"]}
+    return found

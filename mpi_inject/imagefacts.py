@@ -13,7 +13,8 @@ returns a JSON object, the "elf" part of the image's facts:
                         path, names (of files and links), soname, family, role, version, release,
                         needed, rpath, runpath, needs, defines, symbols (undefined ones, of MPI)
     consumers           family, or "other" -> symbols (undefined ones), libraries (needed), files,
-                        count, rpath
+                        count, rpath; provided: role -> those of the symbols that the image's
+                        Fortran and C++ libraries of that role have
     static              programs that have an MPI linked in
     mpi4py              whether mpi4py is there
     unread              ELF files that were damaged or too large
@@ -65,6 +66,7 @@ class _Seen:
         self.path = path
         self.elf = found
         self.symbols: set[str] = set()
+        self.exports: set[str] = set()
         self.openmpi = False
         self.release = self.numbers = ""
 
@@ -115,6 +117,8 @@ class Inspector:
         library = any(abi.identify(n)[0] for n in names)
         if library:
             seen.symbols = reader.undefined(abi.SYMBOLS)
+            if any(abi.identify(n)[1] in abi.INTERFACES for n in names):
+                seen.exports = reader.exported(abi.SYMBOLS)
             seen.openmpi = not reader.missing([_OPENMPI_MARK])
             seen.numbers, seen.release = statement(reader, data)
         elif any(abi.identify(n)[0] for n in seen.elf.needed):
@@ -245,8 +249,19 @@ class Inspector:
             return "musl", []
         return "", []
 
+    def _interfaces(self) -> dict[tuple[str, str], set[str]]:
+        """Return (family, role) -> what the image's Fortran and C++ libraries export."""
+        out: dict[tuple[str, str], set[str]] = {}
+        for path, seen in self._seen.items():
+            if seen.exports:
+                for name in (seen.elf.soname, path.rpartition("/")[2]):
+                    out.setdefault(abi.identify(name, seen.openmpi), set()).update(seen.exports)
+        out.pop(("", ""), None)
+        return out
+
     def _libraries(self, names: dict[str, list[str]]) -> list[dict[str, Any]]:
         out = []
+        given = self._interfaces()
         for path, seen in sorted(self._seen.items()):
             name = seen.elf.soname or path.rpartition("/")[2]
             known = names.get(path, [])
@@ -256,6 +271,10 @@ class Inspector:
                 family, role = (family, role) if family else abi.identify(one, seen.openmpi)
             if not _SO.search(name) or not (family or name.startswith(_KEPT)):
                 continue
+            symbols = seen.symbols if role in abi.INTERFACES else set()
+            for kind, exports in given.items():
+                # Open MPI's mpi_f08 calls its mpif.h library: not the host's business.
+                symbols = symbols - exports if kind[0] == family else symbols
             out.append(
                 {
                     "path": path,
@@ -271,7 +290,7 @@ class Inspector:
                     "runpath": list(seen.elf.runpath),
                     "needs": newest(v for vs in seen.elf.needs.values() for v in vs),
                     "defines": newest(seen.elf.defines),
-                    "symbols": sorted(seen.symbols) if role in abi.INTERFACES else [],
+                    "symbols": sorted(symbols),
                 }
             )
         return out
@@ -296,6 +315,12 @@ class Inspector:
             one["rpath"] += bool(seen.elf.rpath)
             if len(one["files"]) < _FILES:
                 one["files"].append(path)
+        for family, one in out.items():
+            one["provided"] = {
+                role: sorted(one["symbols"] & exports)
+                for (of, role), exports in sorted(self._interfaces().items())
+                if of == family and one["symbols"] & exports
+            }
         return {
             family: one | {k: sorted(one[k]) for k in ("symbols", "libraries")}
             for family, one in out.items()

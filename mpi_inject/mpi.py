@@ -14,7 +14,9 @@ from rootless_udi.mpi_inject.hostmpi import HostMpi
 from rootless_udi.mpi_inject.hostroot import under
 from rootless_udi.mpi_inject.libraries import COMPILER, Found, Host, is_stack, lacking
 from rootless_udi.mpi_inject.refusals import (
+    check_descriptors,
     check_image,
+    check_kept,
     no_family,
     no_host_mpi,
     refuse_glibc,
@@ -208,8 +210,10 @@ def plan(
             why = abi.CHECKS[compat](library, other)
             if why:
                 raise refuse_version(library, other, why, compat)
+    check_kept(got, image, families)
     for family, symbols in got.lacks.items():
         raise refuse_symbols(got, image, family, symbols)
+    check_descriptors(got, image)
     for found in got.libraries:
         versions = too_new(found, image)
         if versions:

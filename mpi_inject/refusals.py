@@ -2,15 +2,18 @@
 
 from rootless_udi.errors import UdiError
 from rootless_udi.mpi_inject import abi
+from rootless_udi.mpi_inject.gather import kept
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
     from rootless_udi.mpi_inject.gather import Gathered
     from rootless_udi.mpi_inject.hostmpi import HostMpi
     from rootless_udi.mpi_inject.libraries import Found
 
+_FORTRAN = (abi.MPICH, "Fortran")
 _NONE = "--mpi=none runs the image's own MPI"
 
 
@@ -114,6 +117,61 @@ def refuse_symbols(
         "use a newer MPI of the host (--mpi=PROFILE), rebuild the image with"
         f" {abi.NAMES[family]} {main.release or 'of the host'} or older, or {_NONE}",
     )
+
+
+def check_kept(got: "Gathered", image: "dict[str, Any]", families: "tuple[str, ...]") -> None:
+    """Refuse an image's own Fortran or C++ library that needs an inner library the host has not.
+
+    Open MPI 5 has no libopen-pal.so.40: the image's would come along, and two of them in a program
+    take each other's functions.
+    """
+    names = {name for f in got.libraries for name in (f.name, f.elf.soname)}
+    for family in families:
+        roles = {lib.role for lib in got.mains if lib.family == family}
+        main = next((lib for lib in got.mains if lib.family == family and lib.role == "C"), None)
+        for own in kept(image, family, roles) if main else ():
+            for name in own["needed"]:
+                if main and abi.identify(name)[1] in abi.INNER and name not in names:
+                    raise UdiError(
+                        f"--mpi: the image's own {own['soname']} ({own['path']}), for which the"
+                        f" host has none, needs {name}, and the host's {main.text()}"
+                        f" ({main.path}) has another one",
+                        "use an MPI of the host that has Fortran and C++ libraries, or is of the"
+                        f" image's release (--mpi=PROFILE), or {_NONE}",
+                    )
+
+
+def check_descriptors(got: "Gathered", image: "dict[str, Any]") -> None:
+    """Refuse MPICH's mpi_f08 on a Fortran library of another compiler.
+
+    Its functions with a buffer (mpi_send_f08ts_) take an array descriptor, which every compiler
+    lays out in its own way: with gfortran's, Intel MPI sees a negative count. mpif.h and `use mpi`
+    have plain addresses, and so has Open MPI's mpi_f08.
+    """
+    one = image["consumers"].get(abi.MPICH, {})
+    if not any(symbol.endswith("_f08ts_") for symbol in one.get("symbols", ())):
+        return
+    own = [lib for lib in image["libraries"] if (lib["family"], lib["role"]) == _FORTRAN]
+    for found in got.libraries:
+        if abi.identify(found.name) == _FORTRAN and own:
+            theirs = gfortran(found.elf.needed)
+            if theirs != gfortran(own[0]["needed"]):
+                words = ("gfortran", "another compiler")
+                host, image_ = words if theirs else words[::-1]
+                raise UdiError(
+                    f"--mpi: the image's programs ({', '.join(one['files'][:2])}) use mpi_f08,"
+                    f" whose array descriptors are each compiler's own: the image's"
+                    f" {own[0]['soname']} is"
+                    f" of {image_}, the host's {found.name} ({found.real}) of {host}",
+                    "use an MPI of the host that was built with the image's compiler"
+                    " (--mpi=PROFILE), rebuild the programs with `use mpi` or the host's compiler,"
+                    f" or {_NONE}",
+                )
+
+
+def gfortran(needed: "Iterable[str]") -> bool:
+    """Tell whether a library was built with gfortran."""
+    return any(name.startswith("libgfortran.") for name in needed)
 
 
 def refuse_glibc(found: "Found", version: str, image: "dict[str, Any]") -> UdiError:

@@ -125,6 +125,38 @@ def program(name: str, kind: str = "", rpath: str = "") -> Path:
     return target
 
 
+LANGUAGES = {
+    "mpif": ("mpif90", "mpifortran.f90", ("-cpp", "-DMPIF", "-fallow-argument-mismatch")),
+    "module": ("mpif90", "mpifortran.f90", ("-cpp", "-DMODULE", "-fallow-argument-mismatch")),
+    "f08": ("mpif90", "mpifortran.f90", ("-cpp", "-DF08")),
+    "cxx": ("mpicxx", "mpibindings.cc", ("-std=gnu++11",)),
+}
+"""Fortran's three ways to MPI and C++'s bindings: compiler, source, options; for Debian's MPIs."""
+
+FORTRAN, F08, CXX = ("mpif", "module"), ("f08",), ("cxx",)
+
+
+def language_program(family: str, language: str) -> Path:
+    """Return one of LANGUAGES compiled with Debian's "mpich" or "openmpi"."""
+    compiler, name, options = LANGUAGES[language]
+    source = Path(__file__).with_name("programs") / name
+    argv = [f"{compiler}.{family}", "-O1", "-Wall", "-Werror", *options]
+    return _compiled(f"{family}-{language}", argv, source)
+
+
+def _compiled(name: str, argv: list[str], source: Path) -> Path:
+    """Return what `argv -o FILE source` makes, once for each source and command."""
+    folder = images.cache() / "mpi" / "programs"
+    folder.mkdir(parents=True, exist_ok=True)
+    state = hashlib.sha256(source.read_bytes() + repr(argv).encode()).hexdigest()[:10]
+    target = folder / f"{name}-{state}"
+    if not target.exists():
+        partial = target.with_suffix(f".{os.getpid()}")
+        subprocess.run([*argv, "-o", str(partial), str(source)], check=True, timeout=120)
+        partial.rename(target)
+    return target
+
+
 PYTHONS = {"bullseye": "3.9", "bookworm": "3.11", "trixie": "3.13"}
 PROGRAM = "/opt/test/program"
 PYTHONPATH = "/opt/test/python"
@@ -156,18 +188,27 @@ class Image:
         kind: str = "",
         rpath: bool = False,
         python: bool = True,
+        languages: tuple[str, ...] = (),
     ) -> None:
         self.name, self.suite, self.packages, self.built = name, suite, packages, built
         self.folder, self.kind, self.rpath, self.python = folder, kind, rpath, python
+        self.languages = languages
 
     def layers(self) -> list[bytes]:
         """Return the image's layers as tars."""
         python = ("python3",) if self.python else ()
+        family = "openmpi" if "openmpi" in self.name else "mpich"
         root = images.debian_root(self.suite, (*python, *self.packages)).read_bytes()
         entries: list[images.Entry] = []
         if self.built:
             made = program(self.built, self.kind, f"{self.folder}/lib" if self.rpath else "")
             entries.append((PROGRAM.lstrip("/"), made.read_bytes(), {"mode": 0o755}))
+        for language in self.languages:
+            compiled = language_program(family, language)
+            where = f"{PROGRAM}-{language}".lstrip("/")
+            entries.append((where, compiled.read_bytes(), {"mode": 0o755}))
+        if self.languages:
+            entries += [_own_library(n) for n in ("libgfortran.so.5", "libquadmath.so.0")]
         if self.python:
             entries += _tree(mpi4py(PYTHONS[self.suite]), PYTHONPATH)
         if self.folder:
@@ -177,6 +218,8 @@ class Image:
     def env(self) -> dict[str, str]:
         """Return the variables of the image's configuration."""
         path = {"LD_LIBRARY_PATH": f"{self.folder}/lib"} if self.folder and not self.rpath else {}
+        if self.languages:
+            path = {"LD_LIBRARY_PATH": "/opt/test/lib"}
         return {"PYTHONPATH": PYTHONPATH, "PATH": "/usr/bin:/bin", **path}
 
 
@@ -201,9 +244,15 @@ IMAGES = {
             rpath=True,
         ),
         Image("abi-mpich-5.0.2", "bookworm", (), "mpich-5.0.2", "/usr/local", kind="abi"),
+        *(
+            Image(f"{name}-{family}", "bookworm", packages, "", python=False, languages=languages)
+            for family, packages in (("mpich", ("mpich",)), ("openmpi", ("openmpi-bin",)))
+            for name, languages in (("fortran", FORTRAN), ("f08", F08), ("c++", CXX))
+        ),
     )
 }
-"""Distributions' own MPIs, one in /usr/local, conda's and Spack's way with DT_RPATH."""
+"""Distributions' own MPIs, one in /usr/local, conda's and Spack's way with DT_RPATH; programs in
+Fortran and C++."""
 
 OTHERS = {
     image.name: image
@@ -214,6 +263,12 @@ OTHERS = {
     )
 }
 """Images that are no rows of the matrix."""
+
+
+def _own_library(name: str) -> images.Entry:
+    """Return a library of this machine's, whose distribution is the image's."""
+    path = Path("/usr/lib/x86_64-linux-gnu") / name
+    return (f"opt/test/lib/{name}", path.read_bytes(), {"mode": 0o755})
 
 
 def _tree(folder: Path, inside: str) -> list[images.Entry]:
@@ -238,6 +293,8 @@ def pulled(name: str) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     inspector = (TREE / "mpi_inject/imagefacts.py").read_text()
     state = repr((image.suite, image.packages, image.built, image.kind, image.env(), inspector))
+    for language in image.languages:
+        state += (Path(__file__).with_name("programs") / LANGUAGES[language][1]).read_text()
     state = hashlib.sha256(state.encode()).hexdigest()[:8]
     place = folder / f"{name}-{state}"
     reference = f"oci:{place}:latest"
@@ -340,8 +397,11 @@ def environment(user: User, host: str) -> dict[str, str]:
     return {"UDI_STORE": str(store()), "UDI_SITE_DIR": str(site), **host_env(host)}
 
 
-def verify(out: str, host: str, ranks: int) -> None:
-    """Check that all ranks were in one job, computed right, and ran on the host's MPI alone."""
+def verify(out: str, host: str, ranks: int, own: tuple[str, ...] = ()) -> None:
+    """Check that all ranks were in one job, computed right, and ran on the host's MPI alone.
+
+    Libraries of the image whose names begin with `own` may be there beside it.
+    """
     lines = [line for line in out.splitlines() if line.startswith("rank=")]
     assert sorted(int(line.split()[0][5:]) for line in lines) == list(range(ranks)), out
     for line in lines:
@@ -349,5 +409,6 @@ def verify(out: str, host: str, ranks: int) -> None:
         assert VERSION_TEXTS[host] in re.sub(r"\s+", " ", line), out
     lines = [line for line in out.splitlines() if line.startswith("maps=")]
     paths = [p for line in lines for p in line.removeprefix("maps=").split()]
-    assert any("libmpi" in p for p in paths), out
-    assert all(p.startswith("/opt/udiImage/mpi/") for p in paths), paths
+    hosts = [p for p in paths if p.startswith("/opt/udiImage/mpi/")]
+    assert any("libmpi" in p for p in hosts), out
+    assert all(p.rpartition("/")[2].startswith(own) for p in set(paths) - set(hosts)), paths

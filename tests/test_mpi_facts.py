@@ -34,9 +34,34 @@ def test_an_image(tmp_path: Path) -> None:
             "files": ["/app/run"],
             "count": 1,
             "rpath": 0,
+            "provided": {},
         }
     }
     assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.needs("gcc")
+def test_what_the_images_own_fortran_library_has() -> None:
+    """Not asked of the host: what programs need of it, and what one of these needs of another."""
+    inner, f08 = "ompi_send_f", "mpi_send_f08_"
+    mpifh, usempif08 = "libmpi_mpifh.so.40", "libmpi_usempif08.so.40"
+    tree: h.Tree = {
+        **h.glibc(),
+        "/m/libmpi_mpifh.so.40": h.library(
+            "libmpi_mpifh.so.40", ("mpi_send_", inner), ("MPI_Send",)
+        ),
+        "/m/libmpi_usempif08.so.40": h.library(
+            "libmpi_usempif08.so.40", (f08,), (inner, "PMPI_Send")
+        ),
+        "/app/run": h.program(("libmpi_usempif08.so.40",), (f08, "mpi_send_", "MPI_Init")),
+    }
+    found = h.facts(tree)
+    assert found["consumers"]["openmpi"]["provided"] == {
+        "Fortran": ["mpi_send_"],
+        "Fortran 2008": [f08],
+    }
+    symbols = {one["soname"]: one["symbols"] for one in found["libraries"] if one["symbols"]}
+    assert symbols == {mpifh: ["MPI_Send"], usempif08: ["PMPI_Send"]}
 
 
 @pytest.mark.needs("gcc")

