@@ -69,6 +69,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "strace": _command("strace"),
     "gcc": _command("gcc"),
     "bwrap": _command("bwrap"),
+    "musl": _command("musl-gcc"),
     "slurm": _command("srun", "slurmctld", "slurmd", "munged"),
     "gridengine": _command("qsub", "sge_qmaster"),
     "mpich": _command("mpicc.mpich", "mpiexec.hydra"),
