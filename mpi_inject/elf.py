@@ -149,6 +149,7 @@ class Reader:
         self._strings = b""
         if 5 in self._tags:
             self._strings = self._segment(5, self._tags.get(10, 0))
+        self._ascii = self._strings.decode("ascii") if self._strings.isascii() else ""
 
     def _unpack(self, layout: str, offset: int) -> "tuple[int, ...]":
         one = form(self._e + layout)
@@ -206,9 +207,10 @@ class Reader:
         if offset >= len(strings):
             raise ElfError(f"damaged: string {offset} of {len(strings)}")
         end = strings.find(b"\0", offset, offset + _STRING)
-        return strings[offset : end if end >= 0 else offset + _STRING].decode(
-            "utf-8", "surrogateescape"
-        )
+        end = end if end >= 0 else offset + _STRING
+        if self._ascii:
+            return self._ascii[offset:end]
+        return strings[offset:end].decode("utf-8", "surrogateescape")
 
     def needed(self) -> tuple[str, ...]:
         """Return DT_NEEDED, in order."""

@@ -1,4 +1,5 @@
-"""The dynamic symbols of an ELF file: what it exports, what it needs, the text of a constant.
+"""The dynamic symbols of an ELF file: what it exports, what it needs, the text of a constant; and
+symbol versions compared.
 
 As in elf.py, section headers are never used, and the one error is ElfError.
 """
@@ -177,3 +178,54 @@ def _hash(name: bytes) -> int:
     begin = _LONGEST - len(name)
     total: int = 5381 * _POWERS[begin] + sum(map(mul, name, _POWERS[begin + 1 :]))
     return total & 0xFFFFFFFF
+
+
+_NUMBERS: dict[str, tuple[str, tuple[int, ...]]] = {}
+"""The same ten versions are needed by each of fifty libraries."""
+
+_DEFINED: dict[tuple[str, ...], dict[str, tuple[int, ...]]] = {}
+"""What one library defines is compared with what each of fifty needs."""
+
+
+def numbers(version: str) -> tuple[str, tuple[int, ...]]:
+    """Split a symbol version: "GLIBC_2.34" is ("GLIBC", (2, 34)); no numbers: (version, ())."""
+    if version not in _NUMBERS:
+        _NUMBERS[version] = _split(version)
+    return _NUMBERS[version]
+
+
+def _split(version: str) -> tuple[str, tuple[int, ...]]:
+    head, _, tail = version.rpartition("_")
+    words = tail.split(".")
+    if head and all(w.isascii() and w.isdigit() for w in words):
+        return head, tuple(map(int, words))
+    return version, ()
+
+
+def newest(versions: "Iterable[str]") -> list[str]:
+    """Return the highest of each series, sorted: of GLIBC_2.2.5 and GLIBC_2.34 the latter."""
+    best: dict[str, tuple[tuple[int, ...], str]] = {}
+    for version in versions:
+        series, value = numbers(version)
+        if series not in best or value > best[series][0]:
+            best[series] = (value, version)
+    return sorted(text for _value, text in best.values())
+
+
+def lacking(needed: "Iterable[str]", defined: "Iterable[str]") -> list[str]:
+    """Return the symbol versions of `needed` that `defined` (or a later one of its series) lacks.
+
+    A library without symbol versions satisfies everything, as in ld.so.
+    """
+    key = tuple(defined)
+    have = _DEFINED.get(key)
+    if have is None:
+        have = _DEFINED[key] = dict(map(numbers, newest(key)))
+    if not have:
+        return []
+    out = []
+    for version in needed:
+        series, value = numbers(version)
+        if series not in have or have[series] < value:
+            out.append(version)
+    return out

@@ -7,9 +7,10 @@ mpi.plan, which decides.
 import os
 
 from rootless_udi.mpi_inject import abi, hostmpi
+from rootless_udi.mpi_inject.elfsymbols import lacking
 from rootless_udi.mpi_inject.hostmpi import HostMpi
 from rootless_udi.mpi_inject.hostroot import under
-from rootless_udi.mpi_inject.libraries import Found, Host, is_glibc, is_stack, lacking
+from rootless_udi.mpi_inject.libraries import Found, Host, is_glibc, is_stack
 from rootless_udi.records import Record
 
 TYPE_CHECKING = False
@@ -238,8 +239,9 @@ def _has(host: Host, path: str) -> bool:
 def _extras(host: Host, mpi: HostMpi, trees: list[Tree], known: set[str]) -> list[str]:
     """Return libraries that plugins need beside the `known` ones, which come anyway."""
     out = []
+    fabric = _has_fabric(host)
     for tree in trees:
-        if tree.kind != "openmpi" and not _has_fabric(host):
+        if tree.kind != "openmpi" and not fabric:
             continue
         for name in tree.files:
             if name.startswith(_READ.get(tree.kind, ())) and not name.startswith(_PLAIN):
@@ -269,9 +271,9 @@ def _has_fabric(host: Host) -> bool:
 
     Without, their libraries are left out: they would cost 10 ms and be opened for nothing.
     """
-    for folder, start in (("/sys/class/infiniband", ""), ("/dev", "cxi"), ("/dev", "hfi1")):
+    for folder, starts in (("/sys/class/infiniband", ("",)), ("/dev", ("cxi", "hfi1"))):
         try:
-            if any(name.startswith(start) for name in os.listdir(under(host.root, folder))):
+            if any(name.startswith(starts) for name in os.listdir(under(host.root, folder))):
                 return True
         except OSError:
             continue

@@ -94,14 +94,19 @@ class HostMpi(Record):
         return f"{names} in {self.folder} (by {self.origin})"
 
 
-def candidates(environ: "Mapping[str, str]", host: Host) -> "Iterator[tuple[str, str]]":
-    """Yield (folder, why) of where an MPI's libraries may be, the likeliest first."""
+def candidates(
+    environ: "Mapping[str, str]", host: Host, tools: "list[tuple[str, str]]"
+) -> "Iterator[tuple[str, str]]":
+    """Yield (folder, why) of where an MPI's libraries may be, the likeliest first.
+
+    `tools` are the (name, real path) of the MPI tools on the PATH.
+    """
     for name in VARIABLES:
         value = environ.get(name, "")
         if value.startswith("/"):
             for folder in folders(value, host.machine):
                 yield folder, name
-    for name, path in _tools(environ.get("PATH", ""), host):
+    for name, path in tools:
         prefix = path.rpartition("/")[0].rpartition("/")[0]
         for folder in folders(prefix or "/", host.machine):
             yield folder, f"{name} on the PATH"
@@ -145,8 +150,9 @@ def find(environ: "Mapping[str, str]", host: Host) -> "Iterator[HostMpi]":
     """
     folders_seen: set[str] = set()
     mains: set[str] = set()
-    favourite = _favourite(environ, host)
-    for folder, origin in candidates(environ, host):
+    tools = list(_tools(environ.get("PATH", ""), host))
+    favourite = _favourite(tools)
+    for folder, origin in candidates(environ, host, tools):
         if folder in folders_seen:
             continue
         folders_seen.add(folder)
@@ -157,9 +163,9 @@ def find(environ: "Mapping[str, str]", host: Host) -> "Iterator[HostMpi]":
                 yield mpi
 
 
-def _favourite(environ: "Mapping[str, str]", host: Host) -> str:
+def _favourite(tools: "list[tuple[str, str]]") -> str:
     """Return the family of the mpiexec on the PATH by its real name (mpirun.openmpi)."""
-    for name, path in _tools(environ.get("PATH", ""), host):
+    for name, path in tools:
         if name in ("mpiexec", "mpirun"):
             base = path.rpartition("/")[2]
             if any(word in base for word in ("openmpi", "orte", "prte")):

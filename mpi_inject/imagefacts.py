@@ -26,8 +26,8 @@ import re
 from typing import Any
 
 from rootless_udi.mpi_inject import abi, elf, ldcache
-from rootless_udi.mpi_inject.elfsymbols import Symbols
-from rootless_udi.mpi_inject.libraries import COMPILER, STACK, default_folders, newest
+from rootless_udi.mpi_inject.elfsymbols import Symbols, newest
+from rootless_udi.mpi_inject.libraries import COMPILER, STACK, default_folders
 
 LARGEST = 1 << 30
 """Bytes of the largest ELF file that is looked at."""

@@ -148,10 +148,22 @@ class Host:
         path = f"{self._folder(folder)}/{name}"
         if path not in self._files:
             try:
-                self._files[path] = elf.read(under(self.root, path))
+                self._files[path] = self._open(path)
             except (OSError, elf.ElfError):
                 self._files[path] = None
         return self._files[path]
+
+    def _open(self, path: str) -> elf.Elf:
+        """Read an ELF file, and note its real path, which costs one system call once it is open."""
+        file = os.open(under(self.root, path), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if self.root == "/":
+                real_path = os.readlink(f"/proc/self/fd/{file}")
+                if not real_path.endswith(" (deleted)"):
+                    self._real[path] = real_path
+            return elf.Reader(file).elf()
+        finally:
+            os.close(file)
 
     def needed(self, path: str) -> tuple[str, ...]:
         """Return what the ELF file at `path` needs: of a plugin nothing else is of interest."""
@@ -208,31 +220,32 @@ class Host:
         """Return the real path of a folder without a slash at its end, resolved once."""
         known = self._folders.get(folder)
         if known is None:
-            known = self._resolve(folder) if folder else ""
+            known = self.real(folder) if folder else ""
             self._folders[folder] = known = known.rstrip("/")
         return known
 
     def real(self, path: str) -> str:
         """Return the real path; each file and folder is resolved once (realpath(3): 0.1 ms)."""
+        folder, _, name = path.rpartition("/")
+        if name in ("", ".", ".."):
+            return real(self.root, path)
+        path = f"{self._folder(folder)}/{name}"
         known = self._real.get(path)
         if known is None:
             known = self._real[path] = self._resolve(path)
         return known
 
     def _resolve(self, path: str) -> str:
-        folder, _, name = path.rpartition("/")
-        if name in ("", ".", ".."):
-            return real(self.root, path)
-        folder = self._folder(folder)
+        """Return the real path of a file whose folder is real."""
+        folder = path.rpartition("/")[0]
         for _ in range(40):
-            path = f"{folder}/{name}"
             try:
                 target = os.readlink(under(self.root, path))
             except OSError:
                 return path
             if "/" in target or target in (".", ".."):
                 return real(self.root, path)
-            name = target
+            path = f"{folder}/{target}"
         return path
 
     def find(self, name: str, by: "Found | None" = None, rpath: "Iterable[str]" = ()) -> str:
@@ -314,54 +327,3 @@ class Host:
                 own = self.expand(() if new.elf.runpath else new.elf.rpath, new)
                 queue.append((new, own + rpath))
         return found, missing
-
-
-_NUMBERS: dict[str, tuple[str, tuple[int, ...]]] = {}
-"""The same ten versions are needed by each of fifty libraries."""
-
-_DEFINED: dict[tuple[str, ...], dict[str, tuple[int, ...]]] = {}
-"""What one library defines is compared with what each of fifty needs."""
-
-
-def numbers(version: str) -> tuple[str, tuple[int, ...]]:
-    """Split a symbol version: "GLIBC_2.34" is ("GLIBC", (2, 34)); no numbers: (version, ())."""
-    if version not in _NUMBERS:
-        _NUMBERS[version] = _split(version)
-    return _NUMBERS[version]
-
-
-def _split(version: str) -> tuple[str, tuple[int, ...]]:
-    head, _, tail = version.rpartition("_")
-    words = tail.split(".")
-    if head and all(w.isascii() and w.isdigit() for w in words):
-        return head, tuple(map(int, words))
-    return version, ()
-
-
-def newest(versions: "Iterable[str]") -> list[str]:
-    """Return the highest of each series, sorted: of GLIBC_2.2.5 and GLIBC_2.34 the latter."""
-    best: dict[str, tuple[tuple[int, ...], str]] = {}
-    for version in versions:
-        series, value = numbers(version)
-        if series not in best or value > best[series][0]:
-            best[series] = (value, version)
-    return sorted(text for _value, text in best.values())
-
-
-def lacking(needed: "Iterable[str]", defined: "Iterable[str]") -> list[str]:
-    """Return the symbol versions of `needed` that `defined` (or a later one of its series) lacks.
-
-    A library without symbol versions satisfies everything, as in ld.so.
-    """
-    key = tuple(defined)
-    have = _DEFINED.get(key)
-    if have is None:
-        have = _DEFINED[key] = dict(map(numbers, newest(key)))
-    if not have:
-        return []
-    out = []
-    for version in needed:
-        series, value = numbers(version)
-        if series not in have or have[series] < value:
-            out.append(version)
-    return out

@@ -9,10 +9,11 @@ ask for it by.
 
 from rootless_udi.errors import UdiError
 from rootless_udi.mpi_inject import abi, hostmpi, network, profiles
+from rootless_udi.mpi_inject.elfsymbols import lacking
 from rootless_udi.mpi_inject.gather import Gathered, gather, too_new
 from rootless_udi.mpi_inject.hostmpi import HostMpi
 from rootless_udi.mpi_inject.hostroot import under
-from rootless_udi.mpi_inject.libraries import COMPILER, Found, Host, is_stack, lacking
+from rootless_udi.mpi_inject.libraries import COMPILER, Found, Host, is_stack
 from rootless_udi.mpi_inject.refusals import (
     check_descriptors,
     check_image,

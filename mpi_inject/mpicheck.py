@@ -9,9 +9,10 @@ from typing import Any
 
 from rootless_udi.errors import UdiError
 from rootless_udi.mpi_inject import abi, hostmpi, mpi
+from rootless_udi.mpi_inject.elfsymbols import newest
 from rootless_udi.mpi_inject.gather import PLUGIN_FOLDERS
 from rootless_udi.mpi_inject.hostmpi import HostMpi
-from rootless_udi.mpi_inject.libraries import Host, is_glibc, newest
+from rootless_udi.mpi_inject.libraries import Host, is_glibc
 from rootless_udi.mpi_inject.profiles import Profile
 from rootless_udi.steps import Mount
 

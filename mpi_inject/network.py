@@ -52,6 +52,8 @@ def from_sys(root: str = "/") -> list[Interface]:
 
 def _one(root: str, name: str) -> Interface:
     folder = f"/sys/class/net/{name}"
+    if name == "lo":
+        return Interface(name, "", False)
     link = _number(_read(root, f"{folder}/type"))
     speed = max(0, _number(_read(root, f"{folder}/speed")))
     try:

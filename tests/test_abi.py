@@ -3,7 +3,7 @@
 import pytest
 
 from rootless_udi.mpi_inject import abi
-from rootless_udi.mpi_inject.libraries import lacking, newest
+from rootless_udi.mpi_inject.elfsymbols import lacking, newest
 
 
 def library(family: str = "mpich", version: tuple[int, ...] = (12, 1, 8)) -> abi.Library:
