@@ -293,11 +293,12 @@ def _lacks(
     roles = {lib.role for lib in libraries if lib.family == family}
     if not roles & {"Fortran", "Fortran module", "Fortran 2008"}:
         names = {n for n in names if not n.startswith(("mpi_", "pmpi_", "mpix_"))}
-    # Images that were pulled before have no "provided": the names above are then all that is known.
-    for role, given in one.get("provided", {}).items():
-        names -= set() if role in roles else set(given)
-    for own in kept(image, family, roles):
-        names |= set(own["symbols"])
+    needs = [(names, one), *((set(own["symbols"]), own) for own in kept(image, family, roles))]
+    names = set()
+    for wanted, by in needs:
+        # Images that were pulled before it was noted have no "provided".
+        given = by.get("provided", {})
+        names |= wanted.difference(*(given[role] for role in given if role not in roles))
     left = sorted(names)
     for main in mains:
         left = hostmpi.missing(host.root, main.path, left)

@@ -11,7 +11,8 @@ returns a JSON object, the "elf" part of the image's facts:
     provides            name -> newest symbol versions, of every library in these folders
     libraries           MPI libraries, their stack and compilers' libraries, wherever they are:
                         path, names (of files and links), soname, family, role, version, release,
-                        needed, rpath, runpath, needs, defines, symbols (undefined ones, of MPI)
+                        needed, rpath, runpath, needs, defines, symbols (undefined ones, of MPI),
+                        and provided as below where that isn't empty
     consumers           family, or "other" -> symbols (undefined ones), libraries (needed), files,
                         count, rpath; provided: role -> those of the symbols that the image's
                         Fortran and C++ libraries of that role have
@@ -272,9 +273,8 @@ class Inspector:
             if not _SO.search(name) or not (family or name.startswith(_KEPT)):
                 continue
             symbols = seen.symbols if role in abi.INTERFACES else set()
-            for kind, exports in given.items():
-                # Open MPI's mpi_f08 calls its mpif.h library: not the host's business.
-                symbols = symbols - exports if kind[0] == family else symbols
+            # Open MPI's mpi_f08 calls its mpif.h library, which may be the host's or the image's.
+            provided = _provided(symbols, family, given)
             out.append(
                 {
                     "path": path,
@@ -291,6 +291,7 @@ class Inspector:
                     "needs": newest(v for vs in seen.elf.needs.values() for v in vs),
                     "defines": newest(seen.elf.defines),
                     "symbols": sorted(symbols),
+                    **({"provided": provided} if provided else {}),
                 }
             )
         return out
@@ -315,16 +316,24 @@ class Inspector:
             one["rpath"] += bool(seen.elf.rpath)
             if len(one["files"]) < _FILES:
                 one["files"].append(path)
+        given = self._interfaces()
         for family, one in out.items():
-            one["provided"] = {
-                role: sorted(one["symbols"] & exports)
-                for (of, role), exports in sorted(self._interfaces().items())
-                if of == family and one["symbols"] & exports
-            }
+            one["provided"] = _provided(one["symbols"], family, given)
         return {
             family: one | {k: sorted(one[k]) for k in ("symbols", "libraries")}
             for family, one in out.items()
         }
+
+
+def _provided(
+    symbols: set[str], family: str, given: dict[tuple[str, str], set[str]]
+) -> dict[str, list[str]]:
+    """Return role -> those of `symbols` that the image's libraries of the role export."""
+    return {
+        role: sorted(symbols & exports)
+        for (of, role), exports in sorted(given.items())
+        if of == family and symbols & exports
+    }
 
 
 def statement(reader: Symbols, data: bytes) -> tuple[str, str]:

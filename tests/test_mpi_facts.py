@@ -61,7 +61,9 @@ def test_what_the_images_own_fortran_library_has() -> None:
         "Fortran 2008": [f08],
     }
     symbols = {one["soname"]: one["symbols"] for one in found["libraries"] if one["symbols"]}
-    assert symbols == {mpifh: ["MPI_Send"], usempif08: ["PMPI_Send"]}
+    assert symbols == {mpifh: ["MPI_Send"], usempif08: ["PMPI_Send", inner]}
+    (one,) = [one for one in found["libraries"] if "provided" in one]
+    assert (one["soname"], one["provided"]) == (usempif08, {"Fortran": [inner]})
 
 
 @pytest.mark.needs("gcc")

@@ -192,12 +192,28 @@ def test_the_images_own_fortran_library_on_the_hosts_c_library(tmp_path: Path) -
     )
 
 
+def test_the_images_mpi_f08_library_on_the_hosts_mpif_h_library(tmp_path: Path) -> None:
+    environ = {"MPI_HOME": "/m", "LD_LIBRARY_PATH": "/m/lib"}
+    host = openmpi_host("libopen-pal.so.40")
+    for at, names in enumerate([("mpi_send_", "ompi_send_f"), ("mpi_send_",)]):
+        mpifh = h.library("libmpi_mpifh.so.40", names, ("MPI_Send",), ("libmpi.so.40",))
+        host = {**host, "/m/lib/libmpi_mpifh.so.40": mpifh}
+        if at == 0:
+            found = targets(inject(host, openmpi_image(), tmp_path / "good", environ=environ))
+            assert "/m/libmpi_mpifh.so.40" in found and "/m/libmpi_usempif08.so.40" not in found
+    error = refused(host, openmpi_image(), tmp_path / "bad", environ=environ)
+    assert "lacks ompi_send_f, which the image's own Fortran or C++ library" in error.message
+
+
 def test_images_pulled_before_provided_was_noted(tmp_path: Path) -> None:
+    """They ask for more of the host than they need: pulled again, they would run."""
     facts = h.facts(openmpi_image())
-    del facts["consumers"]["openmpi"]["provided"]
+    for one in (facts["consumers"]["openmpi"], *facts["libraries"]):
+        one.pop("provided", None)
     root = h.write(openmpi_host("libopen-pal.so.40", (*h.C, "ompi_inner")), tmp_path)
     environ = {"MPI_HOME": "/m", "LD_LIBRARY_PATH": "/m/lib"}
-    assert mpi.inject("auto", "", facts, environ, (), root).steps
+    with pytest.raises(UdiError, match="lacks ompi_send_f"):
+        mpi.inject("auto", "", facts, environ, (), root)
 
 
 def test_mpi_f08_of_another_compiler(tmp_path: Path) -> None:
