@@ -128,11 +128,6 @@ class Names:
         )
 
 
-def find(data: bytes, name: str) -> list[Entry]:
-    """Return the entries of one name, as `parse` would."""
-    return Names(data).find(name)
-
-
 def _old(data: bytes, order: str, count: int, starts: tuple[bytes, ...]) -> list[Entry]:
     strings = 16 + 12 * count
     found = []

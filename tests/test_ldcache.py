@@ -56,11 +56,11 @@ def test_one_name_is_found_as_by_parsing_all() -> None:
     for data in (Path(ldcache.PATH).read_bytes(), old("<"), new("<", 2), new(">", 3)):
         entries = ldcache.parse(data)
         for name in {e.name for e in entries}:
-            assert ldcache.find(data, name) == [e for e in entries if e.name == name]
-        assert ldcache.find(data, "so.1") == []
-        assert ldcache.find(data, "libnone.so.1") == []
+            assert ldcache.Names(data).find(name) == [e for e in entries if e.name == name]
+        assert ldcache.Names(data).find("so.1") == []
+        assert ldcache.Names(data).find("libnone.so.1") == []
     with pytest.raises(ldcache.LdCacheError, match="truncated"):
-        ldcache.find(new("<", 2)[:60], "liba.so.1")
+        ldcache.Names(new("<", 2)[:60]).find("liba.so.1")
 
 
 def test_names_by_how_they_begin() -> None:
@@ -145,6 +145,6 @@ def test_damaged_caches_are_refused_or_read(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 6))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     cut = bytes(content[: data.draw(st.integers(0, len(content)))])
-    for ask in (ldcache.parse, lambda data: ldcache.find(data, "liba.so.1")):
+    for ask in (ldcache.parse, lambda data: ldcache.Names(data).find("liba.so.1")):
         with suppress(ldcache.LdCacheError):
             ask(cut)
