@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rootless_udi.fuse import ahead
+from rootless_udi.fuse import ahead, filesystem
 from rootless_udi.fuse.filesystem import ROOT, FileSystem
 from rootless_udi.fuse.format import Corrupt
 from rootless_udi.fuse.reader import Reader
@@ -47,6 +47,7 @@ ALPINE: list[images.Entry] = [("lib", None, {}), ("lib/ld-musl-x86_64.so.1", LOA
 @pytest.fixture(autouse=True)
 def x86(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead, "uname", lambda: os.uname_result(("", "", "", "", "x86_64")))
+    monkeypatch.setattr(filesystem, "sched_getaffinity", lambda _: {0, 1})
 
 
 def opened(image: Path, threads: int = 0) -> FileSystem:
@@ -146,6 +147,40 @@ def test_a_damaged_loader_is_met_by_who_reads_it(tmp_path: Path) -> None:
     with pytest.raises(Corrupt):
         fs.read(node, 0, 4096)
     fs.close()
+
+
+@pytest.mark.needs("mksquashfs")
+def test_a_program_is_decompressed_whole_once_its_start_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = filesystem.ELF + fuseimages.words(1_000_000)
+    tree: list[images.Entry] = [
+        ("program", code, {}),
+        ("other", fuseimages.words(1_000_000, 2), {}),
+        ("huge", filesystem.ELF + fuseimages.words(filesystem.PROGRAM, 3), {}),
+        ("empty", b"", {}),
+        ("tiny", b"\x7fE", {}),
+    ]
+    image = fuseimages.mksquashfs(images.tar(tree), tmp_path / "i", "-comp", "zstd")
+    fs = opened(image)
+    for name, _, _ in tree:
+        node = fs.lookup(ROOT, name.encode())
+        assert b"".join(fs.read(node, 0, 4096)) == tree_data(tree, name)[:4096]
+        drained(fs.workers)
+        assert at_hand(fs, name.encode()) is (name in ("program", "empty", "tiny")), name
+    node = fs.lookup(ROOT, b"program")
+    assert b"".join(fs.read(node, 0, 1 << 20)) == code
+    fs.close()
+    monkeypatch.setattr(filesystem, "sched_getaffinity", lambda _: {3})
+    fs = opened(image)
+    fs.read(fs.lookup(ROOT, b"program"), 0, 4096)
+    drained(fs.workers)
+    assert not at_hand(fs, b"program")
+    fs.close()
+
+
+def tree_data(tree: list[images.Entry], name: str) -> bytes:
+    return next(data for n, data, _ in tree if n == name and isinstance(data, bytes))
 
 
 def damaged_directories(path: Path) -> Path:
