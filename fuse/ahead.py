@@ -28,7 +28,8 @@ LOADERS = {
 """The programs' interpreter (PT_INTERP) by their ABI; a musl one is the C library too."""
 MOST = 4 << 20
 """Bytes decompressed in advance at most; a glibc and its loader have 2.2 MB."""
-LINKS = 40
+LINKS, PATH_MAX = 40, 4096
+"""As the kernel has them (path_resolution(7))."""
 
 
 def steps(fs: "FileSystem") -> "Iterator[None]":
@@ -76,7 +77,7 @@ def _walk(reader: "Reader", start: list[int], path: bytes) -> "Generator[None, N
                 continue
             links += 1
             target = reader.target(one)
-            if links > LINKS:
+            if links > LINKS or len(target) > PATH_MAX:
                 return []
             if target.startswith(b"/"):
                 del trail[1:]

@@ -19,10 +19,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rootless_udi.errors import UdiError
+from rootless_udi.fuse.ahead import steps
 from rootless_udi.fuse.filesystem import ROOT, FileSystem
 from rootless_udi.fuse.format import Corrupt
 from rootless_udi.fuse.reader import Reader
 from tests import fuseimages
+from tests import images as images_
 
 EXPECTED = (UdiError, Corrupt, OSError)
 LIMIT = 96 << 10
@@ -50,6 +52,9 @@ def images(folder: Path) -> list[bytes]:
     for number, options in enumerate(sets):
         path = fuseimages.mksquashfs(tar, folder / f"{number}", *options)
         found.append(path.read_bytes())
+    loader = images_.tar(fuseimages.debian())
+    for name, options in (("loader", ("-comp", "zstd")), ("raw-loader", RAW)):
+        found.append(fuseimages.mksquashfs(loader, folder / name, *options).read_bytes())
     found.append(_large_directory(folder))
     return found
 
@@ -110,6 +115,11 @@ def walk(path: Path, threads: int) -> Iterator[Exception]:
             yield error
             return
         fs.statfs()
+        try:
+            for _ in steps(fs):
+                continue
+        except EXPECTED as error:
+            yield error
         seen, stack = {ROOT}, [ROOT]
         while stack and len(seen) < NODES:
             node = stack.pop()

@@ -18,20 +18,8 @@ from tests import fuseimages, images
 from tests.fusemount import Mount, ours
 from tests.test_fuse_protocol import Kernel
 
-LOADER, LIBC = fuseimages.words(200_000), fuseimages.words(1_900_000, 2)
-CACHE = fuseimages.words(20_000, 5)
-DEBIAN: list[images.Entry] = [
-    ("lib64", "usr/lib64", {}),
-    ("lib", "usr/lib", {}),
-    ("bin", "usr/bin", {}),
-    *((name, None, {}) for name in ("etc", "usr", "usr/bin", "usr/lib64", "usr/lib", "usr/lib/m")),
-    ("usr/lib64/ld-linux-x86-64.so.2", "../../lib/m/ld-linux-x86-64.so.2", {}),
-    ("usr/lib/m/ld-linux-x86-64.so.2", LOADER, {}),
-    ("usr/lib/m/libc.so.6", LIBC, {}),
-    ("usr/lib/m/libm.so.6", fuseimages.words(900_000, 3), {}),
-    ("etc/ld.so.cache", CACHE, {}),
-    ("usr/bin/env", b"env", {}),
-]
+LOADER, LIBC, CACHE = fuseimages.LOADER, fuseimages.LIBC, fuseimages.CACHE
+DEBIAN = fuseimages.debian()
 FEDORA: list[images.Entry] = [
     ("lib64", "usr/lib64", {}),
     *((name, None, {}) for name in ("etc", "usr", "usr/lib64")),
@@ -102,6 +90,7 @@ def test_links_within_a_folder_and_a_musl(tmp_path: Path) -> None:
     fs.close()
 
 
+LONG: list[images.Entry] = [("lib64", None, {}), ("lib64/ld-linux-x86-64.so.2", "a/" * 9000, {})]
 LOOP: list[images.Entry] = [("lib64", "lib", {}), ("lib", "lib64", {})]
 ABOVE: list[images.Entry] = [
     ("lib64", None, {}),
@@ -119,8 +108,15 @@ NO_FILE: list[images.Entry] = [("lib64", None, {}), ("lib64/ld-linux-x86-64.so.2
 @pytest.mark.needs("mksquashfs")
 @pytest.mark.parametrize(
     ("tree", "found"),
-    (([], ""), (LOOP, ""), (NO_FILE, ""), (ABOVE, "there"), (HUGE, "lib64/ld-linux-x86-64.so.2")),
-    ids=("static", "loop", "directory", "above", "huge"),
+    (
+        ([], ""),
+        (LOOP, ""),
+        (LONG, ""),
+        (NO_FILE, ""),
+        (ABOVE, "there"),
+        (HUGE, "lib64/ld-linux-x86-64.so.2"),
+    ),
+    ids=("static", "loop", "long", "directory", "above", "huge"),
 )
 def test_odd_images_are_no_trouble(tree: list[images.Entry], found: str, tmp_path: Path) -> None:
     tar = images.tar([("x", b"x", {}), *tree])
