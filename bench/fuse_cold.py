@@ -1,9 +1,10 @@
 """Cold start of one rank: `udi-run IMAGE python3 -c "import numpy"`, each time a fresh mount.
 
-    python3 -m bench.fuse_cold IMAGE [OTHER-IMAGE ...] [--rounds=N]
+    python3 -m bench.fuse_cold IMAGE [OTHER-IMAGE ...] [--optimize] [--rounds=N]
 
-Alternates udi-run over our server (on each image given: plain, optimised) with squashfuse_ll on the
-first image and bubblewrap on it unpacked; prints medians and ratios to squashfuse_ll.
+Alternates udi-run over our server (on each image given, and on the first one as `udi optimize` lays
+it out for this command) with squashfuse_ll on the first image and bubblewrap on it unpacked; prints
+medians and ratios to squashfuse_ll.
 """
 
 import os
@@ -14,6 +15,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from rootless_udi import optimize
 
 TREE = Path(__file__).resolve().parent.parent
 COMMAND = ("/usr/bin/python3", "-c", "import numpy")
@@ -40,6 +43,18 @@ def bubblewrap(root: Path) -> list[str]:
     return ["bwrap", "--bind", str(root), "/", "--dev", "/dev", "--proc", "/proc", *COMMAND]
 
 
+def optimised(image: str, folder: Path) -> str:
+    """Return a copy of `image` in `folder`, with its facts, laid out for COMMAND."""
+    target, traced = folder / "optimised.sqfs", str(folder / "profile")
+    if optimize.profile([str(TREE / "bin/udi-run")], image, COMMAND, traced):
+        raise SystemExit(f"{' '.join(COMMAND)} failed in {image}")
+    optimize.optimize(image, [traced], str(target))
+    facts = Path(image).with_suffix(".json")
+    if facts.exists():
+        shutil.copy(facts, target.with_suffix(".json"))
+    return str(target)
+
+
 def report(times: dict[str, list[float]], base: str) -> None:
     """Print medians in ms and ratios to `base`, the median of ratios within a round."""
     for name, found in times.items():
@@ -57,6 +72,8 @@ def main(argv: list[str]) -> None:
     images = [w for w in argv if not w.startswith("--")]
     run = str(TREE / "bin/udi-run")
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        if "--optimize" in argv:
+            images.append(optimised(images[0], Path(name)))
         cases: dict[str, list[str]] = {}
         for image in images:
             cases[f"ours {Path(image).name}"] = [run, "--fuse=udi", image, *COMMAND]

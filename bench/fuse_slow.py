@@ -1,10 +1,11 @@
 """A cold start from a slow file system: 1 ms is added to every read of the image file.
 
-    python3 -m bench.fuse_slow IMAGE [OPTIMISED-IMAGE ...] [--rounds=N] [--ms=N]
+    python3 -m bench.fuse_slow IMAGE [OTHER-IMAGE ...] [--optimize] [--rounds=N] [--ms=N]
 
 A shim (LD_PRELOAD, compiled here) delays pread(2) and preadv(2) of regular files in the server, as
 a parallel file system's round trip does: whatever the size. The same for our server and for
-squashfuse_ll, on each image given. The overlay is on top, as a launch has it for our server.
+squashfuse_ll, on each image given and on the first one as `udi optimize` lays it out. The overlay
+is on top, as a launch has it for our server.
 """
 
 import shutil
@@ -15,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench.fuse_cold import optimised
 from tests.fusemount import Mount, ours, squashfuse
 
 SHIM = r"""
@@ -51,10 +53,12 @@ def start(server: list[str], image: str, folder: Path, late: dict[str, str], ove
 
 def main(argv: list[str]) -> None:
     """Run the benchmark."""
-    option = dict(w[2:].split("=") for w in argv if w.startswith("--"))
+    option = dict(w[2:].split("=") for w in argv if w.startswith("--") and "=" in w)
     images = [w for w in argv if not w.startswith("--")]
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         folder = Path(name)
+        if "--optimize" in argv:
+            images.append(optimised(images[0], folder))
         (folder / "late.c").write_text(SHIM)
         compiler = ["gcc", "-O1", "-shared", "-fPIC", "-o", folder / "late.so", folder / "late.c"]
         subprocess.run(compiler, check=True)

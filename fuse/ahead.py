@@ -9,15 +9,13 @@ are left for the request that meets them again.
 
 from os import uname
 
-from rootless_udi.fuse.blocks import HOLE
-from rootless_udi.fuse.format import DIR, RAW, REG, SYMLINK
+from rootless_udi.fuse.format import DIR, SYMLINK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from rootless_udi.fuse.filesystem import FileSystem
-    from rootless_udi.fuse.format import Inode
     from rootless_udi.fuse.reader import Reader
 
 LOADERS = {
@@ -30,7 +28,8 @@ LOADERS = {
 """The programs' interpreter (PT_INTERP) by their ABI; a musl one is the C library too."""
 MOST = 4 << 20
 """Bytes decompressed in advance at most; a glibc and its loader have 2.2 MB."""
-LINKS = 40
+LINKS, PATH_MAX = 40, 4096
+"""As the kernel has them (path_resolution(7))."""
 
 
 def steps(fs: "FileSystem") -> "Iterator[None]":
@@ -46,25 +45,13 @@ def steps(fs: "FileSystem") -> "Iterator[None]":
             break
     else:
         return  # only static programs can run from it
-    room -= _ask(fs, reader.inode(trail[-1]), room)
+    room -= fs.expect(reader.inode(trail[-1]), room)
     for start, path in ((root, b"etc/ld.so.cache"), (trail[:-1], b"libc.so.6")):
         found = yield from _walk(reader, start, path)
         if found:
-            room -= _ask(fs, reader.inode(found[-1]), room)
+            room -= fs.expect(reader.inode(found[-1]), room)
         yield
     yield from _walk(reader, root, b"usr/bin/env")  # for the names of programs
-
-
-def _ask(fs: "FileSystem", one: "Inode", room: int) -> int:
-    """Have a file's blocks decompressed; return how many bytes these are, 0 where over `room`."""
-    if one.kind != REG or one.size > room:
-        return 0
-    blocks = fs.blocks
-    for index in range((one.size + blocks.size - 1) >> blocks.log):
-        place = blocks.place(one, index)
-        if place != HOLE and not place[1] & RAW:
-            fs.workers.ask(blocks.get, place)
-    return one.size
 
 
 def _walk(reader: "Reader", start: list[int], path: bytes) -> "Generator[None, None, list[int]]":
@@ -90,7 +77,7 @@ def _walk(reader: "Reader", start: list[int], path: bytes) -> "Generator[None, N
                 continue
             links += 1
             target = reader.target(one)
-            if links > LINKS:
+            if links > LINKS or len(target) > PATH_MAX:
                 return []
             if target.startswith(b"/"):
                 del trail[1:]

@@ -12,9 +12,10 @@ transports answer EIO to the latter two and log them. One thread calls; `read` u
 
 from errno import EINVAL, EISDIR, ENAMETOOLONG, ENODATA, ENOTDIR
 from itertools import islice
+from os import sched_getaffinity
 
 from rootless_udi.fuse.blocks import HOLE, Blocks, Place
-from rootless_udi.fuse.format import DIR, REG, SYMLINK, Corrupt, Inode
+from rootless_udi.fuse.format import DIR, RAW, REG, SYMLINK, Corrupt, Inode
 from rootless_udi.fuse.reader import Reader
 from rootless_udi.fuse.workers import Workers
 
@@ -32,6 +33,11 @@ LONGEST_NAME = 256
 AHEAD = 6
 """Blocks decompressed ahead of a sequential reader."""
 
+ELF = b"\x7fELF"
+PROGRAM = 8 << 20
+"""Programs and libraries up to this size are decompressed whole once their start is read: page by
+page, from any place, most of them will be asked for, and who asks waits."""
+
 Attributes = tuple[int, int, int, int, int, int, int, int, int]
 """inode number, size, 512-byte blocks, mtime (s), mode, links, uid, gid, rdev, as stat(2)."""
 
@@ -45,6 +51,7 @@ class FileSystem:
         self.blocks = Blocks(reader, cache_bytes)
         self.workers = Workers(max(threads, 1))  # one waits for slow reads, if nothing else
         self._parallel = threads > 0
+        self._spare = len(sched_getaffinity(0)) > 1
         reader.source.expect(reader.super.hot(), self.workers)
         self._shift = self.blocks.log
         self._zeros = bytes(self.blocks.size)
@@ -166,7 +173,24 @@ class FileSystem:
             start, stop = max(offset - base, 0), min(end - base, 1 << shift)
             parts.append(self._part(one, index, where, start, stop))
             base += 1 << shift
+        if offset == 0 and last == 0 and parts[0][:4] == ELF:
+            self.expect(one, PROGRAM)
         return parts
+
+    def expect(self, one: Inode, most: int) -> int:
+        """Have the data of a file decompressed by a worker, before it is asked for.
+
+        Returns how many bytes that are; 0 for what has more than `most` and where there is no CPU
+        to spare for it.
+        """
+        if one.kind != REG or one.size > most or not self._spare:
+            return 0
+        blocks = self.blocks
+        for index in range((one.size + blocks.size - 1) >> blocks.log):
+            place = blocks.place(one, index)
+            if place != HOLE and not place[1] & RAW and place not in blocks.cache:
+                self.workers.ask(blocks.get, place)
+        return one.size
 
     def _part(self, one: Inode, index: int, where: Place, start: int, stop: int) -> "Buffer":
         """Return the bytes start to stop of a file's block `index`, which lies at `where`."""

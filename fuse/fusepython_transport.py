@@ -17,7 +17,7 @@ from rootless_udi.fuse.cache import Cache
 from rootless_udi.fuse.complain import Complaints, to_stderr
 from rootless_udi.fuse.filesystem import CACHE_BYTES, ROOT, FileSystem
 from rootless_udi.fuse.protocol import FOREVER
-from rootless_udi.fuse.raw import default_threads, open_image
+from rootless_udi.fuse.raw import opened, ready
 from rootless_udi.fuse.reader import Reader
 
 fuse: Any = import_module("fuse")  # fuse-python; for a type checker `fuse` is our own folder
@@ -40,10 +40,9 @@ def serve(
     ready_fd: int | None = None,
 ) -> None:
     """Mount `image` at the folder `where` and serve it until it is unmounted; else as raw.serve."""
-    fd, name = open_image(image)
-    helpers = default_threads() if threads is None else threads
+    fs = opened(image, cache_bytes, threads, filesystem)
     fuse.fuse_python_api = (0, 2)
-    server = Server(filesystem(Reader(fd, name), cache_bytes, helpers), Complaints(name, log))
+    server = Server(fs, Complaints(fs.reader.name, log))
     server.ready_fd = ready_fd
     server.multithreaded = False
     server.parse([where, "-f", "-s", "-o", OPTIONS])
@@ -63,9 +62,7 @@ class Server(fuse.Fuse):  # type: ignore[misc]
 
     def fsinit(self) -> None:
         """Called once the kernel has answered: the mount is there."""
-        if self.ready_fd is not None:
-            os.write(self.ready_fd, b"\0")
-            os.close(self.ready_fd)
+        ready(self.ready_fd)
 
     def _node(self, path: str) -> int:
         raw = os.fsencode(path)

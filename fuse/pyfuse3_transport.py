@@ -5,7 +5,6 @@ can't ask of the kernel: pyfuse3 hands `read` the handle that `open` returned an
 so opens stay messages, one each, with its release.
 """
 
-import os
 from collections.abc import Callable
 from errno import ENOSYS
 from importlib import import_module
@@ -16,7 +15,7 @@ import trio
 from rootless_udi.fuse.complain import Complaints, to_stderr
 from rootless_udi.fuse.filesystem import CACHE_BYTES, FileSystem
 from rootless_udi.fuse.protocol import FOREVER
-from rootless_udi.fuse.raw import default_threads, open_image
+from rootless_udi.fuse.raw import opened, ready
 from rootless_udi.fuse.reader import Reader
 
 pyfuse3: Any = import_module("pyfuse3")  # its types are there only where it is installed
@@ -33,13 +32,10 @@ def serve(
     ready_fd: int | None = None,
 ) -> None:
     """Serve as `raw.serve` does, `fuse_fd` as there; mount options are the mounter's to give."""
-    fd, name = open_image(image)
-    helpers = default_threads() if threads is None else threads
-    fs = filesystem(Reader(fd, name), cache_bytes, helpers)
-    pyfuse3.init(Operations(fs, Complaints(name, log)), f"/dev/fd/{fuse_fd}", {"fsname=udi"})
-    if ready_fd is not None:
-        os.write(ready_fd, b"\0")
-        os.close(ready_fd)
+    fs = opened(image, cache_bytes, threads, filesystem)
+    operations = Operations(fs, Complaints(fs.reader.name, log))
+    pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", {"fsname=udi"})
+    ready(ready_fd)
     try:
         trio.run(pyfuse3.main)
     finally:

@@ -25,22 +25,38 @@ if TYPE_CHECKING:
     Reply = tuple[bytes | memoryview, ...] | None
 
 
-def open_image(image: "str | int") -> tuple[int, str]:
-    """Return a descriptor of `image` and its name for messages. Raises OSError."""
-    if isinstance(image, int):
-        try:
-            return image, os.readlink(f"/proc/self/fd/{image}")
-        except OSError:
-            return image, f"descriptor {image}"
-    return os.open(image, os.O_RDONLY | os.O_CLOEXEC), image
-
-
 def default_threads() -> int:
     """Return how many threads decompress beside the server's own, by the CPUs it may use.
 
     None on two: the reader and this process fill them, and handing a block over costs 50 us.
     """
     return min(4, (len(os.sched_getaffinity(0)) - 1) // 2)
+
+
+def opened(
+    image: "str | int",
+    cache_bytes: int,
+    threads: "int | None",
+    filesystem: "Callable[[Reader, int, int], FileSystem]",
+) -> FileSystem:
+    """Return the file system of `image`, by the arguments of `serve`. Raises UdiError, OSError."""
+    if isinstance(image, int):
+        fd, name = image, f"descriptor {image}"
+        try:
+            name = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            pass
+    else:
+        fd, name = os.open(image, os.O_RDONLY | os.O_CLOEXEC), image
+    helpers = default_threads() if threads is None else threads
+    return filesystem(Reader(fd, name), cache_bytes, helpers)
+
+
+def ready(fd: "int | None") -> None:
+    """Tell whoever waits at the other end of `fd`, if anybody, that requests will be answered."""
+    if fd is not None:
+        os.write(fd, b"\0")
+        os.close(fd)
 
 
 def serve(
@@ -64,14 +80,9 @@ def serve(
     `ready_fd` once requests will be answered, and it is closed. `counts` gets the number of
     messages by opcode. Raises UdiError where `image` can't be served; OSError.
     """
-    fd, name = open_image(image)
-    reader = Reader(fd, name)
-    helpers = default_threads() if threads is None else threads
-    server = Server(filesystem(reader, cache_bytes, helpers), log)
+    server = Server(opened(image, cache_bytes, threads, filesystem), log)
     server.fd = fuse_fd if isinstance(fuse_fd, int) else server.await_connection(fuse_fd)
-    if ready_fd is not None:
-        os.write(ready_fd, b"\0")
-        os.close(ready_fd)
+    ready(ready_fd)
     try:
         server.run(counts)
     finally:

@@ -44,6 +44,7 @@ GROUPS = {
         "rootless_udi.idmap.maps",
     ),
     "help": ("rootless_udi.helper",),
+    "fuse": ("rootless_udi.fuse",),
     "publish": (
         "rootless_udi.sweep",
         "rootless_udi.publish",
@@ -62,7 +63,6 @@ GROUPS = {
         "rootless_udi.rootfs",
         "rootless_udi.execute",
         "rootless_udi.inject",
-        "rootless_udi.fuse",
         "rootless_udi.fuse.server",
         "rootless_udi.ladder",
         "rootless_udi.fastjson",

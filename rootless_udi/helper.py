@@ -2,10 +2,11 @@
 
 They are forked before the namespaces are made, are no children of the command (which would get a
 SIGCHLD it never made), and hold nothing of the caller's: no descriptor, no terminal, no directory.
-Two ends of a socket pair talk once:
+Two socket pairs carry a message or two each:
 
-    launcher -> helper   the image that our own server will serve, as soon as that is known
-    launcher -> helper   what to serve, the FUSE connection and the inotify descriptor (SCM_RIGHTS)
+    launcher -> server   the image, as soon as it is known that our own server will serve it
+    launcher -> server   the image and the FUSE connection (SCM_RIGHTS)
+    launcher -> helper   what is served, the inotify descriptor; the FUSE connection for others
     helper -> launcher   "pid PID" of the image server, or "! WHY"
 
 After that the kernel tells it all: the connection ends when the mount namespace does, and so does
@@ -39,6 +40,7 @@ class Helper:
         self.pid = 0
         self._said = ""
         self._mine, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        self._server, source = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         try:
             child = os.fork()
         except OSError as error:
@@ -48,21 +50,22 @@ class Helper:
             try:
                 if os.fork():
                     os._exit(0)
-                _detach(theirs)
-                _work(theirs)
+                _detach(theirs.fileno(), source.fileno())
+                _work(theirs, source)
                 status = 0
             finally:
                 os._exit(status)
         # Ends at once; reaped in `close`, not waited for here.
         self._between = child
         theirs.close()
+        source.close()
 
     def announce(self, image: str) -> None:
         """Say what our own server will serve, so that it opens it while the launcher goes on."""
         try:
-            self._mine.send(b"\1" + image.encode("utf-8", "surrogateescape"))
+            _send(self._server, (image,), [])
         except OSError:
-            # `hand_over` will say so.
+            # It failed, which `failure` will say.
             pass
 
     def hand_over(
@@ -73,15 +76,26 @@ class Helper:
         `place` is the state directory, the record's name and token; empty where there is none.
         Raises UdiError where the helper is dead already.
         """
-        fds = [fd for fd in (fuse, watch) if fd is not None]
-        kinds = "f" * (fuse is not None) + "w" * (watch is not None)
-        words = "\0".join(
-            (kinds, root.server, root.path, root.program, root.trace, *place, *root.options)
-        )
+        fds = [] if watch is None else [watch]
+        kinds = "w" * len(fds)
         try:
-            self._mine.sendmsg([words.encode("utf-8", "surrogateescape")], _rights(fds))
+            if root.server == "udi" and fuse is not None:
+                self._connect(root, fuse)
+            elif fuse is not None:
+                fds.append(fuse)
+                kinds += "f"
+            self._server.close()
+            words = kinds, root.server, root.path, root.program, *place, *root.options
+            _send(self._mine, words, fds)
         except OSError:
             raise UdiError("the image server ended before it began", _LIMITS) from None
+
+    def _connect(self, root: "Root", fuse: int) -> None:
+        try:
+            _send(self._server, (root.path, root.trace), [fuse])
+        except BrokenPipeError:
+            # It could not open the image, and has said so: who looks at the mount asks `failure`.
+            pass
 
     def answer(self) -> int:
         """Wait for the image server to be started; return its process id (0: there is none)."""
@@ -102,33 +116,34 @@ class Helper:
         return said[2:]
 
     def close(self) -> None:
-        """Close the launcher's end and reap what is left, before the command is executed."""
+        """Close the launcher's ends and reap what is left, before the command is executed."""
         self._mine.close()
+        self._server.close()
         os.waitpid(self._between, 0)
 
 
-def _detach(sock: "_socket.socket") -> None:
-    """Leave the caller's session, folder, terminal and descriptors."""
+def _detach(*keep: int) -> None:
+    """Leave the caller's session, folder, terminal and descriptors, but for those to `keep`."""
     os.setsid()
     os.chdir("/")
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
-    os.closerange(3, sock.fileno())
-    os.closerange(sock.fileno() + 1, 1 << 20)
+    start = 3
+    for fd in (*sorted(keep), 1 << 20):
+        os.closerange(start, fd)
+        start = fd + 1
     prctl(PR_SET_NAME, HELPER)
     prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
-def _work(sock: "_socket.socket") -> None:
+def _work(sock: "_socket.socket", source: "_socket.socket") -> None:
     """Receive the descriptors, see that the image is served, wait for the end, clean up."""
-    near, far = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     child = os.fork()
     if child == 0:
-        near.close()
         try:
-            _serve(sock, far)
+            _serve(sock, source)
         except Exception as error:
             # A bug, which must not look like a damaged image.
             why = f"the image server failed: {type(error).__name__}: {error}"
@@ -136,37 +151,26 @@ def _work(sock: "_socket.socket") -> None:
             _log(why)
             os._exit(70)
         os._exit(0)
-    far.close()
+    source.close()
     message, fds = _receive(sock)
-    if message.startswith("\1"):
-        near.send(message[1:].encode("utf-8", "surrogateescape"))
-        message, fds = _receive(sock)
     if not message:
         return
-    kinds, server, path, program, trace, directory, name, token, *options = message.split("\0")
-    fuse = fds.pop(0) if "f" in kinds else None
+    kinds, server, path, program, directory, name, token, *options = message.split("\0")
     watch = fds.pop(0) if "w" in kinds else None
-    if fuse is not None and server == "udi":
-        words = f"{path}\0{trace}".encode("utf-8", "surrogateescape")
-        try:
-            near.sendmsg([words], _rights([fuse]))
-        except BrokenPipeError:
-            # It could not open the image, and has said so to the launcher.
-            pass
-        os.close(fuse)
+    fuse = fds.pop(0) if "f" in kinds else None
+    if server == "udi":
         sock.send(b"pid %d" % child)
-    near.close()
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     why = ""
-    if fuse is None:
+    if server == "udi":
+        if status:
+            why = f"it was killed by signal {-status}" if status < 0 else "it failed"
+    elif fuse is None:
         sock.send(b"pid 0")
-    elif server != "udi":
+    else:
         from rootless_udi.plan import Root
 
-        root = Root(server, path, program, options=tuple(options))
-        why = _program(sock, root, fuse)
-    elif status:
-        why = f"it was killed by signal {-status}" if status < 0 else "it failed"
+        why = _program(sock, Root(server, path, program, options=tuple(options)), fuse)
     sock.close()
     if not directory:
         return
@@ -177,13 +181,14 @@ def _work(sock: "_socket.socket") -> None:
     if watch is not None:
         # One event: the tmpfs is gone, and the namespace with it.
         os.read(watch, 4096)
-    if watch is not None or fuse is not None:
+    if watch is not None or fuse is not None or server == "udi":
         publish.end(directory, name, token)
 
 
-def _rights(fds: "list[int]") -> "list[tuple[int, int, bytes]]":
+def _send(sock: "_socket.socket", words: "tuple[str, ...]", fds: "list[int]") -> None:
     data = b"".join(fd.to_bytes(4, byteorder) for fd in fds)
-    return [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, data)] if fds else []
+    rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, data)] if fds else []
+    sock.sendmsg(["\0".join(words).encode("utf-8", "surrogateescape")], rights)
 
 
 def _receive(sock: "_socket.socket") -> "tuple[str, list[int]]":
@@ -196,7 +201,11 @@ def _receive(sock: "_socket.socket") -> "tuple[str, list[int]]":
 
 def _serve(sock: "_socket.socket", source: "_socket.socket") -> None:
     """Serve with our own server in this process, if it is told to."""
+    import gc
+
     prctl(PR_SET_NAME, SERVER)
+    # The launcher's objects are left where they are: a collection would copy the pages of them all.
+    gc.freeze()
     # While the launcher plans and makes the namespaces: loading it takes 4 ms.
     from rootless_udi.fuse import raw
     from rootless_udi.fuse.filesystem import Attributes, FileSystem

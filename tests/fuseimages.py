@@ -6,6 +6,8 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+from tests import images
+
 COMPRESSORS = ("gzip", "lzo", "lz4", "xz", "zstd", "lzma")
 """What mksquashfs writes; tar2sqfs writes all but lzma."""
 BLOCK_SIZES = (4096, 8192, 16384, 65536, 131072, 262144, 524288, 1048576)
@@ -77,6 +79,26 @@ def _fill(archive: tarfile.TarFile, xattrs: bool) -> None:
         add("owners/again", data=b"x", pax_headers={"SCHILY.xattr.user.long": value})
         add("owners/link", tarfile.SYMTYPE, linkname="again")
         add("owners/dir", tarfile.DIRTYPE, pax_headers={"SCHILY.xattr.user.d": "dir"})
+
+
+LOADER, LIBC, CACHE = words(200_000), words(1_900_000, 2), words(20_000, 5)
+
+
+def debian() -> list[images.Entry]:
+    """Return the members of a tar with what every dynamic program needs, linked as Debian does."""
+    folders = ("etc", "usr", "usr/bin", "usr/lib64", "usr/lib", "usr/lib/m")
+    return [
+        ("lib64", "usr/lib64", {}),
+        ("lib", "usr/lib", {}),
+        ("bin", "usr/bin", {}),
+        *((name, None, {}) for name in folders),
+        ("usr/lib64/ld-linux-x86-64.so.2", "../../lib/m/ld-linux-x86-64.so.2", {}),
+        ("usr/lib/m/ld-linux-x86-64.so.2", LOADER, {}),
+        ("usr/lib/m/libc.so.6", LIBC, {}),
+        ("usr/lib/m/libm.so.6", words(900_000, 3), {}),
+        ("etc/ld.so.cache", CACHE, {}),
+        ("usr/bin/env", b"env", {}),
+    ]
 
 
 def mksquashfs(tar: bytes, image: Path, *options: str) -> Path:

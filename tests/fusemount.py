@@ -117,6 +117,7 @@ class Mount:
         argv = [words.get(w, w.replace("READY", str(written))) for w in server]
         if inside:
             argv = [*self._enter(), *argv]
+        before = time.perf_counter()
         with open(self.log, "wb") as out:
             self.server = subprocess.Popen(
                 argv,
@@ -138,6 +139,8 @@ class Mount:
                 self.close()
                 raise AssertionError(f"the server failed: {text}")
         os.close(readiness)
+        self.seconds = time.perf_counter() - before
+        """From execve(2) of the server to where it answers."""
         if inside:
             self._wait_for_mount()
         self._ours.send(b"s")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rootless_udi.fuse import ahead
+from rootless_udi.fuse import ahead, filesystem
 from rootless_udi.fuse.filesystem import ROOT, FileSystem
 from rootless_udi.fuse.format import Corrupt
 from rootless_udi.fuse.reader import Reader
@@ -18,20 +18,8 @@ from tests import fuseimages, images
 from tests.fusemount import Mount, ours
 from tests.test_fuse_protocol import Kernel
 
-LOADER, LIBC = fuseimages.words(200_000), fuseimages.words(1_900_000, 2)
-CACHE = fuseimages.words(20_000, 5)
-DEBIAN: list[images.Entry] = [
-    ("lib64", "usr/lib64", {}),
-    ("lib", "usr/lib", {}),
-    ("bin", "usr/bin", {}),
-    *((name, None, {}) for name in ("etc", "usr", "usr/bin", "usr/lib64", "usr/lib", "usr/lib/m")),
-    ("usr/lib64/ld-linux-x86-64.so.2", "../../lib/m/ld-linux-x86-64.so.2", {}),
-    ("usr/lib/m/ld-linux-x86-64.so.2", LOADER, {}),
-    ("usr/lib/m/libc.so.6", LIBC, {}),
-    ("usr/lib/m/libm.so.6", fuseimages.words(900_000, 3), {}),
-    ("etc/ld.so.cache", CACHE, {}),
-    ("usr/bin/env", b"env", {}),
-]
+LOADER, LIBC, CACHE = fuseimages.LOADER, fuseimages.LIBC, fuseimages.CACHE
+DEBIAN = fuseimages.debian()
 FEDORA: list[images.Entry] = [
     ("lib64", "usr/lib64", {}),
     *((name, None, {}) for name in ("etc", "usr", "usr/lib64")),
@@ -47,6 +35,7 @@ ALPINE: list[images.Entry] = [("lib", None, {}), ("lib/ld-musl-x86_64.so.1", LOA
 @pytest.fixture(autouse=True)
 def x86(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead, "uname", lambda: os.uname_result(("", "", "", "", "x86_64")))
+    monkeypatch.setattr(filesystem, "sched_getaffinity", lambda _: {0, 1})
 
 
 def opened(image: Path, threads: int = 0) -> FileSystem:
@@ -101,6 +90,7 @@ def test_links_within_a_folder_and_a_musl(tmp_path: Path) -> None:
     fs.close()
 
 
+LONG: list[images.Entry] = [("lib64", None, {}), ("lib64/ld-linux-x86-64.so.2", "a/" * 9000, {})]
 LOOP: list[images.Entry] = [("lib64", "lib", {}), ("lib", "lib64", {})]
 ABOVE: list[images.Entry] = [
     ("lib64", None, {}),
@@ -118,8 +108,15 @@ NO_FILE: list[images.Entry] = [("lib64", None, {}), ("lib64/ld-linux-x86-64.so.2
 @pytest.mark.needs("mksquashfs")
 @pytest.mark.parametrize(
     ("tree", "found"),
-    (([], ""), (LOOP, ""), (NO_FILE, ""), (ABOVE, "there"), (HUGE, "lib64/ld-linux-x86-64.so.2")),
-    ids=("static", "loop", "directory", "above", "huge"),
+    (
+        ([], ""),
+        (LOOP, ""),
+        (LONG, ""),
+        (NO_FILE, ""),
+        (ABOVE, "there"),
+        (HUGE, "lib64/ld-linux-x86-64.so.2"),
+    ),
+    ids=("static", "loop", "long", "directory", "above", "huge"),
 )
 def test_odd_images_are_no_trouble(tree: list[images.Entry], found: str, tmp_path: Path) -> None:
     tar = images.tar([("x", b"x", {}), *tree])
@@ -146,6 +143,40 @@ def test_a_damaged_loader_is_met_by_who_reads_it(tmp_path: Path) -> None:
     with pytest.raises(Corrupt):
         fs.read(node, 0, 4096)
     fs.close()
+
+
+@pytest.mark.needs("mksquashfs")
+def test_a_program_is_decompressed_whole_once_its_start_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = filesystem.ELF + fuseimages.words(1_000_000)
+    tree: list[images.Entry] = [
+        ("program", code, {}),
+        ("other", fuseimages.words(1_000_000, 2), {}),
+        ("huge", filesystem.ELF + fuseimages.words(filesystem.PROGRAM, 3), {}),
+        ("empty", b"", {}),
+        ("tiny", b"\x7fE", {}),
+    ]
+    image = fuseimages.mksquashfs(images.tar(tree), tmp_path / "i", "-comp", "zstd")
+    fs = opened(image)
+    for name, _, _ in tree:
+        node = fs.lookup(ROOT, name.encode())
+        assert b"".join(fs.read(node, 0, 4096)) == tree_data(tree, name)[:4096]
+        drained(fs.workers)
+        assert at_hand(fs, name.encode()) is (name in ("program", "empty", "tiny")), name
+    node = fs.lookup(ROOT, b"program")
+    assert b"".join(fs.read(node, 0, 1 << 20)) == code
+    fs.close()
+    monkeypatch.setattr(filesystem, "sched_getaffinity", lambda _: {3})
+    fs = opened(image)
+    fs.read(fs.lookup(ROOT, b"program"), 0, 4096)
+    drained(fs.workers)
+    assert not at_hand(fs, b"program")
+    fs.close()
+
+
+def tree_data(tree: list[images.Entry], name: str) -> bytes:
+    return next(data for n, data, _ in tree if n == name and isinstance(data, bytes))
 
 
 def damaged_directories(path: Path) -> Path:

@@ -15,8 +15,8 @@ from tests.conftest import TREE, User
 
 PYTHON = "/usr/bin/python3"
 
-OURS = {n for k in ("join", "elect", "maps", "help", "publish", "build") for n in bundle.GROUPS[k]}
-OURS -= {"rootless_udi"}
+LAUNCH = ("join", "elect", "maps", "help", "fuse", "publish", "build")
+OURS = {name for group in LAUNCH for name in bundle.GROUPS[group]} - {"rootless_udi"}
 JOINER = set(bundle.GROUPS["join"]) - {"rootless_udi"}
 FOREIGN = {"_ctypes", "_signal", "errno", "stat", "_stat"}
 FOREIGN |= {"os", "os.path", "posixpath", "genericpath", "_collections_abc"}
@@ -51,6 +51,8 @@ def test_the_server_imports_what_the_bundle_has() -> None:
     found = imported("import rootless_udi.fuse.raw")
     server = {n for n in found if n.startswith("rootless_udi.fuse.")}
     assert server == set(bundle.GROUPS["serve"])
+    # A package brings all of its group: were it the planner's, the server would load that too.
+    assert bundle.GROUPS["fuse"] == ("rootless_udi.fuse",)
 
 
 def test_the_bundle_has_each_module_after_those_that_it_imports() -> None:
