@@ -30,7 +30,7 @@ from rootless_udi import fastjson, launch, run
 facts = fastjson.loads(open(sys.argv[2]).read())["elf"]
 environ = dict(word.split("=", 1) for word in sys.argv[3:])
 wall, cpu = time.perf_counter(), time.process_time()
-gc.disable()  # as inject.py does
+gc.disable()  # as the launcher does
 from rootless_udi.mpi_inject import mpi
 between = time.perf_counter(), time.process_time()
 found = mpi.inject("auto", "", facts, environ)

@@ -206,6 +206,7 @@ def _serve(sock: "_socket.socket", source: "_socket.socket") -> None:
     prctl(PR_SET_NAME, SERVER)
     # The launcher's objects are left where they are: a collection would copy the pages of them all.
     gc.freeze()
+    gc.enable()
     # While the launcher plans and makes the namespaces: loading it takes 4 ms.
     from rootless_udi.fuse import raw
     from rootless_udi.fuse.filesystem import Attributes, FileSystem

@@ -60,21 +60,6 @@ def gather(
 def _mpi(
     mpi: str, request: Request, site: "Site", environ: "Mapping[str, str]", image: Image
 ) -> "Injection":
-    import gc
-
-    # Thousands of small objects without a circle among them: looking for circles is 2 of 12 ms.
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        return _planned(mpi, request, site, environ, image)
-    finally:
-        if collects:
-            gc.enable()
-
-
-def _planned(
-    mpi: str, request: Request, site: "Site", environ: "Mapping[str, str]", image: Image
-) -> "Injection":
     from rootless_udi.mpi_inject import mpi as injection
     from rootless_udi.mpi_inject import profiles
 
