@@ -51,7 +51,8 @@ class FileSystem:
         self.blocks = Blocks(reader, cache_bytes)
         self.workers = Workers(max(threads, 1))  # one waits for slow reads, if nothing else
         self._parallel = threads > 0
-        self._spare = len(sched_getaffinity(0)) > 1
+        # Of one file, that is: what is early must not push out what is in use.
+        self._early = cache_bytes // 4 if len(sched_getaffinity(0)) > 1 else 0
         reader.source.expect(reader.super.hot(), self.workers)
         self._shift = self.blocks.log
         self._zeros = bytes(self.blocks.size)
@@ -180,10 +181,10 @@ class FileSystem:
     def expect(self, one: Inode, most: int) -> int:
         """Have the data of a file decompressed by a worker, before it is asked for.
 
-        Returns how many bytes that are; 0 for what has more than `most` and where there is no CPU
-        to spare for it.
+        Returns how many bytes that are; 0 for what has more than `most` or the cache has room for,
+        and where there is no CPU to spare.
         """
-        if one.kind != REG or one.size > most or not self._spare:
+        if one.kind != REG or one.size > min(most, self._early):
             return 0
         blocks = self.blocks
         for index in range((one.size + blocks.size - 1) >> blocks.log):

@@ -167,6 +167,11 @@ def test_a_program_is_decompressed_whole_once_its_start_is_read(
     node = fs.lookup(ROOT, b"program")
     assert b"".join(fs.read(node, 0, 1 << 20)) == code
     fs.close()
+    few = FileSystem(Reader(os.open(image, os.O_RDONLY), "i"), 2_000_000)
+    few.read(few.lookup(ROOT, b"program"), 0, 4096)
+    drained(few.workers)
+    assert not at_hand(few, b"program")  # half of a small cache
+    few.close()
     monkeypatch.setattr(filesystem, "sched_getaffinity", lambda _: {3})
     fs = opened(image)
     fs.read(fs.lookup(ROOT, b"program"), 0, 4096)
