@@ -49,7 +49,8 @@ class FileSystem:
         """`cache_bytes` bounds the decompressed data kept; `threads` decompress besides."""
         self.reader = reader
         self.blocks = Blocks(reader, cache_bytes)
-        self.workers = Workers(max(threads, 1))  # one waits for slow reads, if nothing else
+        # One waits for slow reads, if nothing else.
+        self.workers = Workers(max(threads, 1), yielding=threads == 0)
         self._parallel = threads > 0
         # Of one file, that is: what is early must not push out what is in use.
         self._early = cache_bytes // 4 if len(sched_getaffinity(0)) > 1 else 0

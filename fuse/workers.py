@@ -6,10 +6,14 @@ which cost a launch 5 ms of import. A worker never touches metadata: one thread 
 
 import _thread
 from _queue import SimpleQueue
+from os import nice
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
+
+_NICE = 8
+"""Not more: who waits for a worker, or for the GIL that one holds, does so on a busy node too."""
 
 
 class Workers:
@@ -20,8 +24,14 @@ class Workers:
     wants the result does not find it there, makes it, and meets the same error.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, yielding: bool = False) -> None:
+        """`yielding`: there is no CPU for these, and whoever else wants to run comes first.
+
+        With two CPUs, for the launcher and the server, a worker of equal right made one of them
+        wait for the scheduler's 4 ms in every other start.
+        """
         self.threads = threads
+        self._yielding = yielding
         self._queue: SimpleQueue[tuple[Callable[..., object], Hashable] | None] = SimpleQueue()
         self._pending: dict[Hashable, _thread.LockType] = {}
         """Jobs that are not done; who waits for one waits for its lock."""
@@ -74,6 +84,8 @@ class Workers:
         self._running = -1
 
     def _work(self) -> None:
+        if self._yielding:
+            nice(_NICE)  # of this thread alone, on Linux (sched(7))
         while True:
             job = self._queue.get()
             if job is None:

@@ -18,7 +18,7 @@ from rootless_udi.errors import UdiError
 from rootless_udi.idmap import maps, userns
 from rootless_udi.plan import Plan, layered
 from rootless_udi.rootfs import Rootfs, write
-from rootless_udi.steps import Directory, File, Mount, Symlink
+from rootless_udi.steps import Directory, File, Mount, Step, Symlink
 from rootless_udi.syscalls import (
     IN_ONLYDIR,
     IN_UNMOUNT,
@@ -125,7 +125,9 @@ def _image(plan: Plan, helper: "Helper", place: tuple[str, str, str]) -> None:
     if watch is not None:
         os.close(watch)
     try:
-        os.stat("/image/.")
+        # The first question. A listing, since its answer has what mount points and the command's
+        # path would be asked for one by one.
+        os.listdir("/image")
     except OSError as error:
         # Anything but ENOTCONN is the server's answer: it can't read the root directory.
         why = helper.failure() if error.errno == ENOTCONN else error.strerror
@@ -177,8 +179,11 @@ def _watch() -> int | None:
     return fd
 
 
-def _layer(plan: Plan) -> "tuple[File | Symlink, ...]":
-    """Do what can be done in the overlay's upper layer; return the steps that are done."""
+def _layer(plan: Plan) -> "tuple[Step, ...]":
+    """Do what can be done in the overlay's upper layer; return the steps that are done.
+
+    A file's mount point is made there too.
+    """
     steps = layered(plan)
     if not steps:
         return ()
@@ -197,9 +202,11 @@ def _layer(plan: Plan) -> "tuple[File | Symlink, ...]":
         path = f"/upper/upper{step.target}"
         if isinstance(step, File):
             write(path, step)
-        else:
+        elif isinstance(step, Symlink):
             os.symlink(step.to, path)
-    return steps
+        elif not S_ISDIR(os.stat(f"/host{step.source}").st_mode):
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+    return tuple(step for step in steps if not isinstance(step, Mount))
 
 
 def _overlay(plan: Plan) -> str:

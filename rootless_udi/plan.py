@@ -141,23 +141,22 @@ def build(
     )
 
 
-def layered(made: Plan) -> "tuple[File | Symlink, ...]":
-    """Return the steps that can be done in the overlay's upper layer before it is mounted.
+def layered(made: Plan) -> "tuple[File | Symlink | Mount, ...]":
+    """Return the steps that the overlay's upper layer can prepare before it is mounted.
 
-    Those of /etc, where no mount comes in between. In the layer a generated file costs a third of
+    Those of /etc, where nothing is mounted over it. In the layer a generated file costs a third of
     the system calls of a bind and the image server none of its questions; and with --writable it
     can be replaced by rename(2), as package managers do, which a mount point can't.
     """
-    found: list[File | Symlink] = []
-    covered: set[str] = set()
+    found: dict[str, File | Symlink | Mount] = {}
     for step in made.steps if made.overlay else ():
-        if isinstance(step, Mount):
-            covered.add(step.target)
-        elif isinstance(step, File | Symlink):
-            above = {"/etc", step.target}
-            if step.target.rpartition("/")[0] == "/etc" and not above & covered:
-                found.append(step)
-    return tuple(found)
+        if step.target == "/etc":
+            return ()
+        if step.target.rpartition("/")[0] != "/etc":
+            continue
+        if isinstance(step, File | Symlink) or (isinstance(step, Mount) and not step.fstype):
+            found.setdefault(step.target, step)
+    return tuple(found.values())
 
 
 def wanted(
