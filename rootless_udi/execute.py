@@ -128,6 +128,10 @@ def _image(plan: Plan, helper: "Helper", place: tuple[str, str, str]) -> None:
         # The first question. A listing, since its answer has what mount points and the command's
         # path would be asked for one by one.
         os.listdir("/image")
+    except PermissionError:
+        # It has answered. squashfuse_ll shows owners that are in no id map, whose root directory
+        # may be searched and not read.
+        pass
     except OSError as error:
         # Anything but ENOTCONN is the server's answer: it can't read the root directory.
         why = helper.failure() if error.errno == ENOTCONN else error.strerror

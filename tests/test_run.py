@@ -454,6 +454,18 @@ def test_an_image_with_damaged_tables(user: User, box: Path, server: str) -> Non
     assert done.stderr.startswith("udi-run: ") and "Traceback" not in done.stderr
 
 
+@pytest.mark.needs("mksquashfs", "squashfuse")
+@pytest.mark.parametrize("server", ["udi", "squashfuse_ll"])
+def test_a_root_directory_that_can_only_be_searched(user: User, box: Path, server: str) -> None:
+    """Its owner is in no id map where the server shows the image's owners."""
+    tree, image = user.home / "tree", user.home / "image.sqfs"
+    assert user.run("unsquashfs", "-q", "-n", "-d", tree, box).returncode == 0
+    words = ("-root-mode", "0711", "-force-uid", "4321", "-noappend", "-quiet")
+    assert user.run("mksquashfs", tree, image, *words).returncode == 0
+    argv = ("udi-run", "--env=PATH=/bin", f"--fuse={server}", image, "echo", "ok")
+    assert lines(user.run(*argv)) == ["ok"]
+
+
 def test_missing_images(user: User) -> None:
     done = user.run("udi-run", "--pull=never", "nosuch:1", "true")
     assert done.returncode == 125
