@@ -89,7 +89,7 @@ def test_an_interrupt_at_the_very_start_is_no_traceback(user: User, tmp_path: Pa
     total = len(log.read_text().splitlines()) - 1
     for number in (total - count + 1, total - 2):
         inject = f"inject=newfstatat:signal=INT:when={number}"
-        # A shell starts what it puts in the background with SIGINT ignored, these tests perhaps too.
+        # A shell starts what it puts in the background with SIGINT ignored, perhaps this test too.
         argv = ("strace", "-qq", "-o", "/dev/null", "-e", inject, "udi-run", "--help")
         done = user.run("env", "--default-signal=INT", *argv)
         assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
