@@ -7,7 +7,7 @@ Slingshot's `hsn0`, InfiniBand's `ib0` (ARPHRD_INFINIBAND), Omni-Path's, Etherne
 
 import os
 
-from rootless_udi.mpi_inject.hostroot import under
+from rootless_udi.mpi_inject.hostroot import read, under
 from rootless_udi.records import Record
 from rootless_udi.steps import Env
 
@@ -54,13 +54,13 @@ def _one(root: str, name: str) -> Interface:
     folder = f"/sys/class/net/{name}"
     if name == "lo":
         return Interface(name, "", False)
-    link = _number(_read(root, f"{folder}/type"))
-    speed = max(0, _number(_read(root, f"{folder}/speed")))
+    link = _number(read(root, f"{folder}/type").strip())
+    speed = max(0, _number(read(root, f"{folder}/speed").strip()))
     try:
         driver = os.readlink(under(root, f"{folder}/device/driver")).rpartition("/")[2]
     except OSError:
         driver = ""
-    up = _read(root, f"{folder}/operstate") == "up"
+    up = read(root, f"{folder}/operstate").strip() == "up"
     return Interface(name, kind(name, link, speed, driver), up, speed, driver)
 
 
@@ -75,19 +75,6 @@ def kind(name: str, link: int, speed: int, driver: str = "") -> str:
         return "Slingshot"
     virtual = name.startswith(("lo", "veth", "docker", "br", "bond", "tun", "tap", "dummy"))
     return "fast Ethernet" if speed >= _FAST and not virtual else ""
-
-
-def _read(root: str, path: str) -> str:
-    try:
-        file = os.open(under(root, path), os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        return os.read(file, 64).decode("ascii", "replace").strip()
-    except OSError:
-        return ""
-    finally:
-        os.close(file)
 
 
 def _number(text: str) -> int:
