@@ -9,8 +9,8 @@ Linux 5.2): when the container is gone, so is the last mount, and the kernel end
 import _socket
 import os
 from select import POLLERR, POLLIN, POLLPRI, poll
-from sys import byteorder
 
+from rootless_udi.helper import close_others, receive, send
 from rootless_udi.syscalls import (
     CLONE_NEWNS,
     MNT_DETACH,
@@ -54,15 +54,15 @@ def serve(argv: "Sequence[str]", keep: "Sequence[int]" = (), gone: str = "") -> 
     if child == 0:
         _helper(argv, keep, gone, theirs, said)
     theirs.close()
-    message, ancillary, _, _ = mine.recvmsg(4096, 64)
+    message, fds = receive(mine)
     mine.close()
     os.waitpid(child, 0)
-    if message != b"+":
-        if message.startswith(b"!"):
-            os.write(said, b"\n" + message[1:])
+    if message != "+":
+        if message.startswith("!"):
+            os.write(said, f"\n{message[1:]}".encode("utf-8", "surrogateescape"))
         raise Refused(words(said))
     os.close(said)
-    return int.from_bytes(ancillary[0][2][:4], byteorder)
+    return fds[0]
 
 
 def attach(made: int, target: int) -> None:
@@ -107,9 +107,7 @@ def _helper(
     try:
         os.setsid()
         os.chdir("/")
-        open_ = sorted((*keep, sock.fileno(), said))
-        for low, high in zip([3, *(fd + 1 for fd in open_)], [*open_, 1 << 20], strict=True):
-            os.closerange(low, high)
+        close_others(*keep, sock.fileno(), said)
         unshare(CLONE_NEWNS)
         mount(None, "/", None, MS_REC | MS_PRIVATE)
         place = _place(argv)
@@ -124,8 +122,7 @@ def _helper(
             os.rmdir(f"{place}/{gone}")
         tree = open_tree(place)
         umount(place, MNT_DETACH)
-        rights = tree.to_bytes(4, byteorder)
-        sock.sendmsg([b"+"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+        send(sock, ("+",), [tree])
         os._exit(0)
     except OSError as error:
         sock.send(f"!{getattr(error, 'call', '')} {error.strerror}".encode())

@@ -63,7 +63,7 @@ class Helper:
     def announce(self, image: str) -> None:
         """Say what our own server will serve, so that it opens it while the launcher goes on."""
         try:
-            _send(self._server, (image,), [])
+            send(self._server, (image,), [])
         except OSError:
             # It failed, which `failure` will say.
             pass
@@ -86,13 +86,13 @@ class Helper:
                 kinds += "f"
             self._server.close()
             words = kinds, root.server, root.path, root.program, *place, *root.options
-            _send(self._mine, words, fds)
+            send(self._mine, words, fds)
         except OSError:
             raise UdiError("the image server ended before it began", _LIMITS) from None
 
     def _connect(self, root: "Root", fuse: int) -> None:
         try:
-            _send(self._server, (root.path, root.trace), [fuse])
+            send(self._server, (root.path, root.trace), [fuse])
         except BrokenPipeError:
             # It could not open the image, and has said so: who looks at the mount asks `failure`.
             pass
@@ -130,10 +130,7 @@ def _detach(*keep: int) -> None:
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
-    start = 3
-    for fd in (*sorted(keep), 1 << 20):
-        os.closerange(start, fd)
-        start = fd + 1
+    close_others(*keep)
     prctl(PR_SET_NAME, HELPER)
     prctl(PR_SET_NO_NEW_PRIVS, 1)
 
@@ -152,7 +149,7 @@ def _work(sock: "_socket.socket", source: "_socket.socket") -> None:
             os._exit(70)
         os._exit(0)
     source.close()
-    message, fds = _receive(sock)
+    message, fds = receive(sock)
     if not message:
         return
     kinds, server, path, program, directory, name, token, *options = message.split("\0")
@@ -185,13 +182,22 @@ def _work(sock: "_socket.socket", source: "_socket.socket") -> None:
         publish.end(directory, name, token)
 
 
-def _send(sock: "_socket.socket", words: "tuple[str, ...]", fds: "list[int]") -> None:
+def close_others(*keep: int) -> None:
+    """Close all descriptors but the standard ones and those to `keep`."""
+    start = 3
+    for fd in (*sorted(keep), 1 << 20):
+        os.closerange(start, fd)
+        start = fd + 1
+
+
+def send(sock: "_socket.socket", words: "tuple[str, ...]", fds: "list[int]") -> None:
+    """Send a message and descriptors (SCM_RIGHTS, unix(7)). Raises OSError."""
     data = b"".join(fd.to_bytes(4, byteorder) for fd in fds)
     rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, data)] if fds else []
     sock.sendmsg(["\0".join(words).encode("utf-8", "surrogateescape")], rights)
 
 
-def _receive(sock: "_socket.socket") -> "tuple[str, list[int]]":
+def receive(sock: "_socket.socket") -> "tuple[str, list[int]]":
     """Return a message and its descriptors; ("", []) where the other side has gone."""
     message, ancillary, _, _ = sock.recvmsg(1 << 16, 256)
     data = b"".join(data for _, kind, data in ancillary if kind == _socket.SCM_RIGHTS)
@@ -223,7 +229,7 @@ def _serve(sock: "_socket.socket", source: "_socket.socket") -> None:
         """Return the FUSE connection, -1 where it is not there yet."""
         source.setblocking(wait)
         try:
-            _, fds = _receive(source)
+            _, fds = receive(source)
         except BlockingIOError:
             return -1
         if not fds:
@@ -231,7 +237,7 @@ def _serve(sock: "_socket.socket", source: "_socket.socket") -> None:
             os._exit(0)
         return fds[0]
 
-    message, fds = _receive(source)
+    message, fds = receive(source)
     if not message:
         return
     path, _, trace = message.partition("\0")
