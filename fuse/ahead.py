@@ -9,6 +9,7 @@ are left for the request that meets them again.
 
 from os import uname
 
+from rootless_udi.fuse.filesystem import ROOT
 from rootless_udi.fuse.format import DIR, SYMLINK
 
 TYPE_CHECKING = False
@@ -26,19 +27,27 @@ LOADERS = {
     "s390x": (b"lib/ld64.so.1", b"lib/ld-musl-s390x.so.1"),
 }
 """The programs' interpreter (PT_INTERP) by their ABI; a musl one is the C library too."""
-MOST = 4 << 20
-"""Bytes decompressed in advance at most; a glibc and its loader have 2.2 MB."""
+MOST = 10 << 20
+"""Bytes decompressed in advance at most; a glibc and its loader have 2.2 MB, a Python 6.8."""
+FOLDERS = (b"usr/local/bin/", b"usr/bin/", b"bin/")
+"""Where a program is that is named without a folder."""
 LINKS, PATH_MAX = 40, 4096
 """As the kernel has them (path_resolution(7))."""
 
 
-def steps(fs: "FileSystem") -> "Iterator[None]":
+def steps(fs: "FileSystem", program: bytes = b"") -> "Iterator[None]":
     """Yield between steps of 1 ms at most; the caller goes on when it has nothing else to do.
 
+    `program` is the first word of the command that will be run, if that is known.
     Raises what reading metadata raises.
     """
     reader, room = fs.reader, MOST
     root = [reader.super.root]
+    # What a listing of the root asks for, which is a launcher's first question.
+    for _, node, *_ in fs.entries(ROOT, 0):
+        if node:
+            fs.inode(node)
+    yield
     for path in LOADERS.get(uname().machine, ()):
         trail = yield from _walk(reader, root, path)
         if trail:
@@ -51,7 +60,12 @@ def steps(fs: "FileSystem") -> "Iterator[None]":
         if found:
             room -= fs.expect(reader.inode(found[-1]), room)
         yield
-    yield from _walk(reader, root, b"usr/bin/env")  # for the names of programs
+    folders = (b"",) if b"/" in program or not program else FOLDERS
+    for folder in folders:
+        found = yield from _walk(reader, root, folder + program)
+        if found:
+            fs.expect(reader.inode(found[-1]), room)
+            break
 
 
 def _walk(reader: "Reader", start: list[int], path: bytes) -> "Generator[None, None, list[int]]":

@@ -7,7 +7,7 @@ up: an 8 GiB sparse file has 65,536 entries. A block of size 0 is a hole. A last
 block may lie in a *fragment*, a block that several files share.
 """
 
-from struct import unpack_from
+from _struct import unpack_from
 
 from rootless_udi.fuse.cache import Cache
 from rootless_udi.fuse.format import FRAGMENT, NONE32, RAW, Corrupt, Inode

@@ -35,15 +35,19 @@ PACKAGES = {
 """What gives each format, in words for an error's hint."""
 
 
+_found: "dict[str, Decompress]" = {}
+
 SIZE_T = (maxsize.bit_length() + 1) // 8
 """Bytes of a size_t."""
 
 
 def decompressor(name: str) -> "Decompress":
     """Return the decompressor for the compressor `name`. Raises UdiError if none is here."""
+    if name in _found:
+        return _found[name]
     for attempt in _CANDIDATES[name]:
         try:
-            return attempt()
+            return _found.setdefault(name, attempt())
         except (ImportError, OSError, AttributeError):
             continue
     raise UdiError(

@@ -12,7 +12,6 @@ transports answer EIO to the latter two and log them. One thread calls; `read` u
 
 import os
 from errno import EINVAL, EISDIR, ENAMETOOLONG, ENODATA, ENOTDIR
-from itertools import islice
 
 from rootless_udi.fuse.blocks import HOLE, Blocks, Place
 from rootless_udi.fuse.format import DIR, RAW, REG, SYMLINK, Corrupt, Inode
@@ -21,7 +20,7 @@ from rootless_udi.fuse.workers import Workers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 Buffer = bytes | memoryview
@@ -57,6 +56,7 @@ class FileSystem:
         reader.source.expect(reader.super.hot(), self.workers)
         self._shift = self.blocks.log
         self._zeros = bytes(self.blocks.size)
+        self._offer: Callable[[int, int, Buffer], object] | None = None
         self._streams: dict[int, int] = {}  # node -> the block that a sequential reader is at
 
     def close(self) -> None:
@@ -123,7 +123,8 @@ class FileSystem:
         number, done = divmod(max(cookie - 2, 0), 1 << 20)
         for segment in range(number, len(reader.segments(directory))):
             after = (segment << 20) + done + 2
-            for name, entry in islice(reader.entries(directory, segment).items(), done, None):
+            listed = reader.entries(directory, segment).items()
+            for name, entry in list(listed)[done:] if done else listed:
                 after += 1
                 ref = entry >> 36
                 child = ROOT if ref == root else ref + 2
@@ -176,23 +177,46 @@ class FileSystem:
             parts.append(self._part(one, index, where, start, stop))
             base += 1 << shift
         if offset == 0 and last == 0 and parts[0][:4] == ELF and has_idle_cpu():
-            self.expect(one, PROGRAM)
+            self.expect(one, PROGRAM, now=True)
         return parts
 
-    def expect(self, one: Inode, most: int) -> int:
+    def offer_to(self, offer: "Callable[[int, int, Buffer], object]") -> None:
+        """Have a worker call `offer(node, offset, data)` with data that is wanted soon.
+
+        For a transport that can hand over what nobody has asked for yet. It may wait for answers of
+        `read`, and may raise anything, since nobody depends on it.
+        """
+        self._offer = offer
+
+    def expect(self, one: Inode, most: int, now: bool = False) -> int:
         """Have the data of a file decompressed by a worker, before it is asked for.
 
+        With `now` the file is in use: its data is offered to the transport, before other jobs.
         Returns how many bytes that are; 0 for what has more than `most` or the cache has room for,
         and where there is no CPU to spare.
         """
         if one.kind != REG or one.size > min(most, self._early):
             return 0
-        blocks = self.blocks
-        for index in range((one.size + blocks.size - 1) >> blocks.log):
+        blocks, workers = self.blocks, self.workers
+        indexes = range((one.size + blocks.size - 1) >> blocks.log)
+        if now and self._offer is not None:
+            for index in reversed(indexes):
+                place = blocks.place(one, index)
+                if place != HOLE:
+                    workers.ask(self._hand_over, (one, index, place), first=True)
+            return one.size
+        for index in indexes:
             place = blocks.place(one, index)
             if place != HOLE and not place[1] & RAW and place not in blocks.cache:
-                self.workers.ask(blocks.get, place)
+                workers.ask(blocks.get, place)
         return one.size
+
+    def _hand_over(self, job: tuple[Inode, int, Place]) -> None:
+        """Offer one block of a file to the transport. Any thread but the one that answers."""
+        one, index, place = job
+        if self._offer is not None:
+            data = self._part(one, index, place, 0, self.blocks.length(one, index))
+            self._offer(self.node(one.ref), index << self.blocks.log, data)
 
     def _part(self, one: Inode, index: int, where: Place, start: int, stop: int) -> "Buffer":
         """Return the bytes start to stop of a file's block `index`, which lies at `where`."""

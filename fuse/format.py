@@ -2,10 +2,11 @@
 
 Source: Documentation/filesystems/squashfs.rst and fs/squashfs/squashfs_fs.h of Linux. Everything is
 little-endian. Nothing here reads a file; whatever does not hold together raises `Corrupt`.
+`_struct` is what `struct` is a file in front of.
 """
 
-from struct import Struct
-from struct import error as StructError
+from _struct import Struct
+from _struct import error as StructError  # type: ignore[attr-defined]
 
 from rootless_udi.errors import UdiError
 

@@ -15,7 +15,7 @@ from rootless_udi.fuse.reader import Reader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
 VERSION = "udi profile 1"
@@ -67,6 +67,9 @@ class _Traced(FileSystem):
     def __init__(self, tracer: Tracer, reader: Reader, cache_bytes: int, threads: int) -> None:
         super().__init__(reader, cache_bytes, threads)
         self._tracer = tracer
+
+    def offer_to(self, offer: "Callable[[int, int, Buffer], object]") -> None:
+        """Offer nothing: the kernel is to ask for whatever is read."""
 
     def lookup(self, parent: int, name: bytes) -> int:
         node = super().lookup(parent, name)

@@ -4,7 +4,7 @@ What a read-only server needs has not changed its layout since 7.23 but for INIT
 grew in 7.36 (flags2) and whose answer is 64 bytes long since 7.23. Native byte order.
 """
 
-from struct import Struct
+from _struct import Struct
 
 MAJOR, MINOR = 7, 45
 OLDEST = 23
@@ -23,6 +23,10 @@ INIT_OUT = Struct("=4IHHIIHHI7I")
 OPEN_OUT = Struct("=QII")
 STATFS = Struct("=5Q4I6I")
 SIZE_OUT = Struct("=II")
+STORE = Struct("=QQII")
+"""fuse_notify_store_out: node, offset, size, padding; the data follows."""
+NOTIFY_STORE = 4
+"""Where an answer has its error; `unique` is 0 then."""
 
 LOOKUP, FORGET, GETATTR, READLINK, OPEN, READ_OP, STATFS_OP = 1, 2, 3, 5, 14, 15, 17
 GETXATTR_OP, LISTXATTR, FLUSH, INIT, OPENDIR, READDIR = 22, 23, 25, 26, 27, 28

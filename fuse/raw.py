@@ -69,6 +69,7 @@ def serve(
     filesystem: "Callable[[Reader, int, int], FileSystem]" = FileSystem,
     ready_fd: int | None = None,
     counts: "dict[int, int] | None" = None,
+    program: bytes = b"",
 ) -> None:
     """Serve `image` (a path or an open descriptor) to the kernel over `fuse_fd`; return at its end.
 
@@ -78,9 +79,10 @@ def serve(
     opened before that is asked. `cache_bytes` bounds the
     decompressed data kept, `threads` those that help (default: by CPUs). A byte is written to
     `ready_fd` once requests will be answered, and it is closed. `counts` gets the number of
-    messages by opcode. Raises UdiError where `image` can't be served; OSError.
+    messages by opcode. `program` is the first word of the command that will be run, if that is
+    known. Raises UdiError where `image` can't be served; OSError.
     """
-    server = Server(opened(image, cache_bytes, threads, filesystem), log)
+    server = Server(opened(image, cache_bytes, threads, filesystem), log, program)
     server.fd = fuse_fd if isinstance(fuse_fd, int) else server.await_connection(fuse_fd)
     ready(ready_fd)
     try:
@@ -94,9 +96,10 @@ class Server:
 
     fd = -1
 
-    def __init__(self, fs: FileSystem, log: "Callable[[str], None]") -> None:
+    def __init__(self, fs: FileSystem, log: "Callable[[str], None]", program: bytes = b"") -> None:
         self.fs = fs
-        self._early = steps(fs)
+        fs.offer_to(self._store)
+        self._early = steps(fs, program)
         self._complain = Complaints(fs.reader.name, log)
         self._handlers: list[Callable[[int, bytes], Reply] | None] = [None] * 64
         for opcode, handler in (
@@ -176,6 +179,15 @@ class Server:
         except OSError as failure:
             if failure.errno not in (ENOENT, ENODEV, ECONNABORTED):  # gone while we worked on it
                 self._complain.note(f"answering request {unique} failed: {failure}")
+
+    def _store(self, node: int, offset: int, data: "bytes | memoryview") -> None:
+        """Put file data into the kernel's page cache, unasked (FUSE_NOTIFY_STORE).
+
+        Never in the thread of `run`: this waits for pages that a reader has locked, whom that
+        thread has yet to answer.
+        """
+        head = p.OUT_HEADER.pack(p.STORE.size + 16 + len(data), p.NOTIFY_STORE, 0)
+        os.writev(self.fd, (head, p.STORE.pack(node, offset, len(data), 0), data))
 
     def _nothing(self, node: int, request: bytes) -> "Reply":
         return ()

@@ -1,15 +1,15 @@
 """Threads that read and decompress while the server answers: both release the GIL.
 
-On `_thread` and `_queue`, which are compiled into Python, in place of `threading` and `queue`,
-which cost a launch 5 ms of import. A worker never touches metadata: one thread does that.
+On `_thread` and `_queue` in place of `threading` and `queue`, which cost a launch 5 ms of import. A
+worker never touches metadata: one thread does that.
 """
 
 import _thread
-from _queue import SimpleQueue
-from os import nice
+from os import nice, sched_yield
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _queue import SimpleQueue
     from collections.abc import Callable, Hashable
 
 _NICE = 8
@@ -32,7 +32,9 @@ class Workers:
         """
         self.threads = threads
         self._yielding = yielding
-        self._queue: SimpleQueue[tuple[Callable[..., object], Hashable] | None] = SimpleQueue()
+        self._jobs: list[tuple[Callable[..., object], Hashable]] = []
+        self._queue: SimpleQueue[bool]
+        """True for each of the jobs, False for a thread to end."""
         self._pending: dict[Hashable, _thread.LockType] = {}
         """Jobs that are not done; who waits for one waits for its lock."""
         self._idle: dict[Hashable, bool] = {}
@@ -40,8 +42,8 @@ class Workers:
         self._running = -1
         """Threads that could be started; -1 before the first request."""
 
-    def ask(self, call: "Callable[..., object]", name: "Hashable") -> None:
-        """Have `call(name)` made, unless it is on its way."""
+    def ask(self, call: "Callable[..., object]", name: "Hashable", first: bool = False) -> None:
+        """Have `call(name)` made, `first` before all that waits, unless it is on its way."""
         if name in self._pending:
             return
         if self._running < 0:
@@ -52,9 +54,13 @@ class Workers:
         done.acquire()
         if self._pending.setdefault(name, done) is done:  # a worker may have asked meanwhile
             self._idle[name] = True
-            self._queue.put((call, name))
+            self._jobs.insert(0 if first else len(self._jobs), (call, name))
+            self._queue.put(True)
 
     def _start(self) -> None:
+        from _queue import SimpleQueue  # a file of its own in some builds of Python
+
+        self._queue = SimpleQueue()
         self._running = 0
         for _ in range(self.threads):
             try:
@@ -80,17 +86,16 @@ class Workers:
     def close(self) -> None:
         """End the threads once they are done with what they were asked."""
         for _ in range(max(0, self._running)):
-            self._queue.put(None)
+            self._queue.put(False)
         self._running = -1
 
     def _work(self) -> None:
         if self._yielding:
             nice(_NICE)  # of this thread alone, on Linux (sched(7))
         while True:
-            job = self._queue.get()
-            if job is None:
+            if not self._queue.get():
                 return
-            call, name = job
+            call, name = self._jobs.pop(0)
             if not self._idle.pop(name, False):
                 continue  # taken back
             try:
@@ -99,3 +104,6 @@ class Workers:
                 pass  # see the class's docstring
             finally:
                 self._pending.pop(name).release()
+            if self._yielding:
+                # Who is woken on this CPU would wait for the end of a slice, 3 ms, even so.
+                sched_yield()

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from rootless_udi import configschema as schema
 from rootless_udi import modules
-from rootless_udi.modules import Bind, Device, Hook, Module
+from rootless_udi.modules import Bind, Device, Module
+from rootless_udi.steps import HOOK_SECONDS, Hook
 
 if TYPE_CHECKING:
     from rootless_udi.configtoml import Document
@@ -128,9 +129,7 @@ def _hook(document: "Document", value: Any) -> Hook | None:
         if name not in schema.HOOK:
             document.unknown(("hook", name), schema.HOOK)
     argv = document.check(("hook", "command"), _command, row.get("command", ""))
-    seconds = document.check(
-        ("hook", "seconds"), _seconds, row.get("seconds", modules.HOOK_SECONDS)
-    )
+    seconds = document.check(("hook", "seconds"), _seconds, row.get("seconds", HOOK_SECONDS))
     return None if argv is None or seconds is None else Hook(argv, seconds)
 
 

@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rootless_udi import config, host, ladder, node, plan, resolve, syscalls
+from rootless_udi import config, host, ladder, node, resolve, syscalls
 from rootless_udi.errors import UdiError
 from rootless_udi.idmap import maps, userns
+from rootless_udi.image import Image
 from rootless_udi.records import Record
 
 OK, WARNING, FAILURE = "ok", "warning", "FAILURE"
@@ -226,7 +227,7 @@ def _decompressors() -> Iterator[Finding]:
 def _server(environ: dict[str, str]) -> Finding:
     """What a launch would choose for an image of `udi pull`."""
     facts = host.gather(environ)
-    image = plan.Image("", "", "/image.sqfs", "/extracted", {}, "zstd")
+    image = Image("", "", "/image.sqfs", "/extracted", {}, "zstd")
     try:
         choice = ladder.choose(config.load(environ).server, facts, image)
     except UdiError as error:

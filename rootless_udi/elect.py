@@ -125,12 +125,15 @@ def run(
     try:
         from rootless_udi.helper import Helper
 
-        # First: the image server loads on another CPU while this process loads the planner.
+        # In this order for the reason that `run` gives.
         helper = Helper()
+        from rootless_udi import early
+
+        found = early.find(request, environ, who, helper)
         from rootless_udi import launch
 
         place, fields = (path, directory, name), {"request": key, "job": who}
-        return launch.build(request, environ, own, place, fields, helper, election)
+        return launch.build(request, environ, own, place, fields, found, helper, election)
     except BaseException:
         election.give_up()
         raise

@@ -126,8 +126,9 @@ def _image(plan: Plan, helper: "Helper", place: tuple[str, str, str]) -> None:
         os.close(watch)
     try:
         # The first question. A listing, since its answer has what mount points and the command's
-        # path would be asked for one by one.
-        os.listdir("/image")
+        # path would be asked for one by one; its end is not asked for.
+        with os.scandir("/image") as listing:
+            next(listing, None)
     except PermissionError:
         # It has answered. squashfuse_ll shows owners that are in no id map, whose root directory
         # may be searched and not read.

@@ -3,10 +3,9 @@
 import json
 from typing import Any
 
-from rootless_udi import plan as plans
 from rootless_udi import sizes, steps
 from rootless_udi.cache import FileCache
-from rootless_udi.modules import Hook
+from rootless_udi.image import Root
 from rootless_udi.plan import Plan
 from rootless_udi.records import Record
 
@@ -19,9 +18,9 @@ _TYPES: dict[str, type[Record]] = {
         steps.Directory,
         steps.Env,
         FileCache,
-        plans.Root,
-        Hook,
-        plans.Plan,
+        Root,
+        steps.Hook,
+        Plan,
     )
 }
 

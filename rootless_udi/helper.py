@@ -25,7 +25,9 @@ from rootless_udi.syscalls import PR_SET_NAME, PR_SET_NO_NEW_PRIVS, prctl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from rootless_udi.plan import Root
+    from collections.abc import Callable
+
+    from rootless_udi.image import Root
 
 _LIMITS = "a limit may be reached: of processes (ulimit -u, the job's), or of memory (ulimit -v)"
 HELPER, SERVER = b"udi-helper", b"udi-image"
@@ -55,15 +57,21 @@ class Helper:
                 status = 0
             finally:
                 os._exit(status)
+        # Half of the time the kernel puts the child on this very CPU, where it would wait for the
+        # end of a slice, 3 ms, while another CPU is idle.
+        os.sched_yield()
         # Ends at once; reaped in `close`, not waited for here.
         self._between = child
         theirs.close()
         source.close()
 
-    def announce(self, image: str) -> None:
-        """Say what our own server will serve, so that it opens it while the launcher goes on."""
+    def announce(self, image: str, program: str) -> None:
+        """Say what our own server will serve, so that it opens it while the launcher goes on.
+
+        `program` is the command's first word, which is read next if it is in the image.
+        """
         try:
-            send(self._server, (image,), [])
+            send(self._server, (image, program), [])
         except OSError:
             # It failed, which `failure` will say.
             pass
@@ -92,7 +100,7 @@ class Helper:
 
     def _connect(self, root: "Root", fuse: int) -> None:
         try:
-            send(self._server, (root.path, root.trace), [fuse])
+            send(self._server, (root.path, "", root.trace), [fuse])
         except BrokenPipeError:
             # It could not open the image, and has said so: who looks at the mount asks `failure`.
             pass
@@ -165,7 +173,7 @@ def _work(sock: "_socket.socket", source: "_socket.socket") -> None:
     elif fuse is None:
         sock.send(b"pid 0")
     else:
-        from rootless_udi.plan import Root
+        from rootless_udi.image import Root
 
         why = _program(sock, Root(server, path, program, options=tuple(options)), fuse)
     sock.close()
@@ -215,6 +223,7 @@ def _serve(sock: "_socket.socket", source: "_socket.socket") -> None:
     gc.enable()
     # While the launcher plans and makes the namespaces: loading it takes 4 ms.
     from rootless_udi.fuse import raw
+    from rootless_udi.fuse.decompress import available
     from rootless_udi.fuse.filesystem import Attributes, FileSystem
 
     class Owned(FileSystem):
@@ -237,18 +246,27 @@ def _serve(sock: "_socket.socket", source: "_socket.socket") -> None:
             os._exit(0)
         return fds[0]
 
+    # Most images are zstd, as `udi pull` makes them.
+    available("zstd")
+    title = _titler()
     message, fds = receive(source)
     if not message:
         return
-    path, _, trace = message.partition("\0")
-    _title(f"udi-image {path}")
+    path, program, *trace = message.split("\0")
+    title(f"udi-image {path}")
     try:
-        if trace:
+        if trace and trace[0]:
             from rootless_udi.fuse.profile import serve_traced
 
-            serve_traced(path, fds[0], trace, log=_log)
+            serve_traced(path, fds[0], trace[0], log=_log)
         else:
-            raw.serve(path, fds[0] if fds else connection, log=_log, filesystem=Owned)
+            raw.serve(
+                path,
+                fds[0] if fds else connection,
+                log=_log,
+                filesystem=Owned,
+                program=os.fsencode(program),
+            )
     except (OSError, UdiError, ValueError) as error:
         why = f"the image server ended: {error}"
         # The launcher hears of the end of the connection after the reason.
@@ -300,13 +318,14 @@ def command(root: "Root", connection: str) -> tuple[str, list[str]]:
     return sys.executable, [*argv, f"--transport={root.server}", root.path, connection]
 
 
-def _title(text: str) -> None:
-    """Show `text` as the process's command line, by python-prctl where it is installed."""
+def _titler() -> "Callable[[str], object]":
+    """Return what shows a text as the command line: python-prctl where it is installed."""
     try:
         from prctl import set_proctitle
     except ImportError:
-        return
-    set_proctitle(text)
+        return str
+    show: Callable[[str], object] = set_proctitle
+    return show
 
 
 def _tell(sock: "_socket.socket", text: str) -> None:

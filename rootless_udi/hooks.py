@@ -10,7 +10,7 @@ from select import poll
 from time import monotonic, sleep
 
 from rootless_udi.errors import UdiError
-from rootless_udi.modules import Hook
+from rootless_udi.steps import Hook
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

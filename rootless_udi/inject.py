@@ -5,16 +5,15 @@ Each part is imported only where it is asked for.
 
 from rootless_udi.errors import UdiError
 from rootless_udi.host import Host
+from rootless_udi.image import Image
 from rootless_udi.options import Request
-from rootless_udi.plan import Image
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rootless_udi.config import Site
-    from rootless_udi.modules import Hook
-    from rootless_udi.steps import Injection
+    from rootless_udi.steps import Hook, Injection
 
 
 def gather(

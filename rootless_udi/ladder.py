@@ -7,7 +7,7 @@ import os
 
 from rootless_udi.fuse import server
 from rootless_udi.host import Host
-from rootless_udi.plan import Image, Root
+from rootless_udi.image import Image, Root
 
 _LIBRARIES = {"zstd": "libzstd.so.1", "lz4": "liblz4.so.1", "lzo": "liblzo2.so.2"}
 _FOLDERS = ("/lib64", "/usr/lib64", "/usr/lib", "/lib")

@@ -1,20 +1,9 @@
-"""Build a container: gather facts, plan, then either explain or execute and become the command."""
+"""Build a container: plan, then either explain or execute and become the command."""
 
 import os
 
-from rootless_udi import (
-    begin,
-    config,
-    execute,
-    host,
-    inject,
-    ladder,
-    node,
-    plan,
-    publish,
-    resolve,
-    volumes,
-)
+from rootless_udi import begin, execute, host, inject, node, plan, publish, resolve, volumes
+from rootless_udi.early import Found
 from rootless_udi.errors import UdiError
 from rootless_udi.guard import complain
 from rootless_udi.options import Request
@@ -38,18 +27,18 @@ def run(
     request: Request,
     environ: "dict[str, str]",
     own: "list[Operation]",
-    who: str,
+    found: Found,
     helper: "Helper | None",
 ) -> int:
     """Start the request's command in a new container of its own, or explain what would be done.
 
-    `who` is the launcher from `node`, for --explain; `own` the caller's --env and --env-file;
-    `helper` is None for --explain alone. Returns 0 after --explain, else becomes the command.
+    `own` are the caller's --env and --env-file; `found` is what `early` found out; `helper` is None
+    for --explain alone. Returns 0 after --explain, else becomes the command.
     """
     if helper is None:
         from rootless_udi import explain
 
-        made = prepare(request, environ, who, None)
+        made = prepare(request, environ, found)
         print(explain.as_json(made) if request.explain else explain.as_text(made), end="")
         return 0
     me = os.getpid()
@@ -60,7 +49,7 @@ def run(
         # `udi ps` won't see this run; nothing else depends on the record.
         path, directory = "", -1
     place = path, directory, name
-    return build(request, environ, own, place, {"request": "", "job": ""}, helper)
+    return build(request, environ, own, place, {"request": "", "job": ""}, found, helper)
 
 
 def build(
@@ -69,6 +58,7 @@ def build(
     own: "list[Operation]",
     place: tuple[str, int, str],
     fields: dict[str, str],
+    found: Found,
     helper: "Helper",
     election: "Election | None" = None,
 ) -> "NoReturn":
@@ -78,7 +68,7 @@ def build(
     """
     _bundle()
     path, directory, name = place
-    made = prepare(request, environ, fields["job"], helper)
+    made = prepare(request, environ, found)
     start = begin.Start(
         _operations(made.before),
         _operations(made.after),
@@ -115,34 +105,20 @@ def build(
     begin.execute(words, env, folder)
 
 
-def prepare(request: Request, environ: "dict[str, str]", who: str, helper: "Helper | None") -> Plan:
-    """Gather facts and return the plan. Changes nothing but the store.
+def prepare(request: Request, environ: "dict[str, str]", found: Found) -> Plan:
+    """Gather the rest of the facts and return the plan. Changes nothing.
 
-    `helper` hears which image it will be, before the rest is planned.
     Raises UdiError for what is impossible.
     """
-    site = config.load(environ)
-    for warning in site.warnings:
-        complain("udi-run", warning)
-    facts = host.gather(environ, site.squashfuse)
-    image = resolve.image(request, site, environ, who)
-    wanted = "udi" if request.trace else request.fuse or site.server
-    root = ladder.choose(wanted, facts, image)
-    if root.program:
-        root = root.replace(options=site.server_options)
-    if request.trace:
-        trace = os.path.abspath(request.trace)
-        if not os.access(os.path.dirname(trace), os.W_OK):
-            raise UdiError(f"writing the profile {trace} failed: its folder can't be written")
-        root = root.replace(trace=trace)
-    elif helper is not None and root.server == "udi":
-        helper.announce(root.path)
+    site, facts, image = found.site, found.host, found.image
     asked = [v for text in request.volume for v in volumes.parse(text)]
     mounts = volumes.together(asked)
     injections, hooks = inject.gather(request, site, environ, image, facts)
     sources = host.look(plan.wanted(site, mounts, injections))
     caches = _caches(mounts, site, environ)
-    return plan.build(request, site, facts, image, root, sources, mounts, injections, hooks, caches)
+    return plan.build(
+        request, site, facts, image, found.root, sources, mounts, injections, hooks, caches
+    )
 
 
 def _caches(

@@ -6,7 +6,7 @@ and conflicted with like the others, and are planned by `rootless_udi.mpi_inject
 
 from rootless_udi.errors import UdiError
 from rootless_udi.records import Record
-from rootless_udi.steps import Env, Injection, Mount, Step
+from rootless_udi.steps import Env, Hook, Injection, Mount, Step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ BUILT_IN = {
     "mpi": "the host's MPI library in place of the image's (as --mpi)",
 }
 NONE = "none"
-HOOK_SECONDS = 30.0
 _NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.+-")
 _MAGIC = frozenset("*?[")
 
@@ -41,14 +40,6 @@ class Device(Record):
 
     path: str
     required: bool = True
-
-
-class Hook(Record):
-    """A command that runs inside the container, as the user, before the user's own command."""
-
-    argv: tuple[str, ...]
-    seconds: float = HOOK_SECONDS
-    reason: str = ""
 
 
 class Module(Record):

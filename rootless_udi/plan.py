@@ -8,16 +8,15 @@ from rootless_udi import environment, skeleton
 from rootless_udi.errors import UdiError
 from rootless_udi.host import Host, Source
 from rootless_udi.idmap import accounts
-from rootless_udi.modules import Hook
+from rootless_udi.image import Image, Root
 from rootless_udi.options import Request
 from rootless_udi.records import Record
-from rootless_udi.steps import Env, File, Injection, Mount, Step, Symlink
+from rootless_udi.steps import Env, File, Hook, Injection, Mount, Step, Symlink
 from rootless_udi.volumes import Volume, parents
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from typing import Any
 
     from rootless_udi.cache import FileCache
     from rootless_udi.config import Site
@@ -27,38 +26,6 @@ NSSWITCH = (
     "protocols: files\nservices: files\nethers: files\nrpc: files\n"
 )
 ADDED = "/opt/udiImage"
-
-
-class Root(Record):
-    """How the image becomes a file system: the rung of the ladder and why it was taken.
-
-    `server` is the name of an image server of `rootless_udi.fuse.server`, or "directory";
-    `path` the squashfs file or the directory; `program` the C server's path where there is one;
-    `trace` the file that our own server writes a profile to; `options` the C server's words.
-    """
-
-    server: str
-    path: str
-    program: str = ""
-    reason: str = ""
-    trace: str = ""
-    options: tuple[str, ...] = ()
-
-
-class Image(Record):
-    """What is known of an image before its file is touched.
-
-    `path` is the squashfs file ("" for a plain directory), `directory` the extracted tree, where
-    it is or would be; `facts` the sidecar that the pull wrote, empty for a foreign file;
-    `compressor` the squashfs file's, by name.
-    """
-
-    request: str
-    digest: str
-    path: str
-    directory: str
-    facts: "dict[str, Any]"
-    compressor: str = ""
 
 
 class Plan(Record):

@@ -9,8 +9,8 @@ from stat import S_ISDIR, S_ISREG
 
 from rootless_udi import fastjson, oci, store_find
 from rootless_udi.errors import UdiError
+from rootless_udi.image import Image
 from rootless_udi.options import Request
-from rootless_udi.plan import Image
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

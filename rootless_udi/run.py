@@ -44,11 +44,15 @@ def run(argv: "list[str]") -> int:
     if request.explain is None:
         from rootless_udi.helper import Helper
 
-        # First: the image server loads on another CPU while this process loads the planner.
+        # First: the image server loads on another CPU, and has the image to open before the planner
+        # is loaded here.
         helper = Helper()
+    from rootless_udi import early
+
+    found = early.find(request, environ, who, helper)
     from rootless_udi import launch
 
-    return launch.run(request, environ, own, who, helper)
+    return launch.run(request, environ, own, found, helper)
 
 
 def _join(

@@ -6,6 +6,8 @@ file or module asked for it and why, as `--explain` prints it.
 
 from rootless_udi.records import Record
 
+HOOK_SECONDS = 30.0
+
 
 class Mount(Record):
     """mount(8)'s words: `source` on `target`, a bind where `fstype` is empty.
@@ -72,3 +74,11 @@ class Injection(Record):
     steps: tuple[Step, ...] = ()
     environment: tuple[Env, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+class Hook(Record):
+    """A command that runs inside the container, as the user, before the user's own command."""
+
+    argv: tuple[str, ...]
+    seconds: float = HOOK_SECONDS
+    reason: str = ""

@@ -12,6 +12,7 @@ import pytest
 from rootless_udi.fuse import ahead, filesystem
 from rootless_udi.fuse.filesystem import ROOT, FileSystem
 from rootless_udi.fuse.format import Corrupt
+from rootless_udi.fuse.profile import Tracer
 from rootless_udi.fuse.reader import Reader
 from rootless_udi.fuse.workers import Workers
 from tests import fuseimages, images
@@ -186,6 +187,115 @@ def test_a_program_is_decompressed_whole_once_its_start_is_read(
             fs.close()
 
 
+@pytest.mark.needs("mksquashfs")
+def test_the_command_is_decompressed_too(tmp_path: Path) -> None:
+    """By its path, by a link, or by its name on the usual PATH; what is not there is no trouble."""
+    code = fuseimages.words(300_000)
+    tree: list[images.Entry] = [
+        *DEBIAN,
+        ("usr/local", None, {}),
+        ("usr/local/bin", None, {}),
+        ("usr/local/bin/tool", code, {}),
+        ("usr/bin", None, {}),
+        ("usr/bin/tool", "../lib/tool", {}),
+        ("usr/lib/tool", fuseimages.words(300_000, 2), {}),
+    ]
+    image = fuseimages.mksquashfs(images.tar(tree), tmp_path / "i", "-no-tailends")
+    for program, found in (
+        (b"/usr/bin/tool", b"usr/lib/tool"),
+        (b"/usr/local/bin/tool", b"usr/local/bin/tool"),
+        (b"tool", b"usr/local/bin/tool"),
+        (b"usr/bin/tool", b"usr/lib/tool"),
+        (b"/none", b""),
+        (b"none", b""),
+        (b"/" + b"x" * 5000, b""),
+        (b"", b""),
+    ):
+        fs = opened(image)
+        list(ahead.steps(fs, program))
+        drained(fs.workers)
+        for name in (b"usr/lib/tool", b"usr/local/bin/tool"):
+            assert at_hand(fs, *name.split(b"/")) is (name == found), program
+        fs.close()
+
+
+@pytest.mark.needs("mksquashfs")
+def test_a_program_in_use_is_offered_whole_and_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filesystem, "has_idle_cpu", lambda: True)
+    code = filesystem.ELF + fuseimages.words(300_000) + bytes(400_000) + fuseimages.noise(99_999)
+    tree: list[images.Entry] = [("code", code, {}), ("text", fuseimages.words(200_000), {})]
+    image = fuseimages.mksquashfs(images.tar(tree), tmp_path / "i", "-comp", "zstd")
+    fs = opened(image)
+    offers: list[tuple[int, int, bytes]] = []
+    fs.offer_to(lambda node, offset, data: offers.append((node, offset, bytes(data))))
+    fs.workers.ask(lambda _: None, "waits before")
+    node = fs.lookup(ROOT, b"code")
+    for name in (b"text", b"code"):
+        fs.read(fs.lookup(ROOT, name), 0, 4096)
+    drained(fs.workers)
+    assert [offset for _, offset, _ in offers] == sorted(offset for _, offset, _ in offers)
+    made = bytearray(len(code))  # what is not offered is a hole
+    for who, offset, data in offers:
+        assert who == node
+        made[offset : offset + len(data)] = data
+    assert made == code
+    fs.close()
+    # A profile notes what the kernel asks for, so it has to ask.
+    traced = Tracer()(Reader(os.open(image, os.O_RDONLY), "i"), 40 << 20, 0)
+    traced.offer_to(lambda *_: offers.clear())
+    traced.read(traced.lookup(ROOT, b"code"), 0, 4096)
+    drained(traced.workers)
+    assert offers
+    traced.close()
+
+
+@pytest.mark.needs("mksquashfs")
+def test_what_is_offered_goes_to_the_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filesystem, "has_idle_cpu", lambda: True)
+    code = filesystem.ELF + fuseimages.words(400_000)
+    kernel = Kernel(fuseimages.mksquashfs(images.tar([("code", code, {})]), tmp_path / "i"))
+    try:
+        node = struct.unpack_from("=Q", kernel.ask(1, 1, b"code\0")[1])[0]
+        kernel.send(15, node, struct.pack("=QQIIQII", 0, 0, 4096, 0, 0, 0, 0))
+        made, answered = bytearray(code), False
+        made[4096:] = bytes(len(code) - 4096)
+        while bytes(made) != code or not answered:
+            message = kernel.ours.recv(1 << 21)
+            length, error, unique = struct.unpack_from("=IiQ", message)
+            assert length == len(message)
+            if unique:
+                answered = True
+                assert (error, message[16:]) == (0, code[:4096])
+                continue
+            assert error == 4  # FUSE_NOTIFY_STORE
+            who, offset, size, _ = struct.unpack_from("=QQII", message, 16)
+            assert who == node and size == length - 40 and offset + size <= len(code)
+            made[offset : offset + size] = message[40:]
+    finally:
+        kernel.close()
+
+
+@pytest.mark.needs("userns", "fuse", "mksquashfs")
+def test_many_readers_of_programs_that_are_offered(tmp_path: Path) -> None:
+    """Offers and answers for the same pages at once: all bytes are right, and nobody hangs."""
+    codes = [filesystem.ELF + fuseimages.words(900_000 + n, n) for n in range(1, 9)]
+    tree: list[images.Entry] = [(f"p{n}", code, {}) for n, code in enumerate(codes)]
+    image = fuseimages.mksquashfs(images.tar(tree), tmp_path / "i", "-comp", "zstd")
+    read = "for i in 1 2 3; do for f in p*; do dd if=$f bs=9k skip=$i count=40 status=none; done; "
+    read += "done >/dev/null; sha256sum p*"
+    for _ in range(3):
+        with Mount(ours(), image, tmp_path / "m") as one:
+            shells = f"cd {one.point}; for n in 1 2 3 4; do ({read}) & done; wait"
+            lines = one.run("sh", "-c", shells).stdout.split("\n")[:-1]
+            wanted = [f"{sha256(code).hexdigest()}  p{n}" for n, code in enumerate(codes)]
+            assert sorted(lines) == sorted(wanted * 4)
+            assert one.log.read_text() == ""
+
+
 def tree_data(tree: list[images.Entry], name: str) -> bytes:
     return next(data for n, data, _ in tree if n == name and isinstance(data, bytes))
 
@@ -242,6 +352,19 @@ def test_who_wants_a_job_that_waits_takes_it_back(workers: Workers) -> None:
     drained(workers)
     assert sorted(done) == ["second", "slow", "third"] and not workers._pending
     workers.wait("never asked for")
+
+
+def test_what_is_urgent_comes_first(workers: Workers) -> None:
+    go, begun, done = threading.Event(), threading.Event(), []
+    workers.ask(lambda _: begun.set() or go.wait(60), "slow")
+    assert begun.wait(60)
+    for name in ("one", "two"):
+        workers.ask(done.append, name)
+    for name in ("urgent", "more so"):
+        workers.ask(done.append, name, first=True)
+    go.set()
+    drained(workers)
+    assert done == ["more so", "urgent", "one", "two"]
 
 
 def test_a_job_is_done_once_and_its_errors_are_nobodys(workers: Workers) -> None:

@@ -10,9 +10,9 @@ from rootless_udi import explain, plan
 from rootless_udi.config import MountRow, Site
 from rootless_udi.errors import UdiError
 from rootless_udi.host import Host, Source
-from rootless_udi.modules import Hook
+from rootless_udi.image import Image, Root
 from rootless_udi.options import Request
-from rootless_udi.steps import Directory, Env, Injection, Mount, Symlink
+from rootless_udi.steps import Directory, Env, Hook, Injection, Mount, Symlink
 from rootless_udi.volumes import parse
 
 GOLDEN = Path(__file__).parent / "golden/plan"
@@ -39,9 +39,9 @@ FACTS = {
     "cmd": ["run"],
     "workdir": "/srv",
 }
-IMAGE = plan.Image("app:1", "sha256:" + "a" * 64, "/store/a.sqfs", "/store/dirs/a", FACTS, "zstd")
-UDI = plan.Root("udi", "/store/a.sqfs", reason="our own server")
-LL = plan.Root("squashfuse_ll", "/store/a.sqfs", "/usr/bin/squashfuse_ll", "a C program")
+IMAGE = Image("app:1", "sha256:" + "a" * 64, "/store/a.sqfs", "/store/dirs/a", FACTS, "zstd")
+UDI = Root("udi", "/store/a.sqfs", reason="our own server")
+LL = Root("squashfuse_ll", "/store/a.sqfs", "/usr/bin/squashfuse_ll", "a C program")
 
 
 class Anything(dict[str, Source]):
@@ -87,10 +87,10 @@ CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "own-server": {"root": UDI},
     "writable": {"request": Request(image="app:1", writable=True)},
-    "foreign": {"image": plan.Image("./x.sqfs", "", "/x.sqfs", "", {}, "gzip")},
+    "foreign": {"image": Image("./x.sqfs", "", "/x.sqfs", "", {}, "gzip")},
     "directory": {
-        "image": plan.Image("./tree", "", "", "/tree", {}),
-        "root": plan.Root("directory", "/tree", reason="the image is a directory"),
+        "image": Image("./tree", "", "", "/tree", {}),
+        "root": Root("directory", "/tree", reason="the image is a directory"),
     },
     "volumes": {"volumes": parse("/scratch:/data:ro;/scratch/x:/tmp/deep/x:slave")},
     "new-mount-point": {"volumes": parse("/scratch:/new/place")},

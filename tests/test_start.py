@@ -15,7 +15,7 @@ from tests.conftest import TREE, User
 
 PYTHON = "/usr/bin/python3"
 
-LAUNCH = ("join", "elect", "maps", "help", "fuse", "publish", "build")
+LAUNCH = ("join", "elect", "maps", "help", "fuse", "publish", "early", "build")
 OURS = {name for group in LAUNCH for name in bundle.GROUPS[group]} - {"rootless_udi"}
 JOINER = set(bundle.GROUPS["join"]) - {"rootless_udi"}
 FOREIGN = {"_ctypes", "_signal", "errno", "stat", "_stat"}
@@ -42,7 +42,9 @@ def test_a_joiner_imports_next_to_nothing() -> None:
 
 
 def test_a_launch_imports_what_the_bundle_has() -> None:
-    found = imported("import rootless_udi.run, rootless_udi.helper, rootless_udi.launch")
+    found = imported(
+        "import rootless_udi.run, rootless_udi.helper, rootless_udi.early, rootless_udi.launch"
+    )
     assert {n for n in found if n.startswith("rootless_udi.")} == OURS
     assert {n for n in found if not n.startswith("rootless_udi")} <= FOREIGN | LAUNCHER
 

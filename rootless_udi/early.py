@@ -1,0 +1,54 @@
+"""What a start finds out first, so that the image server can begin: site, host, image, rung.
+
+The planner is imported after this, beside a server that opens the image meanwhile.
+"""
+
+import os
+
+from rootless_udi import config, host, ladder, resolve
+from rootless_udi.config import Site
+from rootless_udi.errors import UdiError
+from rootless_udi.guard import complain
+from rootless_udi.host import Host
+from rootless_udi.image import Image, Root
+from rootless_udi.options import Request
+from rootless_udi.records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rootless_udi.helper import Helper
+
+
+class Found(Record):
+    """The facts that the choice of the image server rests on, and the choice."""
+
+    site: Site
+    host: Host
+    image: Image
+    root: Root
+
+
+def find(request: Request, environ: "dict[str, str]", who: str, helper: "Helper | None") -> Found:
+    """Gather the facts and choose; `helper` hears which image its server will serve.
+
+    `who` is the launcher from `node`, "" for none. Changes nothing but the store.
+    Raises UdiError for what is impossible.
+    """
+    site = config.load(environ)
+    for warning in site.warnings:
+        complain("udi-run", warning)
+    facts = host.gather(environ, site.squashfuse)
+    image = resolve.image(request, site, environ, who)
+    wanted = "udi" if request.trace else request.fuse or site.server
+    root = ladder.choose(wanted, facts, image)
+    if root.program:
+        root = root.replace(options=site.server_options)
+    if request.trace:
+        trace = os.path.abspath(request.trace)
+        if not os.access(os.path.dirname(trace), os.W_OK):
+            raise UdiError(f"writing the profile {trace} failed: its folder can't be written")
+        root = root.replace(trace=trace)
+    elif helper is not None and root.server == "udi":
+        program = request.entrypoint or next(iter(request.command), "")
+        helper.announce(root.path, program)
+    return Found(site, facts, image, root)
