@@ -35,7 +35,8 @@ PACKAGES = {
 """What gives each format, in words for an error's hint."""
 
 
-_found: "dict[str, Decompress]" = {}
+_made: "dict[Callable[[], Decompress], Decompress]" = {}
+"""What was asked for before: a launch's server loads the usual one while it waits."""
 
 SIZE_T = (maxsize.bit_length() + 1) // 8
 """Bytes of a size_t."""
@@ -43,11 +44,11 @@ SIZE_T = (maxsize.bit_length() + 1) // 8
 
 def decompressor(name: str) -> "Decompress":
     """Return the decompressor for the compressor `name`. Raises UdiError if none is here."""
-    if name in _found:
-        return _found[name]
     for attempt in _CANDIDATES[name]:
         try:
-            return _found.setdefault(name, attempt())
+            if attempt not in _made:
+                _made[attempt] = attempt()
+            return _made[attempt]
         except (ImportError, OSError, AttributeError):
             continue
     raise UdiError(

@@ -1,13 +1,15 @@
-"""One file in place of forty: the start path's modules, as code, for one version of Python.
+"""Two files in place of fifty: the start path's modules, as code, for one version of Python.
 
 Each module costs a start an open and three stats on what may be a file system shared by 10,000
 nodes. A bundle is one open and a stat a module. It lies with the compiled modules, is written by
 the first start that may write there (or by `udi bundle`), and is left aside as soon as one of the
-modules is not the file that it was made of. The launcher script reads it like this:
+modules is not the file that it was made of. A rank that joins a container reads the first of the
+two, a fifth of both. The launcher script reads it like this:
 
-    marshal: (FORMAT, boot, table, groups)
+    marshal: (FORMAT, boot, table, groups, elsewhere)
     table: {name: (path, mtime_ns, size, is_package, number of its group)}
     groups: ((names, marshalled tuple of their code), ...)
+    elsewhere: {name: the other bundle's path}
 
 `boot` is the code of BOOT below: it checks the files and puts an importer on sys.meta_path. The
 first import of a module runs all of its group, each once and without importlib, which halves the
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
     Row = tuple[str, object, int, bool, int]
 
-FORMAT = 3
+FORMAT = 4
 GROUPS = {
     "join": (
         "rootless_udi",
@@ -95,13 +97,19 @@ GROUPS = {
 }
 """What is imported together, each module after those that it imports itself. A test compares."""
 
+FILES = {
+    "udi-run": ("join", "elect"),
+    "udi-start": tuple(name for name in GROUPS if name not in ("join", "elect")),
+}
+"""Which groups are in which bundle; the launcher script reads the first."""
+
 BOOT = '''
 import marshal, os, sys
 def boot(bundle):
     """Check the bundle's files, then serve imports from it; False where one has changed."""
-    if bundle[0] != 3:
+    if bundle[0] != 4:
         return False
-    table, groups = bundle[2:]
+    table, groups, elsewhere = bundle[2:]
     stat, modules, Module, Spec = os.stat, sys.modules, type(sys), type(sys.__spec__)
     try:
         for path, mtime, size, package, group in table.values():
@@ -130,10 +138,20 @@ def boot(bundle):
                 setattr(modules[parent], last, module)
             if code:
                 exec(code, space)
+    def other(path):
+        """Read the other bundle, once; where it is missing, damaged or old, modules are files."""
+        elsewhere.clear()
+        try:
+            with open(path, "rb", buffering=0) as file:
+                return boot(marshal.loads(file.readall()))
+        except Exception:
+            return False
     class Importer:
         def find_spec(self, name, path=None, target=None):
             row = table.get(name)
             if row is None:
+                if name in elsewhere and other(elsewhere[name]):
+                    return sys.meta_path[0].find_spec(name)
                 return None
             load(*groups[row[4]])
             spec = Spec(name, self, origin=row[0] or None, is_package=row[3])
@@ -148,17 +166,28 @@ def boot(bundle):
 '''
 
 
-def path(package: str) -> str:
-    """Return where the bundle of the package in folder `package` is, for this Python."""
-    return f"{package}/__pycache__/udi-run.{sys.implementation.cache_tag}.bundle"
+def path(package: str, stem: str = "udi-run") -> str:
+    """Return where a bundle of the package in folder `package` is, for this Python."""
+    return f"{package}/__pycache__/{stem}.{sys.implementation.cache_tag}.bundle"
 
 
 def write(package: str) -> bool:
-    """Write the bundle of the package in folder `package`; tell whether that was possible."""
-    target = path(package)
+    """Write the bundles of the package in folder `package`; tell whether that was possible."""
+    boot = compile(BOOT, "bundle", "exec")
+    elsewhere: dict[str, str] = {}
+    # The first one last, since it is the one that starts look for.
+    for stem, groups in reversed(FILES.items()):
+        table, content = _content(package, groups)
+        data = marshal.dumps((FORMAT, boot, table, content, elsewhere))
+        if not _replace(path(package, stem), data):
+            return False
+        elsewhere = dict.fromkeys(table, path(package, stem))
+    return True
+
+
+def _replace(target: str, data: bytes) -> bool:
     new = f"{target}.{os.getpid()}"
     try:
-        data = marshal.dumps((FORMAT, compile(BOOT, "bundle", "exec"), *_content(package)))
         os.makedirs(os.path.dirname(target), exist_ok=True)
         with open(new, "xb") as file:
             file.write(data)
@@ -172,11 +201,13 @@ def write(package: str) -> bool:
     return True
 
 
-def _content(package: str) -> tuple[dict[str, "Row"], tuple[tuple[tuple[str, ...], bytes], ...]]:
+def _content(
+    package: str, groups: tuple[str, ...]
+) -> tuple[dict[str, "Row"], tuple[tuple[tuple[str, ...], bytes], ...]]:
     """A namespace package (a folder without __init__.py) has no path, and its folder as mtime."""
     table: dict[str, Row] = {}
-    groups = []
-    for number, names in enumerate(GROUPS.values()):
+    content = []
+    for number, names in enumerate(GROUPS[group] for group in groups):
         codes: list[CodeType | None] = []
         for name in names:
             stem = package + name.removeprefix("rootless_udi").replace(".", "/")
@@ -192,5 +223,5 @@ def _content(package: str) -> tuple[dict[str, "Row"], tuple[tuple[tuple[str, ...
                 found = os.fstat(source.fileno())
                 codes.append(compile(source.read(), file, "exec", dont_inherit=True, optimize=2))
             table[name] = (file, found.st_mtime_ns, found.st_size, stem == package, number)
-        groups.append((names, marshal.dumps(tuple(codes))))
-    return table, tuple(groups)
+        content.append((names, marshal.dumps(tuple(codes))))
+    return table, tuple(content)

@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("image")
     one = add("ps", ps, "list the containers that live on this node")
     one.add_argument("--json", action="store_true", help="as JSON")
-    add("bundle", bundle, "put udi-run's modules into one file, for a shared file system")
+    add("bundle", bundle, "put udi-run's modules into two files, for a shared file system")
     one = add("profile", profile, "run a command and note what it reads of its image")
     one.add_argument("--output", "-o", metavar="FILE", default="udi.profile")
     one.add_argument("image")
@@ -337,7 +337,7 @@ def completion(arguments: Arguments) -> int:
 
 
 def bundle(arguments: Arguments) -> int:
-    """udi bundle: for an installation that its users may not write to. Prints the file."""
+    """udi bundle: for an installation that its users may not write to. Prints the files."""
     from rootless_udi import bundle as bundling
 
     package = os.path.dirname(os.path.abspath(__file__))
@@ -345,7 +345,8 @@ def bundle(arguments: Arguments) -> int:
         raise UdiError(
             f"writing {bundling.path(package)} failed", "run it as who installed udi-run"
         )
-    print(bundling.path(package))
+    for stem in bundling.FILES:
+        print(bundling.path(package, stem))
     return 0
 
 

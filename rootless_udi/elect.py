@@ -132,7 +132,9 @@ def run(
         found = early.find(request, environ, who, helper)
         from rootless_udi import launch
 
-        place, fields = (path, directory, name), {"request": key, "job": who}
+        me = os.getpid()
+        place = path, directory, name
+        fields = {"request": key, "job": who, "token": f"{me}.{node.started(me)}"}
         return launch.build(request, environ, own, place, fields, found, helper, election)
     except BaseException:
         election.give_up()

@@ -42,14 +42,16 @@ def run(
         print(explain.as_json(made) if request.explain else explain.as_text(made), end="")
         return 0
     me = os.getpid()
-    name = f"alone-{me}-{node.started(me)}"
+    start = node.started(me)
+    name = f"alone-{me}-{start}"
     try:
         path, directory = node.state(node.directories(environ, os.getuid()), make=True)
     except UdiError:
         # `udi ps` won't see this run; nothing else depends on the record.
         path, directory = "", -1
     place = path, directory, name
-    return build(request, environ, own, place, {"request": "", "job": ""}, found, helper)
+    fields = {"request": "", "job": "", "token": f"{me}.{start}"}
+    return build(request, environ, own, place, fields, found, helper)
 
 
 def build(
@@ -64,7 +66,7 @@ def build(
 ) -> "NoReturn":
     """Make the container, publish it at `place` (path, descriptor, name), become the command.
 
-    `fields` are those of the record that say what the container is for.
+    `fields` are those of the record that say what the container is for, and its token.
     """
     _bundle()
     path, directory, name = place
@@ -81,8 +83,7 @@ def build(
     folder = begin.workdir(request, start, begin.current(environ))
     if made.root.server == "directory" and made.digest and not os.path.isdir(made.root.path):
         _extract(made)
-    me = os.getpid()
-    token = f"{me}.{node.started(me)}"
+    token = fields["token"]
     if made.hooks:
         # Now: inside, there may be no file of ours.
         from rootless_udi import hooks
@@ -93,7 +94,7 @@ def build(
         hooks.run(made.hooks, env)
     if directory >= 0:
         try:
-            publish.write(directory, path, name, made, {**fields, "token": token}, server)
+            publish.write(directory, path, name, made, fields, server)
         except UdiError:
             if election is not None:
                 raise

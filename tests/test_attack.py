@@ -115,13 +115,19 @@ def test_a_damaged_bundle_is_left_aside_and_written_anew(user: User, box: Path) 
     (prefix / "rootless_udi/__pycache__").mkdir()
     argv = (prefix / "bin/udi-run", box, "echo", "ok")
     assert user.run(*argv).stdout == "ok\n"
-    (bundle,) = (prefix / "rootless_udi/__pycache__").glob("udi-run.*.bundle")
-    whole = bundle.read_bytes()
-    odd = marshal.dumps((3, "boot = None", {}, ()))
-    for content in (b"", whole[:1000], whole[:-1000], b"\0" * 100, marshal.dumps(5), odd):
-        bundle.write_bytes(content)
-        done = user.run(*argv)
-        assert (done.stdout, done.stderr) == ("ok\n", "")
+    bundles = sorted((prefix / "rootless_udi/__pycache__").glob("udi-*.bundle"))
+    assert [one.name.partition(".")[0] for one in bundles] == ["udi-run", "udi-start"]
+    odd = marshal.dumps((4, "boot = None", {}, (), {}))
+    old = marshal.dumps((3, "boot = None", {}, ()))
+    for bundle in bundles:
+        whole = bundle.read_bytes()
+        for content in (b"", whole[:1000], whole[:-1000], b"\0" * 100, marshal.dumps(5), odd, old):
+            bundle.write_bytes(content)
+            done = user.run(*argv)
+            assert (done.stdout, done.stderr) == ("ok\n", "")
+            assert bundle.read_bytes() == whole
+        bundle.unlink()
+        assert user.run(*argv).stdout == "ok\n"
         assert bundle.read_bytes() == whole
 
 

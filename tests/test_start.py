@@ -94,6 +94,8 @@ def test_opens_of_a_launch_and_of_a_join(user: User, box: Path, tmp_path: Path) 
     )
     assert holder.stdout is not None and holder.stdout.readline() == "up\n"
     assert opens(user, tmp_path / "join", "udi-run", box, "/bin/true") <= 45
+    read = (tmp_path / "join").read_text()
+    assert "/udi-run.cpython-" in read and "/udi-start.cpython-" not in read
     holder.communicate("\n", timeout=30)
 
 
@@ -110,6 +112,14 @@ def test_a_stale_bundle_is_left_aside(tmp_path: Path) -> None:
     run = (package / "run.py").read_text()
     (package / "run.py").write_text(run.replace('"udi-run {VERSION}', '"changed {VERSION}'))
     assert subprocess.run(ask, capture_output=True, text=True).stdout == "changed 0.1.0\n"
+    assert bundle.write(str(package))
+    ask = [launcher, "/nowhere.sqfs", "true"]
+    said = "udi-run: opening image /nowhere.sqfs failed: No such file or directory\n"
+    assert subprocess.run(ask, capture_output=True, text=True).stderr == said
+    resolve = (package / "resolve.py").read_text()
+    (package / "resolve.py").write_text(resolve.replace('"opening image', '"changed image'))
+    said = said.replace("opening", "changed")
+    assert subprocess.run(ask, capture_output=True, text=True).stderr == said
 
 
 @pytest.mark.needs("userns", "fuse", "busybox")
