@@ -5,6 +5,7 @@ those that the host itself would use; only a Mount's source has the root before 
 """
 
 import os
+from errno import EINVAL
 
 
 def under(root: str, path: str) -> str:
@@ -53,6 +54,41 @@ def resolve(root: str, path: str) -> str:
             return ""
     found = real(root, path)
     return found if os.path.exists(under(root, found)) else ""
+
+
+class Links:
+    """`resolve` for many paths of few folders: each folder is resolved once."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self._folders: dict[str, str | None] = {"": ""}
+
+    def resolve(self, path: str) -> str:
+        """Return what resolve(root, path) returns."""
+        tried = path
+        for _ in range(40):
+            folder, _slash, name = tried.rpartition("/")
+            if name in ("", ".", ".."):
+                break
+            place = self._folder(folder)
+            if place is None:
+                return ""
+            tried = f"{place}/{name}"
+            try:
+                target = os.readlink(under(self.root, tried))
+            except OSError as error:
+                # EINVAL: it is there and no link.
+                return tried if error.errno == EINVAL else ""
+            tried = target if target.startswith("/") else f"{place}/{target}"
+        return resolve(self.root, path)
+
+    def _folder(self, folder: str) -> str | None:
+        """Return a folder's real path without a slash at its end, None where there is none."""
+        if folder not in self._folders:
+            self._folders[folder] = None  # for a link that leads into itself
+            found = self.resolve(folder)
+            self._folders[folder] = found.rstrip("/") if found else None
+        return self._folders[folder]
 
 
 def exists(root: str, path: str) -> bool:

@@ -80,7 +80,7 @@ def likely(names: "Iterable[str]", version: str) -> list[str]:
 
     Searched for in one text: 0.1 ms for 3,000 names, where asking one by one takes 0.4 ms.
     """
-    text = "\0" + "\0".join(names) + "\0"
+    text = "\0".join(("", *names, ""))
     if len(numbers(version)) < 2:
         marks = ["\0" + start for start in PREFIXES]
     else:
