@@ -16,8 +16,8 @@ from rootless_udi.mpi_inject.gpu_parts import (
     numbers,
     unless_link,
 )
-from rootless_udi.mpi_inject.hostroot import Links, exists, listing, read, under, unordered
-from rootless_udi.mpi_inject.nvidia_names import DEFAULT, belongs, is_card, likely
+from rootless_udi.mpi_inject.hostroot import Links, exists, listing, names, read, under
+from rootless_udi.mpi_inject.nvidia_names import DEFAULT, beginning, belongs, is_card, likely
 from rootless_udi.records import Record
 
 TYPE_CHECKING = False
@@ -182,7 +182,7 @@ def _folders(machine: str) -> list[str]:
 def _cached(root: str, machine: str) -> tuple[list[ldcache.Entry], str]:
     """Return entries of the host's ld.so.cache that show where a driver is, and a note."""
     try:
-        with open(under(root, ldcache.PATH), "rb") as file:
+        with open(under(root, ldcache.PATH), "rb", buffering=0) as file:
             data = file.read()
         # With the NUL that ends it in the file, a prefix is a whole name.
         entries = ldcache.parse(data, tuple(name + "\0" for name in _LANDMARKS))
@@ -266,12 +266,13 @@ def _libraries(
     found: dict[str, Library] = {}
     root = links.root
     for folder in folders:
-        names = unordered(root, folder)
-        there = set(names)
+        every = names(root, folder)
         wsl = folder == WSL + "/lib"
-        for name in sorted(names) if wsl else likely(names, version):
-            if name in found or not belongs(name, version, wanted, wsl):
-                continue
+        some = beginning(every, ("",)) if wsl else likely(every, version)
+        some = [n for n in some if n not in found and belongs(n, version, wanted, wsl)]
+        # Five letters are common to a library and its links, and to few others.
+        there = set(beginning(every, {name[:5] for name in some}))
+        for name in some:
             path = real = f"{folder}/{name}"
             more = _links(name, there)
             one = unless_link(root, path, name, more)
