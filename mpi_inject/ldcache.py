@@ -33,6 +33,11 @@ _MACHINES = {
 }
 
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
 class LdCacheError(ValueError):
     """Not an ld.so.cache, or a damaged one; the text reads after "PATH: "."""
 
@@ -171,20 +176,14 @@ def _rows_of(data: bytes, base: int, order: str, rows: bytes, starts: tuple[byte
         while place >= 0:
             places.add(place - base)
             place = data.find(start, place + 1)
-    keys = _keys(rows, order)
-    found = []
-    for key in places.intersection(keys):
-        at = -1
-        for _ in range(keys.count(key)):
-            at = keys.index(key, at + 1)
-            found.append(24 * at)
-    return b"".join(rows[at : at + 24] for at in sorted(found))
+    found = [n for n, key in enumerate(_keys(rows, order)) if key in places]
+    return b"".join(rows[24 * n : 24 * n + 24] for n in found)
 
 
-def _keys(rows: bytes, order: str) -> list[int]:
+def _keys(rows: bytes, order: str) -> "Sequence[int]":
     """Return where the rows' names are."""
     if order == _NATIVE:
-        return memoryview(rows).cast("I")[1::6].tolist()
+        return memoryview(rows).cast("I")[1::6]
     return [key for (key,) in iter_unpack(order + "4xI16x", rows)]
 
 
