@@ -92,18 +92,20 @@ class _Parser:
                 continue
             if line[0] == "\t":
                 raise _refusal(number, "a tab in the indentation")
-            if raw[0] in "-.%" and _marker(raw):
-                if raw.startswith("..."):
-                    break
-                if raw[0] == "%":
-                    raise _refusal(number, _REFUSED["%"])
-                if started or self.rows:
-                    raise _refusal(number, "a second document")
-                started = True
-                continue
-            if raw.startswith("--- "):
-                raise _refusal(number, "a value behind ---")
-            self.rows.append((number, len(raw) - len(line), line.rstrip("\r ")))
+            indent = len(raw) - len(line)
+            if not indent and line[0] in "-.%":
+                if _marker(raw):
+                    if raw.startswith("..."):
+                        break
+                    if raw[0] == "%":
+                        raise _refusal(number, _REFUSED["%"])
+                    if started or self.rows:
+                        raise _refusal(number, "a second document")
+                    started = True
+                    continue
+                if raw.startswith("--- "):
+                    raise _refusal(number, "a value behind ---")
+            self.rows.append((number, indent, line.rstrip("\r ")))
 
     def error(self, what: str) -> YamlError:
         """Return the refusal of `what` in the row being read, or in the last one."""
