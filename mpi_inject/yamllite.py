@@ -362,7 +362,7 @@ def _refusal(number: int, what: str) -> YamlError:
 
 def _marker(raw: str) -> bool:
     """Tell whether a line is "---", "..." or a directive; "--- value" is none of ours."""
-    text = raw.partition(" #")[0].rstrip()
+    text = raw.partition(" #")[0].rstrip("\r ")
     return text in ("---", "...") or raw[0] == "%"
 
 
