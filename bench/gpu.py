@@ -45,7 +45,8 @@ void *functions[] = {dlopen,     pow,    pthread_create, sched_getcpu,  fmemopen
 """As many symbol versions of glibc as NVIDIA's libraries need: they are read in each of them."""
 
 CODE = """
-import sys, time
+import gc, sys, time
+gc.disable()  # as the launcher does
 sys.path.insert(0, {tree!r})
 import os
 import rootless_udi.config, rootless_udi.fastjson

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
+    Where = tuple[Any, str | int] | None
+    """Where a value is: the place of what holds it, its key or index there; None: the document."""
+
 VERSIONS = ("0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0", "1.1.0")
 
 _HOOKS = (
@@ -117,7 +120,7 @@ def check(document: "Any", path: str) -> Spec:
     try:
         version = document.get("cdiVersion") if isinstance(document, dict) else None
         _version(version)
-        _object(document, _SPEC, ("cdiVersion", "kind", "devices"), "")
+        _object(document, _SPEC, ("cdiVersion", "kind", "devices"), None)
         kind: str = document["kind"]
         _kind(kind)
         devices: dict[str, dict[str, Any]] = {}
@@ -169,66 +172,88 @@ def _version(version: object) -> None:
         raise _Fault(f"cdiVersion {version!r} is not known here ({VERSIONS[0]} to {VERSIONS[-1]})")
 
 
-def _object(value: object, fields: "dict[str, Any]", required: "Iterable[str]", where: str) -> None:
+def _object(
+    value: object, fields: "dict[str, Any]", required: "Iterable[str]", where: "Where"
+) -> None:
     """Check an object's keys and the types of its values."""
     if not isinstance(value, dict):
-        raise _Fault(f"{where or 'the document'}: an object is needed")
+        raise _fault(where, "an object is needed")
     for key, inner in value.items():
-        if key not in fields:
-            raise _Fault(f"{where}{'.' if where else ''}{key}: unknown field")
-        _value(inner, fields[key], f"{where}.{key}" if where else key)
+        kind = fields.get(key)
+        if kind is None:
+            raise _fault((where, key), "unknown field")
+        if kind == "text" or kind == "path":
+            # Most are such: here without a call.
+            if (
+                not isinstance(inner, str)
+                or "\0" in inner
+                or (kind == "path" and not _clean(inner))
+            ):
+                _value(inner, kind, (where, key))
+        else:
+            _value(inner, kind, (where, key))
     for key in required:
         if key not in value:
-            raise _Fault(f"{where}{'.' if where else ''}{key}: missing")
+            raise _fault((where, key), "missing")
 
 
-def _value(value: object, kind: "Any", where: str) -> None:
+def _value(value: object, kind: "Any", where: "Where") -> None:
     """Check one value against its type; see _SPEC."""
     if isinstance(kind, list):
         if not isinstance(value, list):
-            raise _Fault(f"{where}: a list is needed")
+            raise _fault(where, "a list is needed")
         for index, item in enumerate(value):
             if len(kind) == 2:
-                _object(item, kind[0], kind[1], f"{where}[{index}]")
+                _object(item, kind[0], kind[1], (where, index))
             else:
-                _value(item, kind[0], f"{where}[{index}]")
+                _value(item, kind[0], (where, index))
     elif isinstance(kind, tuple) and isinstance(kind[0], dict):
         _object(value, kind[0], kind[1], where)
     elif isinstance(kind, tuple):
         if not isinstance(value, int) or isinstance(value, bool):
-            raise _Fault(f"{where}: an integer is needed")
+            raise _fault(where, "an integer is needed")
         if not kind[0] <= value <= kind[1]:
-            raise _Fault(f"{where}: {value} is not from {kind[0]} to {kind[1]}")
+            raise _fault(where, f"{value} is not from {kind[0]} to {kind[1]}")
     elif kind == "flag":
         if not isinstance(value, bool):
-            raise _Fault(f"{where}: true or false is needed")
+            raise _fault(where, "true or false is needed")
     elif kind in ("texts", "env"):
         if not isinstance(value, list):
-            raise _Fault(f"{where}: a list is needed")
+            raise _fault(where, "a list is needed")
         for item in value:
-            _text(item, where)
+            if not isinstance(item, str) or "\0" in item:
+                _text(item, where)
             if kind == "env" and item.find("=") < 1:
-                raise _Fault(f"{where}: {item!r} is not NAME=VALUE")
+                raise _fault(where, f"{item!r} is not NAME=VALUE")
     elif kind == "map":
         if not isinstance(value, dict):
-            raise _Fault(f"{where}: an object is needed")
+            raise _fault(where, "an object is needed")
         for item in value.values():
             _text(item, where)
     else:
         _text(value, where)
         if kind == "path" and not _clean(str(value)):
-            raise _Fault(f"{where}: {value!r} is not an absolute path without '..'")
+            raise _fault(where, f"{value!r} is not an absolute path without '..'")
 
 
-def _text(value: object, where: str) -> None:
+def _text(value: object, where: "Where") -> None:
     if not isinstance(value, str):
-        raise _Fault(f"{where}: a string is needed")
+        raise _fault(where, "a string is needed")
     if "\0" in value:
-        raise _Fault(f"{where}: a NUL character")
+        raise _fault(where, "a NUL character")
+
+
+def _fault(where: "Where", what: str) -> _Fault:
+    """Return the fault at `where`, which is made into words for it alone: a file has hundreds."""
+    text = "" if where else " the document"
+    while where:
+        where, last = where
+        text = f"[{last}]{text}" if isinstance(last, int) else f".{last}{text}"
+    return _Fault(f"{text[1:]}: {what}")
 
 
 def _clean(path: str) -> bool:
-    return path.startswith("/") and path != "/" and ".." not in path.split("/")
+    return path[:1] == "/" != path and (".." not in path or ".." not in path.split("/"))
 
 
 def _edits(edits: "dict[str, Any]") -> None:

@@ -8,10 +8,11 @@ as NVIDIA's own runtime does where it does not know a property.
 
 from rootless_udi.errors import UdiError
 from rootless_udi.mpi_inject.gpu_parts import numbers
+from rootless_udi.records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 DISABLE = "NVIDIA_DISABLE_REQUIRE"
 _OPERATORS = ("!=", "<=", ">=", "=", "<", ">")
@@ -179,30 +180,65 @@ def disabled(env: "Mapping[str, str]", environ: "Mapping[str, str]") -> bool:
     return value.lower() in ("1", "t", "true")
 
 
-def compat(env: "Mapping[str, str]", found: tuple[str, str] | None, driver: str, model: str) -> str:
+class Compat(Record):
+    """An image's compatibility libraries: directory, driver version, and the branches of the host's
+    driver that they suit as far as they say so (cudanote)."""
+
+    folder: str
+    version: str
+    drivers: "Sequence[int] | None" = None
+
+
+def compat(env: "Mapping[str, str]", found: Compat | None, driver: str, model: str) -> str:
     """Return why the image's compatibility libraries must go first, "" where they must not.
 
-    `found` is their (directory, driver version).
-
-    NVIDIA's rule (enable-cuda-compat): their driver branch is newer than the host's. Not on
-    GeForce cards, on which forward compatibility does not work (CUDA error 804).
+    NVIDIA's rule (enable-cuda-compat): they are newer than the host's driver, and of its branch
+    they say that they suit it; those that say nothing must be of a newer branch. Not on GeForce
+    cards, on which forward compatibility does not work (CUDA error 804).
     """
-    if found is None or not numbers(driver) or not numbers(found[1]):
+    mine = numbers(driver)
+    if found is None or not mine or not numbers(found.version):
         return ""
-    if numbers(driver)[0] >= numbers(found[1])[0] or brand_of(model).startswith("geforce"):
+    if not _newer(found, mine) or brand_of(model).startswith("geforce"):
+        return ""
+    if found.drivers is not None and mine[0] not in found.drivers:
         return ""
     version = wants(env)
-    image = f"CUDA {version}" if version else f"driver {found[1]}"
+    image = f"CUDA {version}" if version else f"driver {found.version}"
     return f"the image is made for {image}, the host's driver is {driver}: compatibility libraries"
 
 
+def _newer(found: Compat, mine: tuple[int, ...]) -> bool:
+    theirs = numbers(found.version)
+    return theirs[0] > mine[0] if found.drivers is None else theirs > mine
+
+
+def unfit(found: Compat | None, driver: str) -> str:
+    """Return that newer compatibility libraries do not suit the host's driver, "" where they do."""
+    mine = numbers(driver)
+    if found is None or not found.drivers or not mine or mine[0] in found.drivers:
+        return ""
+    if not _newer(found, mine):
+        return ""
+    branches = ", ".join(map(str, found.drivers))
+    return (
+        f"the image's compatibility libraries {found.version} are for host drivers of the branches"
+        f" {branches}, not for {driver}"
+    )
+
+
 def check(
-    env: "Mapping[str, str]", environ: "Mapping[str, str]", driver: str, model: str, newer: str
+    env: "Mapping[str, str]",
+    environ: "Mapping[str, str]",
+    driver: str,
+    model: str,
+    newer: str,
+    why: str = "",
 ) -> str:
     """Refuse an image that the host's driver can't serve; return a note, or "".
 
-    `newer` is the driver version of compatibility libraries that will be used, or "". Raises
-    UdiError with both versions.
+    `newer` is the driver version of compatibility libraries that will be used, or ""; `why` is
+    `unfit`'s. Raises UdiError with both versions.
     """
     requirement = asked(env)
     if not requirement or not driver:
@@ -223,7 +259,7 @@ def check(
     newer_driver = f"a driver of branch {branch} or newer" if branch else "a newer driver"
     raise UdiError(
         f"the image needs {image}; the host's NVIDIA driver {driver} runs CUDA {cuda or '?'} at"
-        f" most (NVIDIA_REQUIRE_CUDA: {requirement})",
+        f" most (NVIDIA_REQUIRE_CUDA: {requirement})" + (f"; {why}" if why else ""),
         f"use an image for CUDA {cuda or 'of the host'} or older, or ask the site for"
         f" {newer_driver}; {DISABLE}=1 tries it all the same",
     )

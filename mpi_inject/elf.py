@@ -9,7 +9,7 @@ chain is bounded by what a file of that size can hold, and the one error is ElfE
 """
 
 import os
-from struct import Struct, error, iter_unpack
+from _struct import Struct, error  # type: ignore[attr-defined]
 
 from rootless_udi.records import Record
 
@@ -45,8 +45,11 @@ _VERSIONS = (4096, 1 << 20)
 _FORMS: dict[str, Struct] = {}
 _HEADER = {64: "16xHH12xQ14xHH", 32: "16xHH8xI10xHH"}
 _PROGRAM_HEADER = {64: "I4xQQ8xQ16x", 32: "III4xI12x"}
+_DYNAMIC = {64: "qQ", 32: "iI"}
 """Of the ELF header: type, machine, where the program headers are, their size and number; of a
-program header: type, offset, address, size in the file."""
+program header: type, offset, address, size in the file; of the dynamic section: tag, value."""
+_NEED, _NEED_VERSION = "2xHIII", "8xII"
+"""Elfxx_Verneed, Elfxx_Vernaux (LSB 10.7.3): count, name, first version, next; name, next."""
 
 
 class ElfError(ValueError):
@@ -83,23 +86,30 @@ def form(layout: str) -> Struct:
 
 
 class _Input:
-    """Bytes at an offset, of memory or of an open file, read by blocks that are kept."""
+    """Bytes at an offset, of memory or of an open file, read by blocks that are kept.
+
+    `first` is all of what is in memory, or a file's first block: in most libraries no more is read.
+    """
 
     def __init__(self, source: "bytes | int") -> None:
-        self.file = source if isinstance(source, int) else -1
-        self.size = os.fstat(source).st_size if isinstance(source, int) else len(source)
-        self.data = b"" if isinstance(source, int) else source
+        if isinstance(source, int):
+            self.file, self.first = source, os.pread(source, _BLOCK, 0)
+            # A short read is the end: one call less for each small file.
+            whole = len(self.first) < _BLOCK
+            self.size = len(self.first) if whole else os.fstat(source).st_size
+        else:
+            self.file, self.first, self.size = -1, source, len(source)
         self.blocks: dict[int, bytes] = {}
 
     def place(self, offset: int, size: int) -> tuple[bytes, int]:
         """Return bytes and the index in them where `size` bytes at `offset` begin."""
+        if offset >= 0 and 0 <= size <= len(self.first) - offset:
+            return self.first, offset
         begin = offset % _BLOCK
         block = self.blocks.get(offset - begin)
         if block is None or begin + size > len(block):
             if offset < 0 or size < 0 or offset + size > self.size:
                 raise ElfError(f"truncated: {size} bytes at {offset} of {self.size}")
-            if self.file < 0:
-                return self.data, offset
             if begin + size > _BLOCK:
                 block, begin = os.pread(self.file, size, offset), 0
             else:
@@ -127,7 +137,7 @@ class Reader:
 
     def __init__(self, source: "bytes | int") -> None:
         self._in = _Input(source)
-        head = self._in.at(0, min(64, self._in.size))
+        head = self._in.first[:64]
         if head[:4] != MAGIC:
             raise ElfError(_what_else(head))
         if len(head) < 20 or head[4] not in (1, 2) or head[5] not in (1, 2):
@@ -178,10 +188,10 @@ class Reader:
             self._dynamic(*found)
 
     def _dynamic(self, offset: int, size: int) -> None:
-        layout = self._e + ("qQ" if self.bits == 64 else "iI")
-        data = self._in.at(offset, size - size % form(layout).size)
+        row = form(self._e + _DYNAMIC[self.bits])
+        data = self._in.at(offset, size - size % row.size)
         tags = self._tags
-        for tag, value in iter_unpack(layout, data):
+        for tag, value in row.iter_unpack(data):
             if tag == 1:
                 self._needed.append(value)
                 if len(self._needed) > _LIMIT:
@@ -216,6 +226,14 @@ class Reader:
         """Return DT_NEEDED, in order."""
         return tuple(map(self._string, self._needed))
 
+    def soname(self) -> str:
+        """Return DT_SONAME, "" where the file has none."""
+        return self._string(self._tags[14]) if 14 in self._tags else ""
+
+    def needs(self) -> "dict[str, tuple[str, ...]]":
+        """Return the symbol versions that are needed of other files, by their names."""
+        return self._versions(0x6FFFFFFE, self._version_needs, {})
+
     def elf(self) -> Elf:
         """Return the file's description."""
         tags = self._tags
@@ -227,11 +245,11 @@ class Reader:
             self.machine,
             self.kind,
             self.interp,
-            self._string(tags[14]) if 14 in tags else "",
+            self.soname(),
             self.needed(),
             rpath,
             runpath,
-            self._versions(0x6FFFFFFE, self._version_needs, {}),
+            self.needs(),
             self._versions(0x6FFFFFFC, self._version_definitions, ()),
             self.dynamic,
         )
@@ -254,15 +272,18 @@ class Reader:
         raise ElfError("truncated or damaged: symbol versions")
 
     def _version_needs(self, data: bytes, count: int) -> "dict[str, tuple[str, ...]]":
-        """Read Elfxx_Verneed (DT_VERNEED, LSB 10.7.3): the same layout in both classes."""
-        row, inner = form(self._e + "2xHIII").unpack_from, form(self._e + "8xII").unpack_from
-        string, found, at, left = self._string, {}, 0, _LIMIT
+        """Read Elfxx_Verneed (DT_VERNEED): the same layout in both classes."""
+        row, inner = form(self._e + _NEED).unpack_from, form(self._e + _NEED_VERSION).unpack_from
+        plain, find, string = self._ascii, self._ascii.find, self._string
+        found, at, left = {}, 0, _LIMIT
         for _ in range(count):
             number, name, aux, step = row(data, at)
             versions, where = [], at + aux
             for _ in range(number):
                 text, next_aux = inner(data, where)
-                versions.append(string(text))
+                # A library has a dozen: the usual one is cut out without a call.
+                end = find("\0", text, text + _STRING)
+                versions.append(plain[text:end] if end >= 0 else string(text))
                 left -= 1
                 if not left:
                     raise ElfError(f"damaged: needs more than {_LIMIT} symbol versions")
@@ -313,10 +334,18 @@ def parse(data: bytes) -> Elf:
     return Reader(data).elf()
 
 
-def read(path: str) -> Elf:
-    """Return the description of the ELF file at `path`; raises ElfError, OSError."""
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def look(path: str, what: "Callable[[Reader], T]", flags: int = 0) -> "T":
+    """Return what `what` makes of the ELF file at `path`; raises ElfError, OSError.
+
+    `flags` are open(2)'s, besides those of reading.
+    """
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
-        return Reader(file).elf()
+        return what(Reader(file))
     finally:
         os.close(file)
+
+
+def read(path: str) -> Elf:
+    """Return the description of the ELF file at `path`; raises ElfError, OSError."""
+    return look(path, Reader.elf)

@@ -6,7 +6,7 @@ As in elf.py, section headers are never used, and the one error is ElfError.
 
 import sys
 from _operator import mul
-from struct import Struct
+from _struct import Struct
 
 from rootless_udi.mpi_inject.elf import ElfError, Reader, form, text
 from rootless_udi.records import Record

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from rootless_udi.mpi_inject.cdi_registry import Registry
+    from rootless_udi.mpi_inject.cudareq import Compat
 
 
 class Context(Record):
@@ -47,23 +48,28 @@ def driver_checks(context: Context, version: str, may_compat: bool) -> tuple[lis
 
     model = next((gpu.model for gpu in nvidia.gpus(context.root)), "")
     why = cudareq.compat(context.env, found, version, model)
-    newer = found[1] if found and why else ""
-    note = cudareq.check(context.env, context.environ, version, model, newer)
-    notes = [note] if note else []
+    newer = found.version if found and why else ""
+    unfit = cudareq.unfit(found, version)
+    note = cudareq.check(context.env, context.environ, version, model, newer, unfit)
+    notes = [text for text in (note, unfit) if text]
     if not why or found is None:
         return [], notes
-    return [Env("prepend", "LD_LIBRARY_PATH", found[0], reason=why)], notes
+    return [Env("prepend", "LD_LIBRARY_PATH", found.folder, reason=why)], notes
 
 
-def image_compat(facts: "Mapping[str, Any]") -> tuple[str, str] | None:
-    """Return (directory, driver version) of the image's newest CUDA compatibility libraries."""
+def image_compat(facts: "Mapping[str, Any]") -> "Compat | None":
+    """Return the image's newest CUDA compatibility libraries."""
     found = []
     for one in (facts.get("elf") or {}).get("libraries", ()):
         folder, _slash, name = one["path"].rpartition("/")
         version = name.removeprefix("libcuda.so.")
         if folder.endswith("/compat") and name != version and len(numbers(version)) > 1:
-            found.append((numbers(version), (folder, version)))
-    return max(found, key=lambda pair: pair[0])[1] if found else None
+            found.append((numbers(version), folder, version, one.get("drivers")))
+    if not found:
+        return None
+    from rootless_udi.mpi_inject.cudareq import Compat
+
+    return Compat(*max(found, key=lambda one: one[0])[1:])
 
 
 def loadable(context: Context, libraries: "Iterable[Library]") -> None:

@@ -1,7 +1,6 @@
 """What the GPU planners share: libraries to bind, device nodes; paths as in `hostroot`."""
 
 import os
-from errno import EINVAL
 
 from rootless_udi.config import Site
 from rootless_udi.errors import UdiError
@@ -52,12 +51,18 @@ def is_library(name: str) -> bool:
 
 def library(root: str, path: str, name: str) -> Library:
     """Describe the library that `path`, maybe a symbolic link, leads to; raises UdiError."""
+    return unless_link(root, path, name) or describe(root, resolve(root, path) or path, name)
+
+
+def unless_link(root: str, path: str, name: str, links: "Iterable[str]" = ()) -> Library | None:
+    """Return what `describe` does, None for a symbolic link or a file that can't be opened.
+
+    So that most libraries cost one open(2), without a question before it.
+    """
     try:
-        os.readlink(under(root, path))
-        plain = False
-    except OSError as error:
-        plain = error.errno == EINVAL  # there and no link
-    return describe(root, path if plain else resolve(root, path) or path, name)
+        return _described(root, path, name, links, os.O_NOFOLLOW)
+    except OSError:
+        return None
 
 
 def describe(root: str, path: str, name: str, links: "Iterable[str]" = ()) -> Library:
@@ -66,15 +71,30 @@ def describe(root: str, path: str, name: str, links: "Iterable[str]" = ()) -> Li
     Raises UdiError where it is no ELF file.
     """
     try:
-        found = elf.read(under(root, path))
-    except (elf.ElfError, OSError) as error:
-        why = str(error) if isinstance(error, elf.ElfError) else error.strerror
-        message = f"reading driver library {path} failed: {why}"
-        raise UdiError(message, "reinstall the driver on the node") from None
-    soname = (found.soname,) if found.soname and "/" not in found.soname else ()
-    every = [n for n in dict.fromkeys((*soname, *links)) if n != name]
-    glibc = newest_glibc(found.needs)
-    return Library(path, name, tuple(every), glibc, found.machine, found.bits)
+        return _described(root, path, name, links)
+    except OSError as error:
+        raise _unread(path, str(error.strerror)) from None
+
+
+def _described(root: str, path: str, name: str, links: "Iterable[str]", flags: int = 0) -> Library:
+    try:
+        soname, needs, machine, bits = elf.look(under(root, path), _facts, flags)
+    except elf.ElfError as error:
+        raise _unread(path, str(error)) from None
+    own = (soname,) if soname and "/" not in soname else ()
+    every = dict.fromkeys((*own, *links))
+    every.pop(name, None)
+    return Library(path, name, tuple(every), newest_glibc(needs), machine, bits)
+
+
+def _facts(found: elf.Reader) -> "tuple[str, dict[str, tuple[str, ...]], str, int]":
+    """Return what is wanted of a driver's library, a third of what elf.Elf has."""
+    return found.soname(), found.needs(), found.machine, found.bits
+
+
+def _unread(path: str, why: str) -> UdiError:
+    message = f"reading driver library {path} failed: {why}"
+    return UdiError(message, "reinstall the driver on the node")
 
 
 def elf_machine(machine: str) -> str:
@@ -91,22 +111,27 @@ def newest_glibc(needs: "Mapping[str, tuple[str, ...]]") -> str:
     """Return the newest x.y of the GLIBC_x.y versions in an Elf's `needs`, or ""."""
     newest: tuple[int, ...] = ()
     for versions in needs.values():
-        for version in versions:
-            if version.startswith("GLIBC_"):
-                newest = max(newest, numbers(version[6:]))
-    return ".".join(str(n) for n in newest)
+        known = _NEWEST.get(versions)
+        if known is None:
+            glibc = [numbers(v[6:]) for v in versions if v.startswith("GLIBC_")]
+            known = _NEWEST[versions] = max(glibc, default=())
+        if known > newest:
+            newest = known
+    return ".".join(map(str, newest))
 
 
 def numbers(version: str) -> tuple[int, ...]:
     """Return "550.54.14" as (550, 54, 14), () where it is no such thing."""
-    if version not in _NUMBERS:
+    known = _NUMBERS.get(version)
+    if known is None:
         parts = version.split(".")
         good = all(p.isascii() and p.isdigit() and len(p) < 10 for p in parts)
-        _NUMBERS[version] = tuple(map(int, parts)) if good else ()
-    return _NUMBERS[version]
+        known = _NUMBERS[version] = tuple(map(int, parts)) if good else ()
+    return known
 
 
 _NUMBERS: dict[str, tuple[int, ...]] = {}
+_NEWEST: dict[tuple[str, ...], tuple[int, ...]] = {}
 """The same dozen versions of glibc are needed by each of thirty libraries."""
 
 
@@ -126,7 +151,7 @@ def place(
             if f"{LIB}/{link}" not in taken:
                 taken.add(f"{LIB}/{link}")
                 why = f"the loader looks for {link}"
-                steps.append(Symlink(f"{LIB}/{link}", one.name, reason=why))
+                steps.append(Symlink(f"{LIB}/{link}", one.name, why))
     return steps
 
 

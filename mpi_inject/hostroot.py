@@ -5,6 +5,7 @@ those that the host itself would use; only a Mount's source has the root before 
 """
 
 import os
+from errno import EINVAL
 
 
 def under(root: str, path: str) -> str:
@@ -55,6 +56,41 @@ def resolve(root: str, path: str) -> str:
     return found if os.path.exists(under(root, found)) else ""
 
 
+class Links:
+    """`resolve` for many paths of few folders: each folder is resolved once."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self._folders: dict[str, str | None] = {"": ""}
+
+    def resolve(self, path: str) -> str:
+        """Return what resolve(root, path) returns."""
+        tried = path
+        for _ in range(40):
+            folder, _slash, name = tried.rpartition("/")
+            if name in ("", ".", ".."):
+                break
+            place = self._folder(folder)
+            if place is None:
+                return ""
+            tried = f"{place}/{name}"
+            try:
+                target = os.readlink(under(self.root, tried))
+            except OSError as error:
+                # EINVAL: it is there and no link.
+                return tried if error.errno == EINVAL else ""
+            tried = target if target.startswith("/") else f"{place}/{target}"
+        return resolve(self.root, path)
+
+    def _folder(self, folder: str) -> str | None:
+        """Return a folder's real path without a slash at its end, None where there is none."""
+        if folder not in self._folders:
+            self._folders[folder] = None  # for a link that leads into itself
+            found = self.resolve(folder)
+            self._folders[folder] = found.rstrip("/") if found else None
+        return self._folders[folder]
+
+
 def exists(root: str, path: str) -> bool:
     """Tell whether `path` is there, symbolic links followed inside `root`."""
     return os.path.exists(under(root, path)) or bool(resolve(root, path))
@@ -77,6 +113,18 @@ def read(root: str, path: str) -> str:
 def listing(root: str, path: str) -> list[str]:
     """Return a directory's names in order, none where it can't be read."""
     return sorted(unordered(root, path))
+
+
+def names(root: str, path: str) -> str:
+    """Return a directory's names in one text, a NUL before each and at the end.
+
+    Of a folder of thousands few are wanted: searched for in one text they take 0.1 ms, where asking
+    one by one takes 0.4.
+    """
+    found = unordered(root, path)
+    found.insert(0, "")
+    found.append("")
+    return "\0".join(found)
 
 
 def unordered(root: str, path: str) -> list[str]:

@@ -12,7 +12,7 @@ returns a JSON object, the "elf" part of the image's facts:
     libraries           MPI libraries, their stack and compilers' libraries, wherever they are:
                         path, names (of files and links), soname, family, role, version, release,
                         needed, rpath, runpath, needs, defines, symbols (undefined ones, of MPI),
-                        and provided as below where that isn't empty
+                        and provided as below where that isn't empty; drivers: see cudanote
     consumers           family, or "other" -> symbols (undefined ones), libraries (needed), files,
                         count, rpath; provided: role -> those of the symbols that the image's
                         Fortran and C++ libraries of that role have
@@ -26,7 +26,7 @@ Paths begin with "/" and are real: no component of them is a symbolic link. Not 
 import re
 from typing import Any
 
-from rootless_udi.mpi_inject import abi, elf, ldcache
+from rootless_udi.mpi_inject import abi, cudanote, elf, ldcache
 from rootless_udi.mpi_inject.elfsymbols import Symbols, newest
 from rootless_udi.mpi_inject.libraries import COMPILER, STACK, default_folders
 
@@ -69,6 +69,7 @@ class _Seen:
         self.symbols: set[str] = set()
         self.exports: set[str] = set()
         self.openmpi = False
+        self.drivers: list[int] | None = None
         self.release = self.numbers = ""
 
 
@@ -115,6 +116,8 @@ class Inspector:
         reader = Symbols(data)
         seen = _Seen(path, reader.elf())
         names = (seen.elf.soname, path.rpartition("/")[2])
+        if names[1].startswith("libcuda.so."):
+            seen.drivers = cudanote.branches(data)
         library = any(abi.identify(n)[0] for n in names)
         if library:
             seen.symbols = reader.undefined(abi.SYMBOLS)
@@ -292,6 +295,7 @@ class Inspector:
                     "defines": newest(seen.elf.defines),
                     "symbols": sorted(symbols),
                     **({"provided": provided} if provided else {}),
+                    **({} if seen.drivers is None else {"drivers": seen.drivers}),
                 }
             )
         return out

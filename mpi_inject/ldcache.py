@@ -5,12 +5,14 @@ both byte orders, the glibc-hwcaps extension. Reading it runs no ldconfig, so th
 image of another architecture and on nodes whose /sbin is not in PATH.
 """
 
-from struct import Struct, iter_unpack
+import sys
+from _struct import Struct, iter_unpack
 
 from rootless_udi.records import Record
 
 PATH = "/etc/ld.so.cache"
 
+_NATIVE = "<" if sys.byteorder == "little" else ">"
 _OLD = b"ld.so-1.7.0"
 _NEW = b"glibc-ld.so.cache1.1"
 _EXTENSION = 0xEAA42174
@@ -29,6 +31,11 @@ _MACHINES = {
     0x1000: "riscv64",
     0x1200: "loongarch64",
 }
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class LdCacheError(ValueError):
@@ -99,8 +106,7 @@ class Names:
         (extension,) = Struct("<I").unpack_from(data, 32)
         self._hwcaps = _hwcaps(data, 0, extension, "<")
         find, table = data.find, data[48:end]
-        keys = [key for (key,) in iter_unpack("<4xI16x", table)]
-        names = [data[key : find(b"\0", key, key + 4096)] for key in keys]
+        names = [data[key : find(b"\0", key, key + 4096)] for key in _keys(table, "<")]
         self._rows = dict(zip(names, range(0, len(table), 24), strict=True))
         if len(self._rows) < count:
             for at, name in enumerate(names):
@@ -152,7 +158,33 @@ def _new(data: bytes, base: int, starts: tuple[bytes, ...]) -> list[Entry]:
         raise LdCacheError("truncated")
     (extension,) = Struct(order + "I").unpack_from(data, base + 32)
     names = _hwcaps(data, base, extension, order)
-    return _entries(data, base, order, data[base + 48 : end], starts, names)
+    rows = data[base + 48 : end]
+    if 0 < len(starts) < 9 and all(starts):
+        rows = _rows_of(data, base, order, rows, starts)
+    return _entries(data, base, order, rows, starts, names)
+
+
+def _rows_of(data: bytes, base: int, order: str, rows: bytes, starts: tuple[bytes, ...]) -> bytes:
+    """Return those of `rows` whose names begin with one of `starts`.
+
+    The other way round than reading each row: where such a text is, then which rows point there.
+    Of thousands of rows that takes a third of the time.
+    """
+    places = set()
+    for start in starts:
+        place = data.find(start, base)
+        while place >= 0:
+            places.add(place - base)
+            place = data.find(start, place + 1)
+    found = [n for n, key in enumerate(_keys(rows, order)) if key in places]
+    return b"".join(rows[24 * n : 24 * n + 24] for n in found)
+
+
+def _keys(rows: bytes, order: str) -> "Sequence[int]":
+    """Return where the rows' names are."""
+    if order == _NATIVE:
+        return memoryview(rows).cast("I")[1::6]
+    return [key for (key,) in iter_unpack(order + "4xI16x", rows)]
 
 
 def _entries(

@@ -8,9 +8,16 @@ import os
 
 from rootless_udi.errors import UdiError
 from rootless_udi.mpi_inject import elf, ldcache
-from rootless_udi.mpi_inject.gpu_parts import Library, describe, elf_machine, fits, numbers
-from rootless_udi.mpi_inject.hostroot import exists, listing, read, resolve, under, unordered
-from rootless_udi.mpi_inject.nvidia_names import DEFAULT, belongs, is_card, likely
+from rootless_udi.mpi_inject.gpu_parts import (
+    Library,
+    describe,
+    elf_machine,
+    fits,
+    numbers,
+    unless_link,
+)
+from rootless_udi.mpi_inject.hostroot import Links, exists, listing, names, read, under
+from rootless_udi.mpi_inject.nvidia_names import DEFAULT, beginning, belongs, is_card, likely
 from rootless_udi.records import Record
 
 TYPE_CHECKING = False
@@ -108,20 +115,22 @@ def discover(root: str, machine: str, wanted: "Iterable[str]" = DEFAULT) -> Driv
     notes: list[str] = []
     cached, note = _cached(root, machine)
     notes += [note] if note else []
-    usual = [f for d in _folders(machine) if (f := resolve(root, d))]
-    path, found = _libcuda(root, machine, version, cached, usual, notes)
+    links = Links(root)
+    usual = [f for d in _folders(machine) if (f := links.resolve(d))]
+    path, found = _libcuda(links, machine, version, cached, usual, notes)
     version = version or found
     folders = [os.path.dirname(path)]
-    folders += [os.path.dirname(real) for e in cached if (real := resolve(root, e.path))]
+    folders += [os.path.dirname(real) for e in cached if (real := links.resolve(e.path))]
     folders += usual
-    libraries = _libraries(root, machine, version, list(dict.fromkeys(folders)), wanted, notes)
+    libraries = _libraries(links, machine, version, list(dict.fromkeys(folders)), wanted, notes)
+    devices = listing(root, "/dev")
     return Driver(
         version="" if wsl else version,
         libraries=tuple(libraries),
-        programs=tuple(_programs(root, wanted)),
-        files=tuple(_files(root, wanted, wsl)),
-        nodes=_needed_nodes(root, wanted, wsl),
-        extra=_other_nodes(root),
+        programs=tuple(_programs(links, wanted)),
+        files=tuple(_files(root, devices, wanted, wsl)),
+        nodes=_needed_nodes(devices, wanted, wsl),
+        extra=_other_nodes(root, devices),
         notes=tuple(notes),
         wsl=wsl,
     )
@@ -173,7 +182,7 @@ def _folders(machine: str) -> list[str]:
 def _cached(root: str, machine: str) -> tuple[list[ldcache.Entry], str]:
     """Return entries of the host's ld.so.cache that show where a driver is, and a note."""
     try:
-        with open(under(root, ldcache.PATH), "rb") as file:
+        with open(under(root, ldcache.PATH), "rb", buffering=0) as file:
             data = file.read()
         # With the NUL that ends it in the file, a prefix is a whole name.
         entries = ldcache.parse(data, tuple(name + "\0" for name in _LANDMARKS))
@@ -185,7 +194,7 @@ def _cached(root: str, machine: str) -> tuple[list[ldcache.Entry], str]:
 
 
 def _libcuda(
-    root: str,
+    links: Links,
     machine: str,
     version: str,
     cached: "list[ldcache.Entry]",
@@ -203,11 +212,11 @@ def _libcuda(
     found: dict[str, str] = {}
     dangling = []
     for path in dict.fromkeys(tried):
-        real = resolve(root, path)
+        real = links.resolve(path)
         if not real:
-            if os.path.islink(under(root, path)):
+            if os.path.islink(under(links.root, path)):
                 dangling.append(path)
-        elif real not in found and _fits(root, real, machine):
+        elif real not in found and _fits(links.root, real, machine):
             found[real] = real.rpartition("libcuda.so.")[2]
     notes += [f"{path} of the host leads nowhere" for path in dangling]
     for real, have in found.items():
@@ -239,14 +248,14 @@ def _no_libcuda(version: str, have: list[str], dangling: list[str], folders: lis
 def _fits(root: str, path: str, machine: str) -> bool:
     """Tell whether `path` is a library that programs of `machine` can load."""
     try:
-        found = elf.read(under(root, path))
+        have, bits = elf.look(under(root, path), lambda found: (found.machine, found.bits))
     except (elf.ElfError, OSError):
         return False
-    return fits(found.machine, found.bits, machine)
+    return fits(have, bits, machine)
 
 
 def _libraries(
-    root: str,
+    links: Links,
     machine: str,
     version: str,
     folders: list[str],
@@ -255,21 +264,26 @@ def _libraries(
 ) -> list[Library]:
     """Return the driver's libraries in `folders`, of the wanted capabilities, each name once."""
     found: dict[str, Library] = {}
+    root = links.root
     for folder in folders:
-        there = set(unordered(root, folder))
+        every = names(root, folder)
         wsl = folder == WSL + "/lib"
-        for name in sorted(there) if wsl else likely(there, version):
-            if name in found or not belongs(name, version, wanted, wsl):
-                continue
+        some = beginning(every, ("",)) if wsl else likely(every, version)
+        some = [n for n in some if n not in found and belongs(n, version, wanted, wsl)]
+        # Five letters are common to a library and its links, and to few others.
+        there = set(beginning(every, {name[:5] for name in some}))
+        for name in some:
             path = real = f"{folder}/{name}"
-            if os.path.islink(under(root, path)):
-                real = resolve(root, path)
+            more = _links(name, there)
+            one = unless_link(root, path, name, more)
+            if one is None and os.path.islink(under(root, path)):
+                real = links.resolve(path)
                 if not real:
                     notes.append(f"{path} of the host leads nowhere")
                 if wsl or real.rpartition("/")[2] != name:
                     # A name beside the file's own; Debian's alternatives keep the name.
                     continue
-            one = describe(root, real, name, _links(name, there))
+            one = one or describe(root, real, name, more)
             if fits(one.machine, one.bits, machine):
                 found[name] = one
     return list(found.values())
@@ -283,22 +297,22 @@ def _links(name: str, there: set[str]) -> list[str]:
     return more if base in there or base not in always else [*more, base]
 
 
-def _programs(root: str, wanted: tuple[str, ...]) -> "Iterable[tuple[str, str]]":
-    folders = [folder for d in _PROGRAM_FOLDERS if (folder := resolve(root, d))]
+def _programs(links: Links, wanted: tuple[str, ...]) -> "Iterable[tuple[str, str]]":
+    folders = [folder for d in _PROGRAM_FOLDERS if (folder := links.resolve(d))]
     for name, word in _PROGRAMS.items():
         if word not in wanted:
             continue
         for folder in folders:
-            real = resolve(root, f"{folder}/{name}")
+            real = links.resolve(f"{folder}/{name}")
             if real:
                 yield name, real
                 break
 
 
-def _files(root: str, wanted: tuple[str, ...], wsl: bool) -> list[str]:
+def _files(root: str, devices: list[str], wanted: tuple[str, ...], wsl: bool) -> list[str]:
     """Return what is mounted at its own path: sockets, configuration, WSL's driver store."""
     found = [p for p in SOCKETS if exists(root, p)]
-    if any(n.startswith("nvidia-fs") for n in listing(root, "/dev")):
+    if any(n.startswith("nvidia-fs") for n in devices):
         found += [p for p in ("/etc/cufile.json", "/run/udev") if exists(root, p)]
     if "graphics" in wanted or "display" in wanted:
         found += [p for p in _CONFIGS if exists(root, p)]
@@ -307,18 +321,18 @@ def _files(root: str, wanted: tuple[str, ...], wsl: bool) -> list[str]:
     return found
 
 
-def _needed_nodes(root: str, wanted: tuple[str, ...], wsl: bool) -> tuple[str, ...]:
+def _needed_nodes(devices: list[str], wanted: tuple[str, ...], wsl: bool) -> tuple[str, ...]:
     if wsl:
         return ("/dev/dxg",)
-    cards = [f"/dev/{n}" for n in listing(root, "/dev") if is_card(n)]
+    cards = [f"/dev/{n}" for n in devices if is_card(n)]
     memory = ["/dev/nvidia-uvm"] if "compute" in wanted else []
     return ("/dev/nvidiactl", *memory, *(cards or ["/dev/nvidia0"]))
 
 
-def _other_nodes(root: str) -> tuple[str, ...]:
+def _other_nodes(root: str, devices: list[str]) -> tuple[str, ...]:
     known = ("nvidia-uvm-tools", "nvidia-modeset", "gdrdrv", "nvidia-nvswitchctl")
     found = []
-    for name in listing(root, "/dev"):
+    for name in devices:
         if name in known or name.startswith("nvidia-fs"):
             found.append(f"/dev/{name}")
         elif name in ("nvidia-caps", "nvidia-caps-imex-channels"):

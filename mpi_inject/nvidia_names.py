@@ -75,23 +75,28 @@ def capabilities(env: "Mapping[str, str]", environ: "Mapping[str, str]") -> tupl
     return WORDS if "all" in words else tuple(w for w in words if w != "none")
 
 
-def likely(names: "Iterable[str]", version: str) -> list[str]:
-    """Return those of a folder's thousands of `names` that are worth a call of `belongs`.
-
-    Searched for in one text: 0.1 ms for 3,000 names, where asking one by one takes 0.4 ms.
-    """
-    text = "\0" + "\0".join(names) + "\0"
+def likely(names: str, version: str) -> list[str]:
+    """Return those of a folder's `names` (hostroot.names) that are worth a call of `belongs`."""
     if len(numbers(version)) < 2:
-        marks = ["\0" + start for start in PREFIXES]
-    else:
-        marks = [f".so.{version}\0", *("\0" + start for start in _UNVERSIONED)]
+        return beginning(names, PREFIXES)
+    found = set(beginning(names, _UNVERSIONED))
+    mark = f".so.{version}\0"
+    at = names.find(mark)
+    while at >= 0:
+        found.add(names[names.rindex("\0", 0, at) + 1 : at + len(mark) - 1])
+        at = names.find(mark, at + 1)
+    return sorted(found)
+
+
+def beginning(names: str, starts: "Iterable[str]") -> list[str]:
+    """Return those of a folder's `names` (hostroot.names) that begin with one of `starts`."""
     found = set()
-    for mark in marks:
-        at = text.find(mark)
-        while at >= 0:
-            end = text.index("\0", at + 1)
-            found.add(text[text.rindex("\0", 0, at + 1) + 1 : end])
-            at = text.find(mark, end)
+    for start in starts:
+        at = names.find("\0" + start)
+        while 0 <= at < len(names) - 1:
+            end = names.index("\0", at + 1)
+            found.add(names[at + 1 : end])
+            at = names.find("\0" + start, end)
     return sorted(found)
 
 

@@ -73,12 +73,18 @@ def loads(text: str) -> "Any":
 
 
 class _Parser:
-    """`rows` is what is left of the text as (line number, indent, text without indent)."""
+    """`rows` is what is left of the text as (line number, indent, text without indent).
+
+    `names` and `scalars` are keys and values of one line that were read before: a CDI file says
+    the same few words again and again.
+    """
 
     def __init__(self, text: str) -> None:
         self.rows: list[tuple[int, int, str]] = []
         self.at = 0
         self.depth = 0
+        self.names: set[str] = set()
+        self.scalars: dict[str, Any] = {}
         started = False
         for number, raw in enumerate(text.split("\n"), 1):
             line = raw.lstrip(" ")
@@ -86,18 +92,20 @@ class _Parser:
                 continue
             if line[0] == "\t":
                 raise _refusal(number, "a tab in the indentation")
-            if raw[0] in "-.%" and _marker(raw):
-                if raw.startswith("..."):
-                    break
-                if raw[0] == "%":
-                    raise _refusal(number, _REFUSED["%"])
-                if started or self.rows:
-                    raise _refusal(number, "a second document")
-                started = True
-                continue
-            if raw.startswith("--- "):
-                raise _refusal(number, "a value behind ---")
-            self.rows.append((number, len(raw) - len(line), line.rstrip("\r ")))
+            indent = len(raw) - len(line)
+            if not indent and line[0] in "-.%":
+                if _marker(raw):
+                    if raw.startswith("..."):
+                        break
+                    if raw[0] == "%":
+                        raise _refusal(number, _REFUSED["%"])
+                    if started or self.rows:
+                        raise _refusal(number, "a second document")
+                    started = True
+                    continue
+                if raw.startswith("--- "):
+                    raise _refusal(number, "a value behind ---")
+            self.rows.append((number, indent, line.rstrip("\r ")))
 
     def error(self, what: str) -> YamlError:
         """Return the refusal of `what` in the row being read, or in the last one."""
@@ -143,7 +151,10 @@ class _Parser:
             if where != indent or text[0] != "-" or text[1:2] not in ("", " "):
                 break
             rest = text[1:].lstrip(" ")
-            if not rest or rest[0] == "#":
+            if rest in self.scalars:
+                found.append(self.scalars[rest])
+                self.step(indent)
+            elif not rest or rest[0] == "#":
                 found.append(self.nested(indent))
             elif (rest[0] == "-" and rest[1:2] in ("", " ")) or self.key(rest):
                 inner = indent + len(text) - len(rest)
@@ -188,6 +199,12 @@ class _Parser:
 
     def key(self, text: str) -> "tuple[str, str] | None":
         """Split "KEY: REST" into the key and the rest, None where `text` is no such thing."""
+        at = text.find(": ")
+        if at < 0 and text[-1] == ":":
+            at = len(text) - 1
+        name = text[:at] if at > 0 else ""
+        if name in self.names:
+            return name, text[at + 1 :].lstrip(" ")
         if text[0] in "\"'":
             name, end = self.quoted(text, 0)
             tail = text[end:]
@@ -196,33 +213,35 @@ class _Parser:
             return name, tail[1:].lstrip(" ")
         if text[0] in "[{#,]}":
             return None
-        at = text.find(": ")
         if at < 0:
-            if text[-1] != ":":
-                return None
-            at = len(text) - 1
-        name = text[:at].rstrip(" ")
+            return None
+        name = name.rstrip(" ")
         if " #" in name:
             return None
         if not name or name[0] in _REFUSED or name == "<<":
             raise self.error(_REFUSED.get(name[:1], f"the key {name!r}"))
         if not isinstance(self.plain(name), str):
             raise self.error(f"the key {name!r}, which is no text,")
+        self.names.add(name)
         return name, text[at + 1 :].lstrip(" ")
 
     def scalar(self, text: str) -> "Any":
         """Read a value of one line, a comment behind it left out."""
+        if text in self.scalars:
+            return self.scalars[text]
         if text[0] in "\"'[{":
             value, end = self.flow(text, 0) if text[0] in "[{" else self.quoted(text, 0)
             tail = text[end:]
             rest = tail.lstrip(" ")
             if rest and (rest[0] != "#" or rest == tail):
                 raise self.error(f"{rest!r} behind a value")
-            return value
-        at = text.find(" #")
-        if at >= 0:
-            text = text[:at].rstrip(" ")
-        return self.plain(text)
+            if text[0] in "[{":
+                return value
+        else:
+            at = text.find(" #")
+            value = self.plain(text if at < 0 else text[:at].rstrip(" "))
+        self.scalars[text] = value
+        return value
 
     def plain(self, text: str) -> "Any":
         """Resolve an unquoted scalar as YAML 1.2's core schema does, octal 0755 as 1.1."""
@@ -343,7 +362,7 @@ def _refusal(number: int, what: str) -> YamlError:
 
 def _marker(raw: str) -> bool:
     """Tell whether a line is "---", "..." or a directive; "--- value" is none of ours."""
-    text = raw.partition(" #")[0].rstrip()
+    text = raw.partition(" #")[0].rstrip("\r ")
     return text in ("---", "...") or raw[0] == "%"
 
 

@@ -212,11 +212,14 @@ class Facts(Record):
     machine: str = MACHINE
     env: tuple[str, ...] = ()
     compat: str = ""
+    drivers: tuple[int, ...] | None = None
 
     def json(self) -> dict[str, Any]:
         libraries = []
         if self.compat:
-            libraries.append({"path": f"/usr/local/cuda-12.4/compat/libcuda.so.{self.compat}"})
+            path = f"/usr/local/cuda-12.4/compat/libcuda.so.{self.compat}"
+            note = {} if self.drivers is None else {"drivers": list(self.drivers)}
+            libraries.append({"path": path, **note})
         versions = [f"GLIBC_{self.glibc}"] if self.libc == "glibc" else []
         return {
             "env": list(self.env),

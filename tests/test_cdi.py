@@ -133,6 +133,7 @@ def test_yaml_values(text: str, value: object) -> None:
         ("0: b", "the key '0', which is no text,"),
         ("~: b", "the key '~', which is no text,"),
         ("--- a: b", "line 1: a value behind ---"),
+        ("--- \t\na: b", "line 1: a value behind ---"),
         ("a: b\t", "a tab in an unquoted value"),
         ("a: [b\t]", "a tab in an unquoted value"),
         ("a: 'b'\t", "'\\t' behind a value"),

@@ -1,14 +1,15 @@
 """NVIDIA_REQUIRE_CUDA, the image's own compatibility libraries, each rank's choice of cards."""
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rootless_udi.errors import UdiError
-from rootless_udi.mpi_inject import cudareq, gpu
+from rootless_udi.mpi_inject import cudanote, cudareq, gpu, imagefacts
 from rootless_udi.mpi_inject.gpuselect import select
 from rootless_udi.steps import Injection
 from tests import gpuhosts
@@ -164,11 +165,120 @@ class TestPlans:
         with pytest.raises(UdiError, match=r"image needs CUDA 12\.4"):
             plan(tmp_path, OLD, self.ASKS, compat="550.54.15", model=model)
 
+    NOTE: ClassVar[dict[str, Any]] = {"compat": "575.57.08", "drivers": (535, 550, 570, 575)}
+
+    @pytest.mark.parametrize(
+        ("driver", "used"),
+        [("550.54.14", True), ("575.10.10", True), ("575.57.08", False), ("575.99.99", False)],
+    )
+    def test_compat_libraries_say_which_drivers_they_suit(
+        self, tmp_path: Path, driver: str, used: bool
+    ) -> None:
+        found = plan(tmp_path, driver, (), **self.NOTE)
+        assert any(e.op == "prepend" for e in found.environment) is used
+
+    def test_compat_libraries_do_not_suit_every_older_driver(self, tmp_path: Path) -> None:
+        says = (
+            "compatibility libraries 575.57.08 are for host drivers of the branches 535, 550, 570"
+        )
+        found = plan(tmp_path / "a", "560.28.03", (), **self.NOTE)
+        assert all(e.op == "append" for e in found.environment)
+        assert any(says in note and "not for 560.28.03" in note for note in found.notes)
+        with pytest.raises(UdiError, match=says):
+            plan(tmp_path / "b", "560.28.03", ("NVIDIA_REQUIRE_CUDA=cuda>=12.9",), **self.NOTE)
+
+    def test_compat_libraries_for_jetson_suit_no_driver(self, tmp_path: Path) -> None:
+        found = plan(tmp_path, OLD, (), compat="575.57.08", drivers=())
+        assert all(e.op == "append" for e in found.environment)
+
+    def test_a_note_does_not_make_them_work_on_geforce(self, tmp_path: Path) -> None:
+        found = plan(tmp_path, "550.54.14", (), model="NVIDIA GeForce RTX 3080", **self.NOTE)
+        assert all(e.op == "append" for e in found.environment)
+
     def test_nvidias_own_alternatives_are_evaluated(self, tmp_path: Path) -> None:
         env = (f"NVIDIA_REQUIRE_CUDA={NVIDIA_12_4}",)
         assert plan(tmp_path / "a", OLD, env, model="Tesla T4")
         with pytest.raises(UdiError, match="brand=tesla"):
             plan(tmp_path / "b", OLD, env, model="NVIDIA RTX A6000")
+
+
+BRANCHES = [535, 550, 560, 565, 570, 575]
+NOTE = '{"format":1,"CUDA version":"12.9","driver":[535,550,560,565,570,575],"device":[1,2,7]}'
+"""As libcuda.so.575.57.08 has it."""
+
+
+def noted(text: str = NOTE, owner: str = "NVIDIA Corporation") -> bytes:
+    """A libcuda with the note, as NVIDIA's compatibility libraries have it."""
+    rows = (
+        '.section .note.cuda.fwd_compatibility,"a",@note',
+        ".balign 4",
+        ".long 2f-1f, 4f-3f, 0",
+        f'1: .asciz "{owner}"',
+        "2: .balign 4",
+        '3: .asciz "' + text.replace('"', r"\"") + '"',
+        "4: .balign 4",
+        ".text",
+    )
+    lines = "".join(f"    {json.dumps(row + chr(10))}\n" for row in rows)
+    return gpuhosts.compile("libcuda.so.1", f"__asm__(\n{lines});\nint cuInit;\n").read_bytes()
+
+
+def without(data: bytes, *fields: int) -> bytes:
+    """The file with these 16-bit numbers of its ELF header zero."""
+    changed = bytearray(data)
+    for at in fields:
+        changed[at : at + 2] = b"\0\0"
+    return bytes(changed)
+
+
+@pytest.mark.needs("gcc")
+class TestNotes:
+    """The pull reads from a compatibility library which host drivers it suits."""
+
+    def test_the_branches_are_among_the_images_facts(self) -> None:
+        inspector = imagefacts.Inspector()
+        place = "/usr/local/cuda-12.9/compat/libcuda.so.575.57.08"
+        inspector.file(place, noted())
+        inspector.file("/usr/lib/libcuda.so.470.1.1", gpuhosts.compile("libcuda.so.1").read_bytes())
+        with_note, without_note = sorted(
+            inspector.result()["libraries"], key=lambda one: "drivers" not in one
+        )
+        assert (with_note["path"], with_note["drivers"]) == (place, BRANCHES)
+        assert "drivers" not in without_note
+
+    def test_one_of_the_tables_of_headers_suffices(self) -> None:
+        data = noted()
+        assert cudanote.branches(without(data, 60)) == BRANCHES
+        assert cudanote.branches(without(data, 56)) == BRANCHES
+        assert cudanote.branches(without(data, 56, 60)) is None
+
+    @pytest.mark.parametrize(
+        ("text", "branches"),
+        [
+            ('{"format":1,"CUDA version":"13.2"}', []),
+            ('{"driver":[535,-1,99999]}', [535]),
+            ('{"driver":[535,true]}', None),
+            ('{"driver":{"535":1}}', None),
+            ("[535]", None),
+            ('{"format":1,', None),
+            ("[" * 2000, None),
+        ],
+    )
+    def test_what_else_a_note_may_say(self, text: str, branches: list[int] | None) -> None:
+        assert cudanote.branches(noted(text)) == branches
+
+    def test_another_owners_note_is_passed_over(self) -> None:
+        assert cudanote.branches(noted(owner="GNU")) is None
+
+    @given(st.data())
+    def test_damaged_files_are_read_or_passed_over(self, data: st.DataObject) -> None:
+        content = bytearray(noted())
+        at = content.find(b"NVIDIA Corporation")
+        steering = st.integers(0, 1024) | st.integers(at - 12, at + 140)
+        for _ in range(data.draw(st.integers(1, 8))):
+            content[data.draw(steering)] = data.draw(st.integers(0, 255))
+        cudanote.branches(bytes(content[: data.draw(st.integers(0, len(content)))]))
+        cudanote.branches(bytes(content))
 
 
 @pytest.mark.parametrize(

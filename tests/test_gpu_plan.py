@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rootless_udi.errors import UdiError
-from rootless_udi.mpi_inject import gpu, nvidia
+from rootless_udi.mpi_inject import gpu, hostroot, nvidia
 from rootless_udi.mpi_inject.gpu_parts import BIN, LIB
 from rootless_udi.steps import Env, Injection, Mount, Symlink
 from tests import gpuhosts
@@ -154,6 +154,29 @@ def test_vendor_neutral_libraries_never_go_in(tmp_path: Path) -> None:
         host.copy(f"/usr/local/nvidia/lib64/{library}", gpuhosts.compile(library))
     names = {t.rpartition("/")[2].partition(".so")[0] for t in targets(plan(host, environ=ALL))}
     assert not names & {"libGL", "libEGL", "libGLX", "libGLdispatch", "libOpenGL", "libOpenCL"}
+
+
+def test_paths_are_resolved_as_the_kernel_does(tmp_path: Path) -> None:
+    """By folders that are resolved once, and links to and through them."""
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/file").touch()
+    for name, target in {
+        "to": "a/b",
+        "a/up": "../a/b",
+        "a/b/link": "file",
+        "far": f"{tmp_path}/to/link",
+        "round": "round",
+        "into": "into/file",
+        "nowhere": "a/none",
+        "through": "to/../b/file",
+    }.items():
+        (tmp_path / name).symlink_to(target)
+    links = hostroot.Links("/")
+    names = ("a/b/file", "to/file", "a/up/link", "far", "round", "into", "into/x", "nowhere")
+    for name in (*names, "through", "a/../a/b/file", "a/b/file/x", "none/x", "to/", "to/."):
+        path = f"{tmp_path}/{name}"
+        there = os.path.exists(path)
+        assert links.resolve(path) == (os.path.realpath(path) if there else ""), name
 
 
 def test_a_library_that_no_table_knows_goes_in(tmp_path: Path) -> None:
