@@ -9,8 +9,7 @@ are left for the request that meets them again.
 
 from os import uname
 
-from rootless_udi.fuse.filesystem import ROOT
-from rootless_udi.fuse.format import DIR, SYMLINK
+from rootless_udi.fuse.format import DIR, SYMLINK, Corrupt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,12 +45,14 @@ def steps(fs: "FileSystem", program: bytes = b"") -> "Iterator[None]":
     reader, room = fs.reader, MOST
     root = [reader.super.root]
     # What a listing of the root asks for, which is a launcher's first question.
-    for _, node, _, _, number in fs.entries(ROOT, 0):
-        if number > ENTRIES:
-            break
-        if node:
-            fs.inode(node)
-    yield
+    top = reader.inode(reader.super.root)
+    listed = reader.entries(top, 0) if reader.segments(top) else {}
+    for entry in list(listed.values())[:ENTRIES]:
+        yield
+        try:
+            reader.inode(entry >> 36)
+        except Corrupt:
+            continue
     for path in LOADERS.get(uname().machine, ()):
         trail = yield from _walk(reader, root, path)
         if trail:

@@ -24,7 +24,8 @@ class Cache(Generic[V]):
     the young one holds half the limit it becomes the old one and the old one is dropped. A hit in
     the young one then costs one dict look-up (an OrderedDict's move_to_end costs three), and what
     was used in the last half of the limit is always there. Threads may share it: each step is one
-    dict operation, and a value lost in a race is only made again.
+    dict operation, a value lost in a race is only made again, and a count lost in one is forgotten
+    with its generation.
     """
 
     __slots__ = ("_cost", "_half", "_old", "_used", "_young")
@@ -51,7 +52,8 @@ class Cache(Generic[V]):
         value = self._young.pop(key, None)
         if value is None:
             return self._old.pop(key, None)
-        self._used -= self._cost(value)
+        cost = self._cost(value)
+        self._used -= cost
         return value
 
     def put(self, key: object, value: "V") -> None:

@@ -11,7 +11,7 @@ transports answer EIO to the latter two and log them. One thread calls; `read` u
 """
 
 import os
-from errno import EINVAL, EISDIR, ENAMETOOLONG, ENODATA, ENOTDIR
+from errno import EINVAL, EISDIR, ENAMETOOLONG, ENODATA, ENOSYS, ENOTDIR
 
 from rootless_udi.fuse.blocks import HOLE, Blocks, Place
 from rootless_udi.fuse.format import DIR, RAW, REG, SYMLINK, Corrupt, Inode
@@ -20,7 +20,7 @@ from rootless_udi.fuse.workers import Workers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Hashable, Iterator
 
 
 Buffer = bytes | memoryview
@@ -177,7 +177,10 @@ class FileSystem:
             parts.append(self._part(one, index, where, start, stop))
             base += 1 << shift
         if offset == 0 and last == 0 and parts[0][:4] == ELF and has_idle_cpu():
-            self.expect(one, PROGRAM, now=True)
+            try:
+                self.expect(one, PROGRAM, end)
+            except (Corrupt, OSError):
+                pass  # of another block: who asks for it meets that again
         return parts
 
     def offer_to(self, offer: "Callable[[int, int, Buffer], object]") -> None:
@@ -188,22 +191,23 @@ class FileSystem:
         """
         self._offer = offer
 
-    def expect(self, one: Inode, most: int, now: bool = False) -> int:
+    def expect(self, one: Inode, most: int, known: int = 0) -> int:
         """Have the data of a file decompressed by a worker, before it is asked for.
 
-        With `now` the file is in use: its data is offered to the transport, before other jobs.
-        Returns how many bytes that are; 0 for what has more than `most` or the cache has room for,
-        and where there is no CPU to spare.
+        Of a file in use the first `known` bytes are: what follows them is offered to the transport,
+        before other jobs. Returns how many bytes the file has; 0 for one that has more than `most`
+        or the cache has room for, and where there is no CPU to spare.
         """
         if one.kind != REG or one.size > min(most, self._early):
             return 0
         blocks, workers = self.blocks, self.workers
-        indexes = range((one.size + blocks.size - 1) >> blocks.log)
-        if now and self._offer is not None:
+        indexes = range(known >> blocks.log, (one.size + blocks.size - 1) >> blocks.log)
+        if known and self._offer is not None:
             for index in reversed(indexes):
-                place = blocks.place(one, index)
-                if place != HOLE:
-                    workers.ask(self._hand_over, (one, index, place), first=True)
+                place, start = blocks.place(one, index), max(known - (index << blocks.log), 0)
+                if place != HOLE and start < blocks.length(one, index):
+                    job = self._offering(one, index, place, start)
+                    workers.ask(job, (one.ref, index, "offer"), first=True)
             return one.size
         for index in indexes:
             place = blocks.place(one, index)
@@ -211,12 +215,25 @@ class FileSystem:
                 workers.ask(blocks.get, place)
         return one.size
 
-    def _hand_over(self, job: tuple[Inode, int, Place]) -> None:
-        """Offer one block of a file to the transport. Any thread but the one that answers."""
-        one, index, place = job
-        if self._offer is not None:
-            data = self._part(one, index, place, 0, self.blocks.length(one, index))
-            self._offer(self.node(one.ref), index << self.blocks.log, data)
+    def _offering(
+        self, one: Inode, index: int, place: Place, start: int
+    ) -> "Callable[[Hashable], None]":
+        """Return a job that offers a block of a file from `start` on. Not for who answers."""
+        blocks = self.blocks
+
+        def job(_: "Hashable") -> None:
+            if self._offer is None:
+                return
+            data = self._part(one, index, place, start, blocks.length(one, index))
+            try:
+                self._offer(self.node(one.ref), (index << blocks.log) + start, data)
+            except OSError as error:
+                if isinstance(data, bytes):
+                    blocks.cache.put(place, data)  # it will be asked for, then
+                if error.errno in (EINVAL, ENOSYS):
+                    self._offer = None
+
+        return job
 
     def _part(self, one: Inode, index: int, where: Place, start: int, stop: int) -> "Buffer":
         """Return the bytes start to stop of a file's block `index`, which lies at `where`."""

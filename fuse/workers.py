@@ -64,7 +64,7 @@ class Workers:
         self._running = 0
         for _ in range(self.threads):
             try:
-                _thread.start_new_thread(self._work, ())
+                _thread.start_new_thread(self._work, (self._queue,))
             except RuntimeError:
                 return  # a limit of processes or of memory: the asking thread does it all
             self._running += 1
@@ -78,22 +78,23 @@ class Workers:
         if done is None:
             return
         if self._idle.pop(name, False):
-            del self._pending[name]
+            # For another thread that waits for the same: it finds nothing, and makes it too.
+            self._pending.pop(name).release()
             return
         with done:
             pass
 
     def close(self) -> None:
-        """End the threads once they are done with what they were asked."""
+        """End the threads once they are done with what they were asked; ask for nothing after."""
         for _ in range(max(0, self._running)):
             self._queue.put(False)
-        self._running = -1
+        self._running = 0
 
-    def _work(self) -> None:
+    def _work(self, queue: "SimpleQueue[bool]") -> None:
         if self._yielding:
             nice(_NICE)  # of this thread alone, on Linux (sched(7))
         while True:
-            if not self._queue.get():
+            if not queue.get():
                 return
             call, name = self._jobs.pop(0)
             if not self._idle.pop(name, False):

@@ -94,9 +94,8 @@ class _Input:
     def __init__(self, source: "bytes | int") -> None:
         if isinstance(source, int):
             self.file, self.first = source, os.pread(source, _BLOCK, 0)
-            # A short read is the end: one call less for each small file.
-            whole = len(self.first) < _BLOCK
-            self.size = len(self.first) if whole else os.fstat(source).st_size
+            # Not its length: a network file system may give less than there is.
+            self.size = os.fstat(source).st_size
         else:
             self.file, self.first, self.size = -1, source, len(source)
         self.blocks: dict[int, bytes] = {}

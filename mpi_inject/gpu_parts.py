@@ -131,8 +131,9 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 _NUMBERS: dict[str, tuple[int, ...]] = {}
-_NEWEST: dict[tuple[str, ...], tuple[int, ...]] = {}
 """The same dozen versions of glibc are needed by each of thirty libraries."""
+_NEWEST: dict[tuple[str, ...], tuple[int, ...]] = {}
+"""And mostly the same ones of them."""
 
 
 def place(

@@ -177,7 +177,11 @@ def write(package: str) -> bool:
     elsewhere: dict[str, str] = {}
     # The first one last, since it is the one that starts look for.
     for stem, groups in reversed(FILES.items()):
-        table, content = _content(package, groups)
+        try:
+            table, content = _content(package, groups)
+        except OSError:
+            # An installation that is being replaced, or is not whole.
+            return False
         data = marshal.dumps((FORMAT, boot, table, content, elsewhere))
         if not _replace(path(package, stem), data):
             return False

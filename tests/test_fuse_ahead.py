@@ -1,5 +1,6 @@
 """What is decompressed before it is asked for, and the threads that do it."""
 
+import errno
 import os
 import struct
 import threading
@@ -236,7 +237,9 @@ def test_a_program_in_use_is_offered_whole_and_in_order(
         fs.read(fs.lookup(ROOT, name), 0, 4096)
     drained(fs.workers)
     assert [offset for _, offset, _ in offers] == sorted(offset for _, offset, _ in offers)
-    made = bytearray(len(code))  # what is not offered is a hole
+    made = bytearray(len(code))  # what is not offered is a hole, or was just read
+    made[:4096] = code[:4096]
+    assert offers[0][1] == 4096
     for who, offset, data in offers:
         assert who == node
         made[offset : offset + len(data)] = data
@@ -249,6 +252,47 @@ def test_a_program_in_use_is_offered_whole_and_in_order(
     drained(traced.workers)
     assert offers
     traced.close()
+
+
+@pytest.mark.needs("mksquashfs")
+@pytest.mark.parametrize("error", (errno.ENOENT, errno.EINVAL))
+def test_an_offer_that_is_refused_loses_nothing(
+    error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ENOENT: the kernel has forgotten that inode. EINVAL: it takes no offers at all."""
+    monkeypatch.setattr(filesystem, "has_idle_cpu", lambda: True)
+    codes = [filesystem.ELF + fuseimages.words(400_000, n) for n in (1, 2)]
+    tree: list[images.Entry] = [(f"p{n}", code, {}) for n, code in enumerate(codes)]
+    fs = opened(fuseimages.mksquashfs(images.tar(tree), tmp_path / "i", "-no-tailends"))
+    offered = []
+
+    def refuse(node: int, offset: int, data: filesystem.Buffer) -> None:
+        offered.append((node, offset))
+        raise OSError(error, "refused")
+
+    fs.offer_to(refuse)
+    for n, code in enumerate(codes):
+        node = fs.lookup(ROOT, b"p%d" % n)
+        fs.read(node, 0, 4096)
+        drained(fs.workers)
+        if n == 0 or error == errno.ENOENT:
+            assert len({one for one in offered if one[0] == node}) in (1, 4)
+        else:
+            assert not [one for one in offered if one[0] == node]
+        assert at_hand(fs, b"p%d" % n) is (n == 1 or error == errno.ENOENT)
+        assert b"".join(fs.read(node, 0, 1 << 20)) == code
+    fs.close()
+
+
+@pytest.mark.needs("mksquashfs")
+def test_what_is_read_early_is_in_no_profile(tmp_path: Path) -> None:
+    image = fuseimages.mksquashfs(images.tar(DEBIAN), tmp_path / "i")
+    tracer = Tracer()
+    fs = tracer(Reader(os.open(image, os.O_RDONLY), "i"), 40 << 20, 0)
+    list(ahead.steps(fs, b"/usr/bin/none"))
+    drained(fs.workers)
+    assert tracer.reads == []
+    fs.close()
 
 
 @pytest.mark.needs("mksquashfs")
@@ -352,6 +396,33 @@ def test_who_wants_a_job_that_waits_takes_it_back(workers: Workers) -> None:
     drained(workers)
     assert sorted(done) == ["second", "slow", "third"] and not workers._pending
     workers.wait("never asked for")
+
+
+def test_two_that_wait_for_one_job_that_waits() -> None:
+    """One takes it back; the other, which had seen it too, must not wait for ever."""
+    workers = Workers(1)
+    go, both = threading.Event(), threading.Barrier(2)
+    workers.ask(lambda _: go.wait(60), "keeps the only thread")
+    workers.ask(lambda _: None, "wanted")
+
+    class Pending(dict[object, object]):
+        def get(self, key: object, default: object = None) -> object:
+            found = super().get(key, default)
+            if key == "wanted":
+                both.wait(60)
+            return found
+
+    workers._pending = Pending(workers._pending)  # type: ignore[assignment]
+    two = [threading.Thread(target=workers.wait, args=("wanted",), daemon=True) for _ in range(2)]
+    for one in two:
+        one.start()
+    for one in two:
+        one.join(60)
+        assert not one.is_alive()
+    go.set()
+    workers.close()
+    workers.ask(lambda _: None, "after the end")
+    workers.wait("after the end")
 
 
 def test_what_is_urgent_comes_first(workers: Workers) -> None:
