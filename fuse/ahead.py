@@ -46,7 +46,7 @@ def steps(fs: "FileSystem", program: bytes = b"") -> "Iterator[None]":
     root = [reader.super.root]
     # What a listing of the root asks for, which is a launcher's first question.
     top = reader.inode(reader.super.root)
-    listed = reader.entries(top, 0) if reader.segments(top) else {}
+    listed = reader.entries(top, 0) if top.kind == DIR and reader.segments(top) else {}
     for entry in list(listed.values())[:ENTRIES]:
         yield
         try:

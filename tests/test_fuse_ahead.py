@@ -285,6 +285,20 @@ def test_an_offer_that_is_refused_loses_nothing(
 
 
 @pytest.mark.needs("mksquashfs")
+def test_a_root_that_is_no_directory(tmp_path: Path) -> None:
+    image = fuseimages.mksquashfs(images.tar(ALPINE), tmp_path / "i")
+    fs = opened(image)
+    file = fs.lookup(fs.lookup(ROOT, b"lib"), b"ld-musl-x86_64.so.1")
+    fs.close()
+    with open(image, "r+b") as data:
+        data.seek(32)  # the superblock's reference to the root
+        data.write(struct.pack("<Q", file - 2))
+    fs = opened(image)
+    assert set(ahead.steps(fs)) <= {None}
+    fs.close()
+
+
+@pytest.mark.needs("mksquashfs")
 def test_what_is_read_early_is_in_no_profile(tmp_path: Path) -> None:
     image = fuseimages.mksquashfs(images.tar(DEBIAN), tmp_path / "i")
     tracer = Tracer()
