@@ -65,8 +65,9 @@ def steps(fs: "FileSystem", program: bytes = b"") -> "Iterator[None]":
         if found:
             room -= fs.expect(reader.inode(found[-1]), room)
         yield
-    folders = (b"",) if b"/" in program or not program else FOLDERS
-    for folder in folders:
+    if not program:
+        return
+    for folder in (b"",) if b"/" in program else FOLDERS:
         found = yield from _walk(reader, root, folder + program)
         if found:
             fs.expect(reader.inode(found[-1]), room)
