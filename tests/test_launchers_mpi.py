@@ -78,9 +78,19 @@ def test_one_launcher_in_the_container_of_another_is_apart(
 ) -> None:
     """Two mpiexec at once on one node: two containers."""
     argv = contained(kind, 2, 2, 8)
-    both = [user.popen(*argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for _ in range(2)]
-    results = [parse(one.communicate(timeout=120)[0]) for one in both]
-    assert [one.returncode for one in both] == [0, 0]
+    # Open MPI's mpiexec removes /tmp/ompi.HOST.UID as it ends, under another that is making its
+    # own folder in it: bare, 3 of 200 fail ("A call to mkdir was unable to create").
+    folders = [user.home / "one", user.home / "other"]
+    user.run("mkdir", *folders, check=True)
+    both = [
+        user.popen(
+            *argv, env={"TMPDIR": str(folder)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for folder in folders
+    ]
+    outputs = [one.communicate(timeout=120) for one in both]
+    assert [one.returncode for one in both] == [0, 0], outputs
+    results = [parse(out) for out, _ in outputs]
     assert [len(set(result.namespaces.values())) for result in results] == [1, 1]
     assert results[0].namespaces[0] != results[1].namespaces[0]
 
