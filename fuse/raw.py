@@ -16,11 +16,14 @@ from rootless_udi.fuse.ahead import steps
 from rootless_udi.fuse.complain import Complaints, to_stderr
 from rootless_udi.fuse.filesystem import CACHE_BYTES, FileSystem
 from rootless_udi.fuse.format import Corrupt
+from rootless_udi.fuse.notes import Notes
 from rootless_udi.fuse.reader import Reader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from rootless_udi.starts import Question
 
     Reply = tuple[bytes | memoryview, ...] | None
 
@@ -70,6 +73,7 @@ def serve(
     ready_fd: int | None = None,
     counts: "dict[int, int] | None" = None,
     program: bytes = b"",
+    keep: "Callable[[list[Question]], object] | None" = None,
 ) -> None:
     """Serve `image` (a path or an open descriptor) to the kernel over `fuse_fd`; return at its end.
 
@@ -80,14 +84,17 @@ def serve(
     decompressed data kept, `threads` those that help (default: by CPUs). A byte is written to
     `ready_fd` once requests will be answered, and it is closed. `counts` gets the number of
     messages by opcode. `program` is the first word of the command that will be run, if that is
-    known. Raises UdiError where `image` can't be served; OSError.
+    known; `keep` gets what its start has asked, once that is over.
+    Raises UdiError where `image` can't be served; OSError.
     """
     server = Server(opened(image, cache_bytes, threads, filesystem), log, program)
+    server.notes = Notes(keep) if keep is not None else None
     server.fd = fuse_fd if isinstance(fuse_fd, int) else server.await_connection(fuse_fd)
     ready(ready_fd)
     try:
         server.run(counts)
     finally:
+        server.end_notes()
         server.fs.close()
 
 
@@ -95,6 +102,7 @@ class Server:
     """One connection: reads requests from `fd` and answers them from `fs`, one at a time."""
 
     fd = -1
+    notes: Notes | None = None
 
     def __init__(self, fs: FileSystem, log: "Callable[[str], None]", program: bytes = b"") -> None:
         self.fs = fs
@@ -134,18 +142,31 @@ class Server:
         except Exception:
             return False  # a damaged image: who asks for that part hears of it
 
+    def end_notes(self) -> None:
+        """Hand the notes of the start over, if there are any."""
+        notes, self.notes = self.notes, None
+        if notes is not None:
+            notes.close(self.fs)
+
     def run(self, counts: "dict[int, int] | None" = None) -> None:
         """Answer until the kernel ends the connection."""
         read, header, handlers, fd = os.read, p.IN_HEADER.unpack_from, self._handlers, self.fd
-        answer, complain = self._answer, self._complain
-        os.set_blocking(fd, False)  # for as long as there is something to do without a request
+        answer, complain, notes = self._answer, self._complain, self.notes
+        # For as long as there is something to do without a request, or something to wait for.
+        os.set_blocking(fd, False)
         while True:
             try:
                 request = read(fd, p.BUFFER)
             except OSError as error:
                 if error.errno == EAGAIN:
-                    if not self._went_on():
-                        os.set_blocking(fd, True)
+                    if self._went_on():
+                        continue
+                    if notes is not None and notes.worth:
+                        if notes.wait(fd):
+                            continue
+                        self.end_notes()
+                        notes = None
+                    os.set_blocking(fd, True)
                     continue
                 if error.errno in (EINTR, ENOENT):  # ENOENT: interrupted before we had it
                     continue
@@ -157,6 +178,8 @@ class Server:
             _, opcode, unique, node = header(request)[:4]
             if counts is not None:
                 counts[opcode] = counts.get(opcode, 0) + 1
+            if notes is not None and notes.take(opcode, node, request):
+                os.set_blocking(fd, False)
             handler = handlers[opcode] if opcode < 64 else None
             if handler is None:
                 answer(unique, -ENOSYS, ())

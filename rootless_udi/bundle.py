@@ -46,6 +46,7 @@ GROUPS = {
         "rootless_udi.idmap.maps",
     ),
     "help": ("rootless_udi.helper",),
+    "starts": ("rootless_udi.starts",),
     "fuse": ("rootless_udi.fuse",),
     "publish": (
         "rootless_udi.sweep",
@@ -88,6 +89,7 @@ GROUPS = {
         "rootless_udi.fuse.ahead",
         "rootless_udi.fuse.complain",
         "rootless_udi.fuse.protocol",
+        "rootless_udi.fuse.notes",
         "rootless_udi.fuse.raw",
     ),
     "shifter": (

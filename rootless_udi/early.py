@@ -4,8 +4,9 @@ The planner is imported after this, beside a server that opens the image meanwhi
 """
 
 import os
+from time import time
 
-from rootless_udi import config, host, ladder, resolve
+from rootless_udi import config, host, ladder, node, resolve
 from rootless_udi.config import Site
 from rootless_udi.errors import UdiError
 from rootless_udi.guard import complain
@@ -17,6 +18,10 @@ from rootless_udi.records import Record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rootless_udi.helper import Helper
+
+
+WEEK = 7 * 86400
+"""Seconds for which a start is taken to ask what the last one did: what it runs may change."""
 
 
 class Found(Record):
@@ -49,6 +54,27 @@ def find(request: Request, environ: "dict[str, str]", who: str, helper: "Helper 
             raise UdiError(f"writing the profile {trace} failed: its folder can't be written")
         root = root.replace(trace=trace)
     elif helper is not None and root.server == "udi":
-        program = request.entrypoint or next(iter(request.command), "")
-        helper.announce(root.path, program)
+        words = [word for word in (request.entrypoint, *request.command) if word]
+        program = words[0] if words else ""
+        helper.announce(root.path, program, *_kept(root.path, words, environ))
     return Found(site, facts, image, root)
+
+
+def _kept(image: str, words: "list[str]", environ: "dict[str, str]") -> tuple[str, str]:
+    """Return the name of the file of what a start of `words` asks, and its path if there is one.
+
+    See `starts`, which is not imported for this. A start goes by the image's file, the program and
+    the first of its other words that is no option: what an interpreter is to run.
+    """
+    status = os.stat(image)
+    about = next((word for word in words[1:] if not word.startswith("-")), "")
+    facts = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, *words[:1], about
+    name = node.digest("\0".join(map(str, facts)).encode("utf-8", "surrogateescape"))
+    for folder in node.directories(environ, os.getuid()):
+        path = f"{folder}/starts/{name}"
+        try:
+            if time() - os.stat(path).st_mtime < WEEK:
+                return name, path
+        except OSError:
+            pass
+    return name, ""

@@ -127,7 +127,8 @@ def _image(plan: Plan, helper: "Helper", place: tuple[str, str, str]) -> None:
     try:
         # The first question. A listing, since its answer has what mount points and the command's
         # path would be asked for one by one; its end is not asked for.
-        with os.scandir("/image") as listing:
+        top = os.open("/image", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with os.scandir(top) as listing:
             next(listing, None)
     except PermissionError:
         # It has answered. squashfuse_ll shows owners that are in no id map, whose root directory
@@ -140,6 +141,12 @@ def _image(plan: Plan, helper: "Helper", place: tuple[str, str, str]) -> None:
             f"serving {root.path} failed: {why}",
             f"check the file with unsquashfs -ll {root.path}, or pull it anew (--force)",
         ) from None
+    else:
+        if helper.known:
+            space = os.open("/host/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+            helper.ask_ahead(space, top)
+            os.close(space)
+        os.close(top)
 
 
 def _by_itself(plan: Plan) -> int:

@@ -7,6 +7,7 @@ Two socket pairs carry a message or two each:
     launcher -> server   the image, as soon as it is known that our own server will serve it
     launcher -> server   the image and the FUSE connection (SCM_RIGHTS)
     launcher -> helper   what is served, the inotify descriptor; the FUSE connection for others
+    launcher -> helper   the mount's user namespace and root, to ask what the last start asked
     helper -> launcher   "pid PID" of the image server, or "! WHY"
 
 After that the kernel tells it all: the connection ends when the mount namespace does, and so does
@@ -21,26 +22,35 @@ from sys import byteorder
 
 from rootless_udi.errors import UdiError
 from rootless_udi.idmap import maps
-from rootless_udi.syscalls import PR_SET_NAME, PR_SET_NO_NEW_PRIVS, prctl
+from rootless_udi.syscalls import (
+    CLONE_NEWUSER,
+    PR_SET_NAME,
+    PR_SET_NO_NEW_PRIVS,
+    prctl,
+    setns,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rootless_udi.image import Root
+    from rootless_udi.starts import Question
 
 _LIMITS = "a limit may be reached: of processes (ulimit -u, the job's), or of memory (ulimit -v)"
-HELPER, SERVER = b"udi-helper", b"udi-image"
+HELPER, SERVER, AHEAD = b"udi-helper", b"udi-image", b"udi-ahead"
 """What ps(1) shows; at most 15 bytes (prctl(2), PR_SET_NAME)."""
 
 
 class Helper:
-    """The launcher's end. `pid` is the image server's, 0 where the rung has none."""
+    """The launcher's end. `pid` is the image server's, 0 where the rung has none; `known` the file
+    with what the last such start asked."""
 
     def __init__(self) -> None:
         """Fork the helper, which loads the image server while the launcher gathers and plans."""
         self.pid = 0
         self._said = ""
+        self.known = ""
         self._mine, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         self._server, source = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         try:
@@ -65,13 +75,15 @@ class Helper:
         theirs.close()
         source.close()
 
-    def announce(self, image: str, program: str) -> None:
+    def announce(self, image: str, program: str, start: str, known: str) -> None:
         """Say what our own server will serve, so that it opens it while the launcher goes on.
 
-        `program` is the command's first word, which is read next if it is in the image.
+        `program` is the command's first word, which is read next if it is in the image. `start` is
+        the name of the file of what this start asks, which is noted unless it is `known` (a path).
         """
+        self.known = known
         try:
-            send(self._server, (image, program), [])
+            send(self._server, (image, "", program, "" if known else start), [])
         except OSError:
             # It failed, which `failure` will say.
             pass
@@ -93,16 +105,28 @@ class Helper:
                 fds.append(fuse)
                 kinds += "f"
             self._server.close()
-            words = kinds, root.server, root.path, root.program, *place, *root.options
+            words = kinds, root.server, root.path, root.program, *place, self.known, *root.options
             send(self._mine, words, fds)
         except OSError:
             raise UdiError("the image server ended before it began", _LIMITS) from None
 
     def _connect(self, root: "Root", fuse: int) -> None:
         try:
-            send(self._server, (root.path, "", root.trace), [fuse])
+            send(self._server, (root.path, root.trace, "", ""), [fuse])
         except BrokenPipeError:
             # It could not open the image, and has said so: who looks at the mount asks `failure`.
+            pass
+
+    def ask_ahead(self, space: int, top: int) -> None:
+        """Have what is known to be asked of the image asked now, by another process.
+
+        `space` is a descriptor of the mount's user namespace, `top` one of its root directory. Only
+        where something is known, after `hand_over`.
+        """
+        try:
+            send(self._mine, (), [space, top])
+        except OSError:
+            # The helper is dead, which `answer` will say.
             pass
 
     def answer(self) -> int:
@@ -160,12 +184,19 @@ def _work(sock: "_socket.socket", source: "_socket.socket") -> None:
     message, fds = receive(sock)
     if not message:
         return
-    kinds, server, path, program, directory, name, token, *options = message.split("\0")
+    kinds, server, path, program, directory, name, token, known, *options = message.split("\0")
     watch = fds.pop(0) if "w" in kinds else None
     fuse = fds.pop(0) if "f" in kinds else None
     if server == "udi":
         sock.send(b"pid %d" % child)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if known:
+        _, fds = receive(sock)
+        if fds:
+            _ask_ahead(known, fds)
+    ended, status = os.wait()
+    while ended != child:
+        ended, status = os.wait()
+    status = os.waitstatus_to_exitcode(status)
     why = ""
     if server == "udi":
         if status:
@@ -188,6 +219,34 @@ def _work(sock: "_socket.socket", source: "_socket.socket") -> None:
         os.read(watch, 4096)
     if watch is not None or fuse is not None or server == "udi":
         publish.end(directory, name, token)
+
+
+def _ask_ahead(known: str, fds: list[int]) -> None:
+    """Have a child ask what is known. `fds` are a user namespace and a directory."""
+    from rootless_udi import starts
+
+    questions = starts.find(known)
+    try:
+        child = os.fork() if questions else -1
+    except OSError:
+        # Of the limits on processes the command needs what is left.
+        child = -1
+    if child == 0:
+        try:
+            prctl(PR_SET_NAME, AHEAD)
+            space, top = fds
+            # FUSE answers those in the mount's user namespace (fuse(4), allow_other).
+            setns(space, CLONE_NEWUSER)
+            os.fchdir(top)
+            # So that no link leads out of the image.
+            os.chroot(".")
+            # Somebody waits for the end of each of these.
+            close_others()
+            starts.ask(questions)
+        finally:
+            os._exit(0)
+    for fd in fds:
+        os.close(fd)
 
 
 def close_others(*keep: int) -> None:
@@ -252,13 +311,13 @@ def _serve(sock: "_socket.socket", source: "_socket.socket") -> None:
     message, fds = receive(source)
     if not message:
         return
-    path, program, *trace = message.split("\0")
+    path, trace, program, start = message.split("\0")
     title(f"udi-image {path}")
     try:
-        if trace and trace[0]:
+        if trace:
             from rootless_udi.fuse.profile import serve_traced
 
-            serve_traced(path, fds[0], trace[0], log=_log)
+            serve_traced(path, fds[0], trace, log=_log)
         else:
             raw.serve(
                 path,
@@ -266,6 +325,7 @@ def _serve(sock: "_socket.socket", source: "_socket.socket") -> None:
                 log=_log,
                 filesystem=Owned,
                 program=os.fsencode(program),
+                keep=_keeper(start) if start else None,
             )
     except (OSError, UdiError, ValueError) as error:
         why = f"the image server ended: {error}"
@@ -273,6 +333,17 @@ def _serve(sock: "_socket.socket", source: "_socket.socket") -> None:
         _tell(sock, f"! {why}")
         _log(why)
         os._exit(1)
+
+
+def _keeper(start: str) -> "Callable[[list[Question]], object]":
+    """Return what keeps the questions of a start in the file of that name."""
+
+    def keep(questions: "list[Question]") -> None:
+        from rootless_udi import starts
+
+        starts.keep(os.environ, os.getuid(), start, questions)
+
+    return keep
 
 
 def _program(sock: "_socket.socket", root: "Root", fuse: int) -> str:

@@ -225,10 +225,11 @@ def key(request: Request, who: str, environ: "Mapping[str, str]") -> tuple[str, 
         parts.append(f"cwd={os.getcwd()}")
     parts += [f"{name}={environ[name]}" for name in PLANNED if name in environ]
     text = "\n".join(parts)
-    return _digest(text.encode("utf-8", "surrogateescape")), text
+    return digest(text.encode("utf-8", "surrogateescape")), text
 
 
-def _digest(data: bytes) -> str:
+def digest(data: bytes) -> str:
+    """Return 32 hexadecimal digits that stand for `data`."""
     try:
         # hashlib brings OpenSSL in, 3 ms.
         from _blake2 import blake2s

@@ -1,0 +1,183 @@
+"""What the starts of a program asked of an image, kept on the node and asked again by the next.
+
+A program that starts asks its image for a thousand names, links and pages, and waits for each. What
+the first start on a node asked is kept; from the second on a process of its own asks for the same
+while the container is still being made, so that the ranks find it with the kernel. It can only be
+early, never wrong: questions change nothing, and nobody waits for their answers.
+
+The file is in the state directory, which is the node's and the user's alone, in the folder
+`starts`; its name, which `early` makes, stands for the image's file and for what is run. It holds
+NUL-ended texts, HEAD first, then the questions in order, paths from the image's root:
+
+    s PATH                  is looked up, whether or not it is there
+    d PATH                  a directory that is listed
+    l PATH                  a link whose target is read
+    r OFFSET LENGTH PATH    a file of which a part is read, in bytes
+"""
+
+import os
+from errno import ENOTCONN
+from time import monotonic
+
+from rootless_udi import node
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    Question = tuple[str, bytes, int, int]
+
+FOLDER = "starts"
+HEAD = b"udi start 1"
+LARGEST = 256 << 10
+"""Bytes of a file."""
+FILES = 64
+"""Of which the oldest go."""
+PATIENCE = 5.0
+"""Seconds for asking. As long as it takes, the mount can't end."""
+
+
+def pack(questions: "Iterable[Question]") -> bytes:
+    """Return questions as the bytes of a file: as many of the first as it may hold."""
+    parts, size = [HEAD], len(HEAD)
+    for kind, path, offset, length in questions:
+        word = kind.encode() + b" "
+        if kind == "r":
+            word += b"%d %d " % (offset, length)
+        size += len(word) + len(path) + 1
+        if size >= LARGEST:
+            break
+        parts.append(word + path)
+    return b"\0".join([*parts, b""])
+
+
+def unpack(data: bytes) -> "list[Question]":
+    """Return the questions in a file. Raises ValueError where it is none of ours, or damaged."""
+    head, *words, rest = data.split(b"\0")
+    if head != HEAD or rest:
+        raise ValueError("not the questions of a start")
+    found: list[Question] = []
+    for word in words:
+        kind, path = word[:2], word[2:]
+        if kind == b"r ":
+            offset, length, path = path.split(b" ", 2)
+            found.append(("r", path, _number(offset), _number(length)))
+        elif kind in (b"s ", b"d ", b"l "):
+            found.append((kind[:1].decode(), path, 0, 0))
+        else:
+            raise ValueError(f"an unknown question {word[:20]!r}")
+    return found
+
+
+def _number(text: bytes) -> int:
+    if not text.isdigit() or len(text) > 18:
+        raise ValueError(f"not a number: {text[:20]!r}")
+    return int(text)
+
+
+def find(path: str) -> "list[Question]":
+    """Return the questions in a file; empty where there is none. A damaged one is removed."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(fd)
+            if status.st_uid != os.getuid():
+                return []
+            return unpack(os.read(fd, LARGEST))
+        except ValueError:
+            # So that the next start's are kept.
+            os.unlink(path)
+        finally:
+            os.close(fd)
+    except OSError:
+        pass
+    return []
+
+
+def keep(
+    environ: "Mapping[str, str]", uid: int, name: str, questions: "Iterable[Question]"
+) -> bool:
+    """Keep what a start asked in a file of that name; tell whether there was room.
+
+    The state directory is there: a container's record is in it. Raises OSError, UdiError.
+    """
+    _, directory = node.state(node.directories(environ, uid), make=False)
+    if directory < 0:
+        return False
+    try:
+        try:
+            os.mkdir(FOLDER, 0o700, dir_fd=directory)
+        except FileExistsError:
+            pass
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        folder = os.open(FOLDER, flags, dir_fd=directory)
+    finally:
+        os.close(directory)
+    try:
+        _thin_out(folder)
+        new = f"{name}.{os.getpid()}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(new, flags, 0o600, dir_fd=folder)
+        try:
+            data = pack(questions)
+            whole = os.write(fd, data) == len(data)
+        except OSError:
+            whole = False
+        finally:
+            os.close(fd)
+        if whole:
+            os.rename(new, name, src_dir_fd=folder, dst_dir_fd=folder)
+        else:
+            os.unlink(new, dir_fd=folder)
+        return whole
+    finally:
+        os.close(folder)
+
+
+def _thin_out(folder: int) -> None:
+    """Make room for one more file: the oldest go, unfinished ones of the killed with them."""
+    names = os.listdir(folder)
+    if len(names) < FILES:
+        return
+    ages = {}
+    for one in names:
+        try:
+            ages[one] = os.stat(one, dir_fd=folder, follow_symlinks=False).st_mtime
+        except FileNotFoundError:
+            pass
+    for one in sorted(ages, key=lambda each: ages[each])[: len(ages) - FILES + 1]:
+        try:
+            os.unlink(one, dir_fd=folder)
+        except OSError:
+            pass
+
+
+def ask(questions: "Iterable[Question]") -> None:
+    """Ask an image, whose root is the calling process's root and folder.
+
+    Ends where the image server has, or after PATIENCE.
+    """
+    end = monotonic() + PATIENCE
+    opened, fd = b"", -1
+    for kind, path, offset, length in questions:
+        if monotonic() > end:
+            return
+        try:
+            if kind == "s":
+                os.lstat(path)
+            elif kind == "d":
+                os.listdir(path or b".")
+            elif kind == "l":
+                os.readlink(path)
+            else:
+                if path != opened:
+                    if fd >= 0:
+                        os.close(fd)
+                    opened, fd = path, -1
+                    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
+        except OSError as error:
+            if error.errno == ENOTCONN:
+                return
+        except ValueError:
+            return

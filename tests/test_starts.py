@@ -1,0 +1,324 @@
+"""What a start asked is kept on the node, and asked by another process at the next start."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rootless_udi import starts
+from rootless_udi.fuse import notes
+from rootless_udi.sweep import sweep
+from tests import fuseimages, images
+from tests.conftest import TREE, User
+from tests.fusemount import Mount, ours
+from tests.test_fuse_mount import counted
+from tests.test_run import wait_for
+
+Question = tuple[str, bytes, int, int]
+RUNS = pytest.mark.needs("userns", "fuse", "busybox")
+MANY = "for n in $(seq 150); do test -e /absent$n; done; cat /etc/passwd >/dev/null"
+"""A start that asks enough to be kept."""
+
+PATHS = st.binary(max_size=300).filter(lambda path: b"\0" not in path)
+SIZES = st.integers(0, 10**17)
+QUESTIONS = st.one_of(
+    st.tuples(st.sampled_from("sdl"), PATHS, st.just(0), st.just(0)),
+    st.tuples(st.just("r"), PATHS, SIZES, SIZES),
+)
+
+
+@given(st.lists(QUESTIONS, max_size=50))
+def test_what_is_packed_is_unpacked(questions: list[Question]) -> None:
+    assert starts.unpack(starts.pack(questions)) == questions
+
+
+@given(st.binary(max_size=200))
+def test_what_is_no_file_of_questions_is_refused(rest: bytes) -> None:
+    try:
+        found = starts.unpack(starts.HEAD + b"\0" + rest)
+    except ValueError:
+        return
+    again = starts.unpack(starts.pack(found))
+    assert again == found
+
+
+@pytest.mark.parametrize(
+    "data",
+    (
+        b"",
+        b"udi start 2\0s a\0",
+        starts.HEAD,
+        starts.HEAD + b"\0s a",
+        starts.HEAD + b"\0x a\0",
+        starts.HEAD + b"\0r 1 a\0",
+        starts.HEAD + b"\0r -1 5 a\0",
+        starts.HEAD + b"\0r 1 " + b"9" * 30 + b" a\0",
+    ),
+)
+def test_damaged_files(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        starts.unpack(data)
+
+
+def test_a_file_holds_what_it_may() -> None:
+    data = starts.pack([("s", b"%d" % n + b"n" * 1000, 0, 0) for n in range(1000)])
+    assert len(data) <= starts.LARGEST
+    assert 200 < len(starts.unpack(data)) < 262
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)), max_size=12))
+def test_ranges_are_united(parts: list[tuple[int, int]]) -> None:
+    ranges = [(start, start + size) for start, size in parts]
+    found = notes._united(ranges)
+    assert {n for a, b in found for n in range(a, b)} == {n for a, b in ranges for n in range(a, b)}
+    assert all(a[1] < b[0] for a, b in pairwise(found))
+
+
+class Node:
+    """A state directory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.environ = {"XDG_RUNTIME_DIR": str(folder)}
+        self.state = folder / "rootless_udi"
+        self.state.mkdir(mode=0o700)
+        self.folder = self.state / "starts"
+
+    def keep(self, name: str = "a", count: int = 200) -> bool:
+        found: list[Question] = [("s", b"%d" % n, 0, 0) for n in range(count)]
+        return starts.keep(self.environ, os.getuid(), name, found)
+
+    def find(self, name: str = "a") -> int:
+        return len(starts.find(str(self.folder / name)))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+def test_what_is_kept_is_found_and_private(place: Node) -> None:
+    assert place.keep("a") and place.keep("b", 300)
+    assert (place.find("a"), place.find("b"), place.find("c")) == (200, 300, 0)
+    assert place.folder.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in place.folder.iterdir()} == {0o600}
+    assert place.keep("a", 5) and place.find("a") == 5
+
+
+def test_no_more_files_than_a_number(place: Node) -> None:
+    for n in range(starts.FILES + 5):
+        assert place.keep(str(n))
+        os.utime(place.folder / str(n), (n, n))
+        if n == 2:
+            (place.folder / "9.123").touch()
+            os.utime(place.folder / "9.123", (0, 0))
+    assert len(list(place.folder.iterdir())) == starts.FILES
+    assert place.keep("new") and place.find("new") and place.find(str(starts.FILES))
+    assert not place.find("3") and not (place.folder / "9.123").exists()
+
+
+@pytest.mark.parametrize("trouble", ("damaged", "large", "link", "pipe", "directory", "empty"))
+def test_what_can_not_be_used_is_as_if_it_were_not_there(place: Node, trouble: str) -> None:
+    assert place.keep()
+    (path,) = place.folder.iterdir()
+    if trouble == "damaged":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif trouble == "empty":
+        path.write_bytes(b"")
+    elif trouble == "large":
+        path.write_bytes(path.read_bytes() * 1000)
+    else:
+        path.rename(place.state / "elsewhere")
+    if trouble == "link":
+        path.symlink_to(place.state / "elsewhere")
+    elif trouble == "pipe":
+        os.mkfifo(path)
+    elif trouble == "directory":
+        path.mkdir()
+    assert place.find() == 0
+    assert path.exists() is (trouble in ("link", "directory"))
+    if trouble != "directory":
+        assert place.keep() and place.find() == 200
+
+
+def test_sweeping_leaves_them(place: Node) -> None:
+    assert place.keep()
+    fd = os.open(place.state, os.O_RDONLY | os.O_DIRECTORY)
+    assert sweep(fd) == []
+    os.close(fd)
+    assert place.find() == 200
+
+
+def kept(user: User) -> list[Path]:
+    return sorted((user.home / "run/rootless_udi/starts").glob("*[0-9a-f]"))
+
+
+@RUNS
+def test_the_second_start_finds_its_answers(user: User, box: Path, tmp_path: Path) -> None:
+    """A process of the mount's user namespace asks, confined to the image."""
+    assert user.run("udi-run", box, "sh", "-c", MANY).returncode == 0
+    wait_for(lambda: kept(user))
+    (file,) = kept(user)
+    found = starts.unpack(file.read_bytes())
+    asked = {path for kind, path, _, _ in found if kind == "s"}
+    assert {b"absent%d" % n for n in range(1, 151)} < asked
+    assert [path for kind, path, _, _ in found if kind == "r"].count(b"bin/busybox") >= 1
+    before = file.stat()
+    log = tmp_path / "log"
+    calls = "trace=setns,chroot,execve,exit_group,/stat"
+    done = user.run("strace", "-f", "-e", calls, "-o", log, "udi-run", box, "sh", "-c", MANY)
+    assert done.returncode == 0, done.stderr
+    lines = log.read_text().splitlines()
+    pid = next(line.split()[0] for line in lines if 'chroot(".")' in line)
+    mine = [line.split(maxsplit=1)[1] for line in lines if line.split()[0] == pid]
+    mine = [line for line in mine if re.match(r"(setns|chroot|newfstatat|lstat|\+)", line)]
+    stats = [line for line in mine if "absent" in line]
+    assert len(stats) == 150
+    assert mine.index(stats[0]) > next(n for n, x in enumerate(mine) if x.startswith("chroot"))
+    assert mine[-1] == "+++ exited with 0 +++"
+    assert kept(user) == [file] and file.stat().st_mtime_ns == before.st_mtime_ns
+    assert user.run("udi", "ps").stdout.count("\n") == 1
+
+
+@RUNS
+def test_a_start_goes_by_image_and_command(user: User, box: Path, tmp_path: Path) -> None:
+    """And by when it was: after a week a start is noted anew."""
+    mine = tmp_path / "mine.sqfs"
+    mine.write_bytes(box.read_bytes())
+
+    def count(*words: object, env: dict[str, str] | None = None) -> int:
+        done = user.run("udi-run", *words, env=env)
+        assert done.returncode == 0, done.stderr
+        # The record goes after the notes have been kept.
+        wait_for(lambda: len(os.listdir(user.home / "run/rootless_udi")) == 1)
+        return len(kept(user))
+
+    assert count(mine, "sh", "-c", MANY) == 1
+    assert count(mine, "sh", "-u", "-c", MANY, "word", "more") == 1
+    assert count(mine, "/bin/sh", "-c", MANY) == 2
+    assert count(mine, "sh", "-c", MANY + " ") == 3
+    assert count("--entrypoint=sh", mine, "-c", MANY) == 3
+    mine.write_bytes(box.read_bytes())
+    assert count(mine, "sh", "-c", MANY) == 4
+    for path in kept(user):
+        os.utime(path, (1e9, 1e9))
+    assert count(mine, "sh", "-c", MANY) == 4
+    assert sum(path.stat().st_mtime > 1.1e9 for path in kept(user)) == 1
+
+
+@RUNS
+def test_they_are_kept_while_the_container_lives(user: User, box: Path) -> None:
+    """A batch system may kill the server with the job: what was quiet for a while is over."""
+    script = f"{MANY}; echo up; read x"
+    one = user.popen("udi-run", box, "sh", "-c", script, stdin=-1, stdout=subprocess.PIPE)
+    assert one.stdout is not None and one.stdout.readline() == "up\n"
+    wait_for(lambda: kept(user))
+    assert one.poll() is None
+    one.communicate("\n", timeout=60)
+
+
+@RUNS
+def test_small_and_profiled_starts_leave_nothing(user: User, box: Path) -> None:
+    assert user.run("udi-run", box, "true").returncode == 0
+    done = user.run("udi", "profile", "-o", user.home / "p", box, "--", "sh", "-c", MANY)
+    assert done.returncode == 0, done.stderr
+    state = user.home / "run/rootless_udi"
+    wait_for(lambda: not [path for path in state.iterdir() if path.name != "starts"])
+    assert not kept(user)
+    assert user.run("udi-run", box, "sh", "-c", MANY).returncode == 0
+    wait_for(lambda: kept(user))
+    plain = (user.home / "p").read_text()
+    done = user.run("udi", "profile", "-o", user.home / "p", box, "--", "sh", "-c", MANY)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(",", 1)[1] for line in (user.home / "p").read_text().splitlines()[1:]]
+    assert lines == [line.split(",", 1)[1] for line in plain.splitlines()[1:]]
+
+
+@RUNS
+def test_damaged_questions_cost_a_start_nothing(user: User, box: Path) -> None:
+    assert user.run("udi-run", box, "sh", "-c", MANY).returncode == 0
+    wait_for(lambda: kept(user))
+    (file,) = kept(user)
+    strange: list[Question] = [
+        ("s", b"../../../../etc", 0, 0),
+        ("d", b"/", 0, 0),
+        ("d", b"bin/busybox", 0, 0),
+        ("l", b"", 0, 0),
+        ("r", b"bin", 10**17, 10**17),
+        ("r", b"etc/absent", 0, 4096),
+        ("r", b"bin/busybox", 0, 10**17),
+        ("s", b"n" * 5000, 0, 0),
+    ]
+    for data in (starts.pack(strange * 30), starts.HEAD, os.urandom(9999), b""):
+        file.write_bytes(data)
+        done = user.run("udi-run", box, "sh", "-c", "echo well; #" + MANY)
+        assert (done.stdout, done.stderr) == ("well\n", "")
+
+
+@pytest.mark.needs("userns", "fuse", "mksquashfs")
+def test_asking_a_server_that_is_gone_ends(tmp_path: Path) -> None:
+    image = fuseimages.mksquashfs(images.tar([("a", b"a", {})]), tmp_path / "i")
+    one = Mount(ours(), image, tmp_path / "m")
+    one.server.send_signal(signal.SIGKILL)
+    one.server.wait()
+    code = """
+import os, sys
+sys.path.insert(0, sys.argv[2])
+from rootless_udi import starts
+def many():
+    for n in range(1000):
+        yield "s", os.fsencode(sys.argv[1]) + b"/%d" % n, 0, 0
+    print("asked all")
+starts.ask(many())
+"""
+    done = one.run(sys.executable, "-IS", "-c", code, one.point, TREE)
+    assert (done.stdout, done.returncode) == ("", 0), done.stderr
+    one.close()
+
+
+@pytest.mark.needs("userns", "fuse", "tar2sqfs", "mmdebstrap")
+def test_what_was_asked_ahead_is_not_asked_again(user: User, tmp_path: Path) -> None:
+    """Of an import of numpy: 800 messages without."""
+    image = fuseimages.from_cache(images.debian_root("bookworm", ("python3-numpy",)), "fuse")
+    numpy = ("/usr/bin/python3", "-c", "import numpy; print(numpy.arange(3).sum())")
+    done = user.run("udi-run", image, *numpy)
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+    wait_for(lambda: kept(user))
+    code = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from rootless_udi import starts
+with open(sys.argv[2], "rb") as file:
+    questions = starts.unpack(file.read())
+os.chroot(sys.argv[3])
+os.chdir("/")
+starts.ask(questions)
+print(len(questions))
+"""
+    path = tmp_path / "counts"
+    with Mount(ours("raw", f"--counts={path}"), image, tmp_path / "m", overlay=True) as one:
+        rooted = ("unshare", "--user", "--map-root-user")
+        words = (sys.executable, "-IS", "-c", code, TREE, *kept(user), one.point)
+        done = one.run(*rooted, *words)
+        assert done.returncode == 0 and int(done.stdout) > 300, done.stderr
+
+        def counts() -> dict[str, int]:
+            path.unlink(missing_ok=True)
+            one.server.send_signal(signal.SIGUSR1)
+            wait_for(path.exists)
+            return counted(path)
+
+        first = counts()
+        done = one.run(*rooted, "--root", one.point, *numpy)
+        assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+        second = counts()
+    more = {name: n - first.get(name, 0) for name, n in second.items() if n != first.get(name, 0)}
+    assert first["READ"] > 50 and first["LOOKUP"] > 100
+    assert more.get("LOOKUP", 0) + more.get("READLINK", 0) + more.get("READDIR", 0) < 30, more
+    assert more.get("READ", 0) < 30, more
