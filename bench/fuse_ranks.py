@@ -2,9 +2,10 @@
 
     python3 -m bench.fuse_ranks IMAGE [--ranks=N] [--rounds=N]
 
-Alternates udi-run over our server, udi-run over squashfuse_ll (both joined, Python's joiner) and
-bubblewrap on the unpacked directory; prints medians of the time until the last rank has ended: once
-from the start, and once from execve(2) of the command, before which all ranks wait for the last.
+Alternates udi-run over our server (as the node's first such start, and as a later one), udi-run
+over squashfuse_ll (all joined, Python's joiner) and bubblewrap on the unpacked directory; prints
+medians of the time until the last rank has ended: once from the start, and once from execve(2) of
+the command, before which all ranks wait for the last.
 """
 
 import os
@@ -15,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.fuse_cold import COMMAND, TREE, bubblewrap, unpacked
+from bench.fuse_cold import COMMAND, TREE, bubblewrap, forgetful, unpacked
 
 Times = dict[str, list[float]]
 
@@ -71,15 +72,18 @@ def main(argv: list[str]) -> None:
     run = str(TREE / "bin/udi-run")
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         cases = {
+            "ours, first": [run, "--fuse=udi", image],
             "ours": [run, "--fuse=udi", image],
             "squashfuse_ll": [run, "--fuse=squashfuse_ll", image],
             "bubblewrap": bubblewrap(unpacked(image, Path(name)))[: -len(COMMAND)],
         }
+        first = forgetful(Path(name))
         whole: Times = {case: [] for case in cases}
         part: Times = {case: [] for case in cases}
         for round_ in range(rounds + 1):
             for number, (case, words) in enumerate(cases.items()):
                 job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NTASKS": str(ranks)}
+                job |= first if case == "ours, first" else {}
                 step = f"{round_}{number}"
                 taken = together([*words, *COMMAND], ranks, {**job, "SLURM_STEP_ID": f"{step}0"})
                 held = alone(words, ranks, {**job, "SLURM_STEP_ID": f"{step}1"})

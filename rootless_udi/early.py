@@ -70,11 +70,11 @@ def _kept(image: str, words: "list[str]", environ: "dict[str, str]") -> tuple[st
     about = next((word for word in words[1:] if not word.startswith("-")), "")
     facts = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, *words[:1], about
     name = node.digest("\0".join(map(str, facts)).encode("utf-8", "surrogateescape"))
-    for folder in node.directories(environ, os.getuid()):
-        path = f"{folder}/starts/{name}"
-        try:
-            if time() - os.stat(path).st_mtime < WEEK:
-                return name, path
-        except OSError:
-            pass
+    folders = node.directories(environ, os.getuid())
+    path = f"{next(filter(os.path.isdir, folders), folders[-1])}/starts/{name}"
+    try:
+        if time() - os.stat(path).st_mtime < WEEK:
+            return name, path
+    except OSError:
+        pass
     return name, ""
