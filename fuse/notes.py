@@ -8,6 +8,7 @@ from time import monotonic
 
 from rootless_udi.fuse import protocol as p
 from rootless_udi.fuse.filesystem import ROOT
+from rootless_udi.fuse.format import Corrupt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ FEWEST, MOST = 100, 3000
 """Messages noted. /bin/true has 15, a bare Python 200, an import of numpy 800."""
 BYTES = 64 << 20
 """Of files: a start reads programs and libraries, what comes after them may be data."""
+PATH_MAX = 4096
+"""Bytes of a path that can be asked for at once, with the zero at its end (path_resolution(7))."""
 LISTED = 20_000
 """Entries of directories that are gone through for names."""
 QUIET, LONGEST = 2.0, 30.0
@@ -49,10 +52,10 @@ class Notes:
         if opcode not in KINDS or len(self._taken) >= MOST:
             return False
         self._taken.append((opcode, node, request[40:]))
-        if len(self._taken) != FEWEST:
-            return False
-        self.worth = True
-        return True
+        if len(self._taken) == FEWEST and monotonic() < self._until:
+            self.worth = True
+            return True
+        return False
 
     def wait(self, fd: int) -> bool:
         """Wait for a message on `fd`; tell whether there is one, or else the start is over."""
@@ -75,7 +78,8 @@ class Notes:
 def questions(fs: "FileSystem", taken: "list[tuple[int, int, bytes]]") -> "list[Question]":
     """Return messages (opcode, node, what follows the header) as questions by path, each once.
 
-    All that is read of a file comes where the first of it was. Raises what `fs` raises.
+    All that is read of a file comes where the first of it was. What was asked in vain, of a damaged
+    image or by a name that is too long, is left out.
     """
     names = _names(fs, taken)
     known: dict[int, bytes | None] = {ROOT: b""}
@@ -118,33 +122,39 @@ def _names(fs: "FileSystem", taken: "list[tuple[int, int, bytes]]") -> "Names":
     names: Names = {}
     listed, room = set(), LISTED
     for opcode, node, body in taken:
-        if opcode == p.LOOKUP:
-            child = fs.lookup(node, body[:-1])
-            if child:
-                names.setdefault(child, (node, body[:-1]))
-        elif KINDS[opcode] == "d" and node not in listed:
-            listed.add(node)
-            for name, child, _, _, _ in fs.entries(node, 0):
-                room -= 1
-                if room < 0:
-                    break
-                if child and b"\0" not in name and b"/" not in name:
-                    names.setdefault(child, (node, name))
+        try:
+            if opcode == p.LOOKUP:
+                child = fs.lookup(node, body[:-1])
+                if child:
+                    names.setdefault(child, (node, body[:-1]))
+            elif KINDS[opcode] == "d" and node not in listed:
+                listed.add(node)
+                for name, child, _, _, _ in fs.entries(node, 0):
+                    room -= 1
+                    if room < 0:
+                        break
+                    if child and b"\0" not in name and b"/" not in name:
+                        names.setdefault(child, (node, name))
+        except (Corrupt, OSError):
+            continue
     return names
 
 
 def _path(node: int, names: "Names", known: "dict[int, bytes | None]") -> bytes | None:
-    """Return the path of `node` from the image's root; None where it is not known."""
+    """Return the path of `node` from the image's root; None where it is not known, or too long."""
     trail: list[tuple[int, bytes]] = []
     while node not in known:
         found = names.get(node)
-        if found is None or len(trail) > 1000:  # a damaged image may go in circles
+        if found is None or len(trail) > PATH_MAX:  # a damaged image may go in circles
             known[node] = None
             break
         trail.append((node, found[1]))
         node = found[0]
     path = known[node]
     for child, name in reversed(trail):
-        path = None if path is None else path + b"/" + name if path else name
+        if path is not None:
+            path = path + b"/" + name if path else name
+            if len(path) >= PATH_MAX:
+                path = None
         known[child] = path
     return path

@@ -66,7 +66,11 @@ def _kept(image: str, words: "list[str]", environ: "dict[str, str]") -> tuple[st
     See `starts`, which is not imported for this. A start goes by the image's file, the program and
     the first of its other words that is no option: what an interpreter is to run.
     """
-    status = os.stat(image)
+    try:
+        status = os.stat(image)
+    except OSError:
+        # The server will say so.
+        return "", ""
     about = next((word for word in words[1:] if not word.startswith("-")), "")
     facts = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, *words[:1], about
     name = node.digest("\0".join(map(str, facts)).encode("utf-8", "surrogateescape"))

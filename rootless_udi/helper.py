@@ -18,7 +18,7 @@ somebody is there to say so when it is killed.
 import _signal
 import _socket
 import os
-from sys import byteorder
+from sys import byteorder, meta_path
 
 from rootless_udi.errors import UdiError
 from rootless_udi.idmap import maps
@@ -238,8 +238,9 @@ def _ask_ahead(known: str, fds: list[int]) -> None:
             # FUSE answers those in the mount's user namespace (fuse(4), allow_other).
             setns(space, CLONE_NEWUSER)
             os.fchdir(top)
-            # So that no link leads out of the image.
+            # So that no link leads out of the image; and nothing is imported from there.
             os.chroot(".")
+            meta_path.clear()
             # Somebody waits for the end of each of these.
             close_others()
             starts.ask(questions)

@@ -22,6 +22,8 @@ from rootless_udi.errors import UdiError
 from rootless_udi.fuse.ahead import steps
 from rootless_udi.fuse.filesystem import ROOT, FileSystem
 from rootless_udi.fuse.format import Corrupt
+from rootless_udi.fuse.notes import MOST, PATH_MAX, questions
+from rootless_udi.fuse.protocol import LOOKUP, READDIRPLUS, READLINK
 from rootless_udi.fuse.reader import Reader
 from tests import fuseimages
 from tests import images as images_
@@ -121,6 +123,7 @@ def walk(path: Path, threads: int) -> Iterator[Exception]:
         except EXPECTED as error:
             yield error
         seen, stack = {ROOT}, [ROOT]
+        taken: list[tuple[int, int, bytes]] = []
         while stack and len(seen) < NODES:
             node = stack.pop()
             for ask in (fs.attributes, fs.xattrs, fs.readlink, _data, _lookups):
@@ -129,7 +132,9 @@ def walk(path: Path, threads: int) -> Iterator[Exception]:
                 except EXPECTED as error:
                     yield error
             try:
+                taken.append((READDIRPLUS, node, b""))
                 for number, entry in enumerate(fs.entries(node, 0)):
+                    taken += ((LOOKUP, node, entry[0] + b"\0"), (READLINK, entry[1], b""))
                     if entry[1] and entry[1] not in seen:
                         seen.add(entry[1])
                         stack.append(entry[1])
@@ -137,6 +142,8 @@ def walk(path: Path, threads: int) -> Iterator[Exception]:
                         break
             except EXPECTED as error:
                 yield error
+        for kind, name, _, _ in questions(fs, taken[:MOST]):
+            assert kind in "sdl" and len(name) < PATH_MAX + 256, name
         fs.close()
     finally:
         os.close(fd)

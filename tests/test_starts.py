@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 from itertools import pairwise
@@ -13,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rootless_udi import starts
-from rootless_udi.fuse import notes
+from rootless_udi.fuse import notes, protocol
+from rootless_udi.fuse.filesystem import ROOT, FileSystem
+from rootless_udi.fuse.reader import Reader
 from rootless_udi.sweep import sweep
 from tests import fuseimages, images
 from tests.conftest import TREE, User
@@ -79,6 +82,65 @@ def test_ranges_are_united(parts: list[tuple[int, int]]) -> None:
     found = notes._united(ranges)
     assert {n for a, b in found for n in range(a, b)} == {n for a, b in ranges for n in range(a, b)}
     assert all(a[1] < b[0] for a, b in pairwise(found))
+
+
+@pytest.mark.needs("mksquashfs")
+def test_messages_become_questions_by_path(tmp_path: Path) -> None:
+    """Of what was looked up, and of what a listing alone has named."""
+    deep = "/".join(["n" * 250] * 17)
+    tree: list[images.Entry] = [
+        ("d", None, {}),
+        ("d/sub", None, {}),
+        ("d/sub/file", b"x" * 9000, {}),
+        ("link", "d", {}),
+        (f"{deep}/file", b"y", {}),
+    ]
+    image = fuseimages.mksquashfs(images.tar(tree), tmp_path / "i")
+    fs = FileSystem(Reader(os.open(image, os.O_RDONLY), "i"))
+    listed = fs.lookup(ROOT, b"d")
+    sub = fs.lookup(listed, b"sub")
+    file = fs.lookup(sub, b"file")
+    link = fs.lookup(ROOT, b"link")
+    node, chain = ROOT, []
+    for name in [*deep.encode().split(b"/"), b"file"]:
+        chain.append((protocol.LOOKUP, node, name + b"\0"))
+        node = fs.lookup(node, name)
+
+    def read(node: int, offset: int, size: int) -> tuple[int, int, bytes]:
+        return protocol.READ_OP, node, struct.pack("=QQIIQII", 0, offset, size, 0, 0, 0, 0)
+
+    found = notes.questions(
+        fs,
+        [
+            (protocol.LOOKUP, ROOT, b"absent\0"),
+            (protocol.LOOKUP, ROOT, b"n" * 300 + b"\0"),
+            (protocol.READDIRPLUS, ROOT, b""),
+            (protocol.READDIR, ROOT, b""),
+            (protocol.READLINK, link, b""),
+            (protocol.READDIRPLUS, listed, b""),
+            read(file, 4096, 4096),  # whose folder is not yet known by name
+            (protocol.LOOKUP, sub, b"file\0"),
+            read(file, 0, 4096),
+            read(file, 1 << 20, 4096),
+            read(file, 2 << 20, 65 << 20),
+            read(12345, 0, 4096),
+            *chain,
+            read(node, 0, 4096),
+        ],
+    )
+    assert found[: 2 + 6] == [
+        ("s", b"absent", 0, 0),
+        ("s", b"n" * 300, 0, 0),
+        ("d", b"", 0, 0),
+        ("l", b"link", 0, 0),
+        ("d", b"d", 0, 0),
+        ("r", b"d/sub/file", 0, 8192),
+        ("r", b"d/sub/file", 1 << 20, 4096),
+        ("s", b"d/sub/file", 0, 0),
+    ]
+    # Of those that are deep, the last that can be asked for.
+    assert found[8:] == [("s", "/".join(["n" * 250] * n).encode(), 0, 0) for n in range(1, 18)]
+    fs.close()
 
 
 class Node:
