@@ -12,7 +12,7 @@ from rootless_udi.fuse.format import Corrupt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from rootless_udi.fuse.filesystem import FileSystem
     from rootless_udi.starts import Question
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 FEWEST, MOST = 100, 3000
 """Messages noted. /bin/true has 15, a bare Python 200, an import of numpy 800."""
-BYTES = 64 << 20
-"""Of files: a start reads programs and libraries, what comes after them may be data."""
 PATH_MAX = 4096
 """Bytes of a path that can be asked for at once, with the zero at its end (path_resolution(7))."""
 LISTED = 20_000
@@ -76,31 +74,36 @@ class Notes:
 
 
 def questions(fs: "FileSystem", taken: "list[tuple[int, int, bytes]]") -> "list[Question]":
-    """Return messages (opcode, node, what follows the header) as questions by path, each once.
+    """Return messages (opcode, node, what follows the header) as questions by path.
 
-    All that is read of a file comes where the first of it was. What was asked in vain, of a damaged
-    image or by a name that is too long, is left out.
+    What was asked in vain, of a damaged image or by a name that is too long, is left out.
     """
     names = _names(fs, taken)
     known: dict[int, bytes | None] = {ROOT: b""}
-    found: list[tuple[str, bytes]] = []
-    ranges: dict[bytes, list[tuple[int, int]]] = {}
-    room = BYTES
+    found: list[Question] = []
     for opcode, node, body in taken:
         kind, path = KINDS[opcode], _path(node, names, known)
+        offset = size = 0
         if path is None:
             continue
         if kind == "s":
             path = path + b"/" + body[:-1] if path else body[:-1]
         elif kind == "r":
             _, offset, size = p.READ.unpack_from(body)
-            room -= size
-            if room < 0:
-                continue
+        found.append((kind, path, offset, size))
+    return arranged(found)
+
+
+def arranged(asked: "Iterable[Question]") -> "list[Question]":
+    """Return each question once; all that is read of a file comes where the first of it was."""
+    ranges: dict[bytes, list[tuple[int, int]]] = {}
+    once: dict[tuple[str, bytes], None] = {}
+    for kind, path, offset, size in asked:
+        if kind == "r":
             ranges.setdefault(path, []).append((offset, offset + size))
-        found.append((kind, path))
+        once[kind, path] = None
     result: list[Question] = []
-    for kind, path in dict.fromkeys(found):
+    for kind, path in once:
         parts = _united(ranges[path]) if kind == "r" else [(0, 0)]
         result += [(kind, path, start, end - start) for start, end in parts]
     return result

@@ -1,16 +1,19 @@
 """What a start-up reads: traced while it runs, written, merged. Not imported by a plain launch.
 
-A profile is a text file: a first line with its version, then one JSON array a read, in order,
-[seconds since the first request, path, offset, length]. A directory's listing is a read of length 0
-at offset 0, a symbolic link's target too: where their inodes lie matters as well.
+A profile is a text file: a first line with its version and the key of the start (as in
+`rootless_udi.starts`), then one JSON array a read, in order, [seconds since the first request,
+path, offset, length, kind]. Kinds are those of `starts` too. Where it is not "r", for a part of a
+file, offset and length are 0: where the inodes of directories and links lie matters as well.
 """
 
 import json
 import os
+import re
 from time import monotonic
 
 from rootless_udi.errors import UdiError
 from rootless_udi.fuse.filesystem import ROOT, Buffer, FileSystem
+from rootless_udi.fuse.notes import arranged
 from rootless_udi.fuse.reader import Reader
 
 TYPE_CHECKING = False
@@ -18,26 +21,32 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
+    from rootless_udi.starts import Question
+
 VERSION = "udi profile 1"
+KEY = re.compile("([0-9a-f]{32})?").fullmatch
 
 
 class Read:
     """One read of a start-up: `path` from the image's root, without a leading slash."""
 
-    __slots__ = ("length", "offset", "path", "seconds")
+    __slots__ = ("kind", "length", "offset", "path", "seconds")
 
-    def __init__(self, seconds: float, path: bytes, offset: int, length: int) -> None:
+    def __init__(
+        self, seconds: float, path: bytes, offset: int, length: int, kind: str = "r"
+    ) -> None:
         self.seconds = seconds
         self.path = path
         self.offset = offset
         self.length = length
+        self.kind = kind
 
 
 class Tracer:
     """Makes file systems that note what is read of them. Stands where FileSystem stands."""
 
     def __init__(self) -> None:
-        self.reads: list[tuple[float, int, int, int]] = []
+        self.reads: list[tuple[float, int, bytes, int, int, str]] = []
         self.names: dict[int, tuple[int, bytes]] = {}
 
     def __call__(self, reader: Reader, cache_bytes: int, threads: int) -> FileSystem:
@@ -52,14 +61,14 @@ class Tracer:
             parts.append(name)
         return b"/".join(reversed(parts))
 
-    def save(self, path: str) -> None:
-        """Write the profile to `path`. Raises OSError."""
+    def save(self, path: str, key: str = "") -> None:
+        """Write the profile to `path`; `key` is that of the start. Raises OSError."""
         start = self.reads[0][0] if self.reads else 0.0
         with open(f"{path}.part", "w") as file:
-            file.write(VERSION + "\n")
-            for when, node, offset, length in self.reads:
-                name = os.fsdecode(self.path(node))
-                file.write(json.dumps([round(when - start, 6), name, offset, length]) + "\n")
+            file.write(f"{VERSION} {key}".rstrip() + "\n")
+            for when, node, name, *rest in self.reads:
+                where = os.fsdecode(b"/".join(filter(None, (self.path(node), name))))
+                file.write(json.dumps([round(when - start, 6), where, *rest]) + "\n")
         os.replace(f"{path}.part", path)
 
 
@@ -75,30 +84,34 @@ class _Traced(FileSystem):
         node = super().lookup(parent, name)
         if node:
             self._tracer.names.setdefault(node, (parent, name))
-            self._note(node, 0, 0)
+        self._note(parent, "s", name=name)
         return node
 
     def entries(self, node: int, cookie: int) -> "Iterator[tuple[bytes, int, int, int, int]]":
         if cookie == 0:
-            self._note(node, 0, 0)
+            self._note(node, "d")
         for entry in super().entries(node, cookie):
             if entry[1]:
                 self._tracer.names.setdefault(entry[1], (node, entry[0]))
             yield entry
 
     def read(self, node: int, offset: int, size: int) -> "list[Buffer]":
-        self._note(node, offset, size)
+        self._note(node, "r", offset, size)
         return super().read(node, offset, size)
 
     def readlink(self, node: int) -> bytes:
-        self._note(node, 0, 0)
+        self._note(node, "l")
         return super().readlink(node)
 
-    def _note(self, node: int, offset: int, length: int) -> None:
-        self._tracer.reads.append((monotonic(), node, offset, length))
+    def _note(
+        self, node: int, kind: str, offset: int = 0, length: int = 0, name: bytes = b""
+    ) -> None:
+        self._tracer.reads.append((monotonic(), node, name, offset, length, kind))
 
 
-def serve_traced(image: "str | int", fuse_fd: int, target: str, **options: "Any") -> None:
+def serve_traced(
+    image: "str | int", fuse_fd: int, target: str, key: str = "", **options: "Any"
+) -> None:
     """Serve as `raw.serve` does, with its options, and write the profile to `target` at the end."""
     from rootless_udi.fuse.raw import serve
 
@@ -106,21 +119,32 @@ def serve_traced(image: "str | int", fuse_fd: int, target: str, **options: "Any"
     try:
         serve(image, fuse_fd, filesystem=tracer, **options)
     finally:
-        tracer.save(target)
+        tracer.save(target, key)
 
 
-def load(path: str) -> list[Read]:
-    """Return the reads of the profile at `path`. Raises UdiError where it is none; OSError."""
+class Profile(list[Read]):
+    """The reads of a start, in order, and its `key`, "" where that is not known."""
+
+    key = ""
+
+
+def load(path: str) -> Profile:
+    """Return the profile at `path`. Raises UdiError where it is none; OSError."""
     hint = "make one with `udi profile IMAGE -- COMMAND`"
-    found = []
+    found = Profile()
     with open(path) as file:
         try:
-            if file.readline().rstrip("\n") != VERSION:
+            head = file.readline().rstrip("\n")
+            found.key = head.removeprefix(VERSION).removeprefix(" ")
+            if head.rstrip() != f"{VERSION} {found.key}".rstrip() or not KEY(found.key):
                 raise UdiError(f"reading the profile failed on {path}: not a profile", hint)
             for number, line in enumerate(file, 2):
                 try:
-                    seconds, name, offset, length = json.loads(line)
-                    one = Read(float(seconds), os.fsencode(name), int(offset), int(length))
+                    seconds, name, offset, length, kind = json.loads(line)
+                    if kind not in tuple("sdlr") or min(offset, length) < 0:
+                        raise ValueError(kind)
+                    where = os.fsencode(name), int(offset), int(length)
+                    one = Read(float(seconds), *where, kind)
                 except (ValueError, TypeError):
                     why = f"line {number} is damaged"
                     raise UdiError(f"reading the profile failed on {path}: {why}", hint) from None
@@ -136,11 +160,20 @@ def merge(profiles: "Iterable[list[Read]]") -> list[Read]:
     In the order of the earliest time that any profile has for it: what all start-ups read first
     comes first, whichever was traced on a slower node.
     """
-    first: dict[tuple[bytes, int, int], Read] = {}
+    first: dict[tuple[bytes, int, int, str], Read] = {}
     for profile in profiles:
         for rank, one in enumerate(profile):
-            key = (one.path, one.offset, one.length)
+            key = (one.path, one.offset, one.length, one.kind)
             known = first.get(key)
             if known is None or rank < known.seconds:
-                first[key] = Read(float(rank), one.path, one.offset, one.length)
+                first[key] = Read(float(rank), *key)
     return sorted(first.values(), key=lambda one: one.seconds)
+
+
+def questions(profiles: "Iterable[Profile]") -> "dict[str, list[Question]]":
+    """Return what each start that has a key asks; of two with one key what the later one does."""
+    return {
+        one.key: arranged((read.kind, read.path, read.offset, read.length) for read in one)
+        for one in profiles
+        if one.key
+    }

@@ -65,11 +65,14 @@ class _Tail:
         self.offset = offset
 
 
-def relayout(fs: FileSystem, reads: list[Read], target: "BinaryIO", raw: bool = True) -> Result:
+def relayout(
+    fs: FileSystem, reads: list[Read], target: "BinaryIO", raw: bool = True, tail: bytes = b""
+) -> Result:
     """Write the image of `fs` to `target` for `reads` (profile.merge's, in order).
 
-    Without `raw`, hot blocks stay as they are compressed and only their order changes. Raises
-    Corrupt where the image does not hold together; OSError.
+    Without `raw`, hot blocks stay as they are compressed and only their order changes. `tail` is
+    written behind the image, where no reader of squashfs looks. Raises Corrupt where the image does
+    not hold together; OSError.
     """
     writer = _Writer(fs, target, raw)
     writer.start()
@@ -84,7 +87,9 @@ def relayout(fs: FileSystem, reads: list[Read], target: "BinaryIO", raw: bool = 
         writer.file(node, None)
     writer.flush_tails()
     size = writer.metadata(tree, begin, end)
-    return Result(size, len(hot), end - begin)
+    target.seek(size)
+    target.write(tail)
+    return Result(size + len(tail), len(hot), end - begin)
 
 
 def _tree(fs: FileSystem) -> dict[int, Inode]:
@@ -142,12 +147,12 @@ class _Writer:
         """Return ref -> indices of the blocks that `reads` touch, of regular files, in order."""
         found: dict[int, set[int]] = {}
         for one in reads:
-            node = ROOT
+            node = ROOT if one.length else 0
             for part in one.path.split(b"/"):
                 if part and node:
                     node = self.fs.lookup(node, part)
             inode = self.fs.inode(node) if node else None
-            if inode is None or inode.kind != f.REG or not one.length:
+            if inode is None or inode.kind != f.REG:
                 continue  # a profile of another version of the image: what is gone is not hot
             last = min(one.offset + one.length, inode.size) - 1
             touched = range(one.offset >> self.blocks.log, (last >> self.blocks.log) + 1)

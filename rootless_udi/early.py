@@ -24,6 +24,16 @@ WEEK = 7 * 86400
 """Seconds for which a start is taken to ask what the last one did: what it runs may change."""
 
 
+class Start(Record):
+    """What is known of a start before it: its key; the name of the file in which what it asks is to
+    be kept, "" for none; the path of what the last one asked, an image's for what is behind that,
+    "" where nothing is known."""
+
+    key: str
+    keep: str = ""
+    known: str = ""
+
+
 class Found(Record):
     """The facts that the choice of the image server rests on, and the choice."""
 
@@ -53,32 +63,32 @@ def find(request: Request, environ: "dict[str, str]", who: str, helper: "Helper 
         if not os.access(os.path.dirname(trace), os.W_OK):
             raise UdiError(f"writing the profile {trace} failed: its folder can't be written")
         root = root.replace(trace=trace)
-    elif helper is not None and root.server == "udi":
+    if helper is not None and root.server == "udi":
         words = [word for word in (request.entrypoint, *request.command) if word]
-        program = words[0] if words else ""
-        helper.announce(root.path, program, *_kept(root.path, words, environ))
+        helper.announce(root, words[0] if words else "", _start(image, words, environ))
     return Found(site, facts, image, root)
 
 
-def _kept(image: str, words: "list[str]", environ: "dict[str, str]") -> tuple[str, str]:
-    """Return the name of the file of what a start of `words` asks, and its path if there is one.
+def _start(image: Image, words: "list[str]", environ: "dict[str, str]") -> Start:
+    """Return what is known of a start of `words`, by the names that `starts` explains.
 
-    See `starts`, which is not imported for this. A start goes by the image's file, the program and
-    the first of its other words that is no option: what an interpreter is to run.
+    A start's key is that of the program and the first of its other words that is no option: what an
+    interpreter is to run. Its file on this node goes by the image's file as well.
     """
+    about = next((word for word in words[1:] if not word.startswith("-")), "")
+    key = node.digest("\0".join((*words[:1], about)).encode("utf-8", "surrogateescape"))
     try:
-        status = os.stat(image)
+        status = os.stat(image.path)
     except OSError:
         # The server will say so.
-        return "", ""
-    about = next((word for word in words[1:] if not word.startswith("-")), "")
-    facts = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, *words[:1], about
-    name = node.digest("\0".join(map(str, facts)).encode("utf-8", "surrogateescape"))
+        return Start(key)
+    facts = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, key
+    name = node.digest(repr(facts).encode())
     folders = node.directories(environ, os.getuid())
     path = f"{next(filter(os.path.isdir, folders), folders[-1])}/starts/{name}"
     try:
         if time() - os.stat(path).st_mtime < WEEK:
-            return name, path
+            return Start(key, known=path)
     except OSError:
         pass
-    return name, ""
+    return Start(key, name, known=image.path if image.optimized else "")

@@ -34,6 +34,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rootless_udi.early import Start
     from rootless_udi.image import Root
     from rootless_udi.starts import Question
 
@@ -50,7 +51,7 @@ class Helper:
         """Fork the helper, which loads the image server while the launcher gathers and plans."""
         self.pid = 0
         self._said = ""
-        self.known = ""
+        self.known = self._key = ""
         self._mine, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         self._server, source = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         try:
@@ -75,15 +76,16 @@ class Helper:
         theirs.close()
         source.close()
 
-    def announce(self, image: str, program: str, start: str, known: str) -> None:
+    def announce(self, root: "Root", program: str, start: "Start") -> None:
         """Say what our own server will serve, so that it opens it while the launcher goes on.
 
-        `program` is the command's first word, which is read next if it is in the image. `start` is
-        the name of the file of what this start asks, which is noted unless it is `known` (a path).
+        `program` is the command's first word, which is read next if it is in the image.
         """
-        self.known = known
+        if not root.trace:
+            self.known = start.known
+        self._key = start.key
         try:
-            send(self._server, (image, "", program, "" if known else start), [])
+            send(self._server, (root.path, root.trace, program, start.keep, start.key), [])
         except OSError:
             # It failed, which `failure` will say.
             pass
@@ -105,14 +107,14 @@ class Helper:
                 fds.append(fuse)
                 kinds += "f"
             self._server.close()
-            words = kinds, root.server, root.path, root.program, *place, self.known, *root.options
-            send(self._mine, words, fds)
+            what = kinds, root.server, root.path, root.program
+            send(self._mine, (*what, *place, self.known, self._key, *root.options), fds)
         except OSError:
             raise UdiError("the image server ended before it began", _LIMITS) from None
 
     def _connect(self, root: "Root", fuse: int) -> None:
         try:
-            send(self._server, (root.path, root.trace, "", ""), [fuse])
+            send(self._server, ("fuse",), [fuse])
         except BrokenPipeError:
             # It could not open the image, and has said so: who looks at the mount asks `failure`.
             pass
@@ -184,7 +186,8 @@ def _work(sock: "_socket.socket", source: "_socket.socket") -> None:
     message, fds = receive(sock)
     if not message:
         return
-    kinds, server, path, program, directory, name, token, known, *options = message.split("\0")
+    kinds, server, path, program, directory, name, token, *rest = message.split("\0")
+    known, key, *options = rest
     watch = fds.pop(0) if "w" in kinds else None
     fuse = fds.pop(0) if "f" in kinds else None
     if server == "udi":
@@ -192,7 +195,7 @@ def _work(sock: "_socket.socket", source: "_socket.socket") -> None:
     if known:
         _, fds = receive(sock)
         if fds:
-            _ask_ahead(known, fds)
+            _ask_ahead(known, path, key, fds)
     ended, status = os.wait()
     while ended != child:
         ended, status = os.wait()
@@ -221,11 +224,11 @@ def _work(sock: "_socket.socket", source: "_socket.socket") -> None:
         publish.end(directory, name, token)
 
 
-def _ask_ahead(known: str, fds: list[int]) -> None:
+def _ask_ahead(known: str, image: str, key: str, fds: list[int]) -> None:
     """Have a child ask what is known. `fds` are a user namespace and a directory."""
     from rootless_udi import starts
 
-    questions = starts.find(known)
+    questions = starts.behind(image, key) if known == image else starts.find(known)
     try:
         child = os.fork() if questions else -1
     except OSError:
@@ -309,24 +312,24 @@ def _serve(sock: "_socket.socket", source: "_socket.socket") -> None:
     # Most images are zstd, as `udi pull` makes them.
     available("zstd")
     title = _titler()
-    message, fds = receive(source)
+    message, _ = receive(source)
     if not message:
         return
-    path, trace, program, start = message.split("\0")
+    path, trace, program, keep, key = message.split("\0")
     title(f"udi-image {path}")
     try:
         if trace:
             from rootless_udi.fuse.profile import serve_traced
 
-            serve_traced(path, fds[0], trace, log=_log)
+            serve_traced(path, connection(True), trace, key, log=_log)
         else:
             raw.serve(
                 path,
-                fds[0] if fds else connection,
+                connection,
                 log=_log,
                 filesystem=Owned,
                 program=os.fsencode(program),
-                keep=_keeper(start) if start else None,
+                keep=_keeper(keep) if keep else None,
             )
     except (OSError, UdiError, ValueError) as error:
         why = f"the image server ended: {error}"
@@ -336,13 +339,13 @@ def _serve(sock: "_socket.socket", source: "_socket.socket") -> None:
         os._exit(1)
 
 
-def _keeper(start: str) -> "Callable[[list[Question]], object]":
+def _keeper(name: str) -> "Callable[[list[Question]], object]":
     """Return what keeps the questions of a start in the file of that name."""
 
     def keep(questions: "list[Question]") -> None:
         from rootless_udi import starts
 
-        starts.keep(os.environ, os.getuid(), start, questions)
+        starts.keep(os.environ, os.getuid(), name, questions)
 
     return keep
 

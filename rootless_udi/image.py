@@ -28,7 +28,7 @@ class Image(Record):
 
     `path` is the squashfs file ("" for a plain directory), `directory` the extracted tree, where
     it is or would be; `facts` the sidecar that the pull wrote, empty for a foreign file;
-    `compressor` the squashfs file's, by name.
+    `compressor` the squashfs file's, by name; `optimized` tells that `udi optimize` made it.
     """
 
     request: str
@@ -37,3 +37,4 @@ class Image(Record):
     directory: str
     facts: "dict[str, Any]"
     compressor: str = ""
+    optimized: bool = False

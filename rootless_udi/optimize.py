@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rootless_udi import starts
 from rootless_udi.errors import UdiError
 from rootless_udi.fuse import profile as profiles
 from rootless_udi.fuse.format import Corrupt
@@ -52,17 +53,20 @@ def optimize(
 ) -> Result:
     """Write to `target` the image at `image`, laid out for the profiles, and compare the two.
 
-    `raw` stores what start-ups read uncompressed: larger, and quicker to serve. `target` appears
+    `raw` stores what start-ups read uncompressed: larger, and quicker to serve. What they ask is
+    written behind the image, for every node's first such start. `target` appears
     whole or not at all. Raises UdiError where a profile or the image is none, or does not fit the
     other, and where the comparison fails; OSError.
     """
-    merged = profiles.merge(profiles.load(path) for path in profile_paths)
+    loaded = [profiles.load(path) for path in profile_paths]
+    merged = profiles.merge(loaded)
+    tail = starts.tail(profiles.questions(loaded))
     old = reading(image)
     partial = f"{target}.{os.getpid()}.part"
     try:
         progress(f"writing {target}")
         with open(partial, "xb") as out:
-            result = relayout(old, merged, out, raw)
+            result = relayout(old, merged, out, raw, tail)
             out.flush()
             os.fsync(out.fileno())
         if not result.files:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rootless_udi.config import Site
 
 _MAGIC = b"hsqs"
+_OPTIMIZED = b"udi-hot1"
+"""What `udi optimize` writes behind the superblock (rootless_udi.fuse.format)."""
 _COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
 """Numbers of the superblock's field at byte 20."""
 _AGAIN = "make it anew: udi pull --force IMAGE"
@@ -50,7 +52,7 @@ def image(request: Request, site: "Site", environ: "Mapping[str, str]", who: str
             raise UdiError(f"image {request.image} is not in the store after its pull")
     packed = check(found.squashfs, _AGAIN)
     facts = read(found.facts)
-    return Image(request.image, found.digest, found.squashfs, found.directory, facts, packed)
+    return Image(request.image, found.digest, found.squashfs, found.directory, facts, *packed)
 
 
 def all_stores(site: "Site", environ: "Mapping[str, str]") -> tuple[str, ...]:
@@ -87,18 +89,18 @@ def local(text: str, path: str) -> Image:
     packed = check(path)
     facts = path.rpartition(".")[0] + ".json"
     known = read(facts) if os.path.exists(facts) else {}
-    return Image(text, known.get("digest", ""), os.path.realpath(path), "", known, packed)
+    return Image(text, known.get("digest", ""), os.path.realpath(path), "", known, *packed)
 
 
-def check(path: str, hint: str = "") -> str:
-    """Return the compressor of the squashfs file at `path`, by name.
+def check(path: str, hint: str = "") -> tuple[str, bool]:
+    """Return the compressor of the squashfs file at `path`, by name, and whether it is optimised.
 
     Raises UdiError, with `hint`, where it is no whole squashfs 4.0 (its superblock says).
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            head = os.pread(fd, 96, 0)
+            head = os.pread(fd, 512, 0)
             size = os.fstat(fd).st_size
         finally:
             os.close(fd)
@@ -112,7 +114,8 @@ def check(path: str, hint: str = "") -> str:
     elif used > size:
         why = f"it is cut off: {size} bytes of {used}"
     else:
-        return _COMPRESSORS.get(int.from_bytes(head[20:22], "little"), "unknown")
+        name = _COMPRESSORS.get(int.from_bytes(head[20:22], "little"), "unknown")
+        return name, _OPTIMIZED in head
     hint = hint or "a name without / is looked up in the store; a tar is docker-archive:FILE"
     raise UdiError(f"image {path} is no squashfs file: {why}", hint)
 

@@ -13,6 +13,10 @@ NUL-ended texts, HEAD first, then the questions in order, paths from the image's
     d PATH                  a directory that is listed
     l PATH                  a link whose target is read
     r OFFSET LENGTH PATH    a file of which a part is read, in bytes
+
+`udi optimize` writes what its profiles asked behind the image itself, for the first start on each
+node: such texts, each after a start's key (32 digits) and its length (4 bytes), zeros that fill a
+block, and last TAIL and the length of all of it.
 """
 
 import os
@@ -29,8 +33,12 @@ if TYPE_CHECKING:
 
 FOLDER = "starts"
 HEAD = b"udi start 1"
+TAIL = b"udi-asks"
+BLOCK = 4096
 LARGEST = 256 << 10
-"""Bytes of a file."""
+"""Bytes of such a file."""
+BYTES = 64 << 20
+"""Of an image's files: a start reads programs and libraries; what comes after them may be data."""
 FILES = 64
 """Of which the oldest go."""
 PATIENCE = 5.0
@@ -39,8 +47,11 @@ PATIENCE = 5.0
 
 def pack(questions: "Iterable[Question]") -> bytes:
     """Return questions as the bytes of a file: as many of the first as it may hold."""
-    parts, size = [HEAD], len(HEAD)
+    parts, size, room = [HEAD], len(HEAD), BYTES
     for kind, path, offset, length in questions:
+        if length > room:
+            continue
+        room -= length
         word = kind.encode() + b" "
         if kind == "r":
             word += b"%d %d " % (offset, length)
@@ -57,15 +68,19 @@ def unpack(data: bytes) -> "list[Question]":
     if head != HEAD or rest:
         raise ValueError("not the questions of a start")
     found: list[Question] = []
+    room = BYTES
     for word in words:
         kind, path = word[:2], word[2:]
         if kind == b"r ":
             offset, length, path = path.split(b" ", 2)
             found.append(("r", path, _number(offset), _number(length)))
+            room -= found[-1][3]
         elif kind in (b"s ", b"d ", b"l "):
             found.append((kind[:1].decode(), path, 0, 0))
         else:
             raise ValueError(f"an unknown question {word[:20]!r}")
+    if room < 0:
+        raise ValueError("more bytes than a start reads")
     return found
 
 
@@ -73,6 +88,39 @@ def _number(text: bytes) -> int:
     if not text.isdigit() or len(text) > 18:
         raise ValueError(f"not a number: {text[:20]!r}")
     return int(text)
+
+
+def tail(starts: "Mapping[str, Iterable[Question]]") -> bytes:
+    """Return what comes behind an image for these starts by key; nothing for none."""
+    data = b""
+    for key, questions in starts.items():
+        packed = pack(questions)
+        data += key.encode() + len(packed).to_bytes(4, "little") + packed
+    if not data:
+        return b""
+    data += bytes(-(len(data) + 16) % BLOCK)
+    return data + TAIL + (len(data) + 16).to_bytes(8, "little")
+
+
+def behind(image: str, key: str) -> "list[Question]":
+    """Return the questions of a start behind an image; empty where there are none."""
+    try:
+        fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(fd).st_size
+            last = os.pread(fd, 16, max(size - 16, 0))
+            at, end = size - int.from_bytes(last[8:], "little"), size - 16
+            while last[:8] == TAIL and 0 <= at < end:
+                head = os.pread(fd, 36, at)
+                length = int.from_bytes(head[32:], "little")
+                if head[:32] == key.encode() and length <= LARGEST:
+                    return unpack(os.pread(fd, length, at + 36))
+                at += 36 + max(length, 1)
+        finally:
+            os.close(fd)
+    except (OSError, ValueError):
+        pass
+    return []
 
 
 def find(path: str) -> "list[Question]":

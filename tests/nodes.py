@@ -90,15 +90,17 @@ class Leftovers:
         return {p: w for p, w in descendants().items() if p not in self._before}
 
     def files(self) -> list[str]:
-        """Return all below the state directory but empty directories."""
+        """Return all below the state directory but empty directories and what starts have asked."""
         found = []
-        for folder, _, names in os.walk(self.state):
+        for folder, folders, names in os.walk(self.state):
+            folders[:] = [name for name in folders if name != "starts"]
             found += [os.path.join(folder, name) for name in names]
         return found
 
     def folders(self) -> list[str]:
-        """Return the directories below the runtime directory."""
-        return [os.path.join(at, name) for at, names, _ in os.walk(self.state) for name in names]
+        """Return the directories below the runtime directory but that of `files`' exception."""
+        found = [os.path.join(at, name) for at, names, _ in os.walk(self.state) for name in names]
+        return [path for path in found if not path.endswith("/starts")]
 
     def check(self, seconds: float = 10) -> None:
         """Wait until every process has ended; then no mount, no file and one directory is left.

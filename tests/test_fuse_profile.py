@@ -71,7 +71,11 @@ def test_merging_loses_and_repeats_nothing(traces: list[list[tuple[str, int]]]) 
         (b"\xff\xfe", "not a profile"),
         (b"udi profile 2\n", "not a profile"),
         (b"udi profile 1\n[1, 2]\n", "line 2 is damaged"),
-        (b'udi profile 1\n[0.1, "a", 0, 1]\nx\n', "line 3 is damaged"),
+        (b'udi profile 1\n[0.1, "a", 0, 1, "r"]\nx\n', "line 3 is damaged"),
+        (b'udi profile 1\n[0.1, "a", 0, 1, "x"]\n', "line 2 is damaged"),
+        (b'udi profile 1\n[0.1, "a", -1, 1, "r"]\n', "line 2 is damaged"),
+        (b"udi profile 1 key\n", "not a profile"),
+        (b"udi profile 1" + b"0" * 32 + b"\n", "not a profile"),
     ),
 )
 def test_what_is_no_profile_is_refused(text: bytes, why: str, tmp_path: Path) -> None:
@@ -122,7 +126,8 @@ def test_an_optimised_image_is_the_same_to_every_reader(
 def line(one: Read) -> str:
     import json
 
-    return json.dumps([one.seconds, os.fsdecode(one.path), one.offset, one.length]) + "\n"
+    where = os.fsdecode(one.path), one.offset, one.length, one.kind
+    return json.dumps([one.seconds, *where]) + "\n"
 
 
 @pytest.mark.needs("mksquashfs")

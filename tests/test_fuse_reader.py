@@ -275,6 +275,7 @@ def test_importing_the_server_is_light() -> None:
                 "decompress",
                 "filesystem",
                 "format",
+                "notes",
                 "protocol",
                 "raw",
                 "reader",

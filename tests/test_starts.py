@@ -25,15 +25,16 @@ from tests.test_fuse_mount import counted
 from tests.test_run import wait_for
 
 Question = tuple[str, bytes, int, int]
+Asked = dict[str, list[Question]]
 RUNS = pytest.mark.needs("userns", "fuse", "busybox")
 MANY = "for n in $(seq 150); do test -e /absent$n; done; cat /etc/passwd >/dev/null"
 """A start that asks enough to be kept."""
 
 PATHS = st.binary(max_size=300).filter(lambda path: b"\0" not in path)
-SIZES = st.integers(0, 10**17)
+SIZES = st.integers(0, starts.BYTES // 50)
 QUESTIONS = st.one_of(
     st.tuples(st.sampled_from("sdl"), PATHS, st.just(0), st.just(0)),
-    st.tuples(st.just("r"), PATHS, SIZES, SIZES),
+    st.tuples(st.just("r"), PATHS, st.integers(0, 10**17), SIZES),
 )
 
 
@@ -63,6 +64,7 @@ def test_what_is_no_file_of_questions_is_refused(rest: bytes) -> None:
         starts.HEAD + b"\0r 1 a\0",
         starts.HEAD + b"\0r -1 5 a\0",
         starts.HEAD + b"\0r 1 " + b"9" * 30 + b" a\0",
+        starts.HEAD + b"\0r 0 9999999 a" * 7 + b"\0",
     ),
 )
 def test_damaged_files(data: bytes) -> None:
@@ -136,8 +138,10 @@ def test_messages_become_questions_by_path(tmp_path: Path) -> None:
         ("d", b"d", 0, 0),
         ("r", b"d/sub/file", 0, 8192),
         ("r", b"d/sub/file", 1 << 20, 4096),
-        ("s", b"d/sub/file", 0, 0),
+        ("r", b"d/sub/file", 2 << 20, 65 << 20),
     ]
+    assert found.pop(8) == ("s", b"d/sub/file", 0, 0)
+    assert ("r", b"d/sub/file", 2 << 20, 65 << 20) not in starts.unpack(starts.pack(found))
     # Of those that are deep, the last that can be asked for.
     assert found[8:] == [("s", "/".join(["n" * 250] * n).encode(), 0, 0) for n in range(1, 18)]
     fs.close()
@@ -312,15 +316,86 @@ def test_damaged_questions_cost_a_start_nothing(user: User, box: Path) -> None:
         ("d", b"/", 0, 0),
         ("d", b"bin/busybox", 0, 0),
         ("l", b"", 0, 0),
-        ("r", b"bin", 10**17, 10**17),
+        ("r", b"bin", 10**17, 4096),
         ("r", b"etc/absent", 0, 4096),
-        ("r", b"bin/busybox", 0, 10**17),
+        ("r", b"bin/busybox", 1 << 40, 1 << 20),
         ("s", b"n" * 5000, 0, 0),
     ]
     for data in (starts.pack(strange * 30), starts.HEAD, os.urandom(9999), b""):
         file.write_bytes(data)
         done = user.run("udi-run", box, "sh", "-c", "echo well; #" + MANY)
         assert (done.stdout, done.stderr) == ("well\n", "")
+
+
+KEYS = ["1" * 32, "2" * 32, "3" * 32]
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), st.lists(QUESTIONS, max_size=9)))
+def test_what_is_behind_an_image(tmp_path_factory: pytest.TempPathFactory, asked: Asked) -> None:
+    path = tmp_path_factory.getbasetemp() / "image"
+    tail = starts.tail(asked)
+    path.write_bytes(b"hsqs" * 1024 + tail)
+    assert len(tail) % 4096 == 0 and bool(tail) is bool(asked)
+    for key in KEYS:
+        assert starts.behind(str(path), key) == asked.get(key, [])
+
+
+@given(st.binary(max_size=100), st.integers(0, 2**64 - 1))
+def test_a_damaged_end_of_an_image(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, length: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "image"
+    for size in (length, length % 200, len(data) + 16):
+        path.write_bytes(data + starts.TAIL + size.to_bytes(8, "little"))
+        assert starts.behind(str(path), KEYS[0]) == []
+    assert starts.behind(str(path.parent / "none"), KEYS[0]) == []
+
+
+@pytest.mark.parametrize("cut", (1, 16, 17, 3000, 4000))
+def test_a_cut_end_of_an_image(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "image"
+    questions: list[Question] = [("s", b"name", 0, 0)]
+    whole = starts.tail({KEYS[0]: questions})
+    path.write_bytes(b"image" + whole)
+    assert starts.behind(str(path), KEYS[0]) == questions
+    path.write_bytes(b"image" + whole[:-cut])
+    assert starts.behind(str(path), KEYS[0]) == []
+    path.write_bytes(b"image" + whole[cut:])
+    assert starts.behind(str(path), KEYS[0]) == []
+
+
+@RUNS
+def test_an_optimised_image_knows_its_start(user: User, box: Path, tmp_path: Path) -> None:
+    """The first one on a node, of the command that was profiled; the node's own notes come next."""
+    traced, target = user.home / "p", user.home / "new.sqfs"
+    done = user.run("udi", "profile", "-o", traced, box, "--", "sh", "-c", MANY)
+    assert done.returncode == 0, done.stderr
+    done = user.run("udi", "optimize", "-o", target, box, traced)
+    assert done.returncode == 0, done.stderr
+    assert target.stat().st_size % 4096 == 0
+
+    def asked(*command: object) -> list[str]:
+        log = tmp_path / "log"
+        calls = ("-e", "trace=chroot,/stat", "-o", log)
+        done = user.run("strace", "-f", *calls, "udi-run", target, *command)
+        assert done.returncode == 0, done.stderr
+        lines = log.read_text().splitlines()
+        asking = [line.split()[0] for line in lines if 'chroot(".")' in line]
+        return [line for line in lines if line.split()[0] in asking and "absent" in line]
+
+    assert asked("true") == []
+    assert asked("sh", "-c", "true #" + MANY) == []
+    assert not kept(user)
+    assert len(asked("sh", "-c", MANY)) == 150
+    wait_for(lambda: kept(user))
+    (file,) = kept(user)
+    file.write_bytes(starts.pack([("s", b"absent", 0, 0)]))
+    assert len(asked("sh", "-c", MANY)) == 1
+    # One that was optimised for a profile without a key.
+    traced.write_text("udi profile 1\n" + traced.read_text().split("\n", 1)[1])
+    done = user.run("udi", "optimize", "-o", target, box, traced)
+    assert done.returncode == 0, done.stderr
+    assert asked("sh", "-c", MANY) == []
 
 
 @pytest.mark.needs("userns", "fuse", "mksquashfs")
