@@ -50,10 +50,15 @@ class Notes:
         if opcode not in KINDS or len(self._taken) >= MOST:
             return False
         self._taken.append((opcode, node, request[40:]))
-        if len(self._taken) == FEWEST and monotonic() < self._until:
-            self.worth = True
-            return True
-        return False
+        if self.worth or len(self._taken) < FEWEST or monotonic() > self._until:
+            return False
+        self.worth = True
+        return True
+
+    def stored(self, node: int, offset: int, size: int) -> None:
+        """Note what was handed to the kernel unasked, which it would have asked for. Any thread."""
+        if len(self._taken) < MOST:
+            self._taken.append((p.READ_OP, node, p.READ.pack(0, offset, size)))
 
     def wait(self, fd: int) -> bool:
         """Wait for a message on `fd`; tell whether there is one, or else the start is over."""

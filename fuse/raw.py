@@ -211,6 +211,8 @@ class Server:
         """
         head = p.OUT_HEADER.pack(p.STORE.size + 16 + len(data), p.NOTIFY_STORE, 0)
         os.writev(self.fd, (head, p.STORE.pack(node, offset, len(data), 0), data))
+        if self.notes is not None:
+            self.notes.stored(node, offset, len(data))
 
     def _nothing(self, node: int, request: bytes) -> "Reply":
         return ()
