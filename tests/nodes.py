@@ -75,6 +75,12 @@ def busybox(folder: Path) -> Path:
     return squashfs(folder / "busybox.squashfs", [images.tar(entries)])
 
 
+def state_files(folder: Path) -> list[str]:
+    """Return all below a runtime directory but directories and what starts have asked."""
+    files = (path for path in folder.rglob("*") if not path.is_dir())
+    return [str(path) for path in files if path.parent.name != "starts"]
+
+
 class Leftovers:
     """Counts what is there beside what was there when it was made."""
 
@@ -90,12 +96,8 @@ class Leftovers:
         return {p: w for p, w in descendants().items() if p not in self._before}
 
     def files(self) -> list[str]:
-        """Return all below the state directory but empty directories and what starts have asked."""
-        found = []
-        for folder, folders, names in os.walk(self.state):
-            folders[:] = [name for name in folders if name != "starts"]
-            found += [os.path.join(folder, name) for name in names]
-        return found
+        """Return all below the state directory, as `state_files` does."""
+        return state_files(self.state)
 
     def folders(self) -> list[str]:
         """Return the directories below the runtime directory but that of `files`' exception."""

@@ -11,7 +11,7 @@ from tests import mpiprogs
 from tests.cage import reachable
 from tests.conftest import TREE, User
 from tests.gridengine import GridEngine
-from tests.nodes import SHOW, busybox
+from tests.nodes import SHOW, busybox, state_files
 
 pytestmark = [
     pytest.mark.root,
@@ -54,7 +54,7 @@ def nothing_remains(cell: GridEngine, user: User) -> Iterator[None]:
     cell.gone()
     state = Path(user.env["XDG_RUNTIME_DIR"])
     user.run("python3", "-c", SWEEP, cwd=TREE, check=True)
-    assert [str(p) for p in state.rglob("*") if not p.is_dir()] == []
+    assert state_files(state) == []
 
 
 def tasks(image: Path, count: int, folder: Path) -> str:

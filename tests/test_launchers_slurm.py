@@ -12,7 +12,7 @@ from tests import mpi as mpis
 from tests import mpiprogs
 from tests.cage import reachable
 from tests.conftest import TREE, User
-from tests.nodes import SHOW, busybox
+from tests.nodes import SHOW, busybox, state_files
 from tests.slurm import Slurm
 
 pytestmark = [
@@ -44,7 +44,7 @@ def nothing_remains(slurm: Slurm, user: User) -> Iterator[None]:
 
 def gone(slurm: Slurm, user: User, seconds: float = 15) -> None:
     state = Path(user.env["XDG_RUNTIME_DIR"])
-    slurm.gone(lambda: [str(p) for p in state.rglob("*") if not p.is_dir()], seconds)
+    slurm.gone(lambda: state_files(state), seconds)
 
 
 def together(user: User, count: int, name: str = "$SLURM_STEP_ID") -> str:
