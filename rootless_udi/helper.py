@@ -22,13 +22,7 @@ from sys import byteorder, meta_path
 
 from rootless_udi.errors import UdiError
 from rootless_udi.idmap import maps
-from rootless_udi.syscalls import (
-    CLONE_NEWUSER,
-    PR_SET_NAME,
-    PR_SET_NO_NEW_PRIVS,
-    prctl,
-    setns,
-)
+from rootless_udi.syscalls import CLONE_NEWUSER, PR_SET_NAME, PR_SET_NO_NEW_PRIVS, prctl, setns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -143,6 +137,8 @@ class Helper:
         """Say why the image server does not serve; call this after a reader met ENOTCONN."""
         said = self._said
         try:
+            # The helper may be waiting for `ask_ahead`, and says nothing meanwhile.
+            self._mine.shutdown(_socket.SHUT_WR)
             while not said.startswith("! "):
                 said = self._mine.recv(4096).decode("utf-8", "replace") or "! it ended"
         except OSError:

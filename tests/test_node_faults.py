@@ -14,6 +14,7 @@ import pytest
 from tests.cage import reachable
 from tests.conftest import TREE, User
 from tests.nodes import Leftovers, Rank, busybox, counted, servers
+from tests.test_run import wait_for
 
 pytestmark = pytest.mark.needs("userns", "fuse", "mksquashfs", "busybox")
 
@@ -113,6 +114,21 @@ def test_the_helper_is_killed_before_it_serves(
     assert done.returncode == 125
     assert done.stderr.startswith("udi-run: ") and "Traceback" not in done.stderr
     assert join(user, image).returncode == 0
+
+
+@pytest.mark.needs("strace")
+def test_the_server_is_killed_before_it_serves_a_known_start(
+    user: User, image: Path, left: Leftovers
+) -> None:
+    """The helper waits for a message of the launcher then, who waits for what the helper says."""
+    many = ("sh", "-c", "for n in $(seq 150); do test -e /absent$n; done; true")
+    assert user.run("udi-run", "--share=off", image, *many).returncode == 0
+    known = Path(user.env["XDG_RUNTIME_DIR"]) / "rootless_udi/starts"
+    wait_for(lambda: known.exists() and list(known.iterdir()))
+    strace = ["strace", "-f", "-o", "/dev/null", "-e", "inject=writev:signal=KILL"]
+    done = user.run(*strace, "udi-run", "--share=off", image, *many, timeout=60)
+    assert done.returncode == 125
+    assert "the image server" in done.stderr or "it " in done.stderr
 
 
 def test_a_builder_that_fails_leaves_the_way_free(
