@@ -1,6 +1,8 @@
 """An image with this machine's own Python, built on the spot: for tests and figures on a GPU."""
 
+import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -8,7 +10,8 @@ from pathlib import Path
 
 from rootless_udi.mpi_inject import ldcache
 from tests import images
-from tests.conftest import TREE
+
+TREE = Path(__file__).resolve().parent.parent
 
 DRIVERS_NEEDS = (
     "libdl.so.2",
@@ -19,6 +22,8 @@ DRIVERS_NEEDS = (
     "libstdc++.so.6",
 )
 """What NVIDIA's driver and torch need of an image and Python itself may not."""
+
+BASE: list[images.Entry] = [(name, None, {}) for name in ("bin", "etc", "usr", "usr/bin")]
 
 SKIPPED = {"test", "tests", "__pycache__", "dist-packages", "site-packages", "idlelib", "tkinter"}
 
@@ -32,6 +37,34 @@ def pulled(folder: Path, entries: list[images.Entry], env: list[str]) -> Path:
     done = subprocess.run(argv, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder / "store/images" / (done.stdout.strip().replace(":", "-") + ".sqfs")
+
+
+def usable(folder: Path) -> Path:
+    """Return a Python image as `pulled` does where this machine can, else a root directory.
+
+    So that the checks on a GPU need nothing installed; root may not pull.
+    """
+    entries = python_entries(busybox=shutil.which("busybox") is not None)
+    writer = shutil.which("tar2sqfs") or shutil.which("mksquashfs")
+    fuse = os.access("/dev/fuse", os.R_OK | os.W_OK)
+    if writer and fuse and os.getuid() and importlib.util.find_spec("trio"):
+        return pulled(folder, entries, ["PATH=/bin"])
+    return unpacked(folder / "root", entries)
+
+
+def unpacked(root: Path, entries: list[images.Entry]) -> Path:
+    """Write `entries` below `root`; return it."""
+    for name, content, extra in entries:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if content is None:
+            path.mkdir(exist_ok=True)
+        elif isinstance(content, str):
+            path.symlink_to(content)
+        else:
+            path.write_bytes(content)
+            path.chmod(extra.get("mode", 0o644))
+    return root
 
 
 def needed(*binaries: Path) -> set[str]:
@@ -63,7 +96,7 @@ def with_files(entries: list[images.Entry], paths: set[str]) -> list[images.Entr
     return found
 
 
-def python_entries() -> list[images.Entry]:
+def python_entries(busybox: bool = True) -> list[images.Entry]:
     """A root of busybox and the Python that runs this, standard library and all."""
     program = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
     library = Path(sysconfig.get_path("stdlib"))
@@ -76,7 +109,7 @@ def python_entries() -> list[images.Entry]:
     others = installed(*DRIVERS_NEEDS)
     paths |= {str(path) for path in others}
     paths |= needed(program, *(p for p in files if p.suffix == ".so"), *others)
-    found = with_files(images.busybox_entries(), paths)
+    found = with_files(images.busybox_entries() if busybox else BASE, paths)
     if str(program) != "/bin/python3":
         found.append(("bin/python3", str(program), {}))
     return found

@@ -2,11 +2,14 @@
 
 import importlib.util
 import json
+import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from bench import gpu_device
 from tests import gpuhosts, gpuimages, probes
 from tests.conftest import User
 
@@ -65,6 +68,60 @@ def test_the_programs_are_right_by_a_driver_without_a_gpu(
     )
     assert none.returncode == 1
     assert none.stderr == "cuInit: error 100: no CUDA-capable device is detected\n"
+
+
+TORCH = """
+import time
+from types import SimpleNamespace
+
+float16 = uint8 = None
+
+class Event:
+    def __init__(self, enable_timing): pass
+    def record(self): self.at = time.monotonic()
+    def elapsed_time(self, end): return 1e3 * (end.at - self.at)
+
+class Tensor:
+    def __matmul__(self, other): return self
+    def copy_(self, source): return self
+
+def randn(*args, **kwargs): return Tensor()
+
+empty = randn
+cuda = SimpleNamespace(Event=Event, synchronize=lambda: None)
+"""
+
+
+@pytest.mark.needs("gcc")
+@pytest.mark.parametrize("kind", ["squashfs", "directory"])
+def test_the_check_for_a_machine_with_a_gpu_by_a_driver_without_one(
+    image: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The directory is for a machine where no squashfs writer and no busybox are installed."""
+    if kind == "directory":
+        image = gpuimages.unpacked(tmp_path / "image", gpuimages.python_entries(busybox=False))
+    host = driver(tmp_path / "root")
+    tools = host.path / "usr/local/nvidia/bin"
+    source = '#include <stdio.h>\nint main() { puts("GPU 0: Fake A100"); }\n'
+    argv = ["gcc", "-x", "c", "-", "-static", "-o", tools / "nvidia-smi"]
+    subprocess.run(argv, input=source, text=True, check=True)
+    site = tmp_path / "site"
+    (site / "torch").mkdir(parents=True)
+    (site / "torch/__init__.py").write_text(TORCH)
+    library = f"{host.root}/usr/local/nvidia/lib64"
+    path = f"PATH={tools}:/usr/bin:/bin"
+    outside = ["env", path, f"LD_LIBRARY_PATH={library}", f"PYTHONPATH={site}"]
+    inside = [sys.executable, str(PROGRAMS / "gpurun.py"), host.root, "nvidia"]
+    inside += [f"--volume={PROGRAMS}:/programs:ro", f"--volume={site}:/site:ro"]
+    status = gpu_device.report(
+        gpu_device.Side(outside, sys.executable, str(PROGRAMS)),
+        gpu_device.Side([*inside, "--env=PYTHONPATH=/site", str(image)], "python3", "/programs"),
+        rounds=1,
+    )
+    out = capsys.readouterr().out
+    assert status == 0, out
+    assert out.startswith("nvidia-smi -L: GPU 0: Fake A100\na kernel: Fake A100\n"), out
+    assert re.search(r"^copy +[\d.]+ ms +[\d.]+ ms +[\d.]+$", out, re.M)
 
 
 @pytest.mark.gpu
