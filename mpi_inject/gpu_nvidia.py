@@ -60,13 +60,14 @@ def _usable(root: str, nodes: "Iterable[str]") -> None:
 def _files(context: Context, driver: nvidia.Driver, reason: str) -> list[Step]:
     """Mount sockets by their folder (a restarted daemon makes a new socket), files as they are."""
     steps: list[Step] = []
-    for path in driver.files:
+    for path, source in driver.files:
         options: tuple[str, ...] = OPTIONS
         if path in nvidia.SOCKETS:
-            path, options = os.path.dirname(path), ("nosuid", "nodev", "noexec")
+            path = source = os.path.dirname(path)
+            options = ("nosuid", "nodev", "noexec")
         elif path == nvidia.WSL + "/drivers":
             options = ("rec", *OPTIONS)
-        steps.append(Mount(path, under(context.root, path), options=options, reason=reason))
+        steps.append(Mount(path, under(context.root, source), options=options, reason=reason))
     pipes = context.environ.get("CUDA_MPS_PIPE_DIRECTORY", "")
     shared = any(pipes.startswith(folder + "/") for folder in SHARED)
     if pipes.startswith("/") and not shared and exists(context.root, pipes):

@@ -157,8 +157,8 @@ def _mounts(root: str, driver: nvidia.Driver, hook: bool) -> "list[dict[str, Any
         for name in (one.name, *(() if hook else one.links)):
             pairs.append((one.path, f"{folder}/{name}", _BIND))
     pairs += [(path, f"/usr/bin/{name}", _BIND) for name, path in driver.programs]
-    for path in driver.files:
-        pairs.append((path, path, _SOCKET if path in nvidia.SOCKETS else _BIND))
+    for path, source in driver.files:
+        pairs.append((source, path, _SOCKET if path in nvidia.SOCKETS else _BIND))
     return [{"hostPath": s, "containerPath": t, "options": list(o)} for s, t, o in pairs]
 
 

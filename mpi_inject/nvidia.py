@@ -32,14 +32,14 @@ _PROGRAMS = {
     "nvidia-cuda-mps-server": "compute",
     "nvidia-imex-ctl": "compute",
 }
+_ROOTS = ("/run/nvidia/driver/usr", "/usr/local/nvidia", "/home/kubernetes/bin/nvidia")
+"""What stands for /usr where a container brought the driver: NVIDIA's GPU operator, clouds, GKE."""
 _PROGRAM_FOLDERS = (
     "/usr/bin",
     "/usr/sbin",
     "/usr/local/bin",
     "/usr/lib/wsl/lib",
-    "/usr/local/nvidia/bin",
-    "/run/nvidia/driver/usr/bin",
-    "/home/kubernetes/bin/nvidia/bin",
+    *(root + "/bin" for root in _ROOTS),
 )
 _MULTIARCH = {
     "x86_64": "x86_64-linux-gnu",
@@ -84,13 +84,13 @@ class Gpu(Record):
 
 class Driver(Record):
     """What there is. `libraries` are of the wanted capabilities, `programs` are (name, path),
-    `files` are mounted at their own path, `nodes` must be usable, `extra` nodes are merely there.
+    `files` (path inside, path), `nodes` must be usable, `extra` nodes are merely there.
     """
 
     version: str
     libraries: tuple[Library, ...]
     programs: tuple[tuple[str, str], ...]
-    files: tuple[str, ...]
+    files: tuple[tuple[str, str], ...]
     nodes: tuple[str, ...]
     extra: tuple[str, ...]
     notes: tuple[str, ...] = ()
@@ -171,10 +171,9 @@ def _folders(machine: str) -> list[str]:
         "/usr/lib64",
         "/usr/lib64/nvidia",
         WSL + "/lib",
-        "/usr/local/nvidia/lib64",
-        "/usr/local/nvidia/lib",
+        f"{_ROOTS[0]}/lib/{multiarch}",
+        *(f"{root}/{name}" for root in _ROOTS for name in ("lib64", "lib")),
         "/run/opengl-driver/lib",
-        "/home/kubernetes/bin/nvidia/lib64",
         "/usr/lib",
     ]
 
@@ -309,16 +308,23 @@ def _programs(links: Links, wanted: tuple[str, ...]) -> "Iterable[tuple[str, str
                 break
 
 
-def _files(root: str, devices: list[str], wanted: tuple[str, ...], wsl: bool) -> list[str]:
-    """Return what is mounted at its own path: sockets, configuration, WSL's driver store."""
-    found = [p for p in SOCKETS if exists(root, p)]
+def _files(
+    root: str, devices: list[str], wanted: tuple[str, ...], wsl: bool
+) -> "Iterator[tuple[str, str]]":
+    """Yield sockets, configuration, WSL's driver store as (path inside, path)."""
+    own = list(SOCKETS)
     if any(n.startswith("nvidia-fs") for n in devices):
-        found += [p for p in ("/etc/cufile.json", "/run/udev") if exists(root, p)]
+        own += ("/etc/cufile.json", "/run/udev")
+    if wsl:
+        own.append(WSL + "/drivers")
+    yield from ((path, path) for path in own if exists(root, path))
     if "graphics" in wanted or "display" in wanted:
-        found += [p for p in _CONFIGS if exists(root, p)]
-    if wsl and exists(root, WSL + "/drivers"):
-        found.append(WSL + "/drivers")
-    return found
+        for path in _CONFIGS:
+            other = path.removeprefix("/usr")
+            for one in (path, *(place + other for place in _ROOTS if other != path)):
+                if exists(root, one):
+                    yield path, one
+                    break
 
 
 def _needed_nodes(devices: list[str], wanted: tuple[str, ...], wsl: bool) -> tuple[str, ...]:

@@ -204,6 +204,15 @@ def local(path: Path) -> Host:
     return host.write("/usr/local/nvidia/bin/nvidia-smi", "", 0o755).kernel()
 
 
+def operator(path: Path) -> Host:
+    """NVIDIA's GPU operator: the driver is in the root of a container, below /run."""
+    root = "/run/nvidia/driver/usr"
+    host = Host(path).libraries(f"{root}/lib/{MULTIARCH}")
+    host.write(f"{root}/bin/nvidia-smi", "", 0o755)
+    host.write(f"{root}/share/vulkan/icd.d/nvidia_icd.json", "{}")
+    return host.kernel()
+
+
 class Facts(Record):
     """Image facts with the parts that GPU planning reads."""
 

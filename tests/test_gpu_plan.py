@@ -56,6 +56,7 @@ ALL = {"NVIDIA_DRIVER_CAPABILITIES": "all"}
         ("rhel-all", gpuhosts.rhel, ALL),
         ("wsl", gpuhosts.wsl, {}),
         ("local", gpuhosts.local, {}),
+        ("operator-all", gpuhosts.operator, ALL),
     ],
 )
 def test_plans_of_distributions(
