@@ -21,6 +21,8 @@ from rootless_udi.fuse.raw import opened, ready
 from rootless_udi.fuse.reader import Reader
 
 fuse: Any = import_module("fuse")  # fuse-python; for a type checker `fuse` is our own folder
+if not hasattr(fuse, "Fuse"):
+    raise ModuleNotFoundError("a folder of that name is in the way", name="fuse")
 
 OPTIONS = (
     "ro,nosuid,nodev,allow_other,default_permissions,use_ino,readdir_ino,kernel_cache,fsname=udi,"

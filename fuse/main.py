@@ -87,6 +87,8 @@ def _run(options: dict[str, str], image: str, where: str) -> None:
     cache = _number(options, "cache")
     if cache is not None:
         chosen["cache_bytes"] = cache
+    if "counts" in options and transport != "raw":
+        raise UdiError(f"counting failed on {transport}: only the raw transport counts", USAGE)
     serve = _transport(transport)
     _name_process()
     tracer = None
@@ -96,8 +98,6 @@ def _run(options: dict[str, str], image: str, where: str) -> None:
         tracer = chosen["filesystem"] = Tracer()
     counts: dict[int, int] = {}
     if "counts" in options:
-        if transport != "raw":
-            raise UdiError(f"counting failed on {transport}: only the raw transport counts", USAGE)
         chosen["counts"] = counts
         _save_on_signal(options["counts"], counts)
     prefix, _, number = where.rpartition("/")

@@ -106,6 +106,12 @@ def test_no_memory_at_all_is_no_traceback(user: User, capfd: pytest.CaptureFixtu
     assert capfd.readouterr().err.startswith("udi-run: there is no memory left for it\n")
 
 
+def modules(bundle: Path) -> object:
+    """Return what a bundle holds, to be compared: which strings are interned differs by process."""
+    form, boot, table, groups, elsewhere = marshal.loads(bundle.read_bytes())
+    return form, boot, table, [(n, marshal.loads(codes)) for n, codes in groups], elsewhere
+
+
 def test_a_damaged_bundle_is_left_aside_and_written_anew(user: User, box: Path) -> None:
     prefix = user.home / "tree"
     ignored = shutil.ignore_patterns("__pycache__")
@@ -120,15 +126,15 @@ def test_a_damaged_bundle_is_left_aside_and_written_anew(user: User, box: Path) 
     odd = marshal.dumps((4, "boot = None", {}, (), {}))
     old = marshal.dumps((3, "boot = None", {}, ()))
     for bundle in bundles:
-        whole = bundle.read_bytes()
+        whole, sound = bundle.read_bytes(), modules(bundle)
         for content in (b"", whole[:1000], whole[:-1000], b"\0" * 100, marshal.dumps(5), odd, old):
             bundle.write_bytes(content)
             done = user.run(*argv)
             assert (done.stdout, done.stderr) == ("ok\n", "")
-            assert bundle.read_bytes() == whole
+            assert modules(bundle) == sound
         bundle.unlink()
         assert user.run(*argv).stdout == "ok\n"
-        assert bundle.read_bytes() == whole
+        assert modules(bundle) == sound
     for bundle in bundles:
         bundle.unlink()
     # No start needs this module, and without it no bundle can be made.

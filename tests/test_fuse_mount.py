@@ -326,7 +326,20 @@ def test_the_command_says_what_is_wrong_with_its_words(tmp_path: Path) -> None:
     assert "not of the form /dev/fd/N" in said("a", "/mnt")[1]
     status, text = said(str(tmp_path / "absent"), "/dev/fd/9")
     assert status == 125 and "No such file" in text
-    assert (
-        "only the raw transport counts"
-        in said("--transport=fuse-python", "--counts=x", "a", "/mnt")[1]
+    counted = ("--counts=x", "a", "/mnt")
+    assert "only the raw transport counts" in said("--transport=fuse-python", *counted)[1]
+
+
+@pytest.mark.parametrize(
+    ("transport", "module", "extra"),
+    [("fuse-python", "fuse", "fuse2"), ("pyfuse3", "trio", "fuse")],
+)
+def test_a_transport_that_is_not_installed(transport: str, module: str, extra: str) -> None:
+    """-S leaves site-packages out; the folder `fuse` of this tree is no fuse-python."""
+    argv = [sys.executable, "-S", "-m", "rootless_udi.fuse.main", f"--transport={transport}"]
+    done = subprocess.run([*argv, "a", "/dev/fd/9"], capture_output=True, text=True, cwd=TREE)
+    assert done.returncode == 125
+    assert done.stderr == (
+        f"udi-fuse: serving through {transport} failed: the module {module} is missing\n"
+        f"  pip install rootless_udi[{extra}]\n"
     )
