@@ -187,6 +187,8 @@ def test_the_second_start_costs_the_server_no_message(mount: Mounter, tmp_path: 
         assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
 
     run()
+    # Is answered after all that the kernel has asked for without waiting.
+    assert one.run("test", "-e", f"{one.point}/absent").returncode == 1
     one.server.send_signal(signal.SIGUSR1)
     while not path.exists():
         assert one.server.poll() is None
@@ -198,8 +200,9 @@ def test_the_second_start_costs_the_server_no_message(mount: Mounter, tmp_path: 
     third = counted(path)
     for name in ("FORGET", "BATCH_FORGET", "DESTROY"):  # at unmounting
         third.pop(name, None)
-    assert third == first
-    assert third["READ"] > 100 and third["LOOKUP"] > 100
+    assert first["READ"] > 100 and first["LOOKUP"] > 100
+    # A loaded machine drops a page, or reads ahead in a later run what it had not in the first.
+    assert sum(third.values()) < 1.1 * sum(first.values()), (first, third)
     for name in ASKED_ONCE:
         assert third.get(name, 0) <= 1, name
 
