@@ -52,7 +52,9 @@ def _hardware(root: str, machine: str) -> list[str]:
         newest = f", CUDA {cuda}{'' if sure else ' or newer'}" if cuda else ""
         lines.append(f"NVIDIA driver {driver.version or 'of WSL'}{newest}")
         for card in nvidia.gpus(root):
-            lines.append(f"  /dev/nvidia{card.minor}  {card.model}  {card.uuid}  {card.bus}")
+            node = f"/dev/nvidia{card.minor}" if card.minor else ""
+            known = filter(None, (node, card.model, card.uuid, card.bus))
+            lines.append("  " + "  ".join(known))
         lines += [f"  {n}: {w}" for n in driver.nodes if (w := denied(root, n))]
     version = amd.version(root)
     lines += _cards(root, f"AMD {version}".rstrip(), amd.discover(root))

@@ -455,6 +455,12 @@ def test_the_report_says_what_and_why(tmp_path: Path) -> None:
         assert part in text
 
 
+def test_the_report_of_a_card_that_the_kernel_says_little_of(tmp_path: Path) -> None:
+    made = gpuhosts.local(tmp_path).write("/proc/driver/nvidia/gpus/0000:03:00.0/information", "")
+    lines = gpu_report.report("auto", (), {}, made.root)
+    assert "  0000:03:00.0" in lines
+
+
 def test_the_report_of_amd_says_that_dev_is_all(tmp_path: Path) -> None:
     made = Host(tmp_path).nodes("kfd").drm(0, "0x1002", "amdgpu").gaudi(0)
     text = "\n".join(gpu_report.report("auto", (), {}, made.root))
