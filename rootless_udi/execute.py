@@ -33,6 +33,7 @@ from rootless_udi.syscalls import (
     inotify_add_watch,
     inotify_init,
     mount,
+    open_tree,
     pivot_root,
     protect,
     restrict,
@@ -142,11 +143,23 @@ def _image(plan: Plan, helper: "Helper", place: tuple[str, str, str]) -> None:
             f"check the file with unsquashfs -ll {root.path}, or pull it anew (--force)",
         ) from None
     else:
-        if helper.known:
-            space = os.open("/host/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-            helper.ask_ahead(space, top)
-            os.close(space)
         os.close(top)
+        if helper.known:
+            _ask_ahead(helper)
+
+
+def _ask_ahead(helper: "Helper") -> None:
+    """Have the image asked what is known, in a copy of its mount: without an overlay the plan's
+    mounts go onto the mount itself, and nobody may be asked what the host has there."""
+    try:
+        top = open_tree("/image")
+    except OSError:
+        # Before Linux 5.2. It is asked later, by the command.
+        return
+    space = os.open("/host/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    helper.ask_ahead(space, top)
+    os.close(space)
+    os.close(top)
 
 
 def _by_itself(plan: Plan) -> int:

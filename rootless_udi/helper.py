@@ -116,8 +116,8 @@ class Helper:
     def ask_ahead(self, space: int, top: int) -> None:
         """Have what is known to be asked of the image asked now, by another process.
 
-        `space` is a descriptor of the mount's user namespace, `top` one of its root directory. Only
-        where something is known, after `hand_over`.
+        `space` is a descriptor of the mount's user namespace, `top` one of a copy of the mount.
+        Only where something is known, after `hand_over`.
         """
         try:
             send(self._mine, (), [space, top])
@@ -240,8 +240,8 @@ def _ask_ahead(known: str, image: str, key: str, fds: list[int]) -> None:
             # So that no link leads out of the image; and nothing is imported from there.
             os.chroot(".")
             meta_path.clear()
-            # Somebody waits for the end of each of these.
-            close_others()
+            # Somebody waits for the end of each of these. The copy of the mount goes with its own.
+            close_others(top)
             starts.ask(questions)
         finally:
             os._exit(0)

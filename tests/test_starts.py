@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rootless_udi import starts
+from rootless_udi import node, starts
 from rootless_udi.fuse import notes, protocol
 from rootless_udi.fuse.filesystem import ROOT, FileSystem
 from rootless_udi.fuse.reader import Reader
@@ -26,6 +26,7 @@ from tests.test_run import wait_for
 
 Question = tuple[str, bytes, int, int]
 Asked = dict[str, list[Question]]
+PROGRAMS = Path(__file__).parent / "programs"
 RUNS = pytest.mark.needs("userns", "fuse", "busybox")
 MANY = "for n in $(seq 150); do test -e /absent$n; done; cat /etc/passwd >/dev/null"
 """A start that asks enough to be kept."""
@@ -250,6 +251,42 @@ def test_the_second_start_finds_its_answers(user: User, box: Path, tmp_path: Pat
     assert mine[-1] == "+++ exited with 0 +++"
     assert kept(user) == [file] and file.stat().st_mtime_ns == before.st_mtime_ns
     assert user.run("udi", "ps").stdout.count("\n") == 1
+
+
+@RUNS
+@pytest.mark.needs("strace")
+def test_without_an_overlay_nothing_is_asked_of_what_is_mounted(
+    user: User, box: Path, tmp_path: Path
+) -> None:
+    """The mounts of the plan are on the image's own then, the host's /tmp for one."""
+    assert tmp_path.is_relative_to("/tmp")
+    (tmp_path / "mine").write_text("")
+    command = f"until test -e {tmp_path}/go; do :; done"
+    status = box.stat()
+    key = node.digest(f"sh\0{command}".encode())
+    facts = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, key
+    many = [("s", os.fsencode(tmp_path / "mine")[1:], 0, 0), ("d", b"bin", 0, 0)] * 2000
+    (user.home / "run/rootless_udi").mkdir(mode=0o700)
+    assert starts.keep(user.env, user.uid, node.digest(repr(facts).encode()), many)
+    log = tmp_path / "log"
+    words = ["strace", "-f", "-e", "trace=unshare,chroot,/stat,exit_group", "-o", log]
+    # The second one leaves the namespace that has these mounts.
+    words += ["-e", "inject=unshare:delay_enter=200ms:when=2", sys.executable]
+    one = user.popen(*words, PROGRAMS / "oldkernel.py", box, "sh", "-c", command, cwd="/")
+
+    def asked() -> list[str]:
+        lines = log.read_text().splitlines() if log.exists() else []
+        ahead = {line.split()[0] for line in lines if 'chroot("."' in line}
+        return [line for line in lines if line.split()[0] in ahead]
+
+    try:
+        wait_for(lambda: any("exited" in line for line in asked()))
+    finally:
+        (tmp_path / "go").write_text("")
+    assert one.wait(60) == 0
+    answers = [line for line in asked() if f'{tmp_path}/mine"'[1:] in line]
+    assert len(answers) == 2000
+    assert not any(line.endswith("= 0") for line in answers)
 
 
 @RUNS
