@@ -2,7 +2,19 @@
 
 import _signal
 import os
-from errno import E2BIG, EACCES, EISDIR, ENOENT, ENOEXEC, ENOTDIR
+from errno import (
+    E2BIG,
+    EACCES,
+    ECONNABORTED,
+    EIO,
+    EISDIR,
+    ELOOP,
+    ENAMETOOLONG,
+    ENOENT,
+    ENOEXEC,
+    ENOTCONN,
+    ENOTDIR,
+)
 
 from rootless_udi import environment, node
 from rootless_udi.errors import NOT_EXECUTABLE, NOT_FOUND, UdiError
@@ -175,9 +187,11 @@ def _execute(words: "list[str]", env: "dict[str, str]") -> UdiError:
             "a program of the host? what it needs is not inside",
             NOT_FOUND,
         )
-    if refused.errno in (EACCES, ENOEXEC, EISDIR):
+    if refused.errno in (EACCES, ENOEXEC, EISDIR, ELOOP, ENAMETOOLONG):
         return UdiError(f"{name}: not executable: {refused.strerror}", "", NOT_EXECUTABLE)
     if refused.errno == E2BIG:
         return UdiError(f"{name}: the arguments and the environment are too long", "")
-    hint = "the image is damaged, or its server has ended (see `udi ps`): pull it anew, run again"
+    hint = ""
+    if refused.errno in (EIO, ENOTCONN, ECONNABORTED):
+        hint = "the image is damaged, or its server has ended (see `udi ps`): pull it anew"
     return UdiError(f"executing {name} failed: {refused.strerror}", hint)

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from rootless_udi import cli_site, config, oci, resolve, store_find
-from rootless_udi.errors import UdiError
-from rootless_udi.guard import guarded, refuse_privilege
+from rootless_udi.errors import OURS, UdiError
+from rootless_udi.guard import guarded, refuse_privilege, streams
 from rootless_udi.version import VERSION
 
 Arguments = argparse.Namespace
@@ -21,6 +21,7 @@ Arguments = argparse.Namespace
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run udi on `argv` (without the program's name); never returns."""
+    streams()
     words = sys.argv[1:] if argv is None else argv
     try:
         status = guarded("udi", lambda: run(words))
@@ -280,7 +281,8 @@ def profile(arguments: Arguments) -> int:
     launcher = [sys.executable, "-I", "-S", "-c", _LAUNCH.format(package=_package())]
     run = [*launcher, "--share=off"]
     status = optimizing.profile(run, arguments.image, words, arguments.output)
-    print(f"what it read is in {arguments.output}", file=sys.stderr)
+    if status != OURS:
+        print(f"what it read is in {arguments.output}", file=sys.stderr)
     return status
 
 

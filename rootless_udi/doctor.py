@@ -129,6 +129,13 @@ def _fuse_device() -> Finding:
             "missing: images are extracted into directories instead",
             "the administrator: modprobe fuse (in a container: --device /dev/fuse)",
         )
+    if os.stat("/dev/fuse").st_rdev != host.FUSE:
+        return Finding(
+            WARNING,
+            "/dev/fuse",
+            "something else is in its place: images are extracted into directories instead",
+            "who made this container: give it the device (--device /dev/fuse)",
+        )
     try:
         os.close(os.open("/dev/fuse", os.O_RDWR))
     except OSError as error:

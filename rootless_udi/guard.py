@@ -23,6 +23,14 @@ def occupy() -> None:
             os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
 
 
+def streams() -> None:
+    """Give Python streams where it has None: for descriptors that were closed (cron, daemons)."""
+    occupy()
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC), mode))
+
+
 def guarded(program: str, body: "Callable[[], int]") -> int:
     """Call `body`; print what a user can mend as "PROGRAM: WHAT" with a hint, and return a status.
 

@@ -53,12 +53,25 @@ def gather(environ: "Mapping[str, str]", squashfuse: str = "") -> Host:
         shell=shell,
         group=_group(gid, user),
         groups=tuple((g, _group(g, f"group{g}")) for g in os.getgroups()),
-        fuse=os.access("/dev/fuse", os.R_OK | os.W_OK),
+        fuse=_fuse(),
         overlay=release(system.release) >= (5, 11),
         squashfuse=squashfuse or which("squashfuse_ll", environ),
         unsquashfs=which("unsquashfs", environ),
         machine=system.machine,
     )
+
+
+FUSE = os.makedev(10, 229)
+"""Of /dev/fuse: the kernel's Documentation/admin-guide/devices.txt."""
+
+
+def _fuse() -> bool:
+    """Tell whether /dev/fuse is there, is that, and may be opened: some put /dev/null over it."""
+    try:
+        device = os.stat("/dev/fuse").st_rdev
+    except OSError:
+        return False
+    return device == FUSE and os.access("/dev/fuse", os.R_OK | os.W_OK)
 
 
 def release(text: str) -> tuple[int, int]:

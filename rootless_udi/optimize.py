@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rootless_udi import starts
-from rootless_udi.errors import UdiError
+from rootless_udi.errors import OURS, UdiError
 from rootless_udi.fuse import profile as profiles
 from rootless_udi.fuse.format import Corrupt
 from rootless_udi.fuse.relayout import Result, reading, relayout, verify
@@ -31,6 +31,9 @@ def profile(run: Sequence[str], image: str, command: Sequence[str], target: str)
     with tempfile.TemporaryDirectory(dir=os.path.dirname(where), prefix=".profile-") as folder:
         trace = Path(folder) / "trace"
         status = subprocess.run([*run, f"--trace={trace}", image, *command]).returncode
+        if status == OURS and not os.listdir(folder):
+            # Nothing was started, and udi-run has said why.
+            return status
         end = time.monotonic() + WAIT
         while not trace.exists():
             if time.monotonic() > end:

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from rootless_udi import config, oci, resolve, shifter, store_find
 from rootless_udi.errors import UdiError
-from rootless_udi.guard import guarded, refuse_privilege
+from rootless_udi.guard import guarded, refuse_privilege, streams
 from rootless_udi.oci import DOCKER_HUB, Reference
 from rootless_udi.records import Record
 
@@ -257,6 +257,7 @@ class _Command:
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run shifterimg on `argv` (without the program's name); never returns."""
+    streams()
     words = sys.argv[1:] if argv is None else argv
     try:
         status = guarded("shifterimg", lambda: _run(words))

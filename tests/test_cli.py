@@ -282,3 +282,57 @@ def test_the_image_server_is_named_in_ps(user: User, box: Path) -> None:
     title = f"udi-image {os.path.realpath(box)}"
     assert any(title.startswith(line.strip()) and len(line) > 20 for line in mine)
     process.communicate("\n", timeout=30)
+
+
+def test_nothing_is_imported_from_the_current_folder(user: User, tmp_path: Path) -> None:
+    """Which may be /tmp: of a checkout, too, whose path may have a quote in it."""
+    for name in ("argparse", "trio", "rich", "json"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not yours')")
+    odd = tmp_path / "it's odd"
+    odd.symlink_to(TREE)
+    for program in ("udi", "shifterimg"):
+        done = user.run(odd / "bin" / program, "images", cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_old_python_is_named(user: User, tmp_path: Path) -> None:
+    """Or a newer one beside it taken, which there is none of here."""
+    (tmp_path / "python3").write_text(
+        f"#!/bin/sh\nshift; code=$1; shift\nexec {sys.executable} -c "
+        '"import sys; sys.version_info = (3, 9); sys.version = \'3.9.18 (main)\'\n$code" "$@"\n'
+    )
+    (tmp_path / "python3").chmod(0o755)
+    for name in ("readlink", "dirname"):
+        (tmp_path / name).symlink_to(f"/usr/bin/{name}")
+    done = user.run(TREE / "bin/udi", "doctor", env={"PATH": str(tmp_path)})
+    assert done.returncode == 125
+    assert done.stderr == "udi: Python 3.11 or newer is needed, and this is 3.9.18\n"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_descriptors(user: User, tmp_path: Path, closed: str) -> None:
+    """As cron and some daemons leave them."""
+    images.busybox_layout(tmp_path / "layout")
+    image = f"oci:{tmp_path}/layout:latest"
+    for words in (f"udi pull {image}", f"udi-run {image} true", "shifterimg images"):
+        done = user.run("sh", "-c", f"{words} {closed}")
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    for words in ("udi login 127.0.0.1:9", "shifterimg login"):
+        done = user.run("sh", "-c", f"{words} {closed}")
+        assert done.returncode in (1, 125) and "Traceback" not in done.stderr, done.stderr
+
+
+def test_profile_of_what_does_not_start_ends_at_once(user: User, tmp_path: Path) -> None:
+    done = user.run("udi", "profile", "-o", tmp_path / "p", "./nothere.sqfs", "--", "ls")
+    assert done.returncode == 125 and os.listdir(tmp_path) == ["home"]
+    assert done.stderr.count("\n") == 1 and "nothere.sqfs failed: No such file" in done.stderr
+
+
+def test_something_else_in_the_place_of_dev_fuse(user: User, pulled: str) -> None:
+    """Some container engines put /dev/null over what they hide."""
+    hidden = ("unshare", "--user", "--map-current-user", "--mount", "sh", "-c")
+    script = "mount --bind /dev/null /dev/fuse && exec "
+    done = user.run(*hidden, script + "udi doctor")
+    assert "warning /dev/fuse: something else is in its place" in done.stdout, done.stderr
+    done = user.run(*hidden, script + f"udi-run --explain {pulled} true")
+    assert "the image extracted to a directory" in done.stdout, done.stderr

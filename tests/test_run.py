@@ -204,6 +204,15 @@ def test_no_child_that_the_command_did_not_make(user: User, box: Path) -> None:
     assert done.stdout.split() == [] or len(done.stdout.split()) == 1
 
 
+def test_names_that_the_kernel_refuses_say_nothing_of_the_image(
+    user: User, box: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for name, why in ((str(tmp_path / "loop"), "symbolic links"), ("x" * 300, "name too long")):
+        done = user.run("udi-run", box, name)
+        assert done.returncode == 126 and why in done.stderr and "hint" not in done.stderr
+
+
 @pytest.mark.parametrize("status", [0, 1, 42, 255])
 def test_exit_status_is_the_commands(user: User, box: Path, status: int) -> None:
     """[12]"""
