@@ -330,8 +330,9 @@ def test_profile_of_what_does_not_start_ends_at_once(user: User, tmp_path: Path)
 
 def test_something_else_in_the_place_of_dev_fuse(user: User, pulled: str) -> None:
     """Some container engines put /dev/null over what they hide."""
-    hidden = ("unshare", "--user", "--map-current-user", "--mount", "sh", "-c")
-    script = "mount --bind /dev/null /dev/fuse && exec "
+    hidden = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
+    ordinary = f"unshare --user --map-user={user.uid} --map-group={user.gid}"
+    script = f"mount --bind /dev/null /dev/fuse && exec {ordinary} "
     done = user.run(*hidden, script + "udi doctor")
     assert "warning /dev/fuse: something else is in its place" in done.stdout, done.stderr
     done = user.run(*hidden, script + f"udi-run --explain {pulled} true")
