@@ -122,7 +122,8 @@ def _image(text: str, site: config.Site) -> store_find.Image:
     """Return an image of the stores by name or digest. Raises UdiError where it is in none."""
     found = store_find.find(_stores(site), _reference(text, site))
     if found is None:
-        raise UdiError(f"image {text} is in no image store", f"udi pull {text}")
+        unseen = store_find.closed(_stores(site))
+        raise UdiError(f"image {text} is in no image store{unseen}", f"udi pull {text}")
     return found
 
 

@@ -131,7 +131,8 @@ def _facts(image: str) -> dict[str, Any]:
         return resolve.local(image, os.path.abspath(reference.path)).facts
     found = store_find.find(resolve.all_stores(site, os.environ), reference)
     if found is None:
-        raise UdiError(f"image {image} is in no image store", f"udi pull {image}")
+        unseen = store_find.closed(resolve.all_stores(site, os.environ))
+        raise UdiError(f"image {image} is in no image store{unseen}", f"udi pull {image}")
     return resolve.read(found.facts)
 
 

@@ -9,6 +9,7 @@ from stat import S_ISDIR, S_ISREG
 
 from rootless_udi import fastjson, oci, store_find
 from rootless_udi.errors import UdiError
+from rootless_udi.guard import complain
 from rootless_udi.image import Image
 from rootless_udi.options import Request
 
@@ -43,9 +44,12 @@ def image(request: Request, site: "Site", environ: "Mapping[str, str]", who: str
         if who or policy == "never":
             why = "a job of several ranks never pulls" if who else "--pull=never"
             raise UdiError(
-                f"image {request.image} is in no image store ({', '.join(stores)}), and {why}",
+                f"image {request.image} is in no image store ({', '.join(stores)}), and {why}"
+                + store_find.closed(stores),
                 f"run this first, once: udi pull {request.image}",
             )
+        if unseen := store_find.closed(stores):
+            complain("udi-run", f"image {request.image} is in no image store{unseen}")
         pull(request, stores[0])
         found = store_find.find(stores, reference)
         if found is None:

@@ -117,6 +117,8 @@ class Store:
                 sync(squashfs)
                 os.rename(facts_tmp, f"{target}.json")
                 os.rename(squashfs, f"{target}.sqfs")
+                # It may be what is to be mended: `udi pull --force`.
+                discard(target + store_find.OPTIMIZED)
                 sync(self.path("images"))
             finally:
                 discard(facts_tmp)

@@ -84,6 +84,15 @@ def find(
     return _first(stores, reference.digest, name) if reference.digest else None
 
 
+def closed(stores: "tuple[str, ...]") -> str:
+    """Say which of `stores` the caller may not search, to end a message with; "" for none.
+
+    A store is its owner's alone until he opens it.
+    """
+    names = [store for store in stores if os.path.isdir(store) and not os.access(store, os.X_OK)]
+    return f"; permission denied on {', '.join(names)}" if names else ""
+
+
 def _first(stores: "tuple[str, ...]", digest: str, name: str) -> Image | None:
     for store in stores:
         image = at(store, digest, name)

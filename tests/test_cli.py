@@ -258,6 +258,18 @@ def test_profile_and_optimize(user: User, pulled: str) -> None:
     assert not made.exists()
 
 
+@pytest.mark.needs("fuse")
+def test_a_damaged_optimised_image_is_mended_by_a_pull(user: User, pulled: str) -> None:
+    noted = user.home / "start.profile"
+    user.run("udi", "profile", "-o", noted, pulled, "--", "/bin/cat", "/etc/group")
+    made = Path(user.run("udi", "optimize", pulled, noted).stdout.strip())
+    os.truncate(made, 4096)
+    assert "it is cut off" in user.run("udi-run", pulled, "true").stderr
+    assert user.run("udi", "pull", "-q", "--force", pulled).returncode == 0
+    assert not made.exists()
+    assert user.run("udi-run", pulled, "true").returncode == 0
+
+
 def test_profile_needs_a_command(user: User, pulled: str) -> None:
     done = user.run("udi", "profile", pulled)
     assert done.returncode == 125 and "no command is given" in done.stderr
@@ -337,3 +349,23 @@ def test_something_else_in_the_place_of_dev_fuse(user: User, pulled: str) -> Non
     assert "warning /dev/fuse: something else is in its place" in done.stdout, done.stderr
     done = user.run(*hidden, script + f"udi-run --explain {pulled} true")
     assert "the image extracted to a directory" in done.stdout, done.stderr
+
+
+def test_a_store_that_is_closed_to_the_caller_is_named(user: User, tmp_path: Path) -> None:
+    images.busybox_layout(tmp_path / "layout")
+    name = f"oci:{tmp_path}/layout:latest"
+    site = tmp_path / "site"
+    assert user.run("udi", "pull", "-q", name, env={"UDI_STORE": str(site)}).returncode == 0
+    conf = tmp_path / "udi.toml"
+    conf.write_text(f'[store]\nsite = ["{site}"]\n')
+    env = {"UDI_CONFIG": str(conf)}
+    assert user.run("udi-run", "--pull=never", name, "true", env=env).returncode == 0
+    site.chmod(0)
+    never = user.run("udi-run", "--pull=never", name, "true", env=env)
+    inspected = user.run("udi", "inspect", name, env=env)
+    missing = user.run("udi-run", name, "true", env=env)
+    site.chmod(0o700)
+    assert never.returncode == inspected.returncode == 125
+    for done in (never, inspected, missing):
+        assert f"; permission denied on {site}\n" in done.stderr
+    assert missing.returncode == 0
