@@ -49,12 +49,22 @@ def guarded(program: str, body: "Callable[[], int]") -> int:
         call = getattr(error, "call", "")
         about = f" on {error.filename}" if error.filename else ""
         what = f"{call or 'a system call'} failed{about}: {error.strerror}"
+        if not call and not about and _adrift():
+            what = "the working directory has been removed"
         complain(program, what, remedy(call, error.errno))
         status = OURS
     except MemoryError:
         complain(program, "there is no memory left for it", "see ulimit -v, and the job's limit")
         status = OURS
     return _flushed(program, status)
+
+
+def _adrift() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
 
 
 def _flushed(program: str, status: int) -> int:

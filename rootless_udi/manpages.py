@@ -135,8 +135,8 @@ def _list(rows: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _sentence(text: str) -> str:
-    text = text.rstrip(",.")
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
+    text = text if text.endswith("...") else text.rstrip(",.") + "."
+    return f"{text[:1].upper()}{text[1:]}" if text != "." else ""
 
 
 def _plain(text: str) -> str:

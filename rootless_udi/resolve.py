@@ -117,6 +117,7 @@ def check(path: str, hint: str = "") -> tuple[str, bool]:
         why = "it is not of squashfs version 4.0"
     elif used > size:
         why = f"it is cut off: {size} bytes of {used}"
+        hint = hint or "copy it again, or pull it anew (udi pull --force)"
     else:
         name = _COMPRESSORS.get(int.from_bytes(head[20:22], "little"), "unknown")
         return name, _OPTIMIZED in head

@@ -369,3 +369,11 @@ def test_a_store_that_is_closed_to_the_caller_is_named(user: User, tmp_path: Pat
     for done in (never, inspected, missing):
         assert f"; permission denied on {site}\n" in done.stderr
     assert missing.returncode == 0
+
+
+def test_a_working_directory_that_has_been_removed(user: User, tmp_path: Path) -> None:
+    for words in ("udi pull oci:box", "udi-run oci:box true"):
+        script = f"mkdir {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone && {words}"
+        done = user.run("sh", "-c", script)
+        assert done.returncode == 125
+        assert done.stderr.endswith(": the working directory has been removed\n")
