@@ -8,6 +8,7 @@ from time import time
 
 from rootless_udi import node
 from rootless_udi.errors import UdiError
+from rootless_udi.guard import complain
 from rootless_udi.records import Record
 from rootless_udi.sweep import sweep
 
@@ -32,7 +33,8 @@ def containers(environ: dict[str, str]) -> list[Container]:
     for path in node.directories(environ, os.getuid()):
         try:
             _, directory = node.state([path], make=False)
-        except UdiError:
+        except UdiError as error:
+            complain("udi", error.message, error.hint)
             continue
         if directory < 0:
             continue

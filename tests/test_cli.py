@@ -377,3 +377,11 @@ def test_a_working_directory_that_has_been_removed(user: User, tmp_path: Path) -
         done = user.run("sh", "-c", script)
         assert done.returncode == 125
         assert done.stderr.endswith(": the working directory has been removed\n")
+
+
+def test_ps_says_which_state_directory_it_does_not_trust(user: User, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (user.home / "run/rootless_udi").symlink_to(tmp_path / "elsewhere")
+    done = user.run("udi", "ps")
+    assert done.returncode == 0 and done.stdout.startswith("IMAGE")
+    assert f"{user.home}/run/rootless_udi" in done.stderr
