@@ -417,7 +417,7 @@ def test_an_optimised_image_knows_its_start(user: User, box: Path, tmp_path: Pat
         done = user.run("strace", "-f", *calls, "udi-run", target, *command)
         assert done.returncode == 0, done.stderr
         lines = log.read_text().splitlines()
-        asking = [line.split()[0] for line in lines if 'chroot(".")' in line]
+        asking = [line.split()[0] for line in lines if 'chroot("."' in line]
         return [line for line in lines if line.split()[0] in asking and "absent" in line]
 
     assert asked("true") == []
