@@ -1,3 +1,5 @@
+# shellcheck shell=sh
+# shellcheck disable=SC2034  # PYTHON, TREE and RUN are for who sources this
 # Sourced by tests/run, contrib/demo/run and bench/run: packages, a Python environment, a user.
 # Sets PYTHON (of the environment), TREE (what the user can read) and RUN (words before a command).
 

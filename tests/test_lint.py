@@ -51,6 +51,36 @@ def test_mypy_strict(tmp_path: Path) -> None:
     tool("mypy", f"--cache-dir={tmp_path}")
 
 
+def shells() -> list[str]:
+    """Return the shell scripts; udi-run is Python too, and has tests of its own."""
+    found = []
+    for path in sorted(TREE.rglob("*")):
+        name = str(path.relative_to(TREE))
+        if (
+            path.is_symlink()
+            or not path.is_file()
+            or name.startswith((".git/", ".venv/", "build/"))
+        ):
+            continue
+        with path.open("rb") as file:
+            first = file.readline(40)
+        if first in (b"#!/bin/sh\n", b"#!/bin/bash\n", b"# shellcheck shell=sh\n"):
+            found.append(name)
+    return [name for name in found if name not in ("bin/udi-run", "bin/shifter")]
+
+
+def test_shellcheck() -> None:
+    found = shells()
+    assert {"tests/run", "tests/setup.sh", "bench/run", ".ci/run"} <= set(found)
+    done = subprocess.run(["shellcheck", "-x", *found], cwd=TREE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_codespell() -> None:
+    done = subprocess.run(["codespell", "."], cwd=TREE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("name", PURE)
 def test_pure_modules_touch_nothing(name: str) -> None:
     found = imports(TREE / name)
