@@ -11,8 +11,10 @@ What is chosen where tools differ:
 - A directory in a layer, listed or only implied by a member beneath it, replaces a symbolic link
   or file of the layers below: as on overlayfs, where each layer is a directory of its own. So
   nothing is ever written through a lower layer's link.
-- Within one layer, a member beneath a symbolic link of that layer goes where the link leads, if
-  that is relative and stays in the image; otherwise it is refused.
+- Within one layer, a member beneath a symbolic link of that layer goes where the link leads; an
+  absolute link begins at the image's root. One that leads out of the image is refused.
+- A hard link to a file of the layers below is to what is there at its place in the tar: a whiteout
+  after it takes away the name alone, after one before it there is nothing to link to.
 - A directory that is only implied keeps the mode and times that a lower layer gives it.
 - Files come first, in the order of the layers; then directories, symbolic links and FIFOs by name;
   then hard links. Squashfs sorts its directories itself, so readers do not see that order.
@@ -249,7 +251,7 @@ class _Merge:
         """Give `node`, whatever it is, these names in the merged tree."""
         if node.kind is LINK:
             # What this layer itself has at the target came after the link, or it would be found.
-            if view.removes(node.target):
+            if node.lost:
                 self._missing(node.target, names[0], stream)
             self.pending.setdefault(node.target, []).extend(names)
         elif node.kind is DEVICE:

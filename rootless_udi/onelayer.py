@@ -22,13 +22,15 @@ class Node:
     """What a path holds. Hard links of one layer share one node.
 
     `path` and `ordinal` are the member's that brought it. `primary` is the name that its content
-    was written under, None before that. `kind` LINK: a hard link to `target` in the layers below.
-    `explicit` is False for a directory that only its contents speak of.
+    was written under, None before that. `kind` LINK: a hard link to `target` in the layers below;
+    `lost` where a whiteout before it has taken that away. `explicit` is False for a directory that
+    only its contents speak of.
     """
 
     __slots__ = (
         "explicit",
         "kind",
+        "lost",
         "mode",
         "mtime",
         "ordinal",
@@ -42,6 +44,7 @@ class Node:
         self.path = path
         self.ordinal = ordinal
         self.primary: bytes | None = None
+        self.lost = False
         self.explicit = member is not None
         if member is None:
             self.kind, self.mode, self.mtime, self.target = DIRECTORY, 0o755, 0, b""
@@ -117,6 +120,9 @@ class OneLayer:
         if node is None:
             node = Node(path, member, ordinal)
             node.target = target
+            # In the order of the tar, as tools that unpack it have it: a later whiteout takes away
+            # the name, not the content that this link has made its own.
+            node.lost = self.removes(target)
         elif node.kind is DIRECTORY:
             self._stream.refuse(f"hard link {shown(path)} to the directory {shown(target)}")
         elif self.nodes.get(path) is node:
@@ -146,14 +152,13 @@ class OneLayer:
         return where
 
     def _follow(self, path: bytes, target: bytes, member: bytes, make: bool) -> bytes:
-        """Follow symbolic link `path`; refuse one that leads out of the image (or could)."""
+        """Follow symbolic link `path`; refuse one that leads out of the image."""
         what = f"{shown(member)} goes through symbolic link {shown(path)} -> {shown(target)}"
         self._followed += 1
         if self._followed > _MOST_LINKS:
             self._stream.refuse(f"{what}: too many levels of symbolic links")
-        if target.startswith(b"/"):
-            self._stream.refuse(f"{what}, an absolute path")
-        where = path.rpartition(b"/")[0]
+        # An absolute one begins at the image's root, as it will in the container.
+        where = b"" if target.startswith(b"/") else path.rpartition(b"/")[0]
         for name in target.split(b"/"):
             if name == b"..":
                 if not where:

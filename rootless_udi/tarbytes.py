@@ -126,8 +126,10 @@ def decimal(stream: Stream, text: bytes, what: str) -> int:
 def relative(stream: Stream, name: bytes, what: str) -> bytes:
     """Return a member's path below the root; refuse one that points out of it.
 
-    `./` in front and a slash at the end are taken off. An absolute name is refused, since tools do
-    not agree on what it means; "/" alone is the root. `what` opens the message.
+    Slashes at both ends and `.` are taken off: an absolute name is below the image's root, as GNU
+    tar, containerd, moby and umoci have it (Nix's and Bazel's images have such). `..` takes away
+    the name before it, whatever that is, as in all of these; with none before it, it is refused.
+    `what` opens the message.
     """
     if not name:
         stream.refuse(f"{what} an empty path")
@@ -135,13 +137,16 @@ def relative(stream: Stream, name: bytes, what: str) -> bytes:
         stream.refuse(f"{what} a path with a NUL byte in it: {shown(name)}")
     if len(name) > 4095:
         stream.refuse(f"{what} a path of {len(name)} bytes (PATH_MAX is 4096)")
-    if name[0] == 47 and name.strip(b"/."):
-        stream.refuse(f"{what} an absolute path: {shown(name)}")
-    path = name.rstrip(b"/")
+    path = name.strip(b"/")
     if path[:1] in (b".", b"") or b"/." in path or b"//" in path:
-        parts = [part for part in path.split(b"/") if part not in (b"", b".")]
-        if b".." in parts:
-            stream.refuse(f"{what} a path with '..' in it: {shown(name)}")
+        parts: list[bytes] = []
+        for part in path.split(b"/"):
+            if part == b"..":
+                if not parts:
+                    stream.refuse(f"{what} a path that leads out of the image: {shown(name)}")
+                parts.pop()
+            elif part not in (b"", b"."):
+                parts.append(part)
         path = b"/".join(parts)
     if len(path) > 255 and max(map(len, path.split(b"/"))) > 255:
         stream.refuse(f"{what} a path with a name longer than 255 bytes in it: {shown(path)}")

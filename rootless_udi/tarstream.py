@@ -211,8 +211,6 @@ def _member(
         member.kind = DIRECTORY
     member.path = relative(stream, name, "a member has")
     if member.kind is LINK:
-        # The kernel is asked for no path here: a leading slash is the image's root (kaniko).
-        target = target.lstrip(b"/")
         member.target = relative(stream, target, f"hard link {shown(member.path)} to")
     elif member.kind is SYMLINK:
         member.target = _symlink(stream, member.path, target)

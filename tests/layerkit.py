@@ -168,9 +168,9 @@ def _resolve(upper: State, path: str, depth: int = 0) -> str:
         node = upper.get(parent)
         if node is None or node.kind == "dir":
             continue
-        if node.kind != "symlink" or node.borrowed or node.what.startswith("/"):
+        if node.kind != "symlink" or node.borrowed:
             raise Refused(parent)
-        where = parts[: n - 1]
+        where = [] if node.what.startswith("/") else parts[: n - 1]
         for name in node.what.split("/"):
             if name == "..":
                 if not where:
@@ -192,10 +192,9 @@ def _apply(lower: State, members: Sequence[M]) -> State:
         if name == ".wh..wh..opq":
             opaques.append(head)
             _drop(hidden, head, itself=False) if head else hidden.clear()
-        elif name.startswith(".wh."):
+            continue
+        if name.startswith(".wh."):
             _drop(hidden, f"{head}/{name[4:]}" if head else name[4:])
-    for m in members:
-        if m.name.rpartition("/")[2].startswith(".wh."):
             continue
         path = _resolve(upper, m.name)
         for parent in _parents(path):
