@@ -69,9 +69,16 @@ class Authorizer:
         self._expires = 0.0
         self._challenges: list[tuple[str, dict[str, str]]] = []
 
-    def challenged(self, values: Sequence[str], header: str = "") -> None:
-        """Note a 401's WWW-Authenticate headers; `header` is the Authorization that was refused."""
+    def challenged(self, values: Sequence[str], header: str = "", ping: bool = False) -> None:
+        """Note a 401's WWW-Authenticate headers; `header` is the Authorization that was refused.
+
+        `ping`: it was GET /v2/ that was refused. The scope that is named there is nobody's, or
+        somebody else's (GHCR: "repository:user/image:pull"); only a request's own challenge tells
+        what that request needs.
+        """
         found = challenges(values)
+        if ping:
+            found = [(s, {k: v for k, v in p.items() if k != "scope"}) for s, p in found]
         with self._lock:
             if found:
                 self._challenges = found

@@ -247,7 +247,8 @@ class Endpoint:
                 if reply.status == 400 and scheme != self._schemes[-1]:
                     continue  # "Client sent an HTTP request to an HTTPS server"
                 if reply.status == 401:
-                    self._authorizer.challenged(reply.headers.get_all("WWW-Authenticate") or [])
+                    values = reply.headers.get_all("WWW-Authenticate") or []
+                    self._authorizer.challenged(values, ping=True)
                 self._base = base
                 return base
             if failure is None:

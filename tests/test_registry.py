@@ -159,6 +159,58 @@ def test_tokens(tokens: tuple[Registry, TokenServer]) -> None:
         endpoint(one.host, "private/big", Credentials(USER, "wrong", "", "here")).manifest("1")
 
 
+@pytest.mark.parametrize(
+    "scope",
+    ["repository:user/image:pull", "repository::pull", "", "registry:catalog:*", "a b c", '\\"'],
+)
+def test_a_scope_of_the_ping_is_not_the_images(
+    tokens: tuple[Registry, TokenServer], scope: str
+) -> None:
+    """GHCR and zot name a placeholder there; the server gives a token that is good for nothing."""
+    one, server = tokens
+    with flaky(one.host) as proxy:
+
+        def rule(proxy: Flaky, request: Quiet, path: str) -> bool:
+            if path != "/v2/":
+                return False
+            challenge = f'Bearer realm="{server.realm}",service="udi-registry",scope="{scope}"'
+            request.answer(401, b"", WWW_Authenticate=challenge)
+            return True
+
+        proxy.rule = rule
+        before = len(server.asked)
+        whole(endpoint(proxy.host))
+        whole(endpoint(proxy.host, "private/big", Credentials(USER, PASSWORD, "", "here")))
+        asked = [query["scope"] for _, query in server.asked[before:]]
+        assert asked == [["repository:public/big:pull"], ["repository:private/big:pull"]]
+
+
+def test_a_scope_that_a_request_was_refused_with_counts(
+    tokens: tuple[Registry, TokenServer],
+) -> None:
+    """A registry that wants more than the image itself says so in its answer to the request."""
+    one, server = tokens
+    more = "repository:public/big:pull repository:public/base:pull"
+    with flaky(one.host) as proxy:
+        first = True
+
+        def rule(proxy: Flaky, request: Quiet, path: str) -> bool:
+            nonlocal first
+            if path == "/v2/":
+                request.answer(200)
+                return True
+            if first:
+                first = False
+                challenge = f'Bearer realm="{server.realm}",service="udi-registry",scope="{more}"'
+                request.answer(401, b"", WWW_Authenticate=challenge)
+                return True
+            return False
+
+        proxy.rule = rule
+        whole(endpoint(proxy.host))
+        assert server.asked[-1][1]["scope"] == [more]
+
+
 def test_a_token_that_runs_out_in_mid_pull(tokens: tuple[Registry, TokenServer]) -> None:
     one, server = tokens
     with flaky(one.host) as proxy:
