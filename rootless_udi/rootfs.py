@@ -40,7 +40,7 @@ class Rootfs:
         self.caches = caches
         self.fd = os.open(root, os.O_PATH | os.O_CLOEXEC)
         self.files = 0
-        self.to_seal: list[str] = []
+        self.to_seal: list[int] = []
         self.checked: set[str] = set()
 
     def do(self, step: "Step | FileCache") -> None:
@@ -69,7 +69,7 @@ class Rootfs:
             data = ",".join(o for o in step.options if o not in _WORDS)
             mount(step.source, where, step.fstype, flags, data)
             if "ro" in words:
-                self.to_seal.append(step.target)
+                self.to_seal.append(self.open(step.target))
         else:
             # Always recursive: mounts of the parent namespace are locked to each other, and the
             # kernel refuses to show a part of them (mount_namespaces(7)).
@@ -211,10 +211,12 @@ class Rootfs:
         os.close(os.open(name, flags, 0o644, dir_fd=parent))
 
     def seal(self) -> None:
-        """Make read-only what had to be writable while mount points were made in it."""
-        for path in self.to_seal:
-            fd = self.open(path)
-            restrict(f"/host/proc/self/fd/{fd}", MS_RDONLY)
+        """Make read-only what had to be writable while mount points were made in it.
+
+        By descriptor and without what is mounted below: a volume may be in it by now, or over it.
+        """
+        for fd in self.to_seal:
+            restrict(f"/host/proc/self/fd/{fd}", MS_RDONLY, below=False)
             os.close(fd)
         os.close(self.fd)
 
