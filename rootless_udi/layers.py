@@ -44,20 +44,19 @@ HEAD = 64
 
 
 class Layer:
-    """A layer's blob: a local file `path`, compressed as `media_type` says.
+    """A layer's blob: a local file `path`, compressed or not.
 
     `diff_id` is the digest of the uncompressed tar, from the image's configuration.
     """
 
-    def __init__(self, path: str, media_type: str, diff_id: str) -> None:
+    def __init__(self, path: str, diff_id: str) -> None:
         self.path = path
-        self.media_type = media_type
         self.diff_id = diff_id
         self.losers: frozenset[int] | None = None
         """Ordinals of files that later members of this layer replace, once that is known."""
 
     def __repr__(self) -> str:
-        return f"Layer({self.path!r}, {self.media_type!r}, {self.diff_id!r})"
+        return f"Layer({self.path!r}, {self.diff_id!r})"
 
 
 class Observer(Protocol):
@@ -119,7 +118,7 @@ def merge(layers: Sequence[Layer], write: Write, observer: Observer | None = Non
 
 
 def _open(layer: Layer, check: bool) -> Stream:
-    parts = ahead(chunks(layer.path, layer.media_type, layer.diff_id))
+    parts = ahead(chunks(layer.path, layer.diff_id))
     return Stream(verified(parts, layer.diff_id, layer.diff_id) if check else parts, layer.diff_id)
 
 

@@ -32,7 +32,7 @@ LAYERS = {
     **{f"{base}{end}": kind for base in (_DOCKER_LAYER, _DOCKER_FOREIGN)
        for end, kind in (("", "none"), (".gzip", "gzip"), (".zstd", "zstd"))},
 }  # fmt: skip
-"""Media types of layers and how their tar is compressed."""
+"""Media types of layers and how they say that their tar is compressed; its bytes decide."""
 
 DOCUMENT_MAX = 4 << 20
 """Bytes of an index, manifest or config: what registries accept (distribution-spec, "Pushing")."""

@@ -304,7 +304,7 @@ class _Pull:
     def _convert(self, resolved: Resolved, paths: dict[str, str], target: str) -> dict[str, Any]:
         """Write the squashfs file and return the image's facts."""
         parts = [
-            layers.Layer(paths[blob.digest], blob.media_type, diff_id)
+            layers.Layer(paths[blob.digest], diff_id)
             for blob, diff_id in zip(
                 resolved.manifest.layers, resolved.config.diff_ids, strict=True
             )

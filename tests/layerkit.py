@@ -16,7 +16,6 @@ from rootless_udi.layers import Layer, Observer, Summary, merge
 from rootless_udi.skeleton import DIRECTORIES, FILES, SYMLINKS
 from rootless_udi.squashfs import Again
 
-TAR = "application/vnd.oci.image.layer.v1.tar"
 SKELETON = {p[1:] for p in (*DIRECTORIES, *FILES, *SYMLINKS)}
 
 
@@ -90,7 +89,7 @@ def layer(folder: Path, data: bytes, compress: bool = False) -> Layer:
     blob = gzip.compress(data, 1, mtime=0) if compress else data
     path = folder / digest(blob)[7:]
     path.write_bytes(blob)
-    return Layer(str(path), TAR + ("+gzip" if compress else ""), digest(data))
+    return Layer(str(path), digest(data))
 
 
 def merged(layers: Sequence[Layer], observer: Observer | None = None) -> tuple[bytes, Summary]:

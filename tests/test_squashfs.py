@@ -226,7 +226,7 @@ def test_no_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_refusal_of_a_layer_leaves_nothing(tmp_path: Path, writer: str) -> None:
     layers = [layer(tmp_path, tar([file("big", os.urandom(5_000_000)), file("../x")]))]
-    with pytest.raises(UdiError, match=r"'\.\.'"):
+    with pytest.raises(UdiError, match="leads out of the image"):
         build(tmp_path / "i.sqfs", layers, writer=writer)
     assert not (tmp_path / "i.sqfs").exists()
 
@@ -509,7 +509,7 @@ def oci_layers(path: Path, tag: str) -> list[Layer]:
     manifest = load(next(m for m in index["manifests"] if m["annotations"][name] == tag))
     ids = load(manifest["config"])["rootfs"]["diff_ids"]
     return [
-        Layer(str(path / "blobs/sha256" / blob["digest"][7:]), blob["mediaType"], diff_id)
+        Layer(str(path / "blobs/sha256" / blob["digest"][7:]), diff_id)
         for blob, diff_id in zip(manifest["layers"], ids, strict=True)
     ]
 
