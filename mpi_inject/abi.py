@@ -205,8 +205,9 @@ def _unknown(host: Library, image: Library) -> str:
 
 
 CHECKS: "dict[str, Callable[[Library, Library], str]]" = {
+    "warn": major,
     "major": major,
     "full": full,
     "strict": strict,
 }
-"""The values of --mpi-compat, weakest first."""
+"""The values of --mpi-compat, weakest first: "warn" refuses no program for what the host lacks."""

@@ -58,8 +58,8 @@ class Gathered(Record):
 
     `mains` are its MPI libraries as abi.Library; `libraries` the closure, in the order found;
     `trees` its plugin folders; `dropped` optional libraries that stay outside and why; `absent`
-    what the host itself lacks, as (name, wanted by); `lacks` maps a family to the symbols that the
-    image needs and no library of the host has.
+    what the host itself lacks, as (name, wanted by); `lacks` maps a family to the symbols that some
+    file of the image needs and no library of the host has.
     """
 
     mpi: HostMpi
@@ -69,6 +69,10 @@ class Gathered(Record):
     dropped: tuple[str, ...]
     absent: tuple[tuple[str, str], ...]
     lacks: "dict[str, tuple[str, ...]]"
+
+    def roles(self, family: str) -> set[str]:
+        """Return the roles of the host's libraries of a family."""
+        return {lib.role for lib in self.mains if lib.family == family}
 
 
 def too_new(found: Found, image: "dict[str, Any]") -> list[str]:
@@ -92,20 +96,22 @@ def gather(
     required: "Iterable[str]" = (),
     optional: "Iterable[str]" = (),
     exact: bool = False,
+    by: "dict[str, Any] | None" = None,
 ) -> Gathered:
     """Return what `mpi` needs in this image for these families.
 
-    `required` and `optional` are further libraries of a profile. `exact` also reads the version
+    `by` are the facts of what the command loads, whose libraries must go in. `required`
+    and `optional` are further libraries of a profile. `exact` also reads the version
     numbers that MPICH 4.1 and later hide, which takes some ms.
     """
     group = _Group(host, image)
     first: list[tuple[str, str]] = []
     later: list[tuple[str, str]] = []
-    wanted = _roles(image, families)
+    asked = _roles(by or image, families)
     for name, path in mpi.files.items():
         family, role = abi.identify(name)
         if family in families:
-            (first if role == "C" or (family, role) in wanted else later).append((name, path))
+            (first if role == "C" or (family, role) in asked else later).append((name, path))
     for path in required:
         first.append(("", path))
     group.add(_load(host, first), "")
@@ -287,25 +293,30 @@ def _lacks(
     family: str,
     libraries: "tuple[abi.Library, ...]",
 ) -> tuple[str, ...]:
-    """Return the symbols that the image's programs need of `family` and the host's MPI lacks."""
-    one = image["consumers"].get(family, {})
-    names = set(one.get("symbols", ()))
+    """Return the symbols that the image's files need of `family` and the host's MPI lacks."""
     roles = {lib.role for lib in libraries if lib.family == family}
-    if not roles & {"Fortran", "Fortran module", "Fortran 2008"}:
-        names = {n for n in names if not n.startswith(("mpi_", "pmpi_", "mpix_"))}
-    needs = [(names, one), *((set(own["symbols"]), own) for own in kept(image, family, roles))]
-    names = set()
-    for wanted, by in needs:
-        # Images that were pulled before it was noted have no "provided".
-        given = by.get("provided", {})
-        names |= wanted.difference(*(given[role] for role in given if role not in roles))
-    left = sorted(names)
+    left = sorted(wanted(image, family, roles))
     for main in mains:
         left = hostmpi.missing(host.root, main.path, left)
     if left and family == abi.OPENMPI:
         for path in (host.find(n, m) for m in mains for n in m.elf.needed if n.startswith("libop")):
             left = hostmpi.missing(host.root, path, left)
     return tuple(left)
+
+
+def wanted(image: "dict[str, Any]", family: str, roles: "set[str]") -> "set[str]":
+    """Return the symbols that the image's files need of a host's libraries of these roles."""
+    one = image["consumers"].get(family, {})
+    names = set(one.get("symbols", ()))
+    if not roles & {"Fortran", "Fortran module", "Fortran 2008"}:
+        names = {n for n in names if not n.startswith(("mpi_", "pmpi_", "mpix_"))}
+    needs = [(names, one), *((set(own["symbols"]), own) for own in kept(image, family, roles))]
+    names = set()
+    for symbols, by in needs:
+        # Images that were pulled before it was noted have no "provided".
+        given = by.get("provided", {})
+        names |= symbols.difference(*(given[role] for role in given if role not in roles))
+    return names
 
 
 def kept(image: "dict[str, Any]", family: str, roles: "set[str]") -> "list[dict[str, Any]]":

@@ -15,7 +15,10 @@ returns a JSON object, the "elf" part of the image's facts:
                         and provided as below where that isn't empty; drivers: see cudanote
     consumers           family, or "other" -> symbols (undefined ones), libraries (needed), files,
                         count, rpath; provided: role -> those of the symbols that the image's
-                        Fortran and C++ libraries of that role have
+                        Fortran and C++ libraries of that role have; each: of every file the path
+                        and the indices of its symbols and libraries ([] where there are too many)
+    reach               program, or "python" for an interpreter's packages -> the files of
+                        `consumers` that it loads: see imageprograms
     static              programs that have an MPI linked in
     mpi4py              whether mpi4py is there
     unread              ELF files that were damaged or too large
@@ -26,8 +29,9 @@ Paths begin with "/" and are real: no component of them is a symbolic link. Not 
 import re
 from typing import Any
 
-from rootless_udi.mpi_inject import abi, cudanote, elf, ldcache
+from rootless_udi.mpi_inject import abi, cudanote, elf, imageprograms, ldcache
 from rootless_udi.mpi_inject.elfsymbols import Symbols, newest
+from rootless_udi.mpi_inject.imageprograms import is_program
 from rootless_udi.mpi_inject.libraries import COMPILER, STACK, default_folders
 
 LARGEST = 1 << 30
@@ -81,6 +85,7 @@ class Inspector:
         self._links: dict[str, str] = {}
         self._hard: dict[str, str] = {}
         self._conf: dict[str, bytes] = {}
+        self._scripts: dict[str, str] = {}
         self._static: list[str] = []
         self._unread: list[str] = []
 
@@ -91,13 +96,16 @@ class Inspector:
             if size <= LARGEST:
                 return True
             self._unread.append(path)
-        return bool(_CONF.match(path))
+        return bool(_CONF.match(path)) or imageprograms.is_script(path, size, head)
 
     def file(self, path: str, data: bytes) -> None:
         """Look at a regular file's whole content; the last one of a path counts."""
         path = _absolute(path)
         if _CONF.match(path):
             self._conf[path] = data
+            return
+        if data[:2] == b"#!":
+            self._scripts[path] = imageprograms.interpreter(data)
             return
         try:
             self._look(path, data)
@@ -127,7 +135,7 @@ class Inspector:
             seen.numbers, seen.release = statement(reader, data)
         elif any(abi.identify(n)[0] for n in seen.elf.needed):
             seen.symbols = reader.undefined(abi.PUBLIC)
-        elif not seen.symbols and _is_program(seen.elf, names[1]) and _has_mpi_inside(data):
+        elif not seen.symbols and is_program(seen.elf, path) and _has_mpi_inside(data):
             self._static.append(path)
         self._seen[path] = seen
 
@@ -142,6 +150,10 @@ class Inspector:
         search = self._search(machine)
         provides = self._provides(search, names)
         kind, versions = self._libc(provides)
+        consumers = self._consumers()
+        files = {path: seen.elf for path, seen in self._seen.items() if seen.elf.dynamic}
+        links = imageprograms.Links(files, names, search, self._links, self.real)
+        reached = [row[0] for one in consumers.values() for row in one["each"]]
         return {
             "machine": machine,
             "bits": bits,
@@ -151,7 +163,8 @@ class Inspector:
             "search": search,
             "provides": provides,
             "libraries": self._libraries(names),
-            "consumers": self._consumers(),
+            "consumers": consumers,
+            "reach": imageprograms.reach(links, reached, self._scripts),
             "static": sorted(self._static)[:_FILES],
             "mpi4py": any("/mpi4py/" in path for path in self._seen),
             "unread": sorted(self._unread)[:_FILES],
@@ -311,9 +324,9 @@ class Inspector:
             family = next(filter(None, families), OTHER)
             if family == abi.MPICH and any(s.startswith("ompi_") for s in seen.symbols):
                 family = OTHER
-            one = out.setdefault(
-                family, {"symbols": set(), "libraries": set(), "files": [], "count": 0, "rpath": 0}
-            )
+            empty = {"symbols": set(), "libraries": set(), "files": [], "count": 0, "rpath": 0}
+            one = out.setdefault(family, {**empty, "each": []})
+            one["each"].append((path, seen.symbols, needed))
             one["symbols"] |= seen.symbols
             one["libraries"] |= set(needed)
             one["count"] += 1
@@ -323,10 +336,10 @@ class Inspector:
         given = self._interfaces()
         for family, one in out.items():
             one["provided"] = _provided(one["symbols"], family, given)
-        return {
-            family: one | {k: sorted(one[k]) for k in ("symbols", "libraries")}
-            for family, one in out.items()
-        }
+            for key in ("symbols", "libraries"):
+                one[key] = sorted(one[key])
+            one["each"] = imageprograms.each(one["each"], one["symbols"], one["libraries"])
+        return out
 
 
 def _provided(
@@ -358,10 +371,6 @@ def statement(reader: Symbols, data: bytes) -> tuple[str, str]:
 
 def _absolute(path: str) -> str:
     return "/" + path.removeprefix("./").strip("/")
-
-
-def _is_program(found: elf.Elf, name: str) -> bool:
-    return bool(found.interp) or found.kind == "executable" or not _SO.search(name)
 
 
 def _has_mpi_inside(data: bytes) -> bool:

@@ -8,27 +8,25 @@ ask for it by.
 """
 
 from rootless_udi.errors import UdiError
-from rootless_udi.mpi_inject import abi, hostmpi, network, profiles
+from rootless_udi.mpi_inject import abi, command, hostmpi, network, profiles
 from rootless_udi.mpi_inject.elfsymbols import lacking
 from rootless_udi.mpi_inject.gather import Gathered, gather, too_new
 from rootless_udi.mpi_inject.hostmpi import HostMpi
 from rootless_udi.mpi_inject.hostroot import under
 from rootless_udi.mpi_inject.libraries import COMPILER, Found, Host, is_stack
 from rootless_udi.mpi_inject.refusals import (
-    check_descriptors,
     check_image,
-    check_kept,
+    judge,
     no_family,
     no_host_mpi,
     refuse_glibc,
-    refuse_symbols,
     refuse_version,
 )
 from rootless_udi.steps import Directory, Env, Injection, Mount, Symlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
     from rootless_udi.mpi_inject.profiles import Profile
@@ -59,12 +57,15 @@ def inject(
     environ: "Mapping[str, str]",
     site: "Iterable[Profile]" = (),
     root: str = "/",
+    words: "Sequence[str]" = (),
+    inside: "Mapping[str, str] | None" = None,
 ) -> Injection:
     """Return the steps that put a host MPI into the image.
 
     `wanted` is the value of --mpi ("" as "auto"), `compat` of --mpi-compat ("" as the profile's or
-    "major"), `image` the facts' "elf" part, `site` the profiles. Raises UdiError where it can't be
-    done, with the library, symbol or version that is in the way.
+    "major"), `image` the facts' "elf" part, `site` the profiles, `words` the command and `inside`
+    its environment. Raises UdiError where the command can't run on the host's MPI, with the
+    library, symbol or version that is in the way.
     """
     if wanted == "none":
         return Injection()
@@ -77,10 +78,13 @@ def inject(
     if wanted not in ("", *profiles.RESERVED):
         chosen = profiles.together(known, profiles.named(known, wanted))
     check_image(image)
+    files = command.loaded(image, words, inside or {})
+    by = command.part(image, files) if files else image
+    check_image(by)
     path = (p for p in environ.get("LD_LIBRARY_PATH", "").split(":") if p.startswith("/"))
     search = (*(folder for p in chosen for folder in p.search), *path)
     host = Host(root, search, image["machine"], image["bits"])
-    mpi, families = choose(wanted or "auto", image, environ, host, chosen)
+    mpi, families = choose(wanted or "auto", by, environ, host, chosen)
     compat = compat or next((p.compat for p in chosen if p.compat), "major")
     got = gather(
         host,
@@ -89,9 +93,10 @@ def inject(
         families,
         [path for p in chosen for path in (*p.dependencies, *p.preload)],
         [path for p in chosen for pattern in p.optional for path in profiles.expand(root, pattern)],
-        compat != "major",
+        compat in ("full", "strict"),
+        by,
     )
-    planned = plan(got, image, compat, families, root)
+    planned = plan(got, image, compat, families, root, files)
     steps, environment = list(planned.steps), list(planned.environment)
     environment += network.variables(network.from_sys(root), environ)
     for profile in chosen:
@@ -100,7 +105,7 @@ def inject(
         for name in profile.preload:
             where = f"{LIB}/{name.rpartition('/')[2]}"
             environment.append(Env("prepend", "LD_PRELOAD", where, f"MPI profile {profile.name}"))
-    return Injection(tuple(steps), tuple(environment), planned.notes)
+    return Injection(tuple(steps), tuple(environment), planned.notes, planned.warnings)
 
 
 def programs(image: "dict[str, Any]") -> tuple[str, ...]:
@@ -203,18 +208,23 @@ def _of_profile(profile: "Profile", host: Host) -> HostMpi:
 
 
 def plan(
-    got: Gathered, image: "dict[str, Any]", compat: str, families: "tuple[str, ...]", root: str
+    got: Gathered,
+    image: "dict[str, Any]",
+    compat: str,
+    families: "tuple[str, ...]",
+    root: str,
+    files: "set[str] | None" = None,
 ) -> Injection:
-    """Return the injection of a gathered MPI, or refuse it; pure."""
+    """Return the injection of a gathered MPI, or refuse it; pure.
+
+    `files` are the MPI files that the command loads, None where that isn't known.
+    """
     for library in got.mains:
         for other in _pairs(library, image) if library.role not in abi.INNER else ():
             why = abi.CHECKS[compat](library, other)
             if why:
                 raise refuse_version(library, other, why, compat)
-    check_kept(got, image, families)
-    for family, symbols in got.lacks.items():
-        raise refuse_symbols(got, image, family, symbols)
-    check_descriptors(got, image)
+    warnings = judge(got, image, families, files, compat == "warn")
     for found in got.libraries:
         versions = too_new(found, image)
         if versions:
@@ -238,7 +248,8 @@ def plan(
     notes += [f"the host has no {name}, which {by} needs" for name, by in got.absent]
     if not image["consumers"]:
         notes.append(f"no MPI program in the image; {got.mpi.text()} is on the search path")
-    return Injection(tuple(steps), tuple(_environment(got, names)), (*notes, *got.dropped))
+    notes += got.dropped
+    return Injection(tuple(steps), tuple(_environment(got, names)), tuple(notes), warnings)
 
 
 def _pairs(library: abi.Library, image: "dict[str, Any]") -> "list[abi.Library]":

@@ -98,6 +98,7 @@ def _verdict(
     lines += [f"over {s.target}: {s.reason}" for s in over]
     lines += [f"beside: {s.reason}" for s in binds if s.target.startswith(mpi.LIB)]
     lines += [f"note: {note}" for note in found.notes]
+    lines += [f"warning: {text.removeprefix('--mpi: ')}" for text in found.warnings]
     return lines, True
 
 

@@ -1,8 +1,8 @@
 """Why a host MPI can't be used in an image, and what would work: sentences, nothing else."""
 
 from rootless_udi.errors import UdiError
-from rootless_udi.mpi_inject import abi
-from rootless_udi.mpi_inject.gather import kept
+from rootless_udi.mpi_inject import abi, command
+from rootless_udi.mpi_inject.gather import kept, wanted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rootless_udi.mpi_inject.libraries import Found
 
 _FORTRAN = (abi.MPICH, "Fortran")
+_GO_ON = "go on without by --mpi-compat=warn"
 _NONE = "--mpi=none runs the image's own MPI"
 
 
@@ -99,49 +100,99 @@ def refuse_version(host: abi.Library, own: abi.Library, why: str, compat: str) -
     )
 
 
-def refuse_symbols(
-    got: "Gathered", image: "dict[str, Any]", family: str, symbols: "tuple[str, ...]"
+def fault(got: "Gathered", image: "dict[str, Any]", families: "Iterable[str]") -> "UdiError | None":
+    """Return why MPI files of the image can't run on the host's MPI, None where all can."""
+    for family in families:
+        if error := _kept_fault(got, image, family):
+            return error
+    for family, symbols in got.lacks.items():
+        if lacks := wanted(image, family, got.roles(family)).intersection(symbols):
+            return _lacking(got, image, family, sorted(lacks))
+    return _descriptors_fault(got, image)
+
+
+def judge(
+    got: "Gathered",
+    image: "dict[str, Any]",
+    families: "tuple[str, ...]",
+    files: "set[str] | None",
+    lenient: bool,
+) -> tuple[str, ...]:
+    """Raise UdiError where the files that the command loads can't run; return why others can't.
+
+    `files` is None where it isn't known what the command loads: refused is then only an image of
+    which nothing can run. `lenient` refuses nothing.
+    """
+    error = fault(got, image, families)
+    if error is None:
+        return ()
+    every = {f for family in families for f in command.noted(image, family)}
+    if files is None or not every:
+        fit = {f for f in every if fault(got, command.part(image, {f}), families) is None}
+        rest = every - fit
+        if not fit and not lenient:
+            raise error
+    else:
+        first = fault(got, command.part(image, files), families)
+        if first and not lenient:
+            raise first
+        rest = every if lenient else every - files
+    other = fault(got, command.part(image, rest), families) if rest else error
+    return (other.message,) if other else ()
+
+
+def _lacking(
+    got: "Gathered", image: "dict[str, Any]", family: str, symbols: "list[str]"
 ) -> UdiError:
     """Say which functions the host's library lacks, and for whom."""
     main = next(lib for lib in got.mains if lib.family == family and lib.role == "C")
     shown = ", ".join(symbols[:3])
     more = f" and {len(symbols) - 3} more" if len(symbols) > 3 else ""
     one = image["consumers"].get(family, {})
-    whose = f"programs ({', '.join(one['files'][:2])})" if one else "MPI libraries"
+    files, hint = command.lacking(image, family, symbols), ""
     if not set(symbols) & set(one.get("symbols", ())):
-        whose = "own Fortran or C++ library, for which the host has none,"
-    verb = "need" if one and "programs" in whose else "needs"
+        whose = "own Fortran or C++ library, for which the host has none, needs"
+    elif files or one["count"] == 1:
+        whose = f"programs ({_some(files or one['files'])}) need"
+    else:
+        whose = f"programs need, at least one of {one['count']} ({_some(one['files'])})"
+        hint = "`udi pull --force` notes which, so that the others run; "
     return UdiError(
         f"--mpi: the host's {main.text()} ({main.path}) lacks {shown}{more}, which the image's"
-        f" {whose} {verb}",
-        "use a newer MPI of the host (--mpi=PROFILE), rebuild the image with"
-        f" {abi.NAMES[family]} {main.release or 'of the host'} or older, or {_NONE}",
+        f" {whose}",
+        f"{hint}use a newer MPI of the host (--mpi=PROFILE), rebuild the image with"
+        f" {abi.NAMES[family]} {main.release or 'of the host'} or older,"
+        f" {_GO_ON}, or {_NONE}",
     )
 
 
-def check_kept(got: "Gathered", image: "dict[str, Any]", families: "tuple[str, ...]") -> None:
+def _some(files: "list[str]") -> str:
+    """Return the first of some files for a message."""
+    return ", ".join(files[:2]) + (f" and {len(files) - 2} more" if len(files) > 2 else "")
+
+
+def _kept_fault(got: "Gathered", image: "dict[str, Any]", family: str) -> "UdiError | None":
     """Refuse an image's own Fortran or C++ library that needs an inner library the host has not.
 
     Open MPI 5 has no libopen-pal.so.40: the image's would come along, and two of them in a program
     take each other's functions.
     """
     names = {name for f in got.libraries for name in (f.name, f.elf.soname)}
-    for family in families:
-        roles = {lib.role for lib in got.mains if lib.family == family}
-        main = next((lib for lib in got.mains if lib.family == family and lib.role == "C"), None)
-        for own in kept(image, family, roles) if main else ():
-            for name in own["needed"]:
-                if main and abi.identify(name)[1] in abi.INNER and name not in names:
-                    raise UdiError(
-                        f"--mpi: the image's own {own['soname']} ({own['path']}), for which the"
-                        f" host has none, needs {name}, and the host's {main.text()}"
-                        f" ({main.path}) has another one",
-                        "use an MPI of the host that has Fortran and C++ libraries, or is of the"
-                        f" image's release (--mpi=PROFILE), or {_NONE}",
-                    )
+    main = next((lib for lib in got.mains if lib.family == family and lib.role == "C"), None)
+    for own in kept(image, family, got.roles(family)) if main else ():
+        for name in own["needed"]:
+            if main and abi.identify(name)[1] in abi.INNER and name not in names:
+                return UdiError(
+                    f"--mpi: the image's own {own['soname']} ({own['path']}), for which the"
+                    f" host has none, needs {name}, and the host's {main.text()}"
+                    f" ({main.path}) has another one",
+                    "use an MPI of the host that has Fortran and C++ libraries, or is of the"
+                    f" image's release (--mpi=PROFILE), or {_NONE}",
+                )
+    return None
 
 
-def check_descriptors(got: "Gathered", image: "dict[str, Any]") -> None:
+def _descriptors_fault(got: "Gathered", image: "dict[str, Any]") -> "UdiError | None":
     """Refuse MPICH's mpi_f08 on a Fortran library of another compiler.
 
     Its functions with a buffer (mpi_send_f08ts_) take an array descriptor, which every compiler
@@ -149,24 +200,23 @@ def check_descriptors(got: "Gathered", image: "dict[str, Any]") -> None:
     have plain addresses, and so has Open MPI's mpi_f08.
     """
     one = image["consumers"].get(abi.MPICH, {})
-    if not any(symbol.endswith("_f08ts_") for symbol in one.get("symbols", ())):
-        return
+    symbols = [s for s in one.get("symbols", ()) if s.endswith("_f08ts_")]
     own = [lib for lib in image["libraries"] if (lib["family"], lib["role"]) == _FORTRAN]
-    for found in got.libraries:
-        if abi.identify(found.name) == _FORTRAN and own:
-            theirs = gfortran(found.elf.needed)
-            if theirs != gfortran(own[0]["needed"]):
-                words = ("gfortran", "another compiler")
-                host, image_ = words if theirs else words[::-1]
-                raise UdiError(
-                    f"--mpi: the image's programs ({', '.join(one['files'][:2])}) use mpi_f08,"
-                    f" whose array descriptors are each compiler's own: the image's"
-                    f" {own[0]['soname']} is"
-                    f" of {image_}, the host's {found.name} ({found.real}) of {host}",
-                    "use an MPI of the host that was built with the image's compiler"
-                    " (--mpi=PROFILE), rebuild the programs with `use mpi` or the host's compiler,"
-                    f" or {_NONE}",
-                )
+    for found in got.libraries if symbols and own else ():
+        theirs = gfortran(found.elf.needed)
+        if abi.identify(found.name) == _FORTRAN and theirs != gfortran(own[0]["needed"]):
+            words = ("gfortran", "another compiler")
+            host, image_ = words if theirs else words[::-1]
+            files = command.lacking(image, abi.MPICH, symbols) or one["files"]
+            return UdiError(
+                f"--mpi: the image's programs ({_some(files)}) use mpi_f08, whose array descriptors"
+                f" are each compiler's own: the image's {own[0]['soname']} is"
+                f" of {image_}, the host's {found.name} ({found.real}) of {host}",
+                "use an MPI of the host that was built with the image's compiler"
+                " (--mpi=PROFILE), rebuild the programs with `use mpi` or the host's compiler,"
+                f" or {_NONE}",
+            )
+    return None
 
 
 def gfortran(needed: "Iterable[str]") -> bool:

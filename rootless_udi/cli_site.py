@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
     )
     action.add_argument("image")
     action.add_argument("--profile", default="", help="of the site's, or auto, mpich, openmpi, abi")
-    action.add_argument("--compat", default="", choices=("", "major", "full", "strict"))
+    action.add_argument("--compat", default="", choices=("", "warn", "major", "full", "strict"))
     profile = one.add_parser("profile", help="MPI profiles").add_subparsers(
         metavar="ACTION", required=True
     )

@@ -75,6 +75,7 @@ def as_text(plan: Plan) -> str:
         rows.append(("workdir", plan.workdir, "with --workdir"))
     rows += [("hook", json.dumps(hook.argv), hook.reason) for hook in plan.hooks]
     rows += [("note", note, "") for note in plan.notes]
+    rows += [("warning", text, "") for text in plan.warnings]
     first = max(len(row[0]) for row in rows)
     second = min(60, max(len(row[1]) for row in rows))
     lines = [f"{a:<{first}}  {b:<{second}}  {c}".rstrip() for a, b, c in rows]

@@ -38,7 +38,7 @@ def gather(
         mpi = "auto" if mpi is None and "mpi" in names else mpi
         gpu = "auto" if gpu is None and "gpu" in names else gpu
     if mpi is not None and mpi != "none":
-        parts.append(_mpi(mpi, request, site, environ, image))
+        parts.append(_mpi(mpi, request, site, environ, image, parts))
     if gpu is not None or request.device:
         from rootless_udi.mpi_inject import gpu as gpus
 
@@ -57,8 +57,15 @@ def gather(
 
 
 def _mpi(
-    mpi: str, request: Request, site: "Site", environ: "Mapping[str, str]", image: Image
+    mpi: str,
+    request: Request,
+    site: "Site",
+    environ: "Mapping[str, str]",
+    image: Image,
+    parts: "list[Injection]",
 ) -> "Injection":
+    """Plan the host's MPI for the command that is asked for, in the environment it will have."""
+    from rootless_udi import begin, environment
     from rootless_udi.mpi_inject import mpi as injection
     from rootless_udi.mpi_inject import profiles
 
@@ -69,4 +76,18 @@ def _mpi(
             "only images of `udi pull` can have the host's MPI put in",
         )
     known = [profiles.from_dict(name, table) for name, table in site.mpi.items()]
-    return injection.inject(mpi, request.mpi_compat or "", elf, environ, known)
+    facts = image.facts
+    entry, command = facts.get("entrypoint") or (), facts.get("cmd") or ()
+    words = begin.argv(request, begin.Start((), (), entry, command, ""))
+    # Without --env-file: it may be a pipe, which is read once.
+    inside = dict(environ)
+    for operations in (
+        environment.of_caller(request.clearenv),
+        environment.of_image(facts.get("env") or ()),
+        environment.of_options(request.env),
+        [(env.op, env.name, env.value) for part in parts for env in part.environment],
+        [(env.op, env.name, env.value) for env in site.environment],
+    ):
+        environment.apply(inside, operations)
+    compat = request.mpi_compat or ""
+    return injection.inject(mpi, compat, elf, environ, known, words=words, inside=inside)

@@ -71,6 +71,8 @@ def build(
     _bundle()
     path, directory, name = place
     made = prepare(request, environ, found)
+    for text in made.warnings:
+        complain("udi-run", f"warning: {text}")
     start = begin.Start(
         _operations(made.before),
         _operations(made.after),

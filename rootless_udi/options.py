@@ -53,7 +53,7 @@ OPTIONS = (
         VALUE,
         "HOW",
         "how close the versions must be",
-        choices=("major", "full", "strict"),
+        choices=("warn", "major", "full", "strict"),
     ),
     Option("gpu", OPTIONAL, "WHICH", "the host's GPUs: auto, nvidia, amd, intel, cdi:NAME, none"),
     Option("device", LIST, "VENDOR/CLASS=NAME", "a device by its CDI name"),

@@ -50,6 +50,7 @@ class Plan(Record):
     gid: int
     hooks: tuple[Hook, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def build(
@@ -105,6 +106,7 @@ def build(
         gid=host.gid,
         hooks=hooks,
         notes=tuple(note for injection in injections for note in injection.notes),
+        warnings=tuple(text for injection in injections for text in injection.warnings),
     )
 
 

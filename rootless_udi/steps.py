@@ -69,11 +69,15 @@ class Env(Record):
 
 
 class Injection(Record):
-    """What one part (a module, the host's MPI, its GPUs) wants put into the container."""
+    """What one part (a module, the host's MPI, its GPUs) wants put into the container.
+
+    `notes` are for --explain; `warnings` are said at every start too.
+    """
 
     steps: tuple[Step, ...] = ()
     environment: tuple[Env, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Hook(Record):

@@ -159,6 +159,7 @@ def _compiled(name: str, argv: list[str], source: Path) -> Path:
 
 PYTHONS = {"bullseye": "3.9", "bookworm": "3.11", "trixie": "3.13"}
 PROGRAM = "/opt/test/program"
+NEWER = "/opt/test/newer"
 PYTHONPATH = "/opt/test/python"
 PYTHON = """
 from mpi4py import MPI
@@ -189,10 +190,11 @@ class Image:
         rpath: bool = False,
         python: bool = True,
         languages: tuple[str, ...] = (),
+        newer: bool = False,
     ) -> None:
         self.name, self.suite, self.packages, self.built = name, suite, packages, built
         self.folder, self.kind, self.rpath, self.python = folder, kind, rpath, python
-        self.languages = languages
+        self.languages, self.newer = languages, newer
 
     def layers(self) -> list[bytes]:
         """Return the image's layers as tars."""
@@ -207,6 +209,11 @@ class Image:
             compiled = language_program(family, language)
             where = f"{PROGRAM}-{language}".lstrip("/")
             entries.append((where, compiled.read_bytes(), {"mode": 0o755}))
+        if self.newer:
+            source = Path(__file__).with_name("programs") / "mpinewer.c"
+            argv = [*compiler(self.built), "-O1", "-Wall", "-Werror"]
+            data = _compiled(f"{self.built}-newer", argv, source).read_bytes()
+            entries.append((NEWER.lstrip("/"), data, {"mode": 0o755}))
         if self.languages:
             entries += [_own_library(n) for n in ("libgfortran.so.5", "libquadmath.so.0")]
         if self.python:
@@ -257,6 +264,8 @@ Fortran and C++."""
 OTHERS = {
     image.name: image
     for image in (
+        # Also a program that calls a function of MPI 4, which MPICH 3.4 has not.
+        Image("two-mpich", "bookworm", ("libmpich12",), "debian-mpich", newer=True),
         # The packages of mpiprogs' images, whose root file systems are there already.
         Image("slurm-mpich", "bookworm", ("mpich",), "debian-mpich", python=False),
         Image("slurm-openmpi", "bookworm", ("openmpi-bin",), "debian-openmpi", python=False),
@@ -292,6 +301,7 @@ def pulled(name: str) -> str:
     folder = images.cache() / "mpi" / "layouts"
     folder.mkdir(parents=True, exist_ok=True)
     inspector = (TREE / "mpi_inject/imagefacts.py").read_text()
+    inspector += (TREE / "mpi_inject/imageprograms.py").read_text()
     state = repr((image.suite, image.packages, image.built, image.kind, image.env(), inspector))
     for language in image.languages:
         state += (Path(__file__).with_name("programs") / LANGUAGES[language][1]).read_text()

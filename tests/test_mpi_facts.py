@@ -35,8 +35,10 @@ def test_an_image(tmp_path: Path) -> None:
             "count": 1,
             "rpath": 0,
             "provided": {},
+            "each": [["/app/run", [0, 1], [0]]],
         }
     }
+    assert found["reach"] == {"/app/run": ["/app/run"]}
     assert json.loads(json.dumps(found)) == found
 
 

@@ -125,7 +125,7 @@ def test_symbols(tmp_path: Path) -> None:
     )
     assert error.hint == (
         "use a newer MPI of the host (--mpi=PROFILE), rebuild the image with MPICH of the host"
-        f" or older, or {NONE}"
+        f" or older, go on without by --mpi-compat=warn, or {NONE}"
     )
 
 

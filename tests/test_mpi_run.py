@@ -131,6 +131,22 @@ def test_mpi_none_runs_the_images_own(user: User) -> None:
     assert done.stdout.count("MPICH Version: 4.0.2") == 2, done.stdout + done.stderr
 
 
+def test_a_file_that_can_not_run_keeps_no_other_from_running(user: User) -> None:
+    """The one is refused by its name, the other runs with a warning of it, and both by warn."""
+    host, image = "mpich-3.4.3", "two-mpich"
+    lacks = f"lacks MPI_Session_init, which the image's programs ({mpi.NEWER}) need"
+    out = run(user, host, image, mpi.PROGRAM)
+    mpi.verify(out, host, RANKS)
+    warned = [line for line in out.splitlines() if line.startswith("udi-run: warning: --mpi: the")]
+    assert [line.endswith(lacks) for line in warned] == [True], out
+    out = run(user, host, image, mpi.NEWER)
+    assert lacks in out and "rank=" not in out
+    argv = [*mpi.launcher(host, 2), str(TREE / "bin/udi-run"), "--mpi", "--mpi-compat=warn"]
+    env = mpi.environment(user, host)
+    done = user.run(*argv, mpi.pulled(image), mpi.NEWER, env=env, timeout=120)
+    assert done.stdout.count("sum=2 of 2") == 2 and lacks in done.stderr
+
+
 MUSL_MPI = """
 int MPI_Init(int *argc, char ***argv) { return 0; }
 int MPI_Get_version(int *version, int *subversion) { *version = 3; return *subversion = 0; }
