@@ -380,28 +380,3 @@ def _has_mpi_inside(data: bytes) -> bool:
     if b"\0PMPI_Init\0" in data and b"\0MPI_Init\0" in data:
         return True
     return b"MPICH Version:" in data or b"Open MPI v" in data
-
-
-def inspect_tree(folder: str) -> dict[str, Any]:
-    """Return the facts of an unpacked root file system at `folder`; raises OSError."""
-    import os
-
-    inspector = Inspector()
-    for where, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            full = os.path.join(where, name)
-            path = "/" + os.path.relpath(full, folder)
-            if os.path.islink(full):
-                inspector.link(path, os.readlink(full))
-            elif name in files and os.path.isfile(full):
-                _show(inspector, path, full)
-    return inspector.result()
-
-
-def _show(inspector: Inspector, path: str, full: str) -> None:
-    import os
-
-    with open(full, "rb") as file:
-        head = file.read(4)
-        if inspector.wants(path, os.fstat(file.fileno()).st_size, head):
-            inspector.file(path, head + file.read())

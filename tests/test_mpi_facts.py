@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rootless_udi.mpi_inject import imagefacts, ldcache
-from tests import images, mpi
+from tests import mpi
 from tests import mpihosts as h
 from tests.test_ldcache import ENTRIES, new
 
@@ -181,12 +181,3 @@ def test_versions_of_real_mpis(name: str, library: str, version: list[int], rele
     inspector.file(f"/usr/lib/{library}", (mpi.prefix(name) / "lib" / library).read_bytes())
     (found,) = inspector.result()["libraries"]
     assert (found["version"], found["release"]) == (version, release)
-
-
-def test_a_tree_on_disk(tmp_path: Path) -> None:
-    (tmp_path / "usr/lib").mkdir(parents=True)
-    (tmp_path / "lib").symlink_to("usr/lib")
-    library = next(Path("/usr/lib/x86_64-linux-gnu").glob("libz.so.1*"))
-    (tmp_path / "usr/lib/libz.so.1").write_bytes(library.read_bytes())
-    assert "libz.so.1" in imagefacts.inspect_tree(str(tmp_path))["provides"]
-    assert images.cache().is_dir()
