@@ -17,9 +17,10 @@ from typing import Any
 
 from rootless_udi import manifest
 from rootless_udi.blobs import Blobs, Report
+from rootless_udi.decompress import HEAD, sniff
 from rootless_udi.errors import UdiError
-from rootless_udi.manifest import Descriptor, Manifest
-from rootless_udi.oci import Platform, Reference
+from rootless_udi.manifest import Config, Descriptor, Manifest
+from rootless_udi.oci import Platform, Reference, platform_of
 from rootless_udi.oci import parse as parse_reference
 from rootless_udi.patience import Stop
 from rootless_udi.registry import WrongContent, check
@@ -27,7 +28,6 @@ from rootless_udi.sources import Resolved, from_index, parse
 
 _CHUNK = 1 << 20
 _LINKS_MAX = 8
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
 class ArchiveSource:
@@ -50,7 +50,7 @@ class ArchiveSource:
         tag = self._reference.tag
         if "manifest.json" in self._members:
             images = parse(self._read("manifest.json"), f"{self.what}: manifest.json")
-            image = self._choose(images, tag)
+            image = self._choose(images, tag, platform)
             found = self._oci(image, platform)
             return found or self._docker(image, platform)
         if "index.json" in self._members:
@@ -68,7 +68,7 @@ class ArchiveSource:
             self._tar = tarfile.open(self._reference.path, "r:*")  # noqa: SIM115
             for member in self._tar:
                 self._stop.check()
-                self._members[member.name.removeprefix("./").rstrip("/")] = member
+                self._members[_plain(member.name)] = member
         except (OSError, EOFError) as error:
             why = getattr(error, "strerror", None) or str(error)
             raise UdiError(f"{self.what} failed on {self._reference.path}: {why}") from None
@@ -82,7 +82,7 @@ class ArchiveSource:
 
     def _member(self, name: str) -> tarfile.TarInfo:
         """Return a member, through the links that old Docker writes for equal layers."""
-        name = name.removeprefix("./")
+        name = _plain(name)
         for _ in range(_LINKS_MAX):
             member = self._members.get(name)
             if member is None:
@@ -93,8 +93,8 @@ class ArchiveSource:
                 break
             target = member.linkname
             if member.issym():
-                target = os.path.normpath(os.path.join(os.path.dirname(name), target))
-            name = target.removeprefix("./")
+                target = os.path.join(os.path.dirname(name), target)
+            name = _plain(target)
         raise UdiError(f"{self.what}: {name} is no file")
 
     def _content(self, member: tarfile.TarInfo, offset: int, size: int) -> bytes:
@@ -120,32 +120,53 @@ class ArchiveSource:
         check(body, descriptor.digest, f"{self.what}: {descriptor.digest}")
         return body
 
-    def _choose(self, images: Any, tag: str) -> dict[str, Any]:
+    def _choose(self, images: Any, tag: str, platform: Platform) -> dict[str, Any]:
+        """Return the image of that name, or the only one; of several the one that can run."""
         if not isinstance(images, list) or not all(isinstance(x, dict) for x in images):
             raise UdiError(f"{self.what}: manifest.json is no list of images")
         names = [_tags(image) for image in images]
         shown = ", ".join(name for group in names for name in group) or "no names"
         if tag:
-            wanted = parse_reference(tag).canonical
-            for image, group in zip(images, names, strict=True):
-                if tag in group or any(parse_reference(x).canonical == wanted for x in group):
-                    return dict(image)
-            raise UdiError(f"{self.what}: has no image {tag!r}", f"it has {shown}")
+            wanted = _canonical(tag)
+            images = [
+                image
+                for image, group in zip(images, names, strict=True)
+                if tag in group or wanted in map(_canonical, group)
+            ]
+            if not images:
+                raise UdiError(f"{self.what}: has no image {tag!r}", f"it has {shown}")
+        if len(images) > 1 and (tag or all(group == names[0] for group in names)):
+            # One name for several machines.
+            images = [image for image in images if self._fits(image, platform)]
+            if len(images) != 1:
+                why = f"has {len(images) or 'no'} images for {platform} of the name {tag or shown}"
+                raise UdiError(f"{self.what}: {why}", "choose another by --platform")
         if len(images) != 1:
             raise UdiError(
                 f"{self.what}: holds {len(images)} images", f"add ':NAME' of one: {shown}"
             )
         return dict(images[0])
 
+    def _fits(self, image: dict[str, Any], platform: Platform) -> bool:
+        try:
+            self._config(image, platform)
+        except UdiError:
+            return False
+        return True
+
     def _oci(self, image: dict[str, Any], platform: Platform) -> Resolved | None:
         """Resolve by index.json where the archive has one that knows this image's config."""
         if "index.json" not in self._members:
             return None
         index = parse(self._read("index.json"), f"{self.what}: index.json")
-        entries = index.get("manifests") if isinstance(index, dict) else None
-        for entry in entries if isinstance(entries, list) else []:
-            found = manifest.descriptor(entry, "an entry of index.json", self.what)
-            one = from_index(index, "", found.digest, platform, self.what, self._document)
+        for _, found in manifest.entries(index, "index.json", self.what)[0]:
+            try:
+                one = from_index(index, "", found.digest, platform, self.what, self._document)
+            except WrongContent:
+                raise
+            except UdiError:
+                # Another image's, perhaps for another machine; of ours manifest.json knows all.
+                continue
             algorithm, _, text = one.manifest.config.digest.partition(":")
             if str(image.get("Config")) in (f"blobs/{algorithm}/{text}", f"{text}.json"):
                 for layer in one.manifest.layers:
@@ -155,11 +176,7 @@ class ArchiveSource:
 
     def _docker(self, image: dict[str, Any], platform: Platform) -> Resolved:
         """Make the manifest that such an archive lacks; the same image gives the same digest."""
-        names, path = image.get("Layers"), image.get("Config")
-        if not isinstance(path, str) or not isinstance(names, list):
-            raise UdiError(f"{self.what}: manifest.json has no Config or no Layers")
-        raw = self._read(path)
-        config = manifest.config(parse(raw, self.what), platform, len(names), self.what)
+        names, raw, config = self._config(image, platform)
         digest = f"sha256:{hashlib.sha256(raw).hexdigest()}"
         layers = [
             self._layer(str(name), diff_id)
@@ -175,14 +192,22 @@ class ArchiveSource:
         found = Manifest(Descriptor(manifest.OCI_CONFIG, digest, len(raw)), tuple(layers))
         return Resolved(f"sha256:{hashlib.sha256(body).hexdigest()}", found, config)
 
+    def _config(self, image: dict[str, Any], platform: Platform) -> tuple[list[Any], bytes, Config]:
+        """Return the layers' names and the config, as bytes and checked."""
+        names, path = image.get("Layers"), image.get("Config")
+        if not isinstance(path, str) or not isinstance(names, list):
+            raise UdiError(f"{self.what}: manifest.json has no Config or no Layers")
+        raw = self._read(path)
+        here = platform_of(os.uname().machine)
+        found = manifest.config(parse(raw, self.what), platform, here, len(names), self.what)
+        return names, raw, found
+
     def _layer(self, name: str, diff_id: str) -> Descriptor:
         member = self._member(name)
-        head = self._content(member, 0, 4)
-        end = "+gzip" if head.startswith(_GZIP) else "+zstd" if head == _ZSTD else ""
-        digest = diff_id
-        if end:
-            digest = self._hash(member)
+        kind = sniff(self._content(member, 0, HEAD))
+        digest = diff_id if kind == "tar" else self._hash(member)
         self._layers[digest] = name
+        end = f"+{kind}" if kind in ("gzip", "zstd") else ""
         return Descriptor(manifest.OCI_LAYER + end, digest, member.size)
 
     def _hash(self, member: tarfile.TarInfo) -> str:
@@ -228,6 +253,19 @@ class ArchiveSource:
         self._blobs.release(used)
         if self._tar is not None:
             self._tar.close()
+
+
+def _plain(name: str) -> str:
+    """Return a member's name below the archive's root."""
+    return os.path.normpath(name).lstrip("/")
+
+
+def _canonical(tag: str) -> str:
+    """Return a tag in full; one that is no reference as it is."""
+    try:
+        return parse_reference(tag).canonical
+    except UdiError:
+        return tag
 
 
 def _tags(image: dict[str, Any]) -> list[str]:

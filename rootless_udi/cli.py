@@ -142,7 +142,7 @@ def pull(arguments: Arguments) -> int:
         ) from None
 
     options = pulling.Options(
-        platform=_platform(arguments.platform),
+        platform=oci.parse_platform(arguments.platform) if arguments.platform else None,
         compression=arguments.compression or _compression(site),
         insecure=arguments.insecure or reference.registry in site.insecure,
         force=arguments.force,

@@ -1,15 +1,17 @@
 """Indexes, manifests and configs: check parsed JSON, choose by platform. Pure; for the pull only.
 
 OCI image-spec 1.1 (index, manifest, config) and Docker image manifest version 2, schema 2. Every
-document comes from outside: whatever is used of it is checked here, and media types that are not
-known are refused by name.
+document comes from outside: whatever is used of it is checked here. What a document is, its content
+says: announcements (Content-Type, an index's entry) are wrong often enough, and digests guard the
+content. Media types of other things than images are refused by name.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from rootless_udi.errors import UdiError
-from rootless_udi.oci import Platform, digest_fault
+from rootless_udi.oci import Platform, digest_fault, normal
+from rootless_udi.platforms import suitability
 from rootless_udi.records import Record
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -17,7 +19,7 @@ OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
-DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+_CONFIGS = (OCI_CONFIG, "application/vnd.docker.container.image.v1+json")
 INDEXES = (OCI_INDEX, DOCKER_LIST)
 MANIFESTS = (OCI_MANIFEST, DOCKER_MANIFEST)
 ACCEPT = ", ".join((*MANIFESTS, *INDEXES))
@@ -32,7 +34,10 @@ LAYERS = {
     **{f"{base}{end}": kind for base in (_DOCKER_LAYER, _DOCKER_FOREIGN)
        for end, kind in (("", "none"), (".gzip", "gzip"), (".zstd", "zstd"))},
 }  # fmt: skip
-"""Media types of layers and how they say that their tar is compressed; its bytes decide."""
+"""Media types of layers and how they say that their tar is compressed; its bytes decide.
+
+The only table of them: what is not in here is refused before any download.
+"""
 
 DOCUMENT_MAX = 4 << 20
 """Bytes of an index, manifest or config: what registries accept (distribution-spec, "Pushing")."""
@@ -49,11 +54,12 @@ _HINTS = {
 
 
 class Descriptor(Record):
-    """What a document says of a blob. `size` is in bytes."""
+    """What a document says of a blob. `size` is in bytes; `platform` an index's entry's."""
 
     media_type: str
     digest: str
     size: int
+    platform: Platform | None = None
 
 
 class Manifest(Record):
@@ -87,12 +93,17 @@ def _unknown(what: str, part: str, media: object) -> UdiError:
     return _refuse(what, f"media type {media!r} of {part} is unknown", hint)
 
 
-def descriptor(value: object, part: str, what: str) -> Descriptor:
-    """Check a descriptor (image-spec, descriptor.md). `part` and `what` name it in errors."""
+def descriptor(value: object, part: str, what: str, typed: bool = True) -> Descriptor:
+    """Check a descriptor (image-spec, descriptor.md). `part` and `what` name it in errors.
+
+    Without `typed` its media type may be missing.
+    """
     if not isinstance(value, dict):
         raise _refuse(what, f"{part} has no descriptor")
     media, digest, size = value.get("mediaType"), value.get("digest"), value.get("size")
-    if not isinstance(media, str) or not media:
+    if media is None and not typed:
+        media = ""
+    if not isinstance(media, str) or (typed and not media):
         raise _refuse(what, f"{part} has no media type")
     fault = digest_fault(digest)
     if fault:
@@ -105,9 +116,9 @@ def descriptor(value: object, part: str, what: str) -> Descriptor:
 def media_type(document: object, told: str, what: str) -> str:
     """Return whether `document` is an index or a manifest, as its media type.
 
-    `told` is what the registry or the descriptor says, empty where it does not. OCI documents may
-    leave their own out; where both speak they must agree, or one document could be read as two
-    kinds. Raises UdiError for any other media type, naming it.
+    `told` is what the registry or the descriptor says, empty where it does not: it names what is no
+    image. What the document itself says must be what it is, and it must be one of the two, or one
+    document could be read as two kinds. Raises UdiError for any other media type, naming it.
     """
     if not isinstance(document, dict):
         raise _refuse(what, "is no JSON object")
@@ -115,15 +126,10 @@ def media_type(document: object, told: str, what: str) -> str:
     own = document.get("mediaType")
     if own is None and document.get("schemaVersion") == 1:
         own = told if told.startswith(_SCHEMA1) else f"{_SCHEMA1}json"
-    known = INDEXES + MANIFESTS
-    if own is None and told in known:
-        own = told
     if own is None:
         own = OCI_INDEX if "manifests" in document else OCI_MANIFEST
-    if own not in known:
+    if own not in INDEXES + MANIFESTS:
         raise _unknown(what, "the manifest", own)
-    if told in known and told != own:
-        raise _refuse(what, f"says that it is {own}, and was announced as {told}")
     if document.get("schemaVersion") != 2:
         raise _refuse(what, f"schema version {document.get('schemaVersion')!r} is unknown")
     if ("manifests" in document) == ("layers" in document):
@@ -137,34 +143,57 @@ def choose(document: dict[str, Any], platform: Platform, what: str) -> Descripto
     """Return the entry of an index for `platform`: a manifest, or an index without a platform.
 
     Attestations (platform unknown/unknown) are no images. Of several variants the newest that the
-    machine can run is taken. Raises UdiError naming the platforms that there are.
+    machine can run is taken; an entry that names no platform only where no other suits. Raises
+    UdiError naming the platforms that there are, or what is wrong with an entry where none suits.
     """
-    entries = document.get("manifests")
-    if not isinstance(entries, list):
-        raise _refuse(what, "the index has no list of manifests")
+    found, fault = entries(document, "the index", what)
     best: tuple[int, Descriptor] | None = None
     offered = []
-    for number, entry in enumerate(entries):
-        part = f"entry {number + 1} of the index"
-        found = descriptor(entry, part, what)
-        if found.media_type not in INDEXES + MANIFESTS:
+    for _, one in found:
+        if one.media_type not in ("", *INDEXES, *MANIFESTS):
             continue
-        theirs = _platform(entry.get("platform"), part, what)
+        theirs = one.platform
         if theirs is None:
             rank = 0
+        elif not theirs.architecture or not theirs.os:
+            rank = 0 if _partly(theirs, platform) else -1
         else:
             if theirs.os != "unknown":
                 offered.append(str(theirs))
             rank = suitability(theirs, platform)
         if rank >= 0 and (best is None or rank > best[0]):
-            best = rank, found
-    if best is None:
-        raise _refuse(
-            what,
-            f"has no image for {platform}",
-            f"it has {', '.join(sorted(set(offered))) or 'none at all'}",
-        )
-    return best[1]
+            best = rank, one
+    if best is not None:
+        return best[1]
+    if fault is not None:
+        raise fault
+    raise _refuse(
+        what,
+        f"has no image for {platform}",
+        f"it has {', '.join(sorted(set(offered))) or 'none at all'}",
+    )
+
+
+def entries(
+    document: object, part: str, what: str
+) -> tuple[list[tuple[dict[str, Any], Descriptor]], UdiError | None]:
+    """Return an index's entries as they are and checked, and what is wrong with the first bad one.
+
+    One that is not asked for may be anything. Raises UdiError where there is no list.
+    """
+    listed = document.get("manifests") if isinstance(document, dict) else None
+    if not isinstance(listed, list):
+        raise _refuse(what, f"{part} has no list of manifests")
+    found, fault = [], None
+    for number, entry in enumerate(listed):
+        name = f"entry {number + 1} of {part}"
+        try:
+            one = descriptor(entry, name, what, typed=False)
+            theirs = _platform(entry.get("platform"), name, what)
+            found.append((entry, one.replace(platform=theirs)))
+        except UdiError as error:
+            fault = fault or error
+    return found, fault
 
 
 def _platform(value: object, part: str, what: str) -> Platform | None:
@@ -172,37 +201,25 @@ def _platform(value: object, part: str, what: str) -> Platform | None:
         return None
     if not isinstance(value, dict):
         raise _refuse(what, f"{part}: the platform is no object")
-    names = [value.get(name, "") for name in ("os", "architecture", "variant")]
+    names = ["" if (text := value.get(key)) is None else text for key in Platform.FIELDS]
     if not all(isinstance(name, str) for name in names):
         raise _refuse(what, f"{part}: the platform is not text")
-    return Platform(*names)
+    return normal(Platform(*names))
 
 
-def suitability(theirs: Platform, ours: Platform) -> int:
-    """Return how well an image of `theirs` suits a machine of `ours`; below 0: it can't run.
-
-    Variants are ordered v5 < v6 < v7 < v8; a machine runs its own and lower ones. No variant is
-    the baseline that every machine has (arm: v7, arm64: v8, amd64: v1).
-    """
-    if (theirs.os, theirs.architecture) != (ours.os, ours.architecture):
-        return -1
-    base = {"arm": 7, "arm64": 8}.get(ours.architecture, 1)
-    levels = []
-    for variant in (theirs.variant, ours.variant):
-        level = variant.removeprefix("v").split(".")[0]
-        if variant and not (level.isascii() and level.isdigit()):
-            return 1 if theirs.variant == ours.variant else -1
-        levels.append(int(level) if level else base)
-    return levels[0] + 1 if levels[0] <= levels[1] else -1
+def _partly(theirs: Platform, ours: Platform) -> bool:
+    pairs = ((theirs.os, ours.os), (theirs.architecture, ours.architecture))
+    return all(one in ("", other) for one, other in pairs)
 
 
 def manifest(document: dict[str, Any], what: str) -> Manifest:
     """Check an image manifest. Raises UdiError for anything a pull could trip over."""
-    config = descriptor(document.get("config"), "the config", what)
+    config = descriptor(document.get("config"), "the config", what, typed=False)
     layers = document.get("layers")
     if not isinstance(layers, list):
         raise _refuse(what, "the manifest has no list of layers")
-    if config.media_type not in (OCI_CONFIG, DOCKER_CONFIG):
+    # Images have had octet-stream, json and html for it (distribution#1621, moby#48361).
+    if config.media_type.startswith(tuple(_HINTS)):
         raise _unknown(what, "the config", config.media_type)
     if config.size > DOCUMENT_MAX:
         raise _refuse(what, f"the config has {config.size} bytes; at most {DOCUMENT_MAX} are read")
@@ -219,23 +236,28 @@ def manifest(document: dict[str, Any], what: str) -> Manifest:
     return Manifest(config, tuple(found))
 
 
-def config(document: object, platform: Platform, layers: int, what: str) -> Config:
-    """Check an image config against the wanted platform and the manifest's number of layers."""
+def config(
+    document: object,
+    platform: Platform,
+    unnamed: Platform,
+    layers: int,
+    what: str,
+    media: str = OCI_CONFIG,
+) -> Config:
+    """Check an image config against the wanted platform and the manifest's number of layers.
+
+    `unnamed` is what a config that names no platform is for: the index's entry says, else this
+    machine. `media` is the media type that the manifest gives it.
+    """
     if not isinstance(document, dict):
         raise _refuse(what, "the config is no JSON object")
-    theirs = _platform(document, "the config", what)
-    if theirs is None or not theirs.architecture or not theirs.os:
-        raise _refuse(what, "the config names no platform")
-    if suitability(theirs, platform) < 0:
-        raise _refuse(
-            what,
-            f"is an image for {theirs}, wanted is {platform}",
-            f"for another machine: --platform {theirs}",
-        )
     rootfs = document.get("rootfs")
     diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
     if not isinstance(diff_ids, list):
+        if media not in _CONFIGS:
+            raise _unknown(what, "the config", media)
         raise _refuse(what, "the config has no list of diff_ids")
+    theirs = _suited(document, platform, unnamed, what)
     for number, digest in enumerate(diff_ids):
         fault = digest_fault(digest)
         if fault:
@@ -259,6 +281,28 @@ def config(document: object, platform: Platform, layers: int, what: str) -> Conf
         labels=tuple(sorted(labels.items())),
         volumes=tuple(sorted(_keys(run.get("Volumes"), "Volumes", what))),
     )
+
+
+def _suited(document: dict[str, Any], platform: Platform, unnamed: Platform, what: str) -> Platform:
+    """Return what platform the config is for, if that can run on `platform`."""
+    said = _platform(document, "the config", what)
+    assert said is not None
+    theirs = said
+    if not said.os or not said.architecture:
+        same = said.architecture in ("", unnamed.architecture)
+        theirs = Platform(
+            said.os or unnamed.os,
+            said.architecture or unnamed.architecture,
+            said.variant or (unnamed.variant if same else ""),
+        )
+    if suitability(theirs, platform) < 0:
+        silent = "" if said == theirs else " (its config does not say)"
+        raise _refuse(
+            what,
+            f"is an image for {theirs}{silent}, wanted is {platform}",
+            f"for another machine: --platform {theirs}",
+        )
+    return theirs
 
 
 def _text(value: object, part: str, what: str) -> str:

@@ -77,11 +77,24 @@ _MACHINES = {
     "i686": ("386", ""),
     "aarch64": ("arm64", "v8"),
     "arm64": ("arm64", "v8"),
-    "armv8l": ("arm", "v7"),
+    "armv8l": ("arm", "v8"),
     "armv7l": ("arm", "v7"),
     "armv6l": ("arm", "v6"),
+    "armv5tel": ("arm", "v5"),
+    "armv5tejl": ("arm", "v5"),
     "loongarch64": ("loong64", ""),
 }
+_SPELLINGS = {
+    "x86_64": ("amd64", ""),
+    "x86-64": ("amd64", ""),
+    "i386": ("386", ""),
+    "i686": ("386", ""),
+    "aarch64": ("arm64", ""),
+    "armhf": ("arm", "v7"),
+    "armel": ("arm", "v6"),
+    "loongarch64": ("loong64", ""),
+}
+"""What people and tools write for Go's names (containerd's platforms, normalizeArch)."""
 
 
 def platform_of(machine: str) -> Platform:
@@ -90,17 +103,30 @@ def platform_of(machine: str) -> Platform:
     return Platform("linux", architecture, variant)
 
 
+def normal(platform: Platform) -> Platform:
+    """Return a platform in Go's spelling: linux/amd64 for Linux/x86_64, no variant for its v1."""
+    architecture = platform.architecture.lower()
+    architecture, variant = _SPELLINGS.get(architecture, (architecture, ""))
+    variant = platform.variant.lower() or variant
+    if variant[:1].isdigit():
+        variant = f"v{variant}"
+    if (architecture, variant) == ("amd64", "v1"):
+        variant = ""
+    return Platform(platform.os.lower(), architecture, variant)
+
+
 def parse_platform(text: str) -> Platform:
     """Parse "linux/arm64", "linux/arm/v7" or "arm64". Raises UdiError."""
     parts = text.split("/")
     if len(parts) == 1:
         parts = ["linux", *parts]
-    if len(parts) > 3 or not all(part and _only(part, _LOWER + "_.") for part in parts):
+    if len(parts) > 3 or not all(part and _only(part, _LOWER + "_.-") for part in parts):
         raise UdiError(f"platform {text!r}: not of the form OS/ARCHITECTURE[/VARIANT]")
     if parts[0] != "linux":
         raise UdiError(f"platform {text!r}: only linux images can be run")
-    variant = parts[2] if len(parts) == 3 else {"arm64": "v8", "arm": "v7"}.get(parts[1], "")
-    return Platform(parts[0], parts[1], variant)
+    found = normal(Platform(parts[0], parts[1], parts[2] if len(parts) == 3 else ""))
+    usual = {"arm64": "v8", "arm": "v7"}.get(found.architecture, "")
+    return found if found.variant else found.replace(variant=usual)
 
 
 def parse(text: str, default_registry: str = DOCKER_HUB) -> Reference:

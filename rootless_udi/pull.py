@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import trio
 
-from rootless_udi import layers, squashfs, store_find
+from rootless_udi import layers, platforms, squashfs, store_find
 from rootless_udi.blobs import Blobs
 from rootless_udi.errors import UdiError
 from rootless_udi.locks import Lock
@@ -74,8 +74,8 @@ class Silent:
 class Options(Record):
     """What `udi pull` can be told. `mirrors`: registry -> hosts or URLs that are tried before it.
 
-    `platform` None is this machine's; `writer` is "" (choose), or tar2sqfs or mksquashfs by name
-    or path.
+    `platform` None is the best that this machine can run; `writer` is "" (choose), or tar2sqfs or
+    mksquashfs by name or path.
     """
 
     platform: Platform | None = None
@@ -141,7 +141,9 @@ class _Pull:
         self._store = store
         self._options = options
         self._progress = progress
-        self._platform = options.platform or platform_of(os.uname().machine)
+        self._platform = options.platform or platforms.here()
+        # A node's starts look for the name of its architecture, whatever its CPU has.
+        self._named = options.platform or platform_of(os.uname().machine)
         self._blobs = Blobs(store, self.stop, options.keep_blobs, progress.note)
 
     async def run(self) -> Image:
@@ -169,7 +171,7 @@ class _Pull:
                 image = await self._under_lock(source, resolved, name)
             else:
                 self._progress.stage("present", resolved.digest)
-            self._store.set_name(name, self._platform, resolved.digest)
+            self._store.set_name(name, self._named, resolved.digest)
             used = True
             return image
         except UdiError as error:

@@ -15,10 +15,10 @@ from rootless_udi.blobs import Blobs, Report, verify
 from rootless_udi.challenge import Lookup
 from rootless_udi.errors import UdiError
 from rootless_udi.manifest import Config, Descriptor, Manifest
-from rootless_udi.oci import Platform, Reference
+from rootless_udi.oci import Platform, Reference, platform_of
 from rootless_udi.patience import Patience, Stop
 from rootless_udi.records import Record
-from rootless_udi.registry import Endpoint, Missing, Note, check
+from rootless_udi.registry import Endpoint, Missing, Note, WrongContent, check
 from rootless_udi.transport import Transport
 
 _NESTED_MAX = 4
@@ -60,6 +60,14 @@ class Source(Protocol):
         ...
 
 
+class Found(Record):
+    """A manifest on the way to an image: `unnamed` is what a config is for that does not say."""
+
+    digest: str
+    manifest: Manifest
+    unnamed: Platform
+
+
 def parse(body: bytes, what: str) -> Any:
     """Return a JSON document. Raises UdiError."""
     try:
@@ -75,18 +83,40 @@ def descend(
     platform: Platform,
     what: str,
     read: Callable[[Descriptor], bytes],
-) -> tuple[str, Manifest]:
-    """Go from a document to the manifest for `platform`, through indexes; return digest and it.
+    entry: Platform | None = None,
+) -> Found:
+    """Go from a document to the manifest for `platform`, through indexes.
 
-    `read` returns an index's or manifest's bytes, checked.
+    `read` returns an index's or manifest's bytes, their digest checked; `entry` is the platform
+    that is known of the document.
     """
     for _ in range(_NESTED_MAX):
         document = parse(body, what)
         if manifest.media_type(document, told, what) in manifest.MANIFESTS:
-            return digest, manifest.manifest(document, what)
+            unnamed = entry or platform_of(os.uname().machine)
+            return Found(digest, manifest.manifest(document, what), unnamed)
         chosen = manifest.choose(document, platform, what)
-        body, told, digest = read(chosen), chosen.media_type, chosen.digest
+        body, told, digest = sized(read(chosen), chosen, what), chosen.media_type, chosen.digest
+        entry = chosen.platform or entry
     raise UdiError(f"{what}: has more than {_NESTED_MAX} indexes within each other")
+
+
+def sized(body: bytes, descriptor: Descriptor, what: str) -> bytes:
+    """Return a document; raise WrongContent unless it is as long as its descriptor says."""
+    if len(body) != descriptor.size:
+        raise WrongContent(
+            f"{what}: {descriptor.digest} has {len(body)} bytes, its descriptor says "
+            f"{descriptor.size}",
+            "what refers to it is wrong: push the image again",
+        )
+    return body
+
+
+def config_of(raw: bytes, found: Found, platform: Platform, what: str) -> Config:
+    """Check a config's bytes (their digest is) against its manifest and the wanted platform."""
+    sized(raw, found.manifest.config, what)
+    media, layers = found.manifest.config.media_type, len(found.manifest.layers)
+    return manifest.config(parse(raw, what), platform, found.unnamed, layers, what, media)
 
 
 class RegistrySource:
@@ -145,10 +175,10 @@ class RegistrySource:
         def read(descriptor: Descriptor) -> bytes:
             return self._first(lambda endpoint: endpoint.manifest(descriptor.digest))[0]
 
-        digest, found = descend(body, told, top, platform, self.what, read)
-        raw = self._first(lambda endpoint: endpoint.document(found.config, "config"))
-        config = manifest.config(parse(raw, self.what), platform, len(found.layers), self.what)
-        return Resolved(digest, found, config, top if top != digest else "")
+        found = descend(body, told, top, platform, self.what, read)
+        raw = self._first(lambda endpoint: endpoint.document(found.manifest.config, "config"))
+        config = config_of(raw, found, platform, self.what)
+        return Resolved(found.digest, found.manifest, config, top if top != found.digest else "")
 
     def order(self, layers: Sequence[Descriptor]) -> list[Descriptor]:
         """The largest first: it takes the longest."""
@@ -249,17 +279,16 @@ def from_index(
 
     Without them there must be one image only, perhaps for several platforms.
     """
-    entries = index.get("manifests") if isinstance(index, dict) else None
-    if not isinstance(entries, list):
-        raise UdiError(f"{what}: index.json has no list of manifests")
+    entries, fault = manifest.entries(index, "index.json", what)
     names: list[str] = []
     chosen = []
-    for number, entry in enumerate(entries):
-        found = manifest.descriptor(entry, f"entry {number + 1} of index.json", what)
+    for entry, one in entries:
         known = _names(entry)
         names += known[:1]
-        if (digest and found.digest == digest) or (not digest and (not tag or tag in known)):
-            chosen.append((entry, found))
+        if (digest and one.digest == digest) or (not digest and (not tag or tag in known)):
+            chosen.append((entry, one))
+    if not chosen and fault is not None:
+        raise fault
     if not chosen:
         wanted = digest or f"tag {tag!r}"
         raise UdiError(f"{what}: has no {wanted}", f"it has {', '.join(names) or 'no tags'}")
@@ -269,14 +298,11 @@ def from_index(
         top = chosen[0][1]
     else:
         top = manifest.choose({"manifests": [entry for entry, _ in chosen]}, platform, what)
-    found_digest, found_manifest = descend(
-        read(top), top.media_type, top.digest, platform, what, read
-    )
-    raw = read(found_manifest.config)
-    config = manifest.config(parse(raw, what), platform, len(found_manifest.layers), what)
-    return Resolved(
-        found_digest, found_manifest, config, top.digest if top.digest != found_digest else ""
-    )
+    body = sized(read(top), top, what)
+    found = descend(body, top.media_type, top.digest, platform, what, read, top.platform)
+    config = config_of(read(found.manifest.config), found, platform, what)
+    index_digest = top.digest if top.digest != found.digest else ""
+    return Resolved(found.digest, found.manifest, config, index_digest)
 
 
 def _names(entry: Any) -> list[str]:

@@ -1,25 +1,30 @@
 """Pulls from OCI image layouts and from archives of `docker save`."""
 
+import bz2
 import gzip
 import hashlib
 import json
+import lzma
 import os
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rootless_udi import store_find
 from rootless_udi.errors import UdiError
-from rootless_udi.oci import parse
+from rootless_udi.oci import parse, parse_platform
+from rootless_udi.registry import WrongContent
 from rootless_udi.store import Store
 from tests import images
 from tests.pulling import HERE, SIZE, content, inside, leftovers, noise, pull
 
 pytest_plugins = ["tests.pulling"]
 pytestmark = pytest.mark.needs("registry", "skopeo", "mksquashfs")
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 
 
 def test_a_layout(layout: images.Layout, store: Store, tmp_path: Path) -> None:
@@ -135,6 +140,105 @@ def test_an_archive_of_dockers_image_store(
     with pytest.raises(UdiError, match="holds 2 images") as caught:
         pull(store, f"docker-archive:{path}")
     assert "a:1, b:1" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("pack", "suffix"),
+    [(gzip.compress, ""), (bytes, "+gzip"), (gzip.compress, "+zstd"), (lzma.compress, "+gzip"),
+     (bz2.compress, "+gzip"), (bytes, "+zstd")],
+)  # fmt: skip
+def test_a_layer_that_is_compressed_otherwise_than_its_type_says(
+    store: Store, tmp_path: Path, pack: Callable[[bytes], bytes], suffix: str
+) -> None:
+    one = images.Layout(tmp_path / "l")
+    layer = images.tar([("x", b"1" * 3000, {})])
+    one.image("t", [layer], arch=HERE.architecture, compress=pack, suffix=suffix)
+    assert "/x" in inside(pull(store, f"oci:{one.path}:t"))
+
+
+OTHER = "s390x" if HERE.architecture == "amd64" else "amd64"
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> images.Layout:
+    """A layout of two images: the other machine's first."""
+    one = images.Layout(tmp_path / "two")
+    one.image("other", [images.tar([("other", b"", {})])], arch=OTHER)
+    one.image("ours", [images.tar([("ours", b"", {})])], arch=HERE.architecture)
+    return one
+
+
+def described(layout: images.Layout, tags: list[str]) -> bytes:
+    """What manifest.json says of a layout's images."""
+    found = []
+    for entry, tag in zip(layout.manifests, tags, strict=True):
+        body = json.loads((layout.path / "blobs/sha256" / entry["digest"][7:]).read_bytes())
+        names = [f"blobs/sha256/{x['digest'][7:]}" for x in (body["config"], *body["layers"])]
+        found.append({"Config": names[0], "RepoTags": [tag], "Layers": names[1:]})
+    return json.dumps(found).encode()
+
+
+@pytest.mark.parametrize("layout_too", [True, False])
+@pytest.mark.parametrize("names", [["a:1", "b:1"], ["b:1", "b:1"], ["a/../x", "b:1"]])
+def test_an_archive_whose_other_image_is_for_another_machine(
+    two: images.Layout, store: Store, tmp_path: Path, names: list[str], layout_too: bool
+) -> None:
+    (two.path / "manifest.json").write_bytes(described(two, names))
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        for part in ("manifest.json", "blobs", *(["index.json"] if layout_too else [])):
+            tar.add(two.path / part, f"/{part}" if layout_too else f"./{part}")
+    assert "/ours" in inside(pull(store, f"docker-archive:{path}:b:1"))
+    if names[0] == names[1]:
+        assert "/ours" in inside(pull(store, f"docker-archive:{path}"))
+        image = pull(store, f"docker-archive:{path}", platform=parse_platform(OTHER))
+        assert "/other" in inside(image)
+        with pytest.raises(UdiError, match="has no images for linux/riscv64 of the name b:1"):
+            pull(store, f"docker-archive:{path}", platform=parse_platform("riscv64"))
+
+
+@pytest.mark.parametrize("where", ["index.json", "index", "config"])
+def test_sizes_of_documents_are_checked(
+    two: images.Layout, store: Store, tmp_path: Path, where: str
+) -> None:
+    """As layers' are: a wrong size means that what refers to it was made by a faulty tool."""
+    entry = two.manifests.pop()
+    if where == "config":
+        body = json.loads((two.path / "blobs/sha256" / entry["digest"][7:]).read_bytes())
+        body["config"]["size"] += 1
+        wrong = two.blob(json.dumps(body).encode(), entry["mediaType"])
+    else:
+        wrong = {**entry, "size": entry["size"] - 1}
+    if where == "index":
+        index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [wrong]}
+        wrong = two.blob(json.dumps(index).encode(), OCI_INDEX)
+    two.tag("t", wrong)
+    with pytest.raises(WrongContent, match=r"has \d+ bytes, its descriptor says"):
+        pull(store, f"oci:{two.path}:t")
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        tar.add(two.path, ".")
+    with pytest.raises(WrongContent, match=r"has \d+ bytes, its descriptor says"):
+        pull(store, f"oci-archive:{path}:t")
+
+
+def test_a_config_without_a_platform_is_for_what_the_index_says(
+    two: images.Layout, store: Store
+) -> None:
+    """grafana/alloy, paketo, crane append: the list says linux/amd64, the config nothing."""
+    body = json.loads((two.path / "blobs/sha256" / two.manifests[0]["digest"][7:]).read_bytes())
+    path = two.path / "blobs/sha256" / body["config"]["digest"][7:]
+    config = {**json.loads(path.read_bytes()), "architecture": "", "os": ""}
+    body["config"] = two.blob(json.dumps(config).encode(), "application/octet-stream")
+    one = two.blob(json.dumps(body).encode(), two.manifests[0]["mediaType"])
+    two.tag("named", {**one, "platform": {"os": "linux", "architecture": OTHER}})
+    two.tag("silent", one)
+    image = pull(store, f"oci:{two.path}:named", platform=parse_platform(OTHER))
+    assert store.facts(image)["architecture"] == OTHER
+    with pytest.raises(UdiError, match=f"is an image for linux/{OTHER}"):
+        pull(store, f"oci:{two.path}:named")
+    silent = pull(store, f"oci:{two.path}:silent", force=True)
+    assert store.facts(silent)["architecture"] == HERE.architecture
 
 
 def test_an_archive_of_old_docker(store: Store, tmp_path: Path) -> None:
