@@ -96,9 +96,9 @@ def _walk(reader: "Reader", start: list[int], path: bytes) -> "Generator[None, N
                 trail.append(entry >> 36)
                 continue
             links += 1
-            target = reader.target(one)
-            if links > LINKS or len(target) > PATH_MAX:
+            if links > LINKS or one.size >= PATH_MAX:
                 return []
+            target = reader.target(one)
             if target.startswith(b"/"):
                 del trail[1:]
             names += target.split(b"/")[::-1]

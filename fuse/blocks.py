@@ -14,6 +14,8 @@ from rootless_udi.fuse.format import FRAGMENT, NONE32, RAW, Corrupt, Inode
 from rootless_udi.fuse.reader import Reader
 
 LIST = 2048
+MOST_BLOCKS = 1 << 25
+"""Of one file: 4 TiB in blocks of 128 KiB. What is remembered of a list grows with its length."""
 HOLE = (0, 0)
 
 Place = tuple[int, int]
@@ -28,8 +30,10 @@ class Blocks:
         self.size: int = reader.super.block_size
         self.log: int = reader.super.block_log
         self.cache: Cache[bytes] = Cache(cache_bytes, len)
-        self._places: Cache[list[Place]] = Cache(4 << 20, lambda p: 200 + 130 * len(p))
-        self._starts: Cache[list[int]] = Cache(2 << 20, lambda p: 200 + 40 * len(p))
+        self._places: Cache[list[Place]] = Cache(2 << 20, lambda p: 200 + 130 * len(p))
+        self._starts: Cache[list[tuple[int, int, int]]] = Cache(
+            2 << 20, lambda p: 200 + 180 * len(p)
+        )
 
     def count(self, node: Inode) -> int:
         """Return how many blocks a file has in its list; a tail in a fragment is not one."""
@@ -51,13 +55,18 @@ class Blocks:
         if found is None:
             starts = self._starts.get(node.ref)
             if starts is None:
-                starts = [node.start]
+                count = self.count(node)
+                if count > MOST_BLOCKS:
+                    raise Corrupt(f"inode {node.number}: a file of {count} blocks")
+                starts = [(node.start, *self.reader.behind(node, 4 * count))]
             for n in range(len(starts) - 1, number):
-                added = sum(size & (RAW - 1) for size in self._sizes(node, n))
-                starts.append(starts[-1] + added)
+                data, at, offset = starts[n]
+                data += sum(size & (RAW - 1) for size in self._sizes(node, n, at, offset))
+                starts.append((data, *self.reader.skip(at, offset, 4 * LIST)))
             self._starts.put(node.ref, starts)
-            at, found = starts[number], []
-            for size in self._sizes(node, number):
+            data, at, offset = starts[number]
+            sizes, at, found = self._sizes(node, number, at, offset), data, []
+            for size in sizes:
                 if size:
                     found.append((at, size))
                     at += size & (RAW - 1)
@@ -66,9 +75,10 @@ class Blocks:
             self._places.put(key, found)
         return found
 
-    def _sizes(self, node: Inode, number: int) -> "tuple[int, ...]":
+    def _sizes(self, node: Inode, number: int, at: int, offset: int) -> "tuple[int, ...]":
+        """Return the sizes in a segment of a file's list, which is at `offset` in block `at`."""
         count = min(LIST, self.count(node) - number * LIST)
-        return unpack_from(f"<{count}I", self.reader.tail(node, number * LIST * 4, count * 4))
+        return unpack_from(f"<{count}I", self.reader.span(at, offset, count * 4))
 
     def fragment(self, number: int) -> Place:
         """Return where fragment `number` lies."""

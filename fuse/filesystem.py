@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Buffer = bytes | memoryview
 ROOT = 1
-CACHE_BYTES = 40 << 20
+CACHE_BYTES = 32 << 20
 PARALLEL = 256 << 10
 """Missing bytes from which on a read is worth more than one thread."""
 LONGEST_NAME = 256
@@ -131,13 +131,13 @@ class FileSystem:
                 yield name, child, entry >> 4 & 0xFFFFFFFF, _DTYPE[entry & 15], after
             done = 0
 
-    def xattrs(self, node: int) -> dict[bytes, bytes]:
-        """Return the extended attributes of `node` by full name."""
-        return self.reader.xattrs(self.inode(node))
+    def xattrs(self, node: int) -> list[bytes]:
+        """Return the full names of the extended attributes of `node`: at most 64 KiB of them."""
+        return self.reader.xattr_names(self.inode(node))
 
     def xattr(self, node: int, name: bytes) -> bytes:
         """Return one extended attribute. ENODATA where there is none of that name."""
-        found = self.xattrs(node).get(name)
+        found = self.reader.xattr(self.inode(node), name)
         if found is None:
             raise OSError(ENODATA, "no such attribute")
         return found

@@ -47,9 +47,16 @@ DIR_INDEX = Struct("<III")
 FRAGMENT = Struct("<QII")
 XATTR_TABLE = Struct("<QII")
 XATTR_ID = Struct("<QII")
+XATTR_ENTRY = Struct("<HH")
 
 INODE_FIXED = 16 + _LREG.size
 """Most bytes of an inode before its list of blocks, its index or its target."""
+
+
+LONGEST_RUN = 12 + 256 * (8 + 256)
+"""Bytes of a directory header with all that may follow it before the next."""
+LONGEST_TARGET = 4095
+"""Bytes of a symbolic link's target: what symlink(2) makes and the kernel's own squashfs reads."""
 
 
 class Corrupt(Exception):
@@ -330,21 +337,26 @@ def listing(data: bytes) -> "dict[bytes, int]":
     return found
 
 
-def listing_index(data: bytes, every: int) -> "list[tuple[int, bytes]]":
-    """Return (position, first name) of headers of a whole listing, about `every` bytes apart."""
-    found: list[tuple[int, bytes]] = []
-    at, end = 0, len(data)
-    try:
-        while at < end:
-            count, _, _ = _LISTING.unpack_from(data, at)
-            if count > 255:
-                raise Corrupt(f"a directory header counts {count + 1} entries")
-            header, at = at, at + 12
-            for n in range(count + 1):
-                stop = at + 9 + int.from_bytes(data[at + 6 : at + 8], "little")
-                if n == 0 and (not found or header - found[-1][0] >= every):
-                    found.append((header, data[at + 8 : stop]))
-                at = stop
-    except StructError:
-        raise Corrupt("a directory listing is cut short") from None
+def listing_headers(data: bytes) -> "list[tuple[int, bytes, int]]":
+    """Return (position, first name, end) of each header whose entries are all in `data`.
+
+    `data` is a piece of a listing that starts at a header; LONGEST_RUN bytes hold one at least.
+    """
+    found: list[tuple[int, bytes, int]] = []
+    at, have = 0, len(data)
+    while at + 12 <= have:
+        count = int.from_bytes(data[at : at + 4], "little")
+        if count > 255:
+            raise Corrupt(f"a directory header counts {count + 1} entries")
+        header, at = at, at + 12
+        first = b""
+        for _ in range(count + 1):
+            size = int.from_bytes(data[at + 6 : at + 8], "little") + 1
+            if size > 256:
+                raise Corrupt(f"a directory has a name of {size} bytes")
+            first = first or data[at + 8 : at + 8 + size]
+            at += 8 + size
+        if at > have:
+            break
+        found.append((header, first, at))
     return found

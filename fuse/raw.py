@@ -11,6 +11,7 @@ image, the next ones cost this server nothing.
 import os
 from errno import EAGAIN, ECONNABORTED, EINTR, ENODEV, ENOENT, ENOSYS, EPROTO, ERANGE
 
+from rootless_udi.errors import UdiError
 from rootless_udi.fuse import protocol as p
 from rootless_udi.fuse.ahead import steps
 from rootless_udi.fuse.complain import Complaints, to_stderr
@@ -52,7 +53,10 @@ def opened(
     else:
         fd, name = os.open(image, os.O_RDONLY | os.O_CLOEXEC), image
     helpers = default_threads() if threads is None else threads
-    return filesystem(Reader(fd, name), cache_bytes, helpers)
+    try:
+        return filesystem(Reader(fd, name), cache_bytes, helpers)
+    except Corrupt as error:
+        raise UdiError(f"mounting failed on {name}: {error}") from None
 
 
 def ready(fd: "int | None") -> None:

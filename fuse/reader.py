@@ -13,18 +13,21 @@ from rootless_udi.fuse.decompress import decompressor
 from rootless_udi.fuse.format import (
     DIR_INDEX,
     INODE_FIXED,
+    LONGEST_RUN,
+    LONGEST_TARGET,
     METADATA,
     NO_XATTRS,
     NONE32,
     NONE64,
     SYMLINK,
+    XATTR_ENTRY,
     XATTR_ID,
     XATTR_TABLE,
     Corrupt,
     Inode,
     inode,
     listing,
-    listing_index,
+    listing_headers,
     superblock,
 )
 from rootless_udi.fuse.source import Source
@@ -34,17 +37,25 @@ WHOLE = 64 << 10
 SEGMENT = 16 << 10
 LARGEST_LISTING = 64 << 20
 WINDOW = 64 << 10
+XATTR_NAMES = 64 << 10
+"""Bytes of the names of one inode's xattrs, each with a zero: what listxattr(2) can give."""
+XATTR_VALUE = 64 << 10
+XATTR_PAIRS = 16384
+XATTR_WALK = 16 << 20
+"""Bytes of metadata gone through for one inode's xattrs: a thousand values in a row."""
 XATTR_PREFIXES = (b"user.", b"trusted.", b"security.")
 MIB = 1 << 20
 
 Segment = tuple[int, int, int, bytes]
 """A part of a directory listing: metadata block, offset in it, length, first name."""
+Value = tuple[int, int, bool]
+"""Where an xattr's value is: metadata block, offset in it; whether only its place is there."""
 
 
 class Reader:
     """A squashfs 4.0 image; see the module's docstring."""
 
-    def __init__(self, fd: int, name: str, cache_bytes: int = 24 * MIB) -> None:
+    def __init__(self, fd: int, name: str, cache_bytes: int = 18 * MIB) -> None:
         """Read the superblock of the image open at `fd`; `name` is for errors.
 
         `cache_bytes` bounds the metadata remembered. Raises UdiError where it is no image, is cut
@@ -56,12 +67,19 @@ class Reader:
         self.source = Source(fd, self.super.bytes_used)
         third = cache_bytes // 3
         self._blocks: Cache[tuple[bytes, int]] = Cache(third, lambda pair: len(pair[0]) + 200)
-        self._inodes: Cache[Inode] = Cache(third, lambda _: 420)
-        self._names: Cache[dict[bytes, int]] = Cache(third, lambda d: 300 + 150 * len(d))
-        self._segments: Cache[list[Segment]] = Cache(2 * MIB, lambda s: 200 + 250 * len(s))
+        self._inodes: Cache[Inode] = Cache(third, lambda _: 600)
+        self._names: Cache[dict[bytes, int]] = Cache(
+            third, lambda d: 300 + 140 * len(d) + sum(map(len, d))
+        )
+        self._segments: Cache[list[Segment]] = Cache(
+            2 * MIB, lambda found: 200 + sum(220 + len(one[3]) for one in found)
+        )
         self._raw: dict[bool, tuple[int, bytes]] = {}
         self._owners: tuple[int, ...] = ()
-        self._xattr_ids = self._xattrs_at()
+        self._xattr_ids: tuple[int, int] | None = None
+        self._sets: Cache[dict[bytes, Value]] = Cache(
+            2 * MIB, lambda d: 300 + 260 * len(d) + sum(map(len, d))
+        )
 
     # -- metadata blocks
 
@@ -99,6 +117,8 @@ class Reader:
             return data[offset : offset + size]
         parts, have = [data[offset:]], max(len(data) - offset, 0)
         while have < size:
+            if len(data) != METADATA:
+                raise Corrupt(f"the metadata block before {after} holds {len(data)} bytes")
             data, after = self.block(after)
             parts.append(data)
             have += len(data)
@@ -108,7 +128,9 @@ class Reader:
         """Return the block and offset that lie `count` bytes of metadata further on."""
         offset += count
         while offset >= METADATA:
-            at = self.block(at)[1]
+            data, at = self.block(at)
+            if len(data) != METADATA:  # else a stretch of empty ones is gone through at each step
+                raise Corrupt(f"the metadata block before {at} holds {len(data)} bytes")
             offset -= METADATA
         return at, offset
 
@@ -139,14 +161,23 @@ class Reader:
 
     def tail(self, node: Inode, start: int, size: int) -> bytes:
         """Return bytes of what follows the inode's fixed part (link target, block list, index)."""
+        at, offset = self.behind(node, start + size)
+        return self.span(*self.skip(at, offset, start), size)
+
+    def behind(self, node: Inode, size: int) -> tuple[int, int]:
+        """Return block and offset of what follows the inode's fixed part.
+
+        Raises Corrupt where the inode table can't have `size` bytes of it.
+        """
         base, end = self.super.inode_table, self.super.directory_table
-        if (node.tail + start + size) // METADATA * 3 > end - base:  # a block is 3 bytes or more
+        if (node.tail + size) // METADATA * 3 > end - base:  # a block is 3 bytes or more
             raise Corrupt(f"inode {node.number}: its block list is longer than the inode table")
-        at, offset = self.skip(base + (node.ref >> 16), node.ref & 0xFFFF, node.tail + start)
-        return self.span(at, offset, size)
+        return self.skip(base + (node.ref >> 16), node.ref & 0xFFFF, node.tail)
 
     def target(self, node: Inode) -> bytes:
         """Return where a symbolic link points."""
+        if node.size > LONGEST_TARGET:
+            raise Corrupt(f"inode {node.number}: a link's target of {node.size} bytes")
         return self.tail(node, 0, node.size)
 
     def owner(self, index: int) -> int:
@@ -217,18 +248,30 @@ class Reader:
             starts = []
         edges = [at for at, _, _ in starts] + [size]
         if not starts or any(not 0 < b - a <= WHOLE for a, b in pairwise(edges)):
-            whole = self.span(base, node.offset, size)
-            starts = []
-            at, offset, before = base, node.offset, 0
-            for where, name in listing_index(whole, SEGMENT):
-                at, offset = self.skip(at, offset, where - before)
-                before = where
-                starts.append((where, at << 16 | offset, name))
+            starts = self._headers(node, base, size)
             edges = [at for at, _, _ in starts] + [size]
         return [
             (place >> 16, place & 0xFFFF, after - at, name)
             for (at, place, name), after in zip(starts, edges[1:], strict=True)
         ]
+
+    def _headers(self, node: Inode, base: int, size: int) -> list[tuple[int, int, bytes]]:
+        """Return what `_own_index` does, by the headers themselves, a piece of them at a time."""
+        starts: list[tuple[int, int, bytes]] = []
+        at, offset, done = base, node.offset, 0
+        while done < size:
+            piece = self.span(at, offset, min(2 * LONGEST_RUN, size - done))
+            end = 0
+            for header, name, after in listing_headers(piece):
+                if not starts or done + header - starts[-1][0] >= SEGMENT:
+                    place, inside = self.skip(at, offset, header)
+                    starts.append((done + header, place << 16 | inside, name))
+                end = after
+            if not end:
+                raise Corrupt("a directory listing is cut short")
+            at, offset = self.skip(at, offset, end)
+            done += end
+        return starts
 
     def _own_index(self, node: Inode) -> list[tuple[int, int, bytes]]:
         """Return (position in the listing, block << 16 | offset, first name), by the index."""
@@ -252,56 +295,86 @@ class Reader:
 
     def _xattrs_at(self) -> tuple[int, int]:
         """Return where names and values start and how many sets of xattrs there are."""
-        table = self.super.xattr_table
-        if table == NONE64 or self.super.flags & NO_XATTRS:
-            return 0, 0
-        start, count, _ = XATTR_TABLE.unpack(self.source.read(table, XATTR_TABLE.size))
-        return start, count
+        if self._xattr_ids is None:
+            table = self.super.xattr_table
+            start = count = 0
+            if table != NONE64 and not self.super.flags & NO_XATTRS:
+                raw = self.source.read(table, XATTR_TABLE.size)
+                start, count, _ = XATTR_TABLE.unpack(raw)
+            self._xattr_ids = start, count
+        return self._xattr_ids
 
     @property
     def has_xattrs(self) -> bool:
-        """Whether any file of the image has an extended attribute."""
-        return bool(self._xattr_ids[1])
+        """Whether any file of the image has an extended attribute, or the table is damaged."""
+        try:
+            return bool(self._xattrs_at()[1])
+        except Corrupt:
+            return True  # all else can be served: who asks for an xattr hears of it
 
-    def xattrs(self, node: Inode) -> dict[bytes, bytes]:
-        """Return the extended attributes of an inode, by full name (`user.x`)."""
-        start, count = self._xattr_ids
-        if node.xattr == NONE32 or not count:
+    def xattr_names(self, node: Inode) -> list[bytes]:
+        """Return the names of an inode's extended attributes, in full (`user.x`)."""
+        return list(self._set(node))
+
+    def xattr(self, node: Inode, name: bytes) -> bytes | None:
+        """Return the value of the extended attribute of that full name, or None."""
+        where = self._set(node).get(name)
+        if where is None:
+            return None
+        at, offset, elsewhere = where
+        if elsewhere:  # kept once, for several inodes
+            base = self._xattrs_at()[0]
+            (place,) = unpack_from("<Q", self.span(*self.skip(at, offset, 4), 8))
+            at, offset = base + (place >> 16), place & 0xFFFF
+        (length,) = unpack_from("<I", self.span(at, offset, 4))
+        if length > XATTR_VALUE:
+            raise Corrupt(f"an xattr of {length} bytes")
+        return self.span(*self.skip(at, offset, 4), length)
+
+    def _set(self, node: Inode) -> dict[bytes, Value]:
+        """Return name -> where the value is, of an inode. Values are read when they are asked for.
+
+        An image may give one inode the same 64 KiB value 65,536 times.
+        """
+        number = node.xattr
+        if number == NONE32:
             return {}
-        if node.xattr >= count:
-            raise Corrupt(f"inode {node.number}: xattrs {node.xattr} of {count}")
-        where = self.super.xattr_table + XATTR_TABLE.size + node.xattr // 512 * 8
-        block = int.from_bytes(self._bytes(where, 8), "little")
-        ref, pairs, size = XATTR_ID.unpack(self.span(block, node.xattr % 512 * 16, 16))
-        if pairs > 65536 or size > MIB:
-            raise Corrupt(f"inode {node.number}: {pairs} xattrs of {size} bytes")
-        at, offset = start + (ref >> 16), ref & 0xFFFF
-        found: dict[bytes, bytes] = {}
-        for _ in range(pairs):
-            kind, size = unpack_from("<HH", self.span(at, offset, 4))
-            at, offset = self.skip(at, offset, 4)
-            name = self.span(at, offset, size)
-            at, offset = self.skip(at, offset, size)
-            (length,) = unpack_from("<I", self.span(at, offset, 4))
-            at, offset = self.skip(at, offset, 4)
-            if kind & 0x100:  # kept once, elsewhere
-                (place,) = unpack_from("<Q", self.span(at, offset, 8))
-                value = self._value(start + (place >> 16), place & 0xFFFF)
-            else:
-                value = self._checked(at, offset, length)
-            at, offset = self.skip(at, offset, length)
-            if kind & 0xFF < len(XATTR_PREFIXES):
-                found[XATTR_PREFIXES[kind & 0xFF] + name] = value
+        start, count = self._xattrs_at()
+        if not count:
+            return {}
+        if number >= count:
+            raise Corrupt(f"inode {node.number}: xattrs {number} of {count}")
+        found = self._sets.get(number)
+        if found is None:
+            where = self.super.xattr_table + XATTR_TABLE.size + number // 512 * 8
+            block = int.from_bytes(self._bytes(where, 8), "little")
+            ref, pairs, _ = XATTR_ID.unpack(self.span(block, number % 512 * 16, 16))
+            if pairs > XATTR_PAIRS:
+                raise Corrupt(f"inode {node.number}: {pairs} xattrs (at most {XATTR_PAIRS})")
+            found = self._pairs(start + (ref >> 16), ref & 0xFFFF, pairs, node.number)
+            self._sets.put(number, found)
         return found
 
-    def _value(self, at: int, offset: int) -> bytes:
-        (length,) = unpack_from("<I", self.span(at, offset, 4))
-        return self._checked(*self.skip(at, offset, 4), length)
-
-    def _checked(self, at: int, offset: int, length: int) -> bytes:
-        if length > 65536:
-            raise Corrupt(f"an xattr of {length} bytes")
-        return self.span(at, offset, length)
+    def _pairs(self, at: int, offset: int, pairs: int, number: int) -> dict[bytes, Value]:
+        found: dict[bytes, Value] = {}
+        names, walk = 0, 0
+        for _ in range(pairs):
+            kind, size = XATTR_ENTRY.unpack(self.span(at, offset, 4))
+            at, offset = self.skip(at, offset, 4)
+            if size > 255:
+                raise Corrupt(f"inode {number}: an xattr with a name of {size} bytes")
+            name = self.span(at, offset, size)
+            at, offset = self.skip(at, offset, size)
+            if kind & 0xFF < len(XATTR_PREFIXES):
+                name = XATTR_PREFIXES[kind & 0xFF] + name
+                names += len(name) + 1
+                found[name] = at, offset, bool(kind & 0x100)
+            (length,) = unpack_from("<I", self.span(at, offset, 4))
+            walk += length
+            if names > XATTR_NAMES or walk > XATTR_WALK:
+                raise Corrupt(f"inode {number}: more xattrs than a file can have")
+            at, offset = self.skip(at, offset, 4 + length)
+        return found
 
 
 def _last_not_after(segments: list[Segment], name: bytes) -> int:

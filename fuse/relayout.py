@@ -359,6 +359,8 @@ def verify(old: FileSystem, new: FileSystem) -> int:
         one = old.inode(a)
         _same(path, _attributes(old, a), _attributes(new, b))
         _same(path, old.xattrs(a), new.xattrs(b))
+        for name in old.xattrs(a):
+            _same(path, old.xattr(a, name), new.xattr(b, name))
         if one.kind == f.SYMLINK:
             _same(path, old.readlink(a), new.readlink(b))
         elif one.kind == f.REG:

@@ -10,6 +10,8 @@ from rootless_udi.fuse.workers import Workers
 WINDOW = 1 << 20
 AHEAD = 6
 """Windows read ahead of a start-up."""
+EXPECTED = 4096
+"""Windows that a start-up's order may name: 4 GiB; a sparse image can name a terabyte."""
 SLOW = 300_000
 """ns. A local disk or the page cache answers in 10 to 100 us, a parallel file system's server in 1
 to 20 ms."""
@@ -44,6 +46,7 @@ class Source:
         self._workers = workers
         order: list[int] = []
         for at, length in ranges:
+            length = min(length, (EXPECTED - len(order)) * WINDOW)
             order += range(at // WINDOW, (at + length - 1) // WINDOW + 1)
             try:
                 posix_fadvise(self.fd, at, length, POSIX_FADV_WILLNEED)

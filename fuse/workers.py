@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from _queue import SimpleQueue
     from collections.abc import Callable, Hashable
 
+MOST = 1024
+"""Jobs that wait at once. They are hints: beyond it who wants a result makes it. A program of 8 MiB
+in blocks of 4 KiB asks for 2048, and a thousand such programs would for two million."""
 _NICE = 8
 """Not more: who waits for a worker, or for the GIL that one holds, does so on a busy node too."""
 
@@ -44,7 +47,7 @@ class Workers:
 
     def ask(self, call: "Callable[..., object]", name: "Hashable", first: bool = False) -> None:
         """Have `call(name)` made, `first` before all that waits, unless it is on its way."""
-        if name in self._pending:
+        if name in self._pending or len(self._jobs) >= MOST:
             return
         if self._running < 0:
             self._start()

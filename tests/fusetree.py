@@ -76,7 +76,7 @@ def of_image(path: str) -> Iterator[dict[str, object]]:
         one = _common(name, mode, nlink, uid, gid)
         one["mtime"] = mtime
         one["rdev"] = os.makedev(rdev >> 8 & 0xFFF, rdev & 0xFF | rdev >> 12 & 0xFFF00)
-        one["xattrs"] = {k.decode(): v.hex() for k, v in sorted(fs.xattrs(node).items())}
+        one["xattrs"] = {k.decode(): fs.xattr(node, k).hex() for k in sorted(fs.xattrs(node))}
         if stat.S_ISREG(mode):
             one["size"], one["same"] = size, links.setdefault(number, os.fsdecode(name))
             digest = hashlib.sha256()
