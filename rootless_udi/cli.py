@@ -67,8 +67,10 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--digests", action="store_true", help="whole digests")
     one = add("inspect", inspect, "print what is known of an image, as JSON")
     one.add_argument("image")
+    one.add_argument("--platform", help="that of the image, as it was pulled")
     one = add("rm", remove, "remove images from the store")
     one.add_argument("image", nargs="+")
+    one.add_argument("--platform", help="that of the image, as it was pulled")
     one = add("login", login, "try a registry's credentials and keep them")
     one.add_argument("registry", nargs="?", default="docker.io")
     one.add_argument("--username", "-u", help="asked for where it is not given")
@@ -78,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("registry", nargs="?", default="docker.io")
     one = add("extract", extract, "unpack an image into a directory of the store")
     one.add_argument("image")
+    one.add_argument("--platform", help="that of the image, as it was pulled")
     one = add("ps", ps, "list the containers that live on this node")
     one.add_argument("--json", action="store_true", help="as JSON")
     add("bundle", bundle, "put udi-run's modules into two files, for a shared file system")
@@ -108,19 +111,17 @@ def _reference(text: str, site: config.Site) -> oci.Reference:
     return found
 
 
-def _platform(text: str | None) -> oci.Platform:
-    if not text:
-        return oci.platform_of(os.uname().machine)
-    return oci.parse_platform(text)
+def _platform(arguments: Arguments) -> oci.Platform | None:
+    return oci.parse_platform(arguments.platform) if arguments.platform else None
 
 
 def _stores(site: config.Site) -> tuple[str, ...]:
     return resolve.all_stores(site, os.environ)
 
 
-def _image(text: str, site: config.Site) -> store_find.Image:
+def _image(text: str, site: config.Site, platform: oci.Platform | None = None) -> store_find.Image:
     """Return an image of the stores by name or digest. Raises UdiError where it is in none."""
-    found = store_find.find(_stores(site), _reference(text, site))
+    found = resolve.find(_stores(site), _reference(text, site), platform)
     if found is None:
         unseen = store_find.closed(_stores(site))
         raise UdiError(f"image {text} is in no image store{unseen}", f"udi pull {text}")
@@ -142,7 +143,7 @@ def pull(arguments: Arguments) -> int:
         ) from None
 
     options = pulling.Options(
-        platform=oci.parse_platform(arguments.platform) if arguments.platform else None,
+        platform=_platform(arguments),
         compression=arguments.compression or _compression(site),
         insecure=arguments.insecure or reference.registry in site.insecure,
         force=arguments.force,
@@ -199,7 +200,7 @@ def _size(size: int) -> str:
 
 def inspect(arguments: Arguments) -> int:
     """udi inspect: the facts that the pull wrote, and where the image is."""
-    image = _image(arguments.image, config.load(os.environ))
+    image = _image(arguments.image, config.load(os.environ), _platform(arguments))
     place = {"squashfs": image.squashfs, "store": image.store, "size": image.size}
     print(json.dumps({**resolve.read(image.facts), **place}, indent=2, ensure_ascii=False))
     return 0
@@ -211,8 +212,9 @@ def remove(arguments: Arguments) -> int:
 
     site = config.load(os.environ)
     store = Store(_stores(site)[0])
+    platform = _platform(arguments) or oci.platform_of(os.uname().machine)
     for text in arguments.image:
-        names, digests = store.remove(_reference(text, site), _platform(None))
+        names, digests = store.remove(_reference(text, site), platform)
         for name in names:
             print(f"untagged {name}")
         for digest in digests:
@@ -257,7 +259,7 @@ def extract(arguments: Arguments) -> int:
     from rootless_udi import squashfs
     from rootless_udi.store import Store
 
-    image = _image(arguments.image, config.load(os.environ))
+    image = _image(arguments.image, config.load(os.environ), _platform(arguments))
     store = Store(image.store)
     lock = store.lock(image.digest)
     lock.acquire()

@@ -70,6 +70,7 @@ OPTIONS = (
         shares=False,
         choices=("missing", "never", "always"),
     ),
+    Option("platform", VALUE, "OS/ARCH[/VARIANT]", "the image for that, e.g. linux/amd64/v2"),
     Option("insecure", FLAG, "", "fetch over plain HTTP", shares=False),
     Option(
         "explain",
@@ -112,6 +113,7 @@ class Request(Record):
     fuse: str | None = None
     trace: str | None = None
     pull: str | None = None
+    platform: str | None = None
     insecure: bool = False
     explain: str | None = None
     verbose: bool = False

@@ -6,7 +6,10 @@ arm64 v8.0 to v9.5. A machine runs its own level and lower ones.
 
 import os
 
-from rootless_udi.oci import Platform, platform_of
+from rootless_udi import store_find
+from rootless_udi.errors import UdiError
+from rootless_udi.image import Image
+from rootless_udi.oci import Platform, Reference, platform_of
 
 _AMD64 = (
     "cx16 lahf_lm pni popcnt sse4_1 sse4_2 ssse3",
@@ -80,3 +83,33 @@ def _level(text: str) -> tuple[int, int] | None:
     major, _, minor = text.removeprefix("v").partition(".")
     numbers = [part for part in (major, minor or "0") if part.isascii() and part.isdigit()]
     return (int(numbers[0]), int(numbers[1])) if len(numbers) == 2 else None
+
+
+def find(stores: tuple[str, ...], reference: Reference) -> store_find.Image | None:
+    """Return the image of that name for the best variant that this CPU has, or None."""
+    ours = here()
+    keys: set[str] = set()
+    for store in stores:
+        try:
+            keys.update(os.listdir(f"{store}/names"))
+        except OSError:
+            continue
+    known = [Platform("linux", *key.split("-", 1)) for key in keys if "-" in key]
+    fitting = [one for one in known if suitability(one, ours) >= 0]
+    for one in sorted(fitting, key=lambda one: -suitability(one, ours)):
+        found = store_find.find(stores, reference, one)
+        if found is not None:
+            return found
+    return None
+
+
+def check(image: Image) -> None:
+    """Raise UdiError where an image is of a variant that this CPU has not."""
+    theirs = Platform("linux", *(str(image.facts.get(key)) for key in ("architecture", "variant")))
+    ours = here()
+    if theirs.architecture == ours.architecture and suitability(theirs, ours) < 0:
+        raise UdiError(
+            f"image {image.request} is for {theirs}, and this node's CPU is {ours}",
+            f"udi pull --platform=linux/{theirs.architecture} {image.request} takes one that "
+            "every node runs",
+        )

@@ -32,31 +32,71 @@ def image(request: Request, site: "Site", environ: "Mapping[str, str]", who: str
     """Return the image that the request names, pulled first where the policy says so.
 
     In a job of several ranks (`who` is their launcher) nothing is pulled: 10,000 nodes would.
-    Raises UdiError where there is no such image.
+    Raises UdiError where there is no such image, or it needs another CPU than this node's.
     """
     reference = oci.parse(request.image, site.registry)
-    if reference.kind in ("squashfs", "directory", "path"):
-        return local(request.image, os.path.abspath(reference.path))
+    platform = oci.parse_platform(request.platform) if request.platform else None
+    if reference.kind not in ("squashfs", "directory", "path"):
+        found = _stored(request, reference, platform, site, environ, who)
+    elif platform is not None:
+        raise UdiError(
+            f"--platform={request.platform}: image {request.image} is a file or a directory, "
+            "which is for one machine",
+            "leave it out; it chooses among the images of one name",
+        )
+    else:
+        found = local(request.image, os.path.abspath(reference.path))
+    if platform is None and found.facts.get("variant") not in (None, "", "v1", "v8"):
+        # Few images name one, and a look at the CPU costs an open.
+        from rootless_udi import platforms
+
+        platforms.check(found)
+    return found
+
+
+def _stored(
+    request: Request,
+    reference: oci.Reference,
+    platform: oci.Platform | None,
+    site: "Site",
+    environ: "Mapping[str, str]",
+    who: str,
+) -> Image:
     stores = all_stores(site, environ)
     policy = request.pull or site.pull
-    found = None if policy == "always" and not who else store_find.find(stores, reference)
+    found = None if policy == "always" and not who else find(stores, reference, platform)
     if found is None:
         if who or policy == "never":
             why = "a job of several ranks never pulls" if who else "--pull=never"
             raise UdiError(
                 f"image {request.image} is in no image store ({', '.join(stores)}), and {why}"
                 + store_find.closed(stores),
-                f"run this first, once: udi pull {request.image}",
+                f"run this first, once: udi pull {_chosen(request)}{request.image}",
             )
         if unseen := store_find.closed(stores):
             complain("udi-run", f"image {request.image} is in no image store{unseen}")
         pull(request, stores[0])
-        found = store_find.find(stores, reference)
+        found = find(stores, reference, platform)
         if found is None:
             raise UdiError(f"image {request.image} is not in the store after its pull")
     packed = check(found.squashfs, _AGAIN)
     facts = read(found.facts)
     return Image(request.image, found.digest, found.squashfs, found.directory, facts, *packed)
+
+
+def find(
+    stores: tuple[str, ...], reference: oci.Reference, platform: oci.Platform | None = None
+) -> store_find.Image | None:
+    """Return what `store_find.find` does; without `platform`, a name's lesser variants too.
+
+    `udi pull --platform=linux/amd64/v2 NAME` gives an image that every NAME may mean here.
+    """
+    found = store_find.find(stores, reference, platform)
+    if found is None and platform is None and reference.kind != "store":
+        from rootless_udi import platforms
+
+        found = platforms.find(stores, reference)
+    return found
 
 
 def all_stores(site: "Site", environ: "Mapping[str, str]") -> tuple[str, ...]:
@@ -157,9 +197,14 @@ def _check_shape(facts: "dict[str, Any]") -> None:
             raise ValueError(f"its {name} holds a NUL character")
 
 
+def _chosen(request: Request) -> str:
+    return f"--platform={request.platform} " if request.platform else ""
+
+
 def pull(request: Request, store: str) -> None:
     """Run `udi pull` for the request's image. Raises UdiError where that fails (it said why)."""
-    words = ["pull", *(["--insecure"] if request.insecure else []), "--", request.image]
+    words = ["pull", *(["--insecure"] if request.insecure else []), *_chosen(request).split()]
+    words += ["--", request.image]
     status = udi(words, {"UDI_STORE": store})
     if status:
         raise UdiError(f"image {request.image} could not be pulled")

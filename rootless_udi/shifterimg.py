@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
-from rootless_udi import config, oci, resolve, shifter, store_find
+from rootless_udi import config, oci, resolve, shifter
 from rootless_udi.errors import UdiError
 from rootless_udi.guard import guarded, refuse_privilege, streams
 from rootless_udi.oci import DOCKER_HUB, Reference
@@ -175,7 +175,7 @@ class _Command:
         return 0
 
     def lookup(self) -> int:
-        found = store_find.find(self.stores, self.reference())
+        found = resolve.find(self.stores, self.reference())
         if found is None:
             raise UdiError(
                 f"{self.given.operand} is not among the images",

@@ -226,7 +226,7 @@ class Store:
             raise UdiError(
                 f"removing {reference.canonical} failed on {self.root}: no such image for "
                 f"{platform}",
-                "`udi images` lists what is there",
+                "`udi images` lists what is there; another platform's is removed with --platform",
             )
         try:
             return [x[1] for x in gone], self._remove([x[2] for x in gone], sorted(stems))

@@ -12,6 +12,7 @@ import pytest
 from rootless_udi import cli, doctor
 from tests import images
 from tests.conftest import TREE, User
+from tests.pulling import HERE
 
 pytestmark = pytest.mark.needs("userns", "busybox")
 
@@ -74,6 +75,62 @@ def test_images_inspect_rm(user: User, pulled: str) -> None:
     assert done.returncode == 125 and "no such image" in done.stderr
     done = user.run("udi", "inspect", pulled)
     assert done.returncode == 125 and f"udi pull {pulled}" in done.stderr
+
+
+@pytest.mark.needs("userns", "fuse", "busybox", "mksquashfs")
+def test_a_name_that_was_pulled_for_a_platform(user: User, tmp_path: Path) -> None:
+    """It is run, listed and removed by that platform; what this CPU lacks is not run unasked."""
+    arch = HERE.architecture
+    one = images.Layout(tmp_path / "layout")
+    entries = []
+    for variant in ("", "v7.7"):
+        layer = images.tar([*images.busybox_entries(), ("variant", variant.encode(), {})])
+        found = one.image(variant or "plain", [layer], arch=arch)
+        entries.append({**found, "platform": {"os": "linux", "architecture": arch}})
+    body = json.loads((one.path / "blobs/sha256" / entries[1]["digest"][7:]).read_bytes())
+    config = one.path / "blobs/sha256" / body["config"]["digest"][7:]
+    newer = {**json.loads(config.read_bytes()), "variant": "v77.7"}
+    body["config"] = one.blob(json.dumps(newer).encode(), body["config"]["mediaType"])
+    entries[1] = one.blob(json.dumps(body).encode(), entries[1]["mediaType"])
+    entries[1]["platform"] = {"os": "linux", "architecture": arch, "variant": "v77.7"}
+    index = {"schemaVersion": 2, "manifests": entries}
+    one.tag("all", one.blob(json.dumps(index).encode(), f"{images.MEDIA}.index.v1+json"))
+    name, wanted = f"oci:{one.path}:all", f"--platform=linux/{arch}/v77.7"
+    newest = user.run("udi", "pull", "-q", wanted, name).stdout.strip()
+    assert newest == entries[1]["digest"]
+    words = ("--pull=never", name, "cat", "/variant")
+    done = user.run("udi-run", wanted, *words)
+    assert done.stdout == "v7.7", done.stderr
+    done = user.run("udi-run", *words)
+    assert done.returncode == 125 and "is in no image store" in done.stderr
+    done = user.run("udi-run", newest, "true")
+    assert done.returncode == 125
+    assert f"is for linux/{arch}/v77.7, and this node's CPU is linux/{arch}" in done.stderr
+    assert f"udi pull --platform=linux/{arch} {newest}" in done.stderr
+    done = user.run("udi-run", name, "cat", "/variant")
+    assert done.stdout == "", done.stderr
+    assert user.run("udi", "inspect", wanted, name).stdout.count("v77.7") == 1
+    assert user.run("udi", "rm", name).stdout.count("removed") == 1
+    assert user.run("udi", "rm", name).returncode == 125
+    assert f"removed {newest}" in user.run("udi", "rm", wanted, name).stdout
+
+
+@pytest.mark.needs("userns", "fuse", "busybox", "mksquashfs")
+def test_a_name_pulled_for_less_than_this_cpu_is_found(user: User, pulled: str) -> None:
+    digest = json.loads(user.run("udi", "inspect", pulled).stdout)["digest"]
+    lesser = {"amd64": "amd64-v1", "arm64": "arm64-v8.0"}.get(HERE.architecture)
+    (place,) = (user.home / "store/names").iterdir()
+    place.rename(place.parent / (lesser or f"{place.name}-"))
+    done = user.run("udi-run", "--pull=never", pulled, "echo", "ran")
+    assert done.stdout == "ran\n", done.stderr
+    assert json.loads(user.run("udi", "inspect", pulled).stdout)["digest"] == digest
+
+
+def test_a_platform_and_a_file(user: User, box: Path) -> None:
+    done = user.run("udi-run", "--platform=linux/amd64", box, "true")
+    assert done.returncode == 125 and "is a file or a directory" in done.stderr
+    done = user.run("udi-run", "--platform=amd/64/x/y", "name", "true")
+    assert done.returncode == 125 and "OS/ARCHITECTURE" in done.stderr
 
 
 def test_extract_prints_the_directory(user: User, pulled: str) -> None:
