@@ -12,10 +12,11 @@ import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rootless_udi import auth
+from rootless_udi import auth, parties
 from rootless_udi.errors import UdiError
+from rootless_udi.parties import Pass
 from rootless_udi.patience import TRANSIENT
-from rootless_udi.transport import Transport, basic
+from rootless_udi.transport import Reply, Transport
 
 _TOKEN_MAX = 1 << 20
 _TOKEN_SECONDS = 60
@@ -54,7 +55,11 @@ def challenges(values: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
 
 
 class Authorizer:
-    """The Authorization header for one repository, made when asked for, renewed when refused."""
+    """The Authorization for one repository, made when asked for, renewed when refused.
+
+    The registry's first challenge by each scheme stays: which token server there is does not change
+    from request to request, and Docker asks no other either.
+    """
 
     def __init__(
         self, registry: str, repository: str, transport: Transport, insecure: bool, lookup: Lookup
@@ -65,55 +70,81 @@ class Authorizer:
         self._insecure = insecure
         self._lookup = lookup
         self._lock = threading.Lock()
-        self._header = ""
+        self._pass = parties.NOTHING
         self._expires = 0.0
-        self._challenges: list[tuple[str, dict[str, str]]] = []
+        self._accepted = False
+        self._schemes: dict[str, dict[str, str]] = {}
 
-    def challenged(self, values: Sequence[str], header: str = "", ping: bool = False) -> None:
-        """Note a 401's WWW-Authenticate headers; `header` is the Authorization that was refused.
-
-        `ping`: it was GET /v2/ that was refused. The scope that is named there is nobody's, or
-        somebody else's (GHCR: "repository:user/image:pull"); only a request's own challenge tells
-        what that request needs.
-        """
-        found = challenges(values)
-        if ping:
-            found = [(s, {k: v for k, v in p.items() if k != "scope"}) for s, p in found]
-        with self._lock:
-            if found:
-                self._challenges = found
-            # Unless another thread has a new one already.
-            if self._header == header:
-                self._header = ""
-
-    def header(self, what: str, secure: bool) -> str:
-        """Return the header's value, empty where no authentication is asked for.
-
-        `secure`: the registry is reached over TLS. Raises UdiError where there are no credentials
-        or they are refused, OSError and HTTPException as the network does.
+    def pinged(self, reply: Reply, base: str) -> None:
+        """Note what GET /v2/ was refused with. The scope there is nobody's, or somebody else's
+        (GHCR: "repository:user/image:pull"): only a request's own challenge tells what it needs.
         """
         with self._lock:
-            if self._header and time.monotonic() < self._expires:
-                return self._header
-            for scheme, parameters in self._challenges:
-                if scheme == "bearer" and parameters.get("realm"):
-                    token, seconds = self._token(parameters, what, secure)
-                    self._header = f"Bearer {token}"
-                    # A little early: the token must outlive its way to the registry.
-                    self._expires = time.monotonic() + seconds * 0.9
-                    return self._header
-            for scheme, _ in self._challenges:
-                if scheme == "basic":
-                    found = self._lookup(self.registry, self.repository)
-                    if found is None or not found.username:
-                        raise self.denied(what, "")
-                    self._header = basic(found.username, found.password)
-                    self._expires = float("inf")
-                    return self._header
-            if self._challenges:
-                asked = ", ".join(scheme for scheme, _ in self._challenges)
+            self._learn(reply, base, with_scope=False)
+
+    def accepted(self, used: Pass) -> None:
+        """Note that the registry took `used`: where it is refused later, it has run out."""
+        with self._lock:
+            self._accepted = self._accepted or used == self._pass
+
+    def refused(self, reply: Reply, base: str, used: Pass) -> bool:
+        """Note a request's refusal with `used`; return whether to ask again with `right`.
+
+        That is so after a 401 with a challenge or with a token, and after any refusal (400, 403) of
+        a token that was good before: some registries say so of one that has run out.
+        """
+        with self._lock:
+            news = reply.status == 401 and self._learn(reply, base, with_scope=True)
+            if self._pass != used:
+                # Another thread has a new one already.
+                return True
+            bearer = used.value.startswith("Bearer ")
+            again = news or (bearer and (reply.status == 401 or self._accepted))
+            if again:
+                self._pass, self._accepted = parties.NOTHING, False
+            return again
+
+    def _learn(self, reply: Reply, base: str, with_scope: bool) -> bool:
+        """Take a challenge in; return whether it asks for something that was not asked before."""
+        values = reply.headers.get_all("WWW-Authenticate") or []
+        news = False
+        for scheme, parameters in challenges(parties.challenge(values, reply.url, base)):
+            scope = parameters.pop("scope", "") if with_scope else ""
+            parameters.pop("scope", None)
+            if scheme == "bearer" and not parameters.get("realm"):
+                continue
+            if scheme not in self._schemes:
+                self._schemes[scheme] = parameters
+                news = True
+            if scope:
+                self._schemes[scheme]["scope"] = scope
+        return news
+
+    def right(self, what: str, base: str) -> Pass:
+        """Return what to send to the registry at `base`, NOTHING where it asks for nothing.
+
+        Raises UdiError where there are no credentials or they are refused, OSError and
+        HTTPException as the network does.
+        """
+        with self._lock:
+            if self._pass.value and time.monotonic() < self._expires:
+                return self._pass
+            if "bearer" in self._schemes:
+                token, seconds = self._token(self._schemes["bearer"], what, base)
+                self._pass = parties.for_registry(f"Bearer {token}", base)
+                # A little early: the token must outlive its way to the registry.
+                self._expires = time.monotonic() + seconds * 0.9
+            elif "basic" in self._schemes:
+                found = self._lookup(self.registry, self.repository)
+                if found is None or not found.username:
+                    raise self.denied(what, "")
+                value = parties.basic(found.username, found.password)
+                self._pass = parties.for_registry(value, base)
+                self._expires = float("inf")
+            elif self._schemes:
+                asked = ", ".join(self._schemes)
                 raise UdiError(f"{what}: authentication by {asked} is not supported")
-            return ""
+            return self._pass
 
     def denied(self, what: str, body: str) -> UdiError:
         """Return the error for a refusal, which says whose credentials were used."""
@@ -129,7 +160,7 @@ class Authorizer:
             f"the credentials are from {found.origin}; `udi login {self.registry}` renews them",
         )
 
-    def _token(self, parameters: dict[str, str], what: str, secure: bool) -> tuple[str, float]:
+    def _token(self, parameters: dict[str, str], what: str, base: str) -> tuple[str, float]:
         """Return a token and its seconds."""
         found = self._lookup(self.registry, self.repository)
         realm = parameters["realm"]
@@ -138,29 +169,29 @@ class Authorizer:
             asked["scope"] = parameters.get("scope") or f"repository:{self.repository}:pull"
         if parameters.get("service"):
             asked["service"] = parameters["service"]
-        # A registry that is found over TLS must not have the password sent in the clear.
-        if found and secure and not self._insecure and not realm.startswith("https:"):
-            raise UdiError(
-                f"{what}: its token server {realm} is plain http", "--insecure allows it"
-            )
+        given = parties.NOTHING
+        if found:
+            secret = "" if found.token else parties.basic(found.username, found.password)
+            given = parties.for_token_server(secret, realm, base, self._insecure, what)
         headers = {"Accept": "application/json"}
         if found and found.token:
             form = {**asked, "grant_type": "refresh_token", "client_id": "rootless_udi"}
             form["refresh_token"] = found.token
             headers["Content-Type"] = "application/x-www-form-urlencoded"
             data = urllib.parse.urlencode(form).encode()
-            reply = self._transport.get(realm, headers, "", self._insecure, "POST", data)
+            reply = self._transport.get(realm, headers, given, self._insecure, "POST", data)
         else:
             mark = "&" if "?" in realm else "?"
-            authorization = basic(found.username, found.password) if found else ""
             url = realm + mark + urllib.parse.urlencode(asked)
-            reply = self._transport.get(url, headers, authorization, self._insecure)
+            reply = self._transport.get(url, headers, given, self._insecure)
         try:
             body = reply.read_all(_TOKEN_MAX, what).decode("utf-8", "replace")
         finally:
             reply.close()
         if reply.status in TRANSIENT:
             raise http.client.HTTPException(f"the token server answers {reply.status}{said(body)}")
+        if reply.status not in (200, 400, 401, 403):
+            raise UdiError(f"{what}: the token server {realm} answers {reply.status}{said(body)}")
         if reply.status != 200:
             raise self.denied(what, body)
         return _parse(body, realm, what)

@@ -10,17 +10,20 @@ import threading
 import urllib.parse
 from collections.abc import Callable
 
-from rootless_udi import auth
+from rootless_udi import auth, parties
 from rootless_udi.challenge import Authorizer, Lookup, said
 from rootless_udi.errors import UdiError
 from rootless_udi.manifest import ACCEPT, DOCUMENT_MAX, Descriptor
 from rootless_udi.oci import DOCKER_HUB
+from rootless_udi.parties import origin
 from rootless_udi.patience import TRANSIENT, GaveUp, Patience, Tries, lasting, reason, retry_after
 from rootless_udi.transport import Reply, Transport, is_loopback
 
 _API_HOSTS = {DOCKER_HUB: "registry-1.docker.io"}
 _ERROR_MAX = 1 << 16
 _CHUNK = 1 << 18
+_RENEWALS = 2
+"""What a request may be refused with before it is denied: no right, and one that has run out."""
 
 Note = Callable[[str], None]
 
@@ -178,32 +181,48 @@ class Endpoint:
 
     def _answer(self, path: str, headers: dict[str, str], tries: Tries, what: str) -> Reply:
         """Return a 200, 206 or 416 answer; waits and asks again where that may help."""
-        renewed = False
+        renewals = 0
         while True:
             try:
                 base = self._find_base(what)
-                header = self._authorizer.header(what, base.startswith("https:"))
+                right = self._authorizer.right(what, base)
                 url = f"{base}/v2/{self.repository}/{path}" if path else f"{base}/v2/"
-                reply = self._transport.get(url, headers, header, self.insecure)
+                reply = self._transport.get(url, headers, right, self.insecure)
             except (OSError, http.client.HTTPException) as error:
                 self._network(error, tries, what)
                 continue
             if reply.status in (200, 206) or (reply.status == 416 and "Range" in headers):
+                self._authorizer.accepted(right)
                 return reply
             body = self._error_body(reply)
-            if reply.status == 401 and not renewed and not header.startswith("Basic "):
-                # The first answer of all, or the token has run out in mid-pull.
-                renewed = True
-                values = reply.headers.get_all("WWW-Authenticate") or []
-                self._authorizer.challenged(values, header)
+            if origin(reply.url) != origin(base):
+                self._elsewhere(reply, body, tries, what)
                 continue
+            if reply.status in (400, 401, 403) and renewals < _RENEWALS:
+                renewals += 1
+                if self._authorizer.refused(reply, base, right):
+                    continue
             if reply.status not in TRANSIENT:
-                raise self._refusal(what, reply.status, body)
+                raise self._refusal(what, reply, body)
             hint = ""
             if reply.status == 429:
                 hint = f"its limit is reached: `udi login {self.host}`, or use a mirror"
             why = f"{self.host} answers {reply.status}{said(body)}"
             tries.failed(what, why, retry_after(reply.headers.get("Retry-After")), hint)
+
+    def _elsewhere(self, reply: Reply, body: str, tries: Tries, what: str) -> None:
+        """Take what a redirect's target answers, other than content.
+
+        It is not asked again and given nothing: a signature that has run out, or a right that is
+        missing, is for the registry to mend, which is asked again.
+        """
+        there = urllib.parse.urlsplit(reply.url).netloc.rpartition("@")[2]
+        why = f"{self.host} redirects to {there}, which answers {reply.status}{said(body)}"
+        if reply.status == 404:
+            raise Missing(f"{what}: {why}")
+        if reply.status not in (*TRANSIENT, 400, 401, 403, 407, 410):
+            raise UdiError(f"{what}: {why}")
+        tries.failed(what, why, retry_after(reply.headers.get("Retry-After")))
 
     def _network(self, error: Exception, tries: Tries, what: str) -> None:
         self._transport.stop.check()
@@ -220,7 +239,13 @@ class Endpoint:
         finally:
             reply.close()
 
-    def _refusal(self, what: str, status: int, body: str) -> UdiError:
+    def _refusal(self, what: str, reply: Reply, body: str) -> UdiError:
+        status = reply.status
+        if status == 407 and reply.proxy:
+            return UdiError(
+                f"{what}: the proxy {reply.proxy.rpartition('@')[2]} refuses it (407)",
+                "give it a name and a password: http_proxy=http://USER:PASSWORD@HOST:PORT",
+            )
         if status in (401, 403):
             return self._authorizer.denied(what, body)
         if status == 404:
@@ -238,7 +263,7 @@ class Endpoint:
             for scheme in self._schemes:
                 base = f"{scheme}://{self._api}"
                 try:
-                    reply = self._transport.get(f"{base}/v2/", {}, "", self.insecure)
+                    reply = self._transport.get(f"{base}/v2/", {}, parties.NOTHING, self.insecure)
                 except (OSError, http.client.HTTPException) as error:
                     # The first scheme is the likely one, and its failure the telling one.
                     failure = failure or error
@@ -247,8 +272,7 @@ class Endpoint:
                 if reply.status == 400 and scheme != self._schemes[-1]:
                     continue  # "Client sent an HTTP request to an HTTPS server"
                 if reply.status == 401:
-                    values = reply.headers.get_all("WWW-Authenticate") or []
-                    self._authorizer.challenged(values, ping=True)
+                    self._authorizer.pinged(reply, base)
                 self._base = base
                 return base
             if failure is None:

@@ -1,10 +1,9 @@
 """HTTP for the registry client: one request with redirects, proxies and TLS.
 
-On http.client, in worker threads. Redirects are followed by hand, since Authorization must not go
-to another host (urllib's handler sends it on). Nothing here knows what a registry is.
+On http.client, in worker threads. Redirects are followed by hand: what is sent to whom is decided
+in `parties`, at each of them. Nothing here knows what a registry is.
 """
 
-import base64
 import glob
 import http.client
 import ipaddress
@@ -15,7 +14,9 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 
+from rootless_udi import parties
 from rootless_udi.errors import UdiError
+from rootless_udi.parties import Origin, Pass, origin
 from rootless_udi.patience import Stop
 
 CONNECT_SECONDS = 30
@@ -30,13 +31,20 @@ _BUNDLES = (
 )
 
 
+_Place = tuple[Origin, bool, str]
+"""Where a connection leads, whether its certificate was taken unseen, and through which proxy."""
+
+
 class Reply:
-    """An answer whose body is read by the caller, who must `close` it."""
+    """An answer whose body is read by the caller, who must `close` it.
+
+    `url` is what answered, after redirects; `proxy` what it came through, or empty.
+    """
 
     def __init__(
         self,
         transport: "Transport",
-        place: tuple[str, str, int],
+        place: "_Place",
         connection: http.client.HTTPConnection,
         response: http.client.HTTPResponse,
         url: str,
@@ -44,6 +52,7 @@ class Reply:
         self.status = response.status
         self.headers = response.headers
         self.url = url
+        self.proxy = place[2]
         self._transport = transport
         self._place = place
         self._connection = connection
@@ -92,7 +101,7 @@ class Transport:
         self.reached: set[str] = set()
         self._environ = os.environ if environ is None else environ
         self._proxies = urllib.request.getproxies()
-        self._idle: dict[tuple[str, str, int], list[http.client.HTTPConnection]] = {}
+        self._idle: dict[_Place, list[http.client.HTTPConnection]] = {}
         self._contexts: dict[tuple[str, bool], ssl.SSLContext] = {}
         self._lock = threading.Lock()
 
@@ -100,20 +109,22 @@ class Transport:
         self,
         url: str,
         headers: Mapping[str, str],
-        authorization: str = "",
+        given: Pass = parties.NOTHING,
         insecure: bool = False,
         method: str = "GET",
         body: bytes | None = None,
     ) -> Reply:
         """Return the answer after redirects; any status that is no redirect is an answer.
 
-        `authorization` goes to the host of `url` only. Raises OSError and HTTPException for what
-        the network does, UdiError for what no repetition mends.
+        Raises OSError and HTTPException for what the network does, UdiError for what no repetition
+        mends.
         """
-        origin = _origin(url)
+        visited = []
         for _ in range(REDIRECTS_MAX):
+            visited.append(url)
             sent = dict(headers)
-            if authorization and _origin(url) == origin:
+            authorization = parties.sent(given, visited)
+            if authorization:
                 sent["Authorization"] = authorization
             reply = self._once(method, url, sent, body, insecure)
             # A token asked for by POST goes to the server that was named, and to no other.
@@ -128,17 +139,20 @@ class Transport:
     def _once(
         self, method: str, url: str, headers: dict[str, str], body: bytes | None, insecure: bool
     ) -> Reply:
-        place = _origin(url)
+        scheme, host, port = origin(url)
+        proxy = self._proxy(scheme, host, port)
+        place = (scheme, host, port), insecure, proxy
         parts = urllib.parse.urlsplit(url)
-        proxy = self._proxy(place[0], place[1], place[2])
         target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
-        if proxy and place[0] == "http":
-            target = urllib.parse.urlunsplit(("http", parts.netloc, parts.path, parts.query, ""))
-            headers |= _proxy_authorization(proxy)
+        if proxy and scheme == "http":
+            # Without the name and password that a Location may have in it.
+            netloc = parts.netloc.rpartition("@")[2]
+            target = urllib.parse.urlunsplit((scheme, netloc, parts.path, parts.query, ""))
+            headers |= parties.for_proxy(proxy)
         headers.setdefault("User-Agent", USER_AGENT)
         while True:
             self.stop.check()
-            connection, fresh = self._connection(place, proxy, insecure)
+            connection, fresh = self._connection(place)
             try:
                 self.stop.watch(connection)
                 if fresh:
@@ -151,23 +165,21 @@ class Transport:
             except BaseException as error:
                 self._drop(connection)
                 if isinstance(error, UnicodeError):
-                    raise UdiError(f"GET {url} failed: {place[1]!r} is no host name") from None
+                    raise UdiError(f"GET {url} failed: {host!r} is no host name") from None
                 # The server may close a connection while it is idle: that is no failure.
                 if not fresh and isinstance(error, OSError | http.client.HTTPException):
                     continue
                 self.stop.check()
                 raise
-            self.reached.add(place[1])
+            self.reached.add(host)
             return Reply(self, place, connection, response, url)
 
-    def _connection(
-        self, place: tuple[str, str, int], proxy: str, insecure: bool
-    ) -> tuple[http.client.HTTPConnection, bool]:
+    def _connection(self, place: _Place) -> tuple[http.client.HTTPConnection, bool]:
         with self._lock:
             idle = self._idle.get(place)
             if idle:
                 return idle.pop(), False
-        scheme, host, port = place
+        (scheme, host, port), insecure, proxy = place
         if scheme == "http":
             if proxy:
                 at = urllib.parse.urlsplit(proxy)
@@ -182,12 +194,12 @@ class Transport:
         tunnel = http.client.HTTPSConnection(
             at.hostname or "", at.port or 80, timeout=CONNECT_SECONDS, context=context
         )
-        tunnel.set_tunnel(host, port, _proxy_authorization(proxy))
+        tunnel.set_tunnel(host, port, parties.for_proxy(proxy))
         return tunnel, True
 
     def done(
         self,
-        place: tuple[str, str, int],
+        place: _Place,
         connection: http.client.HTTPConnection,
         response: http.client.HTTPResponse,
     ) -> None:
@@ -280,18 +292,6 @@ def _plain(host: str, port: int) -> http.client.HTTPConnection:
     return http.client.HTTPConnection(host, port, timeout=CONNECT_SECONDS)
 
 
-def _origin(url: str) -> tuple[str, str, int]:
-    """Return (scheme, host, port); raises UdiError for what is no URL of a web server."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        scheme, host, port = parts.scheme, parts.hostname, parts.port
-    except ValueError as error:
-        raise UdiError(f"GET {url!r} failed: {error}") from None
-    if scheme not in ("http", "https") or not host:
-        raise UdiError(f"GET {url!r} failed: is no http or https URL")
-    return scheme, host, port or (443 if scheme == "https" else 80)
-
-
 def _target(url: str, location: str, insecure: bool) -> str:
     """Return where a redirect leads."""
     if not location:
@@ -307,19 +307,6 @@ def _target(url: str, location: str, insecure: bool) -> str:
             "--insecure allows it",
         )
     return target
-
-
-def _proxy_authorization(proxy: str) -> dict[str, str]:
-    at = urllib.parse.urlsplit(proxy)
-    if at.username is None:
-        return {}
-    user = urllib.parse.unquote(at.username)
-    return {"Proxy-Authorization": basic(user, urllib.parse.unquote(at.password or ""))}
-
-
-def basic(user: str, password: str) -> str:
-    """Return the Authorization header's value (RFC 7617)."""
-    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 def is_loopback(host: str) -> bool:

@@ -14,6 +14,7 @@ PURE = (
     "rootless_udi/environment.py",
     "rootless_udi/oci.py",
     "rootless_udi/options.py",
+    "rootless_udi/parties.py",
     "rootless_udi/plan.py",
     "rootless_udi/records.py",
     "rootless_udi/sizes.py",
