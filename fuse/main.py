@@ -137,9 +137,10 @@ def _save_counts(path: str, counts: dict[int, int]) -> None:
     from rootless_udi.fuse.protocol import NAMES
 
     text = "".join(f"{NAMES.get(op, op)} {n}\n" for op, n in sorted(counts.items()))
-    with open(f"{path}.part", "w") as file:
+    part = f"{path}.{os.urandom(8).hex()}.part"
+    with open(part, "x") as file:
         file.write(text)
-    os.replace(f"{path}.part", path)
+    os.replace(part, path)
 
 
 def _save_on_signal(path: str, counts: dict[int, int]) -> None:

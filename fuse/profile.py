@@ -11,6 +11,7 @@ import os
 import re
 from time import monotonic
 
+from rootless_udi import trust
 from rootless_udi.errors import UdiError
 from rootless_udi.fuse.filesystem import ROOT, Buffer, FileSystem
 from rootless_udi.fuse.notes import arranged
@@ -64,12 +65,15 @@ class Tracer:
     def save(self, path: str, key: str = "") -> None:
         """Write the profile to `path`; `key` is that of the start. Raises OSError."""
         start = self.reads[0][0] if self.reads else 0.0
-        with open(f"{path}.part", "w") as file:
+        # In a folder like /tmp another may have put anything under a name that he can foresee.
+        part = f"{path}.{os.urandom(8).hex()}.part"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with open(os.open(part, flags, 0o644), "w") as file:
             file.write(f"{VERSION} {key}".rstrip() + "\n")
             for when, node, name, *rest in self.reads:
                 where = os.fsdecode(b"/".join(filter(None, (self.path(node), name))))
                 file.write(json.dumps([round(when - start, 6), where, *rest]) + "\n")
-        os.replace(f"{path}.part", path)
+        os.replace(part, path)
 
 
 class _Traced(FileSystem):
@@ -132,7 +136,7 @@ def load(path: str) -> Profile:
     """Return the profile at `path`. Raises UdiError where it is none; OSError."""
     hint = "make one with `udi profile IMAGE -- COMMAND`"
     found = Profile()
-    with open(path) as file:
+    with open(trust.opened(path, what="the profile")) as file:
         try:
             head = file.readline().rstrip("\n")
             found.key = head.removeprefix(VERSION).removeprefix(" ")

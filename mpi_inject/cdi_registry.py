@@ -2,6 +2,7 @@
 
 import os
 
+from rootless_udi import trust
 from rootless_udi.errors import UdiError
 from rootless_udi.mpi_inject.cdi import HINT, Spec, parse, split
 from rootless_udi.mpi_inject.gpu_parts import DIRECTORIES
@@ -89,6 +90,8 @@ def _read(place: str, path: str) -> str:
     try:
         file = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
+            # What it says becomes mounts and variables of every container with a GPU.
+            trust.check(file, path, (os.stat(os.path.dirname(place)).st_uid,), "CDI file")
             size = os.fstat(file).st_size
             if size > _LARGEST:
                 raise UdiError(f"reading CDI file {path} failed: larger than 16 MiB", HINT)

@@ -3,10 +3,10 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rootless_udi import child
 from rootless_udi.errors import UdiError
 from rootless_udi.mpi_inject import abi, hostmpi, mpi
 from rootless_udi.mpi_inject.elfsymbols import newest
@@ -165,7 +165,7 @@ def capture(
     words = list(launcher) or _launcher(one, environ)
     with TemporaryDirectory(prefix="udi-mpi-") as folder:
         out = f"{folder}/found"
-        argv = [*words, sys.executable, "-c", _PROBE, main, out]
+        argv = [*words, *child.argv(_PROBE, main, out)]
         try:
             run = subprocess.run(
                 argv,

@@ -14,7 +14,9 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any
 
+from rootless_udi import trust
 from rootless_udi.errors import UdiError
+from rootless_udi.guard import complain
 from rootless_udi.oci import DOCKER_HUB
 from rootless_udi.records import Record
 
@@ -90,10 +92,18 @@ def find(
 
 
 def read(path: str, must: bool) -> dict[str, Any] | None:
-    """Return a file's document, None where it may be missing and is. Raises UdiError."""
+    """Return a file's document, None where it may be missing and is. Raises UdiError.
+
+    One that others may have written names programs that would run as the caller: it is passed over
+    with a line, unless it `must` be read.
+    """
     try:
-        with open(path, encoding="utf-8") as file:
-            document = json.load(file)
+        document = json.loads(trust.read(path, what="the credentials file").decode())
+    except trust.Untrusted as error:
+        if must:
+            raise
+        complain("udi", f"{error.message}; passed over", error.hint)
+        return None
     except FileNotFoundError:
         if must:
             raise UdiError(

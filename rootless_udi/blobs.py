@@ -159,7 +159,7 @@ class Blobs:
         self, path: str, descriptor: Descriptor, download: Download, report: Report, what: str
     ) -> None:
         """Download into `path`, going on with what is there; once more from the start if wrong."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             have = os.fstat(fd).st_size
             if have >= descriptor.size:

@@ -20,6 +20,8 @@ import marshal
 import os
 import sys
 
+from rootless_udi.trust import make
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import CodeType
@@ -31,6 +33,7 @@ GROUPS = {
     "join": (
         "rootless_udi",
         "rootless_udi.errors",
+        "rootless_udi.trust",
         "rootless_udi.environment",
         "rootless_udi.records",
         "rootless_udi.options",
@@ -144,8 +147,8 @@ def boot(bundle):
         """Read the other bundle, once; where it is missing, damaged or old, modules are files."""
         elsewhere.clear()
         try:
-            with open(path, "rb", buffering=0) as file:
-                return boot(marshal.loads(file.readall()))
+            with open(os.open(path, os.O_NONBLOCK), "rb", buffering=0) as file:
+                return trusted(file.fileno(), path) and boot(marshal.loads(file.readall()))
         except Exception:
             return False
     class Importer:
@@ -194,8 +197,10 @@ def write(package: str) -> bool:
 def _replace(target: str, data: bytes) -> bool:
     new = f"{target}.{os.getpid()}"
     try:
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        with open(new, "xb") as file:
+        # It is code: whatever the umask allows, only its owner may write it.
+        make(os.path.dirname(target))
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        with open(fd, "wb") as file:
             file.write(data)
         os.rename(new, target)
     except OSError:

@@ -38,7 +38,8 @@ def _file(step: FileCache) -> int:
             # Not every network file system has O_TMPFILE, and each says so in its own way.
             if error.errno not in (EOPNOTSUPP, EISDIR, ENOENT, EINVAL):
                 raise
-            path = f"{step.directory}/.udi-cache-{os.uname().nodename}-{os.getpid()}"
+            # A name that another user could foresee he could take first, in a folder like /tmp.
+            path = f"{step.directory}/.udi-cache-{os.urandom(16).hex()}"
             fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
             os.unlink(path)
         os.ftruncate(fd, step.size)

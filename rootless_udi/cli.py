@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from rootless_udi import cli_site, config, oci, resolve, store_find
+from rootless_udi import child, cli_site, config, oci, resolve, store_find, trust
 from rootless_udi.errors import OURS, UdiError
 from rootless_udi.guard import guarded, refuse_privilege, streams
 from rootless_udi.version import VERSION
@@ -202,7 +202,8 @@ def inspect(arguments: Arguments) -> int:
     """udi inspect: the facts that the pull wrote, and where the image is."""
     image = _image(arguments.image, config.load(os.environ), _platform(arguments))
     place = {"squashfs": image.squashfs, "store": image.store, "size": image.size}
-    print(json.dumps({**resolve.read(image.facts), **place}, indent=2, ensure_ascii=False))
+    facts = resolve.read(image.facts, store_find.owners(image))
+    print(json.dumps({**facts, **place}, indent=2, ensure_ascii=False))
     return 0
 
 
@@ -264,7 +265,7 @@ def extract(arguments: Arguments) -> int:
     lock = store.lock(image.digest)
     lock.acquire()
     try:
-        os.makedirs(os.path.dirname(image.directory), exist_ok=True)
+        trust.make(os.path.dirname(image.directory))
         squashfs.extract(image.squashfs, image.directory)
     except OSError as error:
         raise store.refused(f"extracting {image.name or image.digest}", error) from None
@@ -281,19 +282,12 @@ def profile(arguments: Arguments) -> int:
     words = arguments.word[1:] if arguments.word[:1] == ["--"] else arguments.word
     if not words:
         raise UdiError("udi profile: no command is given", "udi profile IMAGE -- COMMAND [ARG...]")
-    launcher = [sys.executable, "-I", "-S", "-c", _LAUNCH.format(package=_package())]
-    run = [*launcher, "--share=off"]
+    launcher = "from rootless_udi.run import main; main()"
+    run = child.argv(launcher, "--share=off", site=False)
     status = optimizing.profile(run, arguments.image, words, arguments.output)
     if status != OURS:
         print(f"what it read is in {arguments.output}", file=sys.stderr)
     return status
-
-
-_LAUNCH = "import sys; sys.path.insert(0, {package!r}); from rootless_udi.run import main; main()"
-
-
-def _package() -> str:
-    return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def optimize(arguments: Arguments) -> int:

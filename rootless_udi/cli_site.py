@@ -62,10 +62,8 @@ def config_show(arguments: Arguments) -> int:
     """udi config show."""
     from rootless_udi import configshow
 
-    site, problems, warnings = configshow.merged(os.environ)
+    site, problems = configshow.merged(os.environ)
     print(configshow.show(site), end="")
-    for warning in warnings:
-        print(f"udi: {warning}", file=sys.stderr)
     print(configshow.report(problems), end="", file=sys.stderr)
     return 1 if problems else 0
 
@@ -133,7 +131,7 @@ def _facts(image: str) -> dict[str, Any]:
     if found is None:
         unseen = store_find.closed(resolve.all_stores(site, os.environ))
         raise UdiError(f"image {image} is in no image store{unseen}", f"udi pull {image}")
-    return resolve.read(found.facts)
+    return resolve.read(found.facts, store_find.owners(found))
 
 
 def mpi_check(arguments: Arguments) -> int:

@@ -8,6 +8,7 @@ more. Nothing here is a privilege boundary: `UDI_SITE_DIR` names another site di
 
 import os
 
+from rootless_udi import trust
 from rootless_udi.errors import UdiError
 from rootless_udi.records import Record
 from rootless_udi.steps import Env
@@ -57,7 +58,6 @@ class Site(Record):
     `modules` maps a name to the module's checked TOML; `rootless_udi.modules.available` makes
     records of it; `mpi` a name to an MPI profile's table (`mpi_inject.profiles.from_dict`).
     `origins` are (key, "FILE:LINE") pairs for what a file gave; the rest is built in.
-    `warnings` are for the caller to print.
     """
 
     name: str = ""
@@ -102,7 +102,6 @@ class Site(Record):
     """Path of squashfuse_ll; empty: searched for."""
     server_options: tuple[str, ...] = ()
     origins: tuple[tuple[str, str], ...] = ()
-    warnings: tuple[str, ...] = ()
 
     @property
     def host_etc(self) -> tuple[str, ...]:
@@ -122,21 +121,19 @@ class Source(Record):
     mtime: int
     size: int
     inode: int
+    owner: int = 0
+    """Who may write it, besides the caller and root."""
 
 
 def load(environ: "Mapping[str, str]") -> Site:
     """Return the merged configuration for this environment, paths expanded.
 
-    Raises UdiError for a file that is wrong (with its line), can't be read, or is the site's and
-    may be written by others.
+    Raises UdiError for a file that is wrong (with its line), can't be read, or may be written by
+    others.
     """
-    warnings: list[str] = []
-    sources = find(environ, warnings)
-    if not sources:
-        return expanded(Site(), environ)
-    flat = _flattened(sources, environ)
-    site = from_flat(flat)
-    return expanded(site.replace(warnings=tuple(warnings)) if warnings else site, environ)
+    sources = find(environ)
+    site = from_flat(_flattened(sources, environ)) if sources else Site()
+    return expanded(site, environ)
 
 
 def site_directory(environ: "Mapping[str, str]") -> str:
@@ -149,50 +146,51 @@ def user_directory(environ: "Mapping[str, str]") -> str:
     return _xdg(environ, "XDG_CONFIG_HOME", ".config")
 
 
-def find(environ: "Mapping[str, str]", warnings: list[str]) -> list[Source]:
+def find(environ: "Mapping[str, str]") -> list[Source]:
     """Return the configuration files that exist, in the order in which they are merged.
 
-    Adds to `warnings` what others may write of the user's. Raises UdiError for the same of the
-    site's, and where $UDI_CONFIG names no readable file.
+    Raises UdiError for a file or folder that others may write (the site's are also its owner's),
+    and where $UDI_CONFIG names no readable file.
     """
     found: list[Source] = []
     site = site_directory(environ)
-    if _look(site, "site", warnings) is not None:
-        found += _files(site, "udi.toml", "conf.d", "site", warnings)
+    info = _look(site, None)
+    if info is not None:
+        found += _files(site, "udi.toml", "conf.d", "site", info.st_uid)
     user = user_directory(environ)
-    if user and _look(user, "user", warnings) is not None:
-        found += _files(user, "config.toml", "", "user", warnings)
+    if user and _look(user) is not None:
+        found += _files(user, "config.toml", "", "user", os.getuid())
     extra = environ.get("UDI_CONFIG", "")
     if extra:
-        info = _look(os.path.abspath(extra), "user", warnings)
+        info = _look(os.path.abspath(extra))
         if info is None:
             raise UdiError(
                 f"configuration {extra} (from UDI_CONFIG): no such file",
                 "correct or unset UDI_CONFIG",
             )
-        found.append(_source(os.path.abspath(extra), "user", info))
+        found.append(_source(os.path.abspath(extra), "user", info, os.getuid()))
     return found
 
 
-def _files(root: str, main: str, more: str, kind: str, warnings: list[str]) -> list[Source]:
+def _files(root: str, main: str, more: str, kind: str, owner: int) -> list[Source]:
     names = [main]
-    names += [f"{more}/{name}" for name in _listing(root, more, kind, warnings)] if more else []
+    names += [f"{more}/{name}" for name in _listing(root, more, owner)] if more else []
     found = []
     for folder, suffix in ((".", ""), ("mpi.d", "-mpi"), ("modules.d", "-module")):
         if suffix:
-            names = [f"{folder}/{name}" for name in _listing(root, folder, kind, warnings)]
+            names = [f"{folder}/{name}" for name in _listing(root, folder, owner)]
         for name in names:
-            info = _look(f"{root}/{name}", kind, warnings)
+            info = _look(f"{root}/{name}", owner)
             if info is not None:
-                found.append(_source(f"{root}/{name}", kind + suffix, info))
+                found.append(_source(f"{root}/{name}", kind + suffix, info, owner))
     return found
 
 
-def _source(path: str, kind: str, info: os.stat_result) -> Source:
-    return Source(path, kind, info.st_mtime_ns, info.st_size, info.st_ino)
+def _source(path: str, kind: str, info: os.stat_result, owner: int) -> Source:
+    return Source(path, kind, info.st_mtime_ns, info.st_size, info.st_ino, owner)
 
 
-def _listing(root: str, folder: str, kind: str, warnings: list[str]) -> list[str]:
+def _listing(root: str, folder: str, owner: int) -> list[str]:
     path = f"{root}/{folder}"
     try:
         names = sorted(name for name in os.listdir(path) if name.endswith(".toml"))
@@ -200,26 +198,26 @@ def _listing(root: str, folder: str, kind: str, warnings: list[str]) -> list[str
         return []
     except OSError as error:
         raise _unreadable(path, error) from error
-    _look(path, kind, warnings)
+    _look(path, owner)
     return [name for name in names if not name.startswith(".")]
 
 
-def _look(path: str, kind: str, warnings: list[str]) -> os.stat_result | None:
-    """Return stat(2) of a file or directory, None where there is none; judge who may write it."""
+def _look(path: str, owner: "int | None" = 0) -> os.stat_result | None:
+    """Return stat(2) of a file or folder, None where there is none; judge who may write it.
+
+    `owner` may besides the caller and root; None is whoever owns it. A launch that has the
+    flattened copy opens no other file, so this one judges by path; `read` does by descriptor.
+    """
     try:
         info = os.stat(path)
+        why = trust.refusal(path, (info.st_uid if owner is None else owner,))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise _unreadable(path, error) from error
-    if info.st_mode & 0o022:
-        who = "everybody" if info.st_mode & 0o002 else "its group"
-        if kind == "site":
-            raise UdiError(
-                f"configuration {path}: may be written by {who}, and is used by all users",
-                f"as its owner: chmod go-w {path}",
-            )
-        warnings.append(f"configuration {path} may be written by {who}: chmod go-w {path}")
+    if why:
+        hint = f"as its owner: chmod go-w {path}" if "written" in why else "write one of your own"
+        raise trust.Untrusted(f"configuration {path} is not trusted: {why}", hint)
     return info
 
 
@@ -228,10 +226,12 @@ def _unreadable(path: str, error: OSError) -> UdiError:
 
 
 def read(source: Source) -> str:
-    """Return the text of a file. Raises UdiError where that fails or it is not UTF-8."""
+    """Return the text of a file.
+
+    Raises UdiError where that fails, others may have written it, or it is not UTF-8.
+    """
     try:
-        with open(source.path, "rb") as file:
-            return file.read().decode()
+        return trust.read(source.path, (source.owner,), "configuration").decode()
     except OSError as error:
         raise _unreadable(source.path, error) from error
     except UnicodeDecodeError as error:
@@ -272,12 +272,8 @@ def _from_cache(path: str, sources: list[Source]) -> "dict[str, Any] | None":
     from rootless_udi.fastjson import loads
 
     try:
-        with open(path, "rb") as file:
+        with open(trust.opened(path, (sources[0].owner,)), "rb") as file:
             info = os.fstat(file.fileno())
-            if info.st_uid not in (os.getuid(), 0, _owner(sources[0].path)):
-                return None
-            if info.st_mode & 0o022:
-                return None
             copy = loads(file.read().decode())
         rows = copy["files"]
         if copy["format"] != FORMAT or len(rows) != len(sources):
@@ -293,7 +289,7 @@ def _from_cache(path: str, sources: list[Source]) -> "dict[str, Any] | None":
             again = again or (fresh and same)
         flat: dict[str, Any] = copy["site"]
         from_flat(flat)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (OSError, UdiError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return None
     if again and info.st_uid == os.getuid():
         # Compared just now: once this has aged, the times alone will do.
@@ -302,10 +298,6 @@ def _from_cache(path: str, sources: list[Source]) -> "dict[str, Any] | None":
         except OSError:
             return flat
     return flat
-
-
-def _owner(path: str) -> int:
-    return os.stat(path).st_uid
 
 
 def _xdg(environ: "Mapping[str, str]", variable: str, below: str) -> str:

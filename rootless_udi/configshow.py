@@ -13,15 +13,13 @@ from rootless_udi.errors import UdiError
 from rootless_udi.volumes import shown
 
 
-def merged(environ: Mapping[str, str]) -> tuple[Site, list[Problem], list[str]]:
-    """Return the merged configuration with variables as written, all problems, and warnings.
+def merged(environ: Mapping[str, str]) -> tuple[Site, list[Problem]]:
+    """Return the merged configuration with variables as written, and all problems.
 
-    Raises UdiError where a file can't be read or the site's may be written by others.
+    Raises UdiError where a file can't be read or may be written by others.
     """
-    warnings: list[str] = []
-    sources = config.find(environ, warnings)
-    site, problems = merge(sources, [config.read(source) for source in sources])
-    return site, problems, warnings
+    sources = config.find(environ)
+    return merge(sources, [config.read(source) for source in sources])
 
 
 def show(site: Site) -> str:
@@ -77,7 +75,7 @@ def check(environ: Mapping[str, str]) -> list[Problem]:
 
     Raises UdiError as `merged` does.
     """
-    site, problems, _ = merged(environ)
+    site, problems = merged(environ)
     try:
         real = config.expanded(site, environ)
     except UdiError as error:

@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rootless_udi import config, configmodule, modules, tomllines
+from rootless_udi import config, configmodule, modules, tomllines, trust
 from rootless_udi import configschema as schema
 from rootless_udi.config import BUILT_IN, DEFAULT_MOUNTS, MountRow, Site, Source
 from rootless_udi.errors import UdiError
@@ -302,7 +302,7 @@ def write_cache(
 ) -> None:
     """Write a flattened copy in one rename; where that fails, launches go on without it."""
     try:
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        trust.make(os.path.dirname(path), 0o700)
         _write(path, sources, texts, flat, 0o600)
     except OSError:
         return
@@ -314,7 +314,7 @@ def compile_site(environ: Mapping[str, str]) -> str:
     Raises UdiError where there are no site files, one is wrong, or the copy can't be written.
     """
     own = {"UDI_SITE_DIR": config.site_directory(environ)}
-    sources = config.find(own, [])
+    sources = config.find(own)
     path = f"{own['UDI_SITE_DIR']}/{config.COMPILED}"
     if not sources:
         raise UdiError(f"no configuration in {own['UDI_SITE_DIR']}", "write udi.toml there first")

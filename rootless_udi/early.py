@@ -9,7 +9,6 @@ from time import time
 from rootless_udi import config, host, ladder, node, resolve
 from rootless_udi.config import Site
 from rootless_udi.errors import UdiError
-from rootless_udi.guard import complain
 from rootless_udi.host import Host
 from rootless_udi.image import Image, Root
 from rootless_udi.options import Request
@@ -50,8 +49,6 @@ def find(request: Request, environ: "dict[str, str]", who: str, helper: "Helper 
     Raises UdiError for what is impossible.
     """
     site = config.load(environ)
-    for warning in site.warnings:
-        complain("udi-run", warning)
     facts = host.gather(environ, site.squashfuse)
     image = resolve.image(request, site, environ, who)
     wanted = "udi" if request.trace else request.fuse or site.server

@@ -380,13 +380,12 @@ def command(root: "Root", connection: str) -> tuple[str, list[str]]:
     """Return program and argv of a server that is another program, on a connection or a folder."""
     if root.program:
         return root.program, [root.program, "-f", *root.options, root.path, connection]
-    import sys
+    from rootless_udi import child
 
     # pyfuse3 and fuse-python are in site-packages, which this interpreter was started without.
-    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    code = f"import sys; sys.path.insert(0, {folder!r}); from rootless_udi.fuse.main import main; "
-    argv = [sys.executable, "-I", "-c", code + "sys.exit(main())"]
-    return sys.executable, [*argv, f"--transport={root.server}", root.path, connection]
+    words = f"--transport={root.server}", root.path, connection
+    argv = child.argv("from rootless_udi.fuse.main import main; sys.exit(main())", *words)
+    return argv[0], argv
 
 
 def _titler() -> "Callable[[str], object]":

@@ -2,7 +2,18 @@
 
 import os
 
-from rootless_udi import begin, execute, host, inject, node, plan, publish, resolve, volumes
+from rootless_udi import (
+    begin,
+    execute,
+    host,
+    inject,
+    node,
+    plan,
+    publish,
+    resolve,
+    store_find,
+    volumes,
+)
 from rootless_udi.early import Found
 from rootless_udi.errors import UdiError
 from rootless_udi.guard import complain
@@ -83,7 +94,7 @@ def build(
     words = begin.argv(request, start)
     env = begin.variables(environ, request, start, own)
     folder = begin.workdir(request, start, begin.current(environ))
-    if made.root.server == "directory" and made.digest and not os.path.isdir(made.root.path):
+    if made.root.server == "directory" and made.digest:
         _extract(made)
     token = fields["token"]
     if made.hooks:
@@ -154,9 +165,11 @@ def _operations(environment: "Sequence[object]") -> "list[Operation]":
 
 def _extract(made: Plan) -> None:
     """Extract the image into the store, once for all; on the rung without FUSE."""
-    status = resolve.udi(["extract", "--", made.digest], {})
-    if status:
-        raise UdiError(f"image {made.image} could not be extracted into {made.root.path}")
+    if not os.path.isdir(made.root.path):
+        status = resolve.udi(["extract", "--", made.digest], {})
+        if status:
+            raise UdiError(f"image {made.image} could not be extracted into {made.root.path}")
+    store_find.check_tree(made.root.path)
 
 
 def _say(made: Plan) -> None:

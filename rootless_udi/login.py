@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from rootless_udi import auth
+from rootless_udi import auth, trust
 from rootless_udi.auth import Credentials
 from rootless_udi.errors import UdiError
 from rootless_udi.oci import DOCKER_HUB, parse
@@ -95,7 +95,7 @@ def _read(path: str) -> dict[str, Any]:
 def _write(path: str, document: dict[str, Any]) -> None:
     temporary = f"{path}.{secrets.token_hex(6)}.tmp"
     try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), mode=0o700, exist_ok=True)
+        trust.make(os.path.dirname(os.path.abspath(path)), 0o700)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with open(fd, "w", encoding="utf-8") as file:

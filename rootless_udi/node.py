@@ -22,6 +22,7 @@ import os
 from errno import EACCES, EINVAL, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS
 from stat import S_ISDIR, S_ISLNK
 
+from rootless_udi import trust
 from rootless_udi.errors import UdiError
 from rootless_udi.options import OPTIONS, Request
 from rootless_udi.syscalls import CLONE_NEWNS, CLONE_NEWUSER, protect, setns
@@ -307,7 +308,7 @@ def read(directory: int, name: str) -> tuple[Record | None, int]:
     """Return the record `name` of a state directory and its descriptor, for appending.
 
     (None, -1) where there is none, or none that this version understands. Raises UdiError for
-    something else of that name.
+    something else of that name, and for one that others may have written.
     """
     try:
         fd = os.open(name, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
@@ -318,8 +319,13 @@ def read(directory: int, name: str) -> tuple[Record | None, int]:
             ) from None
         return None, -1
     chunks = []
-    while chunk := os.read(fd, 1 << 16):
-        chunks.append(chunk)
+    try:
+        trust.check(fd, name, what="the record")
+        while chunk := os.read(fd, 1 << 16):
+            chunks.append(chunk)
+    except BaseException:
+        os.close(fd)
+        raise
     try:
         return Record(b"".join(chunks).decode("utf-8", "surrogateescape")), fd
     except ValueError:

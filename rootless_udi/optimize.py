@@ -65,10 +65,11 @@ def optimize(
     merged = profiles.merge(loaded)
     tail = starts.tail(profiles.questions(loaded))
     old = reading(image)
-    partial = f"{target}.{os.getpid()}.part"
+    partial = f"{target}.{os.urandom(8).hex()}.part"
     try:
         progress(f"writing {target}")
-        with open(partial, "xb") as out:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with open(os.open(partial, flags, 0o644), "w+b") as out:
             result = relayout(old, merged, out, raw, tail)
             out.flush()
             os.fsync(out.fileno())

@@ -4,10 +4,9 @@ The pull itself is another program (`udi pull`): a launch never imports it.
 """
 
 import os
-import sys
 from stat import S_ISDIR, S_ISREG
 
-from rootless_udi import fastjson, oci, store_find
+from rootless_udi import fastjson, oci, store_find, trust
 from rootless_udi.errors import UdiError
 from rootless_udi.guard import complain
 from rootless_udi.image import Image
@@ -79,8 +78,9 @@ def _stored(
         found = find(stores, reference, platform)
         if found is None:
             raise UdiError(f"image {request.image} is not in the store after its pull")
-    packed = check(found.squashfs, _AGAIN)
-    facts = read(found.facts)
+    owners = store_find.owners(found)
+    packed = check(found.squashfs, _AGAIN, owners)
+    facts = read(found.facts, owners)
     return Image(request.image, found.digest, found.squashfs, found.directory, facts, *packed)
 
 
@@ -118,32 +118,52 @@ def all_stores(site: "Site", environ: "Mapping[str, str]") -> tuple[str, ...]:
 def local(text: str, path: str) -> Image:
     """Return the image in a squashfs file or a root directory at `path`."""
     try:
-        mode = os.stat(path).st_mode
+        status = os.stat(path)
     except OSError as error:
         raise UdiError(f"opening image {path} failed: {error.strerror}") from None
-    if S_ISDIR(mode):
+    if S_ISDIR(status.st_mode):
         if not os.path.isdir(f"{path}/usr") and not os.path.isdir(f"{path}/bin"):
             raise UdiError(
                 f"directory {path} is no root file system: it has neither /usr nor /bin",
                 f"an OCI image layout is named oci:{path}",
             )
         return Image(text, "", "", os.path.realpath(path), {})
-    if not S_ISREG(mode):
+    if not S_ISREG(status.st_mode):
         raise UdiError(f"image {path} is neither a file nor a directory")
     packed = check(path)
-    facts = path.rpartition(".")[0] + ".json"
-    known = read(facts) if os.path.exists(facts) else {}
+    known = _beside(path, status.st_uid)
     return Image(text, known.get("digest", ""), os.path.realpath(path), "", known, *packed)
 
 
-def check(path: str, hint: str = "") -> tuple[str, bool]:
+def _beside(path: str, owner: int) -> "dict[str, Any]":
+    """Return the facts in the file beside the image at `path`, whose owner may have written it.
+
+    Nobody asked for that file by name, and in a folder like /tmp anybody may put one there: where
+    it is not to be trusted, or can't be read, the image is run without it, and a line says so.
+    """
+    facts = os.path.splitext(path)[0] + ".json"
+    try:
+        return _facts(facts, (owner,))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        complain("udi-run", f"{facts} is not read: {error.strerror}")
+    except trust.Untrusted as error:
+        complain("udi-run", f"{error.message}; the image is used without it", error.hint)
+    return {}
+
+
+def check(path: str, hint: str = "", owners: "tuple[int, ...] | None" = None) -> tuple[str, bool]:
     """Return the compressor of the squashfs file at `path`, by name, and whether it is optimised.
 
-    Raises UdiError, with `hint`, where it is no whole squashfs 4.0 (its superblock says).
+    Raises UdiError, with `hint`, where it is no whole squashfs 4.0 (its superblock says), and where
+    others than the caller, root and `owners` may have written it (None: anybody may).
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
+            if owners is not None:
+                trust.check(fd, path, owners, "image")
             head = os.pread(fd, 512, 0)
             size = os.fstat(fd).st_size
         finally:
@@ -165,19 +185,28 @@ def check(path: str, hint: str = "") -> tuple[str, bool]:
     raise UdiError(f"image {path} is no squashfs file: {why}", hint)
 
 
-def read(path: str) -> "dict[str, Any]":
-    """Return an image's facts. Raises UdiError for a file that is damaged or not ours."""
+def read(path: str, owners: "tuple[int, ...]") -> "dict[str, Any]":
+    """Return an image's facts; none where there is no such file.
+
+    Raises UdiError for a file that is damaged, not ours, or may be the work of others than the
+    caller, root and `owners`.
+    """
     try:
-        with open(path, encoding="utf-8") as file:
-            found = fastjson.loads(file.read())
-        if not isinstance(found, dict) or found.get("version") != 1:
-            # A file that happens to lie beside a foreign squashfs, or of a later version.
-            return {}
-        _check_shape(found)
+        return _facts(path, owners)
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise UdiError(f"reading {path} failed: {error.strerror}") from None
+
+
+def _facts(path: str, owners: "tuple[int, ...]") -> "dict[str, Any]":
+    data = trust.read(path, owners)
+    try:
+        found = fastjson.loads(data.decode())
+        if not isinstance(found, dict) or found.get("version") != 1:
+            # A file that happens to lie beside a foreign squashfs, or of a later version.
+            return {}
+        _check_shape(found)
     except ValueError as error:
         raise UdiError(f"reading {path} failed: {error}", _AGAIN) from None
     return found
@@ -212,12 +241,10 @@ def pull(request: Request, store: str) -> None:
 
 def udi(words: "list[str]", more: "Mapping[str, str]") -> int:
     """Run the udi command of this very package; return its exit status."""
-    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    code = f"import sys; sys.path.insert(0, {folder!r}); from rootless_udi.cli import main; main()"
+    from rootless_udi import child
+
     # Standard output is the command's: what the pull says goes to standard error.
     actions = [(os.POSIX_SPAWN_DUP2, 2, 1)]
-    # Empty where Python was found without a PATH.
-    python = sys.executable or os.readlink("/proc/self/exe")
-    argv = [python, "-I", "-c", code, *words]
-    pid = os.posix_spawn(python, argv, {**os.environ, **more}, file_actions=actions)
+    argv = child.argv("from rootless_udi.cli import main; main()", *words)
+    pid = os.posix_spawn(argv[0], argv, {**os.environ, **more}, file_actions=actions)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
-from rootless_udi import config, oci, resolve, shifter
+from rootless_udi import child, config, oci, resolve, shifter
 from rootless_udi.errors import UdiError
 from rootless_udi.guard import guarded, refuse_privilege, streams
 from rootless_udi.oci import DOCKER_HUB, Reference
@@ -208,15 +208,14 @@ class _Command:
     def pullnb(self) -> int:
         """Start the pull in a session of its own; another pull of the image waits for it."""
         reference = self.reference()
-        script = "from rootless_udi import shifterimg; shifterimg.main()"
-        package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        words = [sys.executable, "-c", script, "pull", self.given.operand]
-        path = f"{package}:{self.environ.get('PYTHONPATH', '')}".rstrip(":")
+        words = child.argv(
+            "from rootless_udi import shifterimg; shifterimg.main()", "pull", self.given.operand
+        )
         null = os.open("/dev/null", os.O_RDWR)
         os.posix_spawn(
-            sys.executable,
+            words[0],
             words,
-            {**self.environ, "PYTHONPATH": path},
+            self.environ,
             file_actions=[(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)],
             setsid=True,
         )

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from rootless_udi import store_find
+from rootless_udi import store_find, trust
 from rootless_udi.errors import UdiError
 from rootless_udi.locks import Lock
 from rootless_udi.oci import Platform, Reference
@@ -48,19 +48,20 @@ class Store:
         return "/".join((self.root, *parts))
 
     def create(self, mode: int = 0o700) -> None:
-        """Make the store where it is missing; `mode` is for its top folder."""
+        """Make the store where it is missing; `mode` is for its top folder, which is its door.
+
+        Whatever the umask allows, others never get the right to write in it, nor to lock. Raises
+        UdiError where they have it: they could put anything into the caller's containers.
+        """
         try:
-            if not os.path.isdir(self.root):
-                os.makedirs(os.path.dirname(self.root) or "/", exist_ok=True)
-                try:
-                    os.mkdir(self.root, mode)
-                except FileExistsError:
-                    if not os.path.isdir(self.root):
-                        raise
+            trust.make(self.root, mode)
             for folder in FOLDERS:
-                os.makedirs(self.path(folder), exist_ok=True)
-                if not os.access(self.path(folder), os.W_OK | os.X_OK):
-                    raise PermissionError(errno.EACCES, "Permission denied", self.path(folder))
+                path = self.path(folder)
+                trust.make(path, 0o700 if folder == "locks" else 0o755)
+                if not os.access(path, os.W_OK | os.X_OK):
+                    raise PermissionError(errno.EACCES, "Permission denied", path)
+                _close_to_others(path, 0o077 if folder == "locks" else 0o022)
+            store_find.judge(self.root)
         except OSError as error:
             raise self.refused("making the image store", error) from None
 
@@ -109,11 +110,17 @@ class Store:
         target = self.path("images", stem(digest))
         try:
             try:
-                with open(facts_tmp, "x", encoding="utf-8") as file:
+                with open(
+                    os.open(facts_tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644),
+                    "w",
+                    encoding="utf-8",
+                ) as file:
                     json.dump(facts, file, ensure_ascii=False, separators=(",", ":"))
                     file.write("\n")
                     file.flush()
                     os.fsync(file.fileno())
+                # Its writer may have made it by the umask.
+                _close_to_others(squashfs, 0o022)
                 sync(squashfs)
                 os.rename(facts_tmp, f"{target}.json")
                 os.rename(squashfs, f"{target}.sqfs")
@@ -139,7 +146,7 @@ class Store:
         temporary = f"{folder}/.{base[:100]}.{secrets.token_hex(6)}.tmp"
         place = _state_of(name)
         try:
-            os.makedirs(folder, exist_ok=True)
+            trust.make(folder)
             os.symlink(stem(digest), temporary)
             try:
                 os.rename(temporary, link)
@@ -192,8 +199,7 @@ class Store:
     def facts(self, image: Image) -> dict[str, Any]:
         """Return an image's facts; raises UdiError where the file is missing or damaged."""
         try:
-            with open(image.facts, encoding="utf-8") as file:
-                found = json.load(file)
+            found = json.loads(trust.read(image.facts, store_find.owners(image)))
             why = "is no JSON object"
         except OSError as error:
             found, why = None, error.strerror or str(error)
@@ -324,6 +330,13 @@ class Store:
                     # Removed by its release, where nobody else has it.
                     lock.acquire(wait=False)
                     lock.release()
+
+
+def _close_to_others(path: str, bits: int) -> None:
+    """Take `bits` from the mode of a file or folder of the caller's; another's is left alone."""
+    status = os.lstat(path)
+    if status.st_mode & bits and status.st_uid == os.getuid():
+        os.chmod(path, stat.S_IMODE(status.st_mode) & ~bits)
 
 
 def stem(digest: str) -> str:

@@ -11,6 +11,7 @@ Names are kept per architecture: clusters of mixed nodes share one file system.
 
 import os
 
+from rootless_udi import trust
 from rootless_udi.errors import UdiError
 from rootless_udi.oci import Platform, Reference, platform_of
 from rootless_udi.records import Record
@@ -62,10 +63,11 @@ def find(
 ) -> Image | None:
     """Return the image that `reference` names in the first of `stores` that has it, or None.
 
-    `platform` is this machine's where it is not given. Costs a readlink and a stat in each store,
+    `platform` is this machine's where it is not given. Costs an open and a stat in each store,
     and one stat for "oci:" and "docker-archive:", whose changed file is a miss; an image that a
-    person deleted by hand is one too. Raises UdiError where such a file cannot be looked at, and
-    ValueError for a reference to a path that no store holds.
+    person deleted by hand is one too. Raises UdiError where such a file cannot be looked at, or
+    others than the store's owner may have named the image, and ValueError for a reference to a path
+    that no store holds.
     """
     platform = platform or platform_of(os.uname().machine)
     if reference.kind == "store":
@@ -74,7 +76,7 @@ def find(
     link = f"names/{platform.key()}/{escape(name)}"
     for store in stores:
         try:
-            digest = os.readlink(f"{store}/{link}").replace("-", ":", 1)
+            digest = _named(store, link)
         except OSError:
             continue
         image = at(store, digest, name)
@@ -82,6 +84,60 @@ def find(
             return image
     # Content is content: a digest that was pulled under another name will do.
     return _first(stores, reference.digest, name) if reference.digest else None
+
+
+def _named(store: str, link: str) -> str:
+    """Return the digest that a name of `store` means.
+
+    Raises OSError where there is none, and UdiError where it may be somebody else's word. In a
+    store that is closed to others nobody else can be.
+    """
+    path = f"{store}/{link}"
+    status = os.stat(store)
+    if trust.closed(status):
+        text = os.readlink(path)
+    else:
+        text = trust.link(path, (status.st_uid,), "the image name")
+        judge(store, link.rpartition("/")[0])
+    return text.replace("-", ":", 1)
+
+
+def judge(store: str, folder: str = "") -> None:
+    """Raise Untrusted where others than its owner may put something into a store's `folder`.
+
+    Each folder from the store's own down is looked at. Raises OSError.
+    """
+    owner, path = os.stat(store).st_uid, ""
+    for part in (store, *filter(None, folder.split("/"))):
+        path = f"{path}/{part}" if path else part
+        why = trust.refusal(path, (owner,))
+        if why:
+            raise trust.Untrusted(
+                f"the image store {store} is not trusted: {path}: {why}",
+                f"as its owner: chmod -R go-w {store}",
+            )
+
+
+def owners(image: Image) -> tuple[int, ...]:
+    """Return who besides the caller and root may have written an image and its facts.
+
+    Raises UdiError where the folder that they are in may be written by others.
+    """
+    try:
+        status = os.stat(image.store)
+        if not trust.closed(status):
+            judge(image.store, "images")
+    except OSError as error:
+        raise UdiError(f"looking at image store {image.store} failed: {error.strerror}") from None
+    return (status.st_uid,)
+
+
+def check_tree(directory: str) -> None:
+    """Raise UdiError where others may change a store's extracted image, of `Image.directory`."""
+    folder, _, name = directory.rpartition("/")
+    store, _, folder = folder.rpartition("/")
+    if not trust.closed(os.stat(store)):
+        judge(store, f"{folder}/{name}")
 
 
 def closed(stores: "tuple[str, ...]") -> str:

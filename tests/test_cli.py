@@ -367,8 +367,9 @@ def test_nothing_is_imported_from_the_current_folder(user: User, tmp_path: Path)
 def test_an_old_python_is_named(user: User, tmp_path: Path) -> None:
     """Or a newer one beside it taken, which there is none of here."""
     (tmp_path / "python3").write_text(
-        f"#!/bin/sh\nshift; code=$1; shift\nexec {sys.executable} -c "
-        '"import sys; sys.version_info = (3, 9); sys.version = \'3.9.18 (main)\'\n$code" "$@"\n'
+        f"#!/bin/sh\nshift 3; exec {sys.executable} -c "
+        "\"import sys; sys.version_info = (3, 9); sys.version = '3.9.18 (main)'; del sys.argv[0]; "
+        '__file__ = sys.argv[0]; exec(open(__file__).read())" "$@"\n'
     )
     (tmp_path / "python3").chmod(0o755)
     for name in ("readlink", "dirname"):

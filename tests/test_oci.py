@@ -256,5 +256,5 @@ def test_the_launch_side_imports_next_to_nothing() -> None:
     ).stdout.split()
     new = set(out) - set(bare)
     assert {name for name in new if not name.startswith("rootless_udi")} == set()
-    names = ("errors", "oci", "records", "store_find")
+    names = ("errors", "oci", "records", "store_find", "trust")
     assert new == {"rootless_udi", *(f"rootless_udi.{name}" for name in names)}
