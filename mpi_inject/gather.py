@@ -23,6 +23,7 @@ _PLUGINS = {
     "libfabric": ("libfabric", "prov"),
     "libpmix": ("pmix", "pmix2/lib/pmix"),
     "libhwloc": ("hwloc",),
+    "libucc": ("ucc",),
     "libibverbs": ("libibverbs",),
     "libmpi.so.40": ("openmpi", "openmpi3", "openmpi/lib/openmpi3", "openmpi/lib/openmpi"),
 }
@@ -46,7 +47,10 @@ _PLAIN = tuple(
 
 
 class Tree(Record):
-    """A folder of plugins on the host: `kind` is "ucx", "libfabric", "openmpi", ..."""
+    """A folder of plugins on the host: `kind` is "ucx", "libfabric", "openmpi", ...
+
+    `folder` is "" where the host has none, so that its library must not find the image's.
+    """
 
     kind: str
     folder: str
@@ -125,7 +129,10 @@ def gather(
     for path in _extras(host, mpi, _trees(host, group.found), set(group.names)):
         group.add(_load(host, [("", path)]), f"{path} is left out")
     # Again: what the plugins need has plugins of its own (libibverbs its drivers).
-    trees = _trees(host, group.found) + _settings(host, mpi, group.found)
+    trees = _trees(host, group.found)
+    trees += _bare(mpi, group.found, {t.kind for t in trees}, image) + _settings(
+        host, mpi, group.found
+    )
     mains = [f for f in group.found if abi.identify(f.name)[0] in families]
     libraries = tuple(hostmpi.library(host, f, exact) for f in mains)
     lacks = {f: _lacks(host, mains, image, f, libraries) for f in families}
@@ -213,6 +220,22 @@ def _trees(host: Host, found: list[Found]) -> list[Tree]:
                 if files:
                     out.setdefault(kind, Tree(kind, f"{folder}/{place}", files))
     return list(out.values())
+
+
+def _bare(mpi: HostMpi, found: list[Found], have: set[str], image: "dict[str, Any]") -> list[Tree]:
+    """Return empty trees for libraries without plugins here, of which the image has some.
+
+    Those of an MPI's own tree look there.
+    """
+    out = []
+    for start, places in _PLUGINS.items():
+        kind = places[0]
+        if kind in have or kind == "libibverbs" or kind not in image.get("plugins", ()):
+            continue
+        own = mpi.prefix + "/" if mpi.prefix else "//"
+        if any(f.name.startswith(start) and not f.real.startswith(own) for f in found):
+            out.append(Tree(kind, "", ()))
+    return out
 
 
 def _settings(host: Host, mpi: HostMpi, found: list[Found]) -> list[Tree]:

@@ -19,6 +19,7 @@ returns a JSON object, the "elf" part of the image's facts:
                         and the indices of its symbols and libraries ([] where there are too many)
     reach               program, or "python" for an interpreter's packages -> the files of
                         `consumers` that it loads: see imageprograms
+    plugins             "ucx", "pmix", ... -> folders of such plugins: see imageprograms
     static              programs that have an MPI linked in
     mpi4py              whether mpi4py is there
     unread              ELF files that were damaged or too large
@@ -164,6 +165,7 @@ class Inspector:
             "provides": provides,
             "libraries": self._libraries(names),
             "consumers": consumers,
+            "plugins": imageprograms.plugins(self._seen),
             "reach": imageprograms.reach(links, reached, self._scripts),
             "static": sorted(self._static)[:_FILES],
             "mpi4py": any("/mpi4py/" in path for path in self._seen),

@@ -24,6 +24,17 @@ _PACKAGES = (
 )
 """Where the extension modules of an interpreter lie."""
 
+_PLUGINS = (
+    ("ucx", re.compile(r"/ucx/libuc[a-z]_[^/]*\.so(?:\.|\Z)")),
+    ("ucc", re.compile(r"/ucc/libucc_[^/]*\.so\Z")),
+    ("libfabric", re.compile(r"/[^/]*-fi\.so\Z")),
+    ("pmix", re.compile(r"/pmix_mca_[^/]*\.so\Z")),
+    ("hwloc", re.compile(r"/hwloc_[^/]*\.so\Z")),
+    ("libibverbs", re.compile(r"/[^/]*-rdmav\d+\.so\Z")),
+    ("openmpi", re.compile(r"/openmpi\d*/mca_[^/]*\.so\Z")),
+)
+"""How the plugins of each kind of gather.Tree are named."""
+
 LARGEST_SCRIPT = 1 << 20
 
 
@@ -62,6 +73,17 @@ def each(
         [path, sorted(map(at.__getitem__, wanted)), sorted({by[name] for name in needed})]
         for path, wanted, needed in files
     ]
+
+
+def plugins(paths: "Iterable[str]") -> "dict[str, list[str]]":
+    """Return kind -> the folders with plugins of libraries that a host's may replace."""
+    out: dict[str, set[str]] = {}
+    for path in paths:
+        folder = path.rpartition("/")[0]
+        for kind, pattern in _PLUGINS:
+            if pattern.search(path):
+                out.setdefault(kind, set()).add(folder)
+    return {kind: sorted(out[kind]) for kind in sorted(out)}
 
 
 class Links:

@@ -8,7 +8,7 @@ ask for it by.
 """
 
 from rootless_udi.errors import UdiError
-from rootless_udi.mpi_inject import abi, command, hostmpi, network, profiles
+from rootless_udi.mpi_inject import abi, command, hostmpi, inside, network, profiles
 from rootless_udi.mpi_inject.elfsymbols import lacking
 from rootless_udi.mpi_inject.gather import Gathered, gather, too_new
 from rootless_udi.mpi_inject.hostmpi import HostMpi
@@ -32,22 +32,7 @@ if TYPE_CHECKING:
     from rootless_udi.mpi_inject.profiles import Profile
     from rootless_udi.steps import Step
 
-FOLDER = "/opt/udiImage/mpi"
-"""Where the host's MPI is inside: `lib` with every library, `root` with the MPI's own tree."""
-
-LIB = FOLDER + "/lib"
-ROOT = FOLDER + "/root"
-
-_PLUGIN_VARIABLES = {
-    "ucx": "UCX_MODULE_DIR",
-    "libfabric": "FI_PROVIDER_PATH",
-    "openmpi": "OMPI_MCA_mca_base_component_path",
-    "pmix": "PMIX_MCA_mca_base_component_path",
-    "hwloc": "HWLOC_PLUGINS_PATH",
-    "openmpi-etc": "OPAL_SYSCONFDIR",
-    "openmpi-share": "OPAL_PKGDATADIR",
-    "ucx-etc": "UCX_CONFIG_DIR",
-}
+FOLDER, LIB, ROOT = inside.FOLDER, inside.LIB, inside.ROOT
 
 
 def inject(
@@ -58,14 +43,14 @@ def inject(
     site: "Iterable[Profile]" = (),
     root: str = "/",
     words: "Sequence[str]" = (),
-    inside: "Mapping[str, str] | None" = None,
+    env: "Mapping[str, str] | None" = None,
 ) -> Injection:
     """Return the steps that put a host MPI into the image.
 
     `wanted` is the value of --mpi ("" as "auto"), `compat` of --mpi-compat ("" as the profile's or
-    "major"), `image` the facts' "elf" part, `site` the profiles, `words` the command and `inside`
-    its environment. Raises UdiError where the command can't run on the host's MPI, with the
-    library, symbol or version that is in the way.
+    "major"), `image` the facts' "elf" part, `site` the profiles, `words` the command and `env` its
+    environment. Raises UdiError where the command can't run on the host's MPI, with the library,
+    symbol or version that is in the way.
     """
     if wanted == "none":
         return Injection()
@@ -78,7 +63,7 @@ def inject(
     if wanted not in ("", *profiles.RESERVED):
         chosen = profiles.together(known, profiles.named(known, wanted))
     check_image(image)
-    files = command.loaded(image, words, inside or {})
+    files = command.loaded(image, words, env or {})
     by = command.part(image, files) if files else image
     check_image(by)
     path = (p for p in environ.get("LD_LIBRARY_PATH", "").split(":") if p.startswith("/"))
@@ -234,11 +219,7 @@ def plan(
     for found in got.libraries:
         steps += _placed(found, names, root)
     steps += _aliases(got, names)
-    for tree in got.trees:
-        what = "settings" if "-" in tree.kind else "plugins"
-        steps.append(
-            Mount(f"{LIB}/{tree.kind}", under(root, tree.folder), reason=f"{what}: {tree.kind}")
-        )
+    steps += inside.trees(got, root)
     if got.mpi.prefix:
         steps.append(Mount(ROOT, under(root, got.mpi.prefix), reason="the host MPI's own tree"))
     over, notes = _over(got, image, root)
@@ -249,7 +230,7 @@ def plan(
     if not image["consumers"]:
         notes.append(f"no MPI program in the image; {got.mpi.text()} is on the search path")
     notes += got.dropped
-    return Injection(tuple(steps), tuple(_environment(got, names)), tuple(notes), warnings)
+    return Injection(tuple(steps), tuple(inside.variables(got, names)), tuple(notes), warnings)
 
 
 def _pairs(library: abi.Library, image: "dict[str, Any]") -> "list[abi.Library]":
@@ -323,7 +304,7 @@ def _over(got: Gathered, image: "dict[str, Any]", root: str) -> "tuple[list[Step
         elif is_stack(found.name) or one["defines"] != list(found.elf.defines):
             why = f"{what}: the host's MPI needs it"
             steps.append(Mount(one["path"], source, reason=why, over=True))
-    return steps, notes
+    return steps + inside.trees_over(got, image, root, {n.partition(" ")[0] for n in notes}), notes
 
 
 def _match(got: Gathered, one: "dict[str, Any]", main: "abi.Library | None") -> "Found | None":
@@ -341,53 +322,3 @@ def _own(one: "dict[str, Any]") -> str:
     numbers = ".".join(map(str, one["version"]))
     release = f" ({one['release']})" if one["release"] else ""
     return (numbers or one["soname"]) + release
-
-
-def _environment(got: Gathered, names: "dict[str, str]") -> "list[Env]":
-    """Return the variables that lead to the libraries and their plugins."""
-    out = [Env("prepend", "LD_LIBRARY_PATH", LIB, "libraries of the host's MPI")]
-    for tree in got.trees:
-        place = f"{LIB}/{tree.kind}"
-        if tree.kind == "libibverbs":
-            drivers = sorted({f.partition("-rdmav")[0] for f in tree.files if "-rdmav" in f})
-            value = ":".join(f"{place}/{d}" for d in drivers)
-            out.append(Env("set", "RDMAV_DRIVERS", value, "verbs drivers of the host"))
-        else:
-            what = "settings" if "-" in tree.kind else "plugins"
-            why = f"the host's {what} for {tree.kind.partition('-')[0]}"
-            out.append(Env("set", _PLUGIN_VARIABLES[tree.kind], place, why))
-    first = next((lib for lib in got.mains if lib.role == "C"), None)
-    if first:
-        why = "mpi4py takes the first libmpi that it finds"
-        out.append(Env("set", "MPI4PY_LIBMPI", f"{LIB}/{names.get(first.name, first.name)}", why))
-        if got.mpi.prefix:
-            out += _of_prefix(got, first)
-    return out
-
-
-def _of_prefix(got: Gathered, first: abi.Library) -> "list[Env]":
-    """Return the variables by which an MPI finds its own tree, moved to ROOT."""
-    if first.family == abi.OPENMPI:
-        out = [Env("set", "OPAL_PREFIX", ROOT, "Open MPI's tree is here")]
-        if not any(f.name.startswith("libpmix.") for f in got.libraries):
-            # Open MPI 4's own PMIx: mpiexec sets this to the host's path, and ranks that see
-            # another OPAL_PREFIX hang in MPI_Init.
-            why = "the PMIx inside Open MPI 4 is here"
-            out.append(Env("set", "PMIX_INSTALL_PREFIX", ROOT, why))
-        return out
-    if not first.release.startswith("Intel"):
-        return []
-    lib = ROOT + got.mpi.folder.removeprefix(got.mpi.prefix)
-    fabric = next((f.real for f in got.libraries if f.name == "libfabric.so.1"), "")
-    out = [
-        Env("set", "I_MPI_ROOT", ROOT, "Intel MPI's tree is here"),
-        Env("append", "LD_LIBRARY_PATH", lib, "Intel MPI loads libraries by name"),
-    ]
-    if fabric.startswith(got.mpi.prefix + "/"):
-        folder = fabric.removeprefix(got.mpi.prefix).rpartition("/")[0]
-        trees = {t.kind for t in got.trees}
-        if "libfabric" not in trees:
-            out.append(
-                Env("set", "FI_PROVIDER_PATH", ROOT + folder, "libfabric's plugins of Intel MPI")
-            )
-    return out

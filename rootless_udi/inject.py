@@ -90,4 +90,4 @@ def _mpi(
     ):
         environment.apply(inside, operations)
     compat = request.mpi_compat or ""
-    return injection.inject(mpi, compat, elf, environ, known, words=words, inside=inside)
+    return injection.inject(mpi, compat, elf, environ, known, words=words, env=inside)
