@@ -7,14 +7,13 @@ $DOCKER_CONFIG/config.json (~/.docker).
 
 import base64
 import binascii
-import json
 import os
 import shutil
 import subprocess
 from collections.abc import Mapping
 from typing import Any
 
-from rootless_udi import trust
+from rootless_udi import fastjson, trust
 from rootless_udi.errors import UdiError
 from rootless_udi.guard import complain
 from rootless_udi.oci import DOCKER_HUB
@@ -98,7 +97,7 @@ def read(path: str, must: bool) -> dict[str, Any] | None:
     with a line, unless it `must` be read.
     """
     try:
-        document = json.loads(trust.read(path, what="the credentials file").decode())
+        document = fastjson.loads(trust.read(path, what="the credentials file").decode())
     except trust.Untrusted as error:
         if must:
             raise
@@ -195,7 +194,10 @@ def _ask(helper: Any, server: str, path: str, environ: Mapping[str, str]) -> Cre
         why = said.splitlines()[0] if said else f"exit status {done.returncode}"
         raise UdiError(f"{name} get failed on {server}: {why}", f"{path} names it")
     try:
-        answer = json.loads(done.stdout)
+        answer = fastjson.loads(done.stdout)
+        if answer == {}:
+            # What some helpers say in place of an error where they know nothing of the server.
+            return None
         user, secret = answer["Username"], answer["Secret"]
     except (ValueError, KeyError, TypeError):
         why = "its answer is not as specified"

@@ -4,7 +4,6 @@ RFC 9110 11.6.1; Docker Registry v2 token and OAuth2 authentication (distributio
 """
 
 import http.client
-import json
 import re
 import threading
 import time
@@ -12,7 +11,7 @@ import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rootless_udi import auth, parties
+from rootless_udi import auth, fastjson, parties
 from rootless_udi.errors import UdiError
 from rootless_udi.parties import Pass
 from rootless_udi.patience import TRANSIENT
@@ -20,7 +19,8 @@ from rootless_udi.transport import Reply, Transport
 
 _TOKEN_MAX = 1 << 20
 _TOKEN_SECONDS = 60
-"""A token's life where the server does not say (Docker's token specification)."""
+"""A token's life where the server does not say, and the least (Docker's token specification)."""
+_TOKEN_SECONDS_MAX = 86400
 _NAME = re.compile(r"\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)")
 _VALUE = re.compile(r'\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 
@@ -199,24 +199,27 @@ class Authorizer:
 
 def _parse(body: str, realm: str, what: str) -> tuple[str, float]:
     try:
-        answer: Any = json.loads(body)
+        answer: Any = fastjson.loads(body)
         token = answer.get("token") or answer["access_token"]
         seconds = float(answer.get("expires_in") or _TOKEN_SECONDS)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise UdiError(f"{what}: the answer of {realm} is no token") from None
-    if not isinstance(token, str) or not token.isprintable():
+    # It becomes a word of a header (RFC 6750: visible ASCII).
+    if not isinstance(token, str) or not all("!" <= c <= "~" for c in token):
         raise UdiError(f"{what}: the answer of {realm} is no token")
-    return token, seconds
+    # NaN is less than nothing.
+    seconds = seconds if seconds > _TOKEN_SECONDS else _TOKEN_SECONDS
+    return token, min(seconds, _TOKEN_SECONDS_MAX)
 
 
 def said(body: str) -> str:
     """Return ": MESSAGE" of an error document (distribution-spec, "Error Codes"), or nothing."""
     try:
-        first = json.loads(body)["errors"][0]
+        first = fastjson.loads(body)["errors"][0]
         message, code = first.get("message") or first["code"], first.get("code", "")
     except (ValueError, LookupError, TypeError, AttributeError):
         return ""
-    text = " ".join(str(message).split())
-    if not text.isprintable():
+    if not isinstance(message, str):
         return ""
-    return f": {text[:200]}" + (f" ({str(code)[:40]})" if str(code).isprintable() and code else "")
+    text = " ".join(message.split())[:200]
+    return f": {text}" + (f" ({code[:40]})" if isinstance(code, str) and code else "")

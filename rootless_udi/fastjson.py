@@ -26,8 +26,16 @@ class _Context:
 def loads(text: str) -> "Any":
     """Return the value of a JSON document.
 
-    Raises ValueError for anything that is not exactly one document.
+    Raises ValueError for anything that is not exactly one document, and for one that is nested
+    deeper than Python's stack.
     """
+    try:
+        return _loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _loads(text: str) -> "Any":
     try:
         from _json import make_scanner
     except ImportError:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from rootless_udi.errors import UdiError
 from rootless_udi.records import Record
 
+_STEP = 1 << 16
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 """Statuses that may be gone the next time."""
 
@@ -87,9 +88,16 @@ class Tries:
         self._stop = stop
         self._note = note
         self._failures = 0
+        self._furthest = 0
 
-    def progressed(self) -> None:
-        self._failures = 0
+    def progressed(self, done: int, total: int) -> None:
+        """Note that there are `done` of `total` bytes: what was there before is no progress.
+
+        Nor is less than a 64th of all, or 64 KiB: a byte for each connection would never end.
+        """
+        if done - self._furthest >= min(_STEP, total // 64 + 1) or done == total:
+            self._furthest = done
+            self._failures = 0
 
     def failed(self, what: str, why: str, asked: float | None = None, hint: str = "") -> None:
         """Wait before the next attempt. Raises GaveUp(what: why) where there is to be none."""
@@ -116,10 +124,11 @@ def retry_after(value: str | None, now: float | None = None) -> float | None:
     if value.isascii() and value.isdigit():
         return float(value)
     try:
-        when = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+        when = email.utils.parsedate_to_datetime(value).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        # The last: a year or a zone beyond what datetime has.
         return None
-    return max(0.0, when.timestamp() - (time.time() if now is None else now))
+    return max(0.0, when - (time.time() if now is None else now))
 
 
 def lasting(error: Exception, reached: bool) -> tuple[str, str] | None:

@@ -125,8 +125,9 @@ class Endpoint:
     ) -> None:
         """Send a blob's bytes from offset `have` on to write(data, offset), up to its size.
 
-        After a broken connection it goes on where it was (Range), as often as there is progress;
-        `restart` is called where the registry can only send all of it again. The digest is the
+        After a broken connection it goes on where it was (Range), as often as there is progress
+        beyond what was there before; `restart` is called where the registry can only send all of it
+        again. The digest is the
         caller's to check. Raises Missing, WrongContent for a blob that is too long, and whatever
         `write` raises.
         """
@@ -141,7 +142,8 @@ class Endpoint:
                     restart()
                     done = 0
                     if reply.status != 200:
-                        continue
+                        reply.close()
+                        reply = self._answer(f"blobs/{descriptor.digest}", {}, tries, what)
                 self._announced(reply, descriptor, done, what)
                 while True:
                     data = self._read(reply, min(_CHUNK, descriptor.size - done + 1))
@@ -151,7 +153,7 @@ class Endpoint:
                         raise WrongContent(f"{what}: is longer than {descriptor.size} bytes")
                     write(data, done)
                     done += len(data)
-                    tries.progressed()
+                    tries.progressed(done, descriptor.size)
             finally:
                 reply.close()
             if done < descriptor.size:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from rootless_udi import store_find, trust
+from rootless_udi import fastjson, store_find, trust
 from rootless_udi.errors import UdiError
 from rootless_udi.locks import Lock
 from rootless_udi.oci import Platform, Reference
@@ -199,7 +199,7 @@ class Store:
     def facts(self, image: Image) -> dict[str, Any]:
         """Return an image's facts; raises UdiError where the file is missing or damaged."""
         try:
-            found = json.loads(trust.read(image.facts, store_find.owners(image)))
+            found = fastjson.loads(trust.read(image.facts, store_find.owners(image)).decode())
             why = "is no JSON object"
         except OSError as error:
             found, why = None, error.strerror or str(error)

@@ -22,6 +22,7 @@ from rootless_udi.patience import Stop
 CONNECT_SECONDS = 30
 IDLE_SECONDS = 60
 REDIRECTS_MAX = 10
+_SAFE = "%/:=&?~#+!$,;'@()*[]|"
 USER_AGENT = "rootless_udi/1"
 _BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",
@@ -81,9 +82,10 @@ class Reply:
         return body
 
     def length(self) -> int | None:
-        """Return Content-Length, None where it is not given."""
-        text = self.headers.get("Content-Length", "")
-        return int(text) if text.isascii() and text.isdigit() else None
+        """Return Content-Length, None where it is not given or no number of bytes."""
+        text = self.headers.get("Content-Length", "").strip()
+        # int() refuses thousands of digits; no file has more bytes than 18 can say.
+        return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
     def close(self) -> None:
         """Give the connection back for the next request where the body was read to its end."""
@@ -142,7 +144,8 @@ class Transport:
         scheme, host, port = origin(url)
         proxy = self._proxy(scheme, host, port)
         place = (scheme, host, port), insecure, proxy
-        parts = urllib.parse.urlsplit(url)
+        # Of a Location or a realm: http.client refuses a blank and what is not ASCII.
+        parts = urllib.parse.urlsplit(urllib.parse.quote(url, safe=_SAFE))
         target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
         if proxy and scheme == "http":
             # Without the name and password that a Location may have in it.
@@ -229,7 +232,12 @@ class Transport:
         if not proxy or is_loopback(host) or self._direct(host, port):
             return ""
         proxy = proxy if "://" in proxy else f"http://{proxy}"
-        if not proxy.startswith("http://"):
+        try:
+            at = urllib.parse.urlsplit(proxy)
+            usable = at.scheme == "http" and bool(at.hostname) and (at.port or 80) > 0
+        except ValueError:
+            usable = False
+        if not usable:
             shown = proxy.rpartition("@")[2]
             raise UdiError(
                 f"connecting to {host} failed: cannot use the proxy {shown}",
@@ -238,20 +246,9 @@ class Transport:
         return proxy
 
     def _direct(self, host: str, port: int) -> bool:
-        """Tell whether no_proxy names the host; also by network (10.0.0.0/8), as Go's tools do."""
-        if urllib.request.proxy_bypass(f"{host}:{port}") or urllib.request.proxy_bypass(host):
-            return True
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
-            return False
-        for word in self._proxies.get("no", "").split(","):
-            try:
-                if address in ipaddress.ip_network(word.strip(), strict=False):
-                    return True
-            except ValueError:
-                continue
-        return False
+        """Tell whether no_proxy names the host."""
+        words = self._proxies.get("no", "").lower().replace(",", " ").split()
+        return any(_names(word, host.lower().rstrip("."), port) for word in words)
 
     def _context(self, host: str, port: int, insecure: bool) -> ssl.SSLContext:
         key = (f"{host}:{port}", insecure)
@@ -288,6 +285,26 @@ class Transport:
         return context
 
 
+def _names(word: str, host: str, port: int) -> bool:
+    """Tell whether a word of no_proxy names a host.
+
+    A name is good for all below it, also as .NAME and *.NAME; with :PORT for that port only; *
+    is for all, and 10.0.0.0/8 for a network, as Go's tools have it.
+    """
+    name, _, number = word.rpartition(":")
+    if name and number.isascii() and number.isdigit() and (":" not in name or name[-1] == "]"):
+        if int(number[:6]) != port:
+            return False
+        word = name
+    word = word.strip("[]")
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(word, strict=False)
+    except ValueError:
+        pass
+    name = word.removeprefix("*").strip(".")
+    return word == "*" or (bool(name) and (host == name or host.endswith(f".{name}")))
+
+
 def _plain(host: str, port: int) -> http.client.HTTPConnection:
     return http.client.HTTPConnection(host, port, timeout=CONNECT_SECONDS)
 
@@ -296,7 +313,8 @@ def _target(url: str, location: str, insecure: bool) -> str:
     """Return where a redirect leads."""
     if not location:
         raise UdiError(f"GET {url} failed: it redirects to nowhere")
-    location = urllib.parse.quote(location, safe="%/:=&?~#+!$,;'@()*[]|")
+    # http.client reads headers as Latin-1, whatever they are.
+    location = urllib.parse.quote(location.encode("latin-1", "replace"), safe=_SAFE)
     try:
         target = urllib.parse.urljoin(url, location)
     except ValueError as error:

@@ -108,6 +108,8 @@ def test_helpers(tmp_path: Path) -> None:
     )
     helper(bin_, "token", 'echo \'{"Username": "<token>", "Secret": "t"}\'')
     helper(bin_, "empty", "echo credentials not found in native keychain; exit 1")
+    helper(bin_, "braces", "echo '{}'")
+    helper(bin_, "blank", 'echo \'{"ServerURL": "", "Username": "", "Secret": ""}\'')
     document = {
         "auths": {"stored:1": {}},
         "credHelpers": {"own:1": "good", "docker.io": "good", "token:1": "token"},
@@ -120,8 +122,9 @@ def test_helpers(tmp_path: Path) -> None:
     assert auth.find("stored:1", "a", environ) == Credentials("u", "stored:1", "", origin)
     assert auth.find("docker.io", "library/a", environ).password == auth.HUB_KEY  # type: ignore[union-attr]
     assert auth.find("token:1", "a", environ).token == "t"  # type: ignore[union-attr]
-    write(path, {"credsStore": "empty"})
-    assert auth.find("own:1", "a", environ) is None
+    for none in ("empty", "braces", "blank"):
+        write(path, {"credsStore": none})
+        assert auth.find("own:1", "a", environ) is None
 
 
 @pytest.mark.parametrize(
@@ -131,6 +134,7 @@ def test_helpers(tmp_path: Path) -> None:
         ("exit 3", "get failed on host:1: exit status 3"),
         ("echo nonsense", "its answer is not as specified"),
         ("echo '[]'", "its answer is not as specified"),
+        ('head -c 200000 /dev/zero | tr "\\0" "["', "its answer is not as specified"),
     ],
 )
 def test_helpers_that_fail(tmp_path: Path, script: str, message: str) -> None:
@@ -149,6 +153,7 @@ def test_helpers_that_fail(tmp_path: Path, script: str, message: str) -> None:
     [
         ("{", "is no JSON"),
         ("[]", "is no JSON object"),
+        ("[" * 200_000, "is nested too deeply"),
         ('{"auths": []}', "auths is no object"),
         ('{"credHelpers": 1}', "credHelpers is no object"),
         ('{"auths": {"host:1": 1}}', "auths['host:1'] is no object"),

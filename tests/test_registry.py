@@ -237,6 +237,42 @@ def test_a_token_that_runs_out_in_mid_pull(tokens: tuple[Registry, TokenServer])
         assert used[0] != used[1]
 
 
+@pytest.mark.parametrize("status", [400, 401, 403])
+def test_a_token_that_dies_before_its_time(
+    tokens: tuple[Registry, TokenServer], status: int
+) -> None:
+    """The registry may say so by another status, and name another token server by then."""
+    one, server = tokens
+    with flaky(one.host) as proxy:
+        end = endpoint(proxy.host, "private/big", Credentials(USER, PASSWORD, "", "here"))
+        layer = layer_of(end)
+        before = len(server.asked)
+        old = proxy.log[-1][2]
+        elsewhere = f'Bearer realm="http://{proxy.host}/elsewhere",service="other"'
+
+        def rule(proxy: Flaky, request: Quiet, path: str) -> bool:
+            if request.headers["Authorization"] != old:
+                return False
+            request.answer(status, b"", WWW_Authenticate=elsewhere)
+            return True
+
+        proxy.rule = rule
+        Body().take(end, layer)
+        assert len(server.asked) == before + 1
+        assert not proxy.paths("/elsewhere")
+
+        def never(proxy: Flaky, request: Quiet, path: str) -> bool:
+            request.answer(status, b"", WWW_Authenticate=elsewhere)
+            return True
+
+        # One that is refused at once has not run out.
+        proxy.rule = never
+        with pytest.raises(UdiError):
+            Body().take(end, layer)
+        assert len(server.asked) <= before + 3
+        assert not proxy.paths("/elsewhere")
+
+
 def test_tokens_that_are_refused_always_end(tokens: tuple[Registry, TokenServer]) -> None:
     one, server = tokens
     server.lifetime = 0
@@ -292,6 +328,32 @@ def test_a_proxy_and_its_exceptions(proxy: Flaky, monkeypatch: pytest.MonkeyPatc
         endpoint(f"http://{host}").manifest("1")
 
 
+@pytest.mark.parametrize(
+    ("words", "direct", "proxied"),
+    [
+        ("*.site.edu", "r.site.edu a.b.site.edu R.SITE.EDU", "site.education xsite.edu other"),
+        (".site.edu", "r.site.edu", "xsite.edu"),
+        ("site.edu", "site.edu r.site.edu r.site.edu.", "r.site.edu.evil"),
+        ("a.example, *.site.edu ,b.example", "a.example x.site.edu b.example", "c.example"),
+        ("a.example b.example", "a.example b.example", "c.example"),
+        ("*", "anything.example 192.0.2.1", ""),
+        ("r.site.edu:8443", "", "r.site.edu"),
+        ("*.site.edu:443,[2001:db8::1]:443", "r.site.edu 2001:db8::1", "2001:db8::2"),
+        ("2001:db8::/32", "2001:db8::7", "2001:db9::1"),
+        ("192.0.2.0/24,10.0.0.1", "192.0.2.9 10.0.0.1", "192.0.3.1 10.0.0.11"),
+        (",, ., .,:443", "", "a.example"),
+    ],
+)
+def test_whom_no_proxy_names(
+    words: str, direct: str, proxied: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", words)
+    one = Transport(Stop())
+    assert [host for host in direct.split() if one._proxy("https", host, 443)] == []
+    assert [host for host in proxied.split() if not one._proxy("https", host, 443)] == []
+
+
 def test_no_proxy_by_network(opened: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.setenv("no_proxy", "192.0.2.0/24")
@@ -302,7 +364,17 @@ def test_no_proxy_by_network(opened: Registry, monkeypatch: pytest.MonkeyPatch) 
     whole(endpoint(opened.host))
 
 
-@pytest.mark.parametrize("url", ["socks5://proxy.invalid:1080", "https://u:p@proxy.invalid"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "socks5://proxy.invalid:1080",
+        "https://u:p@proxy.invalid",
+        "http://u:p@proxy.invalid:port",
+        "http://proxy.invalid:99999999",
+        "http://[::1",
+        "http://",
+    ],
+)
 def test_other_proxies_are_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", url)
     with pytest.raises(UdiError, match="cannot use the proxy") as caught:
@@ -339,6 +411,44 @@ def test_a_connection_that_always_breaks_ends(proxy: Flaky) -> None:
     proxy.cut, proxy.cuts = 0, 100
     with pytest.raises(UdiError, match=r"broke after 0 of \d+ bytes \(3 attempts\)"):
         Body().take(one, layer)
+
+
+@pytest.mark.parametrize("manner", ["ignored", "416", "206 from 0", "a byte each"])
+def test_breaks_without_progress_end(proxy: Flaky, manner: str) -> None:
+    """Bytes that were there before are no progress, whatever the registry makes of Range."""
+    one = endpoint(proxy.host)
+    layer = layer_of(one)
+    data = Body().take(one, layer)
+    proxy.log.clear()
+    notes: list[str] = []
+    one.note = notes.append
+    asked = 0
+
+    def rule(proxy: Flaky, request: Quiet, path: str) -> bool:
+        nonlocal asked
+        if "/blobs/" not in path:
+            return False
+        asked += 1
+        start = int((request.headers["Range"] or "bytes=0-")[6:-1])
+        if start and manner == "416":
+            request.answer(416)
+            return True
+        sent = data[start : start + 1] if manner == "a byte each" else data[: len(data) // 2]
+        partial = start and manner in ("206 from 0", "a byte each")
+        request.send_response(206 if partial else 200)
+        if partial:
+            begin = start if manner == "a byte each" else 0
+            request.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
+        request.send_header("Connection", "close")
+        request.end_headers()
+        request.wfile.write(sent)
+        request.close_connection = True
+        return True
+
+    proxy.rule = rule
+    with pytest.raises(UdiError, match=r"the connection broke after \d+ of \d+ bytes \("):
+        Body().take(one, layer)
+    assert asked <= 10 and len(notes) <= 5
 
 
 def test_going_on_where_an_earlier_pull_was_killed(proxy: Flaky) -> None:
@@ -411,6 +521,15 @@ def test_retry_after() -> None:
     assert retry_after("Thu, 01 Jan 1970 00:00:00 GMT", now=60) == 0
     assert retry_after(None) is None
     assert retry_after("-1") is None
+    for text in (
+        "Mon, 01 Jan 0001 00:00:00 -0000",
+        "Mon, 01 Jan 2030 00:00:00 +99999999999",
+        "Mon, 01 Jan 9999 00:00:00 -2359",
+        "Mon, 99 Jan 2030 99:99:99 GMT",
+        ",",
+        "9" * 5000,
+    ):
+        assert (retry_after(text, now=0) or 0.0) >= 0
 
 
 def test_no_password_for_another_host(opened: Registry, place: Path) -> None:
@@ -547,6 +666,16 @@ def test_other_refusals(
         ((200, b"[]"), "is no token"),
         ((200, b'{"token": 5}'), "is no token"),
         ((200, b'{"token": "a\\nb"}'), "is no token"),
+        ((200, b'{"token": "a b"}'), "is no token"),
+        ((200, b'{"token": "a\\u0100b"}'), "is no token"),
+        ((200, b'{"token": "a\\u00e9b"}'), "is no token"),
+        ((200, b'{"token": "a\\ud800"}'), "is no token"),
+        ((200, b'{"token": ""}'), "is no token"),
+        ((200, b'{"token": "a", "expires_in": 1%s}' % (b"0" * 400)), "is no token"),
+        ((200, b'{"token": "a", "expires_in": [1]}'), "is no token"),
+        ((200, b"[" * 500_000), "is no token"),
+        ((307, b""), "redirects to nowhere"),
+        ((404, b""), "answers 404"),
         ((403, b""), "access denied"),
         ((503, b""), r"the token server answers 503 \(3 attempts\)"),
     ],
