@@ -76,6 +76,7 @@ GROUPS = {
         "rootless_udi.volumes",
         "rootless_udi.plan",
         "rootless_udi.rootfs",
+        "rootless_udi.layover",
         "rootless_udi.execute",
         "rootless_udi.inject",
         "rootless_udi.launch",

@@ -14,6 +14,7 @@ import os
 from errno import EINVAL, ENOTCONN
 from stat import S_IMODE, S_ISDIR
 
+from rootless_udi import layover
 from rootless_udi.errors import UdiError
 from rootless_udi.idmap import maps, userns
 from rootless_udi.plan import Plan, layered
@@ -207,24 +208,22 @@ def _watch() -> int | None:
 def _layer(plan: Plan) -> "tuple[Step, ...]":
     """Do what can be done in the overlay's upper layer; return the steps that are done.
 
-    A file's mount point is made there too.
+    A file's mount point is made there too, and the standard directories that the image has not, or
+    something else in their place.
     """
     steps = layered(plan)
-    if not steps:
-        return ()
-    mode = 0o755
+    etc = "/upper/upper/etc"
     try:
-        found = os.lstat("/image/etc").st_mode
-        if not S_ISDIR(found):
-            # The layer would hide it; the usual way says what is wrong with it, if anything.
-            return ()
-        mode = S_IMODE(found)
+        mode = os.lstat("/image/etc").st_mode if steps else 0
     except FileNotFoundError:
-        pass
-    os.mkdir("/upper/upper/etc")
-    os.chmod("/upper/upper/etc", mode)
+        mode = 0o40755
+    if plan.overlay and not (plan.complete and (S_ISDIR(mode) or not steps)):
+        etc = f"/upper/upper{layover.directories('/image', '/upper/upper')}"
+    elif steps:
+        os.mkdir(etc)
+        os.chmod(etc, S_IMODE(mode))
     for step in steps:
-        path = f"/upper/upper{step.target}"
+        path = f"{etc}/{step.target.rpartition('/')[2]}"
         if isinstance(step, File):
             write(path, step)
         elif isinstance(step, Symlink):

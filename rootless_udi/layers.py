@@ -97,6 +97,8 @@ class Summary(Record):
     """Files and directories whose setuid or setgid bit was dropped."""
     xattrs: int = 0
     """Extended attributes dropped."""
+    mount_points: bool = True
+    """The image has all of skeleton.py; else each start lays over it what must be there."""
 
 
 def merge(layers: Sequence[Layer], write: Write, observer: Observer | None = None) -> Summary:
@@ -282,7 +284,7 @@ class _Merge:
 
     def finish(self) -> Summary:
         """Write the end of the tar."""
-        self.tree.mount_points()
+        whole = self.tree.mount_points()
         kinds: dict[str, int] = {}
         for path in sorted(self.tree.others):
             node = self.tree.others[path]
@@ -310,4 +312,5 @@ class _Merge:
             devices=paths(self.devices),
             setuid=paths(self.setuid),
             xattrs=self.xattrs,
+            mount_points=whole,
         )

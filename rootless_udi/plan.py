@@ -51,6 +51,8 @@ class Plan(Record):
     hooks: tuple[Hook, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    complete: bool = True
+    """The image has all of skeleton.py, where it belongs; else it is laid over the image."""
 
 
 def build(
@@ -107,6 +109,7 @@ def build(
         hooks=hooks,
         notes=tuple(note for injection in injections for note in injection.notes),
         warnings=tuple(text for injection in injections for text in injection.warnings),
+        complete=bool(facts.get("mount_points")),
     )
 
 
@@ -224,6 +227,8 @@ def _overlay(
         why = "--writable: changes go to memory and are gone at the end"
     elif not image.facts.get("mount_points"):
         why = "the image was not made by udi pull and may lack mount points"
+        if "mount_points" in image.facts:
+            why = "the image has a file where a directory must be, or the other way round"
     else:
         made = {*skeleton.DIRECTORIES, *skeleton.FILES, *skeleton.SYMLINKS}
         covered = {s.target for s in steps if isinstance(s, Mount)}

@@ -374,7 +374,7 @@ def facts(
         "labels": dict(config.labels),
         "volumes": list(config.volumes),
         "layers": [layer.digest for layer in resolved.manifest.layers],
-        "mount_points": True,
+        "mount_points": summary.mount_points,
         "compression": compression,
         "size": summary.bytes,
         "files": summary.files,

@@ -122,7 +122,8 @@ def local(text: str, path: str) -> Image:
     except OSError as error:
         raise UdiError(f"opening image {path} failed: {error.strerror}") from None
     if S_ISDIR(status.st_mode):
-        if not os.path.isdir(f"{path}/usr") and not os.path.isdir(f"{path}/bin"):
+        # Links of the image (Nix: /bin -> /nix/store/...) lead nowhere on the host.
+        if not os.path.lexists(f"{path}/usr") and not os.path.lexists(f"{path}/bin"):
             raise UdiError(
                 f"directory {path} is no root file system: it has neither /usr nor /bin",
                 f"an OCI image layout is named oci:{path}",
@@ -243,8 +244,8 @@ def udi(words: "list[str]", more: "Mapping[str, str]") -> int:
     """Run the udi command of this very package; return its exit status."""
     from rootless_udi import child
 
-    # Standard output is the command's: what the pull says goes to standard error.
-    actions = [(os.POSIX_SPAWN_DUP2, 2, 1)]
+    # Standard output is the command's; a digest or path that `udi` prints is for scripts.
+    actions = [(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
     argv = child.argv("from rootless_udi.cli import main; main()", *words)
     pid = os.posix_spawn(argv[0], argv, {**os.environ, **more}, file_actions=actions)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

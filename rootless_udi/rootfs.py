@@ -6,7 +6,7 @@ The host's tree is at /host and private memory at /files, as `execute` arranges 
 
 import os
 from errno import EEXIST, ELOOP, ENOENT, ENOTDIR, EROFS
-from stat import S_ISDIR, S_ISLNK
+from stat import S_ISDIR
 
 from rootless_udi import skeleton
 from rootless_udi.errors import UdiError
@@ -42,6 +42,11 @@ class Rootfs:
         self.files = 0
         self.to_seal: list[int] = []
         self.checked: set[str] = set()
+        self.mounts: list[tuple[str, str, str]] = []
+        """Of each mount its target by name, where that has led, and the host's path ("" where it
+        is no bind)."""
+        self.where: dict[str, str] = {}
+        """Where standard directories are, as far as that has been looked at."""
 
     def do(self, step: "Step | FileCache") -> None:
         """Carry out one step."""
@@ -57,6 +62,10 @@ class Rootfs:
             assert isinstance(step, Directory)
             os.close(self.ensure(step.target, True, step.mode))
 
+    def found(self, fd: int) -> str:
+        """Return the path inside of what is open, without links."""
+        return os.readlink(f"/host/proc/self/fd/{fd}").removeprefix(self.root) or "/"
+
     def mount(self, step: Mount) -> None:
         """Bind the source or mount a file system on the target."""
         words = {o for o in step.options if o in _WORDS}
@@ -65,6 +74,7 @@ class Rootfs:
         is_directory = bool(step.fstype) or S_ISDIR(os.stat(source).st_mode)
         target = self.ensure(step.target, is_directory)
         where = f"/host/proc/self/fd/{target}"
+        self.mounts.append((step.target, self.found(target), "" if step.fstype else step.source))
         if step.fstype:
             data = ",".join(o for o in step.options if o not in _WORDS)
             mount(step.source, where, step.fstype, flags, data)
@@ -89,6 +99,7 @@ class Rootfs:
         from rootless_udi import detached
 
         target = self.ensure(path, True)
+        self.mounts.append((path, self.found(target), ""))
         detached.attach(self.caches[path], target)
         os.close(target)
 
@@ -112,8 +123,9 @@ class Rootfs:
     def symlink(self, step: Symlink) -> None:
         """Make a link; one that is there and says the same is left alone."""
         folder, _, name = step.target.rpartition("/")
-        parent = self.ensure(folder or "/", True)
+        parent = self._reach(folder or "/", True)
         try:
+            self._allow(step.target, self.found(parent), name)
             try:
                 os.symlink(step.to, name, dir_fd=parent)
             except OSError as error:
@@ -149,49 +161,99 @@ class Rootfs:
         )
 
     def ensure(self, path: str, is_directory: bool, mode: int = 0o755) -> int:
-        """Open the mount point `path`, which is made where it is missing, with its parents."""
+        """Open the mount point `path`, which is made where it is missing, with its parents.
+
+        Raises UdiError where links lead it to a place that it may not cover.
+        """
+        fd = self._reach(path, is_directory, mode)
+        if path not in skeleton.DIRECTORIES:
+            found = self.found(fd)
+            if why := skeleton.carried(path, found, self._places()):
+                os.close(fd)
+                raise _elsewhere(path, found, why)
+        return fd
+
+    def _reach(self, path: str, is_directory: bool, mode: int = 0o755, asked: str = "") -> int:
+        """Open `path`, which is made where it is missing. `asked` led to it, by a link."""
         try:
             fd = self.open(path)
         except OSError as error:
             if error.errno == ENOENT:
-                return self._make(path, is_directory, mode)
+                return self._make(path, is_directory, mode, asked or path)
             why = {
-                ELOOP: "the image's symbolic links lead in a circle",
-                ENOTDIR: "a part of it is a file in the image",
+                ELOOP: f"the symbolic links of {self._whose(path)} lead in a circle",
+                ENOTDIR: f"a part of it is a file in {self._whose(path)}",
             }.get(error.errno or 0, error.strerror)
             raise UdiError(f"mount point {path} can't be opened: {why}") from None
-        self._check(path, fd)
+        if path in skeleton.DIRECTORIES:
+            self._check(path, fd)
         if S_ISDIR(os.fstat(fd).st_mode) != is_directory:
             os.close(fd)
             kinds = ("a file", "a directory")
             raise UdiError(
-                f"mounting on {path} failed: it is {kinds[not is_directory]} in the image, and "
-                f"{kinds[is_directory]} is to be mounted there",
+                f"mounting on {path} failed: it is {kinds[not is_directory]} in "
+                f"{self._whose(path)}, and {kinds[is_directory]} is to be mounted there",
             )
         return fd
 
-    def _check(self, path: str, fd: int) -> None:
-        """Refuse a standard mount point that the image's links lead elsewhere (/etc -> /)."""
-        if path not in skeleton.DIRECTORIES:
-            return
-        found = os.readlink(f"/host/proc/self/fd/{fd}")
-        found = found.removeprefix(self.root) or "/"
-        if found != path and found not in skeleton.DIRECTORIES:
-            os.close(fd)
-            raise UdiError(
-                f"mount point {path} is a symbolic link in the image, to {found}",
-                "no image of a Linux distribution has that; make it a directory",
-            )
+    def _whose(self, path: str) -> str:
+        """Return words for what has `path`, by its name: the image, or a volume's source."""
+        named = [(name, source) for name, _, source in self.mounts if skeleton.within(path, name)]
+        return max(named, key=lambda one: len(one[0]), default=("", ""))[1] or "the image"
 
-    def _make(self, path: str, is_directory: bool, mode: int) -> int:
+    def _places(self) -> dict[str, str]:
+        """Return where the standard directories are."""
+        for point in ("/etc", "/opt/udiImage"):
+            if point not in self.where:
+                self.where[point] = point
+                try:
+                    fd = self.open(point)
+                except OSError:
+                    continue
+                self.where[point] = self.found(fd)
+                os.close(fd)
+        return {point: self.where.get(point, point) for point in skeleton.DIRECTORIES}
+
+    def _check(self, path: str, fd: int) -> None:
+        """Refuse a standard directory that the image's links lead where it may not be."""
+        found = self.found(fd)
+        folder, _, name = path.rpartition("/")
+        if found != path:
+            fits = path in skeleton.FOLLOWED and skeleton.may_lead(found)
+            if folder:
+                parent = self._reach(folder, True)
+                fits = found == f"{self.found(parent)}/{name}"
+                os.close(parent)
+            if not fits:
+                os.close(fd)
+                raise UdiError(
+                    f"mount point {path} is a symbolic link in the image, to {found}",
+                    "make the image anew (udi pull --force)",
+                )
+        self.where[path] = found
+
+    def _make(self, path: str, is_directory: bool, mode: int, asked: str) -> int:
         folder, _, name = path.rstrip("/").rpartition("/")
-        parent = self.ensure(folder or "/", True)
+        parent = self._reach(folder or "/", True, asked=asked if asked != path else "")
         try:
+            where = self.found(parent)
+            source = self._allow(asked, where, name)
+            if is_directory and not source and (led := _link(parent, name)) is not None:
+                # It leads to nothing (/home -> var/home of an image for bootc): that is made.
+                to = led if led.startswith("/") else f"{where}/{led}"
+                return self._reach(to, True, mode, asked)
             if path in skeleton.FILES or not is_directory:
-                self._make_file(parent, name)
-            else:
+                _make_file(parent, name, replace=not source)
+            elif name not in ("", ".", ".."):
                 os.mkdir(name, mode, dir_fd=parent)
         except OSError as error:
+            if source:
+                word = "mkdir -p" if is_directory else "touch"
+                raise UdiError(
+                    f"mount point {path} is not in {source} and can't be made there: "
+                    f"{error.strerror}",
+                    f"make it on the host first ({word}), or choose another destination",
+                ) from None
             raise UdiError(
                 f"mount point {path} is not in the image and can't be made: {error.strerror}",
                 "choose a destination that exists in the image, or make it writable (--writable)",
@@ -200,15 +262,19 @@ class Rootfs:
             os.close(parent)
         return self.open(path)
 
-    def _make_file(self, parent: int, name: str) -> None:
-        """Make an empty file; a dangling link of the image in its place goes."""
-        try:
-            if S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-                os.unlink(name, dir_fd=parent)
-        except FileNotFoundError:
-            pass
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        os.close(os.open(name, flags, 0o644, dir_fd=parent))
+    def _allow(self, path: str, where: str, name: str) -> str:
+        """Refuse to make `path` as `name` in the directory `where` if only links lead there.
+
+        Return the path on the host of what is mounted there; "" for the image and private memory.
+        """
+        place = f"{where.rstrip('/')}/{name}"
+        if why := skeleton.carried(path, place, self._places()):
+            raise _elsewhere(path, place, why)
+        inside = [mount for mount in self.mounts if skeleton.within(where, mount[1])]
+        by_name, found, source = max(inside, key=lambda one: len(one[1]), default=("", "", ""))
+        if source and not (skeleton.within(path, by_name) or skeleton.within(path, found)):
+            raise _elsewhere(path, place, f"nothing is made in {source} of the host through a link")
+        return source
 
     def seal(self) -> None:
         """Make read-only what had to be writable while mount points were made in it.
@@ -219,6 +285,29 @@ class Rootfs:
             restrict(f"/host/proc/self/fd/{fd}", MS_RDONLY, below=False)
             os.close(fd)
         os.close(self.fd)
+
+
+def _elsewhere(path: str, found: str, why: str) -> UdiError:
+    led = f"symbolic links lead it to {found}, and " if found != path else ""
+    return UdiError(
+        f"mounting on {path} failed: {led}{why}",
+        "choose another destination, for example /data",
+    )
+
+
+def _link(folder: int, name: str) -> str | None:
+    try:
+        return os.readlink(name, dir_fd=folder)
+    except OSError:
+        return None
+
+
+def _make_file(folder: int, name: str, replace: bool) -> None:
+    """Make an empty file; where `replace`, a dangling link of the image in its place goes."""
+    if replace and _link(folder, name) is not None:
+        os.unlink(name, dir_fd=folder)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    os.close(os.open(name, flags, 0o644, dir_fd=folder))
 
 
 def write(path: str, step: File) -> None:

@@ -1,16 +1,12 @@
 """What the layers seen so far, from the top down, leave of lower ones; and the finished tree."""
 
-from rootless_udi.errors import UdiError
+from os import fsdecode, fsencode
+
 from rootless_udi.onelayer import Node, OneLayer
-from rootless_udi.skeleton import DIRECTORIES, FILES, SYMLINKS
-from rootless_udi.tarbytes import shown
+from rootless_udi.skeleton import DIRECTORIES, FILES, SYMLINKS, places
 from rootless_udi.tarstream import DIRECTORY, FILE, SYMLINK
 
 _DIR, _CLOSED, _OPAQUE, _SEALED = 1, 2, 4, 8
-
-REPLACED = frozenset({"/run", "/tmp", "/var/tmp"})
-"""Where a symbolic link of the image becomes a directory: each start mounts something of its own
-there. A link at /etc or another mount point is refused: files of the image are found through it."""
 
 
 class Above:
@@ -89,7 +85,8 @@ class Tree:
 
     def file(self, path: bytes) -> None:
         """Note that a regular file is at `path`."""
-        if path in _POINTS:
+        if path.rpartition(b"/")[2] in _NAMES:
+            # Which of these are at a mount point is known when all links are.
             self._taken.add(path)
 
     def directory(self, path: bytes, node: Node, sealed: bool) -> None:
@@ -98,48 +95,69 @@ class Tree:
         if have is None or (node.explicit and not have.explicit and not sealed):
             self.others[path] = node
 
-    def mount_points(self) -> None:
-        """Put in the directories, files and links of skeleton.py; refuse an image that can't."""
-        for point in DIRECTORIES:
-            path = point[1:].encode()
-            kind = self._kind(path)
-            if kind is None or (kind is SYMLINK and point in REPLACED):
-                node = Node(path, None)
-                node.mode = 0o1777 if point in ("/tmp", "/var/tmp") else 0o755
-                self.others[path] = node
-            elif kind is not DIRECTORY:
-                self._refuse(point, kind, "a directory")
-        for point in FILES:
-            path = point[1:].encode()
-            kind = self._kind(path)
-            if kind is None or kind is SYMLINK:
-                self.others.pop(path, None)
-                self.empty.append(path)
-            elif kind is not FILE:
-                self._refuse(point, kind, "a file")
-        for point, target in SYMLINKS.items():
-            path = point[1:].encode()
-            if self._kind(path) is None:
-                node = Node(path, None)
-                node.kind, node.mode, node.target = SYMLINK, 0o777, target.encode()
-                self.others[path] = node
+    def mount_points(self) -> bool:
+        """Put in the directories, files and links of skeleton.py, where the image's links lead.
 
-    def _kind(self, path: bytes) -> str | None:
-        node = self.others.get(path)
+        Return whether they are all there. A file in the place of a directory, or the other way
+        round, may be written already: it stays, and each start lays over it what must be there.
+        """
+        whole = True
+        where = places(self._link, lambda path: self._kind(path) is DIRECTORY)
+        for point, place in where.items():
+            for path in _parents(place):
+                kind = self._kind(path)
+                if kind is FILE:
+                    whole = False
+                    break
+                if kind is not DIRECTORY:
+                    last = path == place and point in ("/tmp", "/var/tmp")
+                    self._put(path, DIRECTORY, 0o1777 if last else 0o755)
+        etc = where["/etc"]
+        for point in FILES:
+            path = f"{etc}/{point.rpartition('/')[2]}"
+            if self._kind(path) is DIRECTORY or self._kind(etc) is not DIRECTORY:
+                whole = False
+            elif self._kind(path) is not FILE:
+                self.others.pop(fsencode(path[1:]), None)
+                self.empty.append(fsencode(path[1:]))
+        return self._links(where) and whole
+
+    def _links(self, where: dict[str, str]) -> bool:
+        """Put in the links of skeleton.py; only /etc/mtab replaces what the image has.
+
+        Each start makes that one, and can't on a read-only image, unless it is there.
+        """
+        whole = True
+        for point, target in SYMLINKS.items():
+            folder, _, name = point.rpartition("/")
+            path = f"{where[folder]}/{name}"
+            kind, ours = self._kind(path), point == "/etc/mtab"
+            if self._kind(where[folder]) is not DIRECTORY or (ours and kind in (FILE, DIRECTORY)):
+                whole = False
+            elif kind is None or ours:
+                self._put(path, SYMLINK, 0o777, target)
+        return whole
+
+    def _put(self, path: str, kind: str, mode: int, target: str = "") -> None:
+        node = Node(fsencode(path[1:]), None)
+        node.kind, node.mode, node.target = kind, mode, fsencode(target)
+        self.others[node.path] = node
+
+    def _kind(self, path: str) -> str | None:
+        node = self.others.get(fsencode(path[1:]))
         if node is not None:
             return node.kind
-        return FILE if path in self._taken else None
+        return FILE if fsencode(path[1:]) in self._taken else None
 
-    def _refuse(self, point: str, kind: str, wanted: str) -> None:
-        node = self.others.get(point[1:].encode())
-        what = f"the image has a {kind} there"
-        if node is not None and node.kind is SYMLINK:
-            what = f"the image has a symbolic link there, to {shown(node.target)}"
-        raise UdiError(
-            f"making the mount point {point} failed: {what}, and it must be {wanted}",
-            f"every container gets something of the host's mounted there; make {point} {wanted} "
-            "in the image",
-        )
+    def _link(self, path: str) -> str | None:
+        node = self.others.get(fsencode(path[1:]))
+        return fsdecode(node.target) if node is not None and node.kind is SYMLINK else None
 
 
-_POINTS = frozenset(p[1:].encode() for p in (*DIRECTORIES, *FILES, *SYMLINKS))
+def _parents(path: str) -> list[str]:
+    """Return the parents of `path` and it, the highest first."""
+    names = path.split("/")
+    return ["/".join(names[:count]) for count in range(2, len(names) + 1)]
+
+
+_NAMES = frozenset(p.rpartition("/")[2].encode() for p in (*DIRECTORIES, *FILES, *SYMLINKS))

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from rootless_udi import decompress
 from rootless_udi.errors import UdiError
 from rootless_udi.layers import Layer, merge
-from rootless_udi.skeleton import DIRECTORIES, FILES
+from rootless_udi.skeleton import DIRECTORIES, FILES, FOLLOWED, MOUNTED
 from rootless_udi.squashfs import Again
 from tests import probes
 from tests.layerkit import (
@@ -417,22 +417,82 @@ def test_symbolic_links_at_mount_points(tmp_path: Path) -> None:
     assert found["run"][:2] == ("dir", 0o755)
 
 
-@pytest.mark.parametrize("point", ["etc", "dev", "proc", "sys", "opt", "var", "opt/udiImage"])
-def test_symbolic_link_at_a_directory_is_refused(tmp_path: Path, point: str) -> None:
-    with pytest.raises(UdiError) as caught:
-        result(tmp_path, [symlink(point, "/")])
-    assert caught.value.message == (
-        f"making the mount point /{point} failed: the image has a symbolic link there, to /, "
-        "and it must be a directory"
-    )
-    assert f"make /{point} a directory in the image" in caught.value.hint
+def whole(folder: Path, *members: M) -> tuple[bool, dict[str, Seen]]:
+    data, summary = merged([layer(folder, tar(list(members)))])
+    return summary.mount_points, read(data, skeleton=True)
 
 
-def test_wrong_kinds_at_mount_points(tmp_path: Path) -> None:
-    assert "/tmp failed: the image has a file there" in refused(tmp_path, [file("tmp")])
-    message = refused(tmp_path, [directory("etc/hosts")])
-    assert message.startswith("making the mount point /etc/hosts failed: the image has a dir there")
-    assert "/run failed: the image has a fifo" in refused(tmp_path, [M("run", "fifo")])
+@pytest.mark.parametrize("point", sorted(MOUNTED))
+@pytest.mark.parametrize("target", ["/", "usr", "/nothing", "../../..", "self"])
+def test_a_link_where_something_is_mounted_becomes_a_directory(
+    tmp_path: Path, point: str, target: str
+) -> None:
+    target = point.rpartition("/")[2] if target == "self" else target
+    ready, found = whole(tmp_path, directory("usr"), symlink(point[1:], target))
+    assert ready and found[point[1:]][0] == "dir"
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("point", sorted(FOLLOWED))
+def test_a_link_that_leads_to_a_directory_of_the_image_stays(
+    tmp_path: Path, point: str, absolute: bool
+) -> None:
+    name = point[1:]
+    members = [
+        directory("nix/env", 0o555),
+        directory(f"nix/env{point}", 0o555),
+        file(f"nix/env{point}/passwd", "mine"),
+        symlink("current", "/nix/env"),
+        symlink(name, f"{'/' * absolute}current{point}"),
+    ]
+    ready, found = whole(tmp_path, *members)
+    assert ready and found[name][0] == "symlink"
+    place = f"nix/env{point}"
+    assert found[place][:2] == ("dir", 0o555) and found[f"{place}/passwd"][2] == b"mine"
+    inside = [p for p in (*DIRECTORIES, *FILES) if p.startswith(f"{point}/")]
+    assert inside and all(place + p.removeprefix(point) in found for p in inside)
+
+
+@pytest.mark.parametrize("point", sorted(FOLLOWED))
+@pytest.mark.parametrize(
+    "target", ["/", "..", "/nothing", "usr/file", "tmp/x", "/etc", "/dev", "loop", "/proc/1/root"]
+)
+def test_a_link_that_leads_elsewhere_becomes_a_directory(
+    tmp_path: Path, point: str, target: str
+) -> None:
+    members = [file("usr/file"), directory("tmp/x"), symlink("loop", "loop")]
+    ready, found = whole(tmp_path, *members, symlink(point[1:], target))
+    assert ready and found[point[1:]][0] == "dir"
+    assert found["etc/passwd"][:3] == ("file", 0o644, b"")
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        file("tmp"),
+        file("var"),
+        file("etc"),
+        directory("etc/hosts"),
+        directory("etc/passwd"),
+        file("etc/mtab"),
+    ],
+    ids=lambda member: member.name,
+)
+def test_files_and_directories_in_each_others_place_stay(tmp_path: Path, member: M) -> None:
+    """Each start lays over them what must be there."""
+    ready, found = whole(tmp_path, member)
+    assert not ready and found[member.name][0] == ("file" if member.kind == "file" else "dir")
+
+
+def test_the_link_of_other_distributions_at_mtab_is_replaced(tmp_path: Path) -> None:
+    """../proc/self/mounts, in images of the Red Hat family: no start could change it."""
+    ready, found = whole(tmp_path, symlink("etc/mtab", "../proc/self/mounts"))
+    assert ready and found["etc/mtab"][2] == "/proc/mounts"
+
+
+def test_a_fifo_at_a_mount_point_is_replaced(tmp_path: Path) -> None:
+    ready, found = whole(tmp_path, M("run", "fifo"), M("etc/hosts", "fifo"))
+    assert ready and (found["run"][0], found["etc/hosts"][0]) == ("dir", "file")
 
 
 # Blobs

@@ -427,15 +427,6 @@ def test_a_directory_and_a_foreign_squashfs(user: User, box: Path) -> None:
     assert lines(user.run("udi-run", foreign, "id", "-un")) == [user.name]
 
 
-def test_etc_that_is_a_link_is_refused(user: User, box: Path) -> None:
-    tree = user.home / "tree"
-    (tree / "usr").mkdir(parents=True)
-    (tree / "etc").symlink_to("/")
-    done = user.run("udi-run", tree, "true")
-    assert done.returncode == 125
-    assert "mount point /etc is a symbolic link in the image, to /" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("content", "why"),
     [
