@@ -27,11 +27,16 @@ if TYPE_CHECKING:
 
 VENDORS = ("nvidia", "amd", "intel")
 WORDS = ("auto", *VENDORS, "cdi:NAME", "none")
-VARIABLES = ("NVIDIA_DRIVER_CAPABILITIES", "NVIDIA_DISABLE_REQUIRE", "CUDA_MPS_PIPE_DIRECTORY")
+VARIABLES = (
+    "NVIDIA_DRIVER_CAPABILITIES",
+    "NVIDIA_DISABLE_REQUIRE",
+    "CUDA_MPS_PIPE_DIRECTORY",
+    "LD_LIBRARY_PATH",
+)
 """The caller's variables that the plan depends on; the choice of cards is not among them."""
 
 _MARKS = {
-    "nvidia": ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg"),
+    "nvidia": ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg", "/dev/nvmap"),
     "amd": ("/dev/kfd",),
     "intel": ("/dev/dri", "/dev/accel"),
 }

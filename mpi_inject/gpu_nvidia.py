@@ -19,7 +19,7 @@ def plan(context: Context) -> Injection | None:
     """Return the part of an NVIDIA driver found without CDI."""
     root = context.root
     wanted = capabilities(context.env, context.environ)
-    driver = nvidia.discover(root, context.machine, wanted)
+    driver = nvidia.discover(root, context.machine, wanted, nvidia.folders(context.environ))
     if driver is None:
         return None
     _usable(root, driver.nodes)

@@ -34,7 +34,7 @@ def report(
     Raises UdiError as gpu.plan does, and where there is no GPU.
     """
     machine = machine or os.uname().machine
-    lines = _hardware(root, machine) + _registry(cdi_registry.load(directories, root))
+    lines = _hardware(root, machine, environ) + _registry(cdi_registry.load(directories, root))
     planned = gpu.plan(request, devices, {}, environ, root, machine, directories)
     nothing = " nothing but /dev, which every container has"
     added = planned.steps or planned.environment
@@ -44,9 +44,9 @@ def report(
     return lines + [f"  note: {note}" for note in planned.notes]
 
 
-def _hardware(root: str, machine: str) -> list[str]:
+def _hardware(root: str, machine: str, environ: "Mapping[str, str]") -> list[str]:
     lines = []
-    driver = nvidia.discover(root, machine)
+    driver = nvidia.discover(root, machine, search=nvidia.folders(environ))
     if driver:
         cuda, sure = cuda_of(driver.version)
         newest = f", CUDA {cuda}{'' if sure else ' or newer'}" if cuda else ""
@@ -89,7 +89,9 @@ def _env(operation: Env) -> str:
     return f"{operation.name} {words[operation.op]} {operation.value}"
 
 
-def specifications(root: str = "/", machine: str = "") -> "dict[str, str]":
+def specifications(
+    root: str = "/", machine: str = "", environ: "Mapping[str, str] | None" = None
+) -> "dict[str, str]":
     """Return the CDI files of what discovery finds: file name -> JSON text.
 
     Each is valid against the CDI JSON schema. For another engine to find the libraries, its hook
@@ -98,7 +100,7 @@ def specifications(root: str = "/", machine: str = "") -> "dict[str, str]":
     """
     machine = machine or os.uname().machine
     documents: list[tuple[str, dict[str, Any]]] = []
-    driver = nvidia.discover(root, machine, WORDS)
+    driver = nvidia.discover(root, machine, WORDS, nvidia.folders(environ or {}))
     if driver:
         documents.append(("nvidia", _nvidia(root, driver)))
     found = {"amd": amd.discover(root), "intel": intel.discover(root)}

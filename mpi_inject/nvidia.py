@@ -22,7 +22,7 @@ from rootless_udi.records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 _PROGRAMS = {
     "nvidia-smi": "utility",
@@ -47,6 +47,10 @@ _MULTIARCH = {
     "ppc64le": "powerpc64le-linux-gnu",
 }
 WSL = "/usr/lib/wsl"
+_TEGRA = ("/etc/nv_tegra_release", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/nvmap")
+"""What a board of NVIDIA's has, whose GPU is part of its processor (L4T, JetPack)."""
+_TEGRA_VERSION = "1.1"
+"""In the name of L4T's libcuda.so.1.1, whatever the release."""
 _CONFIGS = (
     "/usr/share/glvnd/egl_vendor.d/10_nvidia.json",
     "/usr/share/egl/egl_external_platform.d/15_nvidia_gbm.json",
@@ -99,24 +103,31 @@ class Driver(Record):
 
 def looked_for() -> str:
     """Return what discovery looks at first, for the error on a node without a GPU."""
-    return "NVIDIA: /proc/driver/nvidia/version, /dev/nvidiactl, /dev/dxg (WSL)"
+    return (
+        "NVIDIA: /proc/driver/nvidia/version, /dev/nvidiactl, /dev/dxg (WSL), /dev/nvmap (Jetson)"
+    )
 
 
-def discover(root: str, machine: str, wanted: "Iterable[str]" = DEFAULT) -> Driver | None:
+def discover(
+    root: str, machine: str, wanted: "Iterable[str]" = DEFAULT, search: "Iterable[str]" = ()
+) -> Driver | None:
     """Return the driver's parts for `wanted` capabilities; None on a node that has none.
 
-    `machine` is uname(2)'s. Raises UdiError for a driver that is there and broken.
+    `machine` is uname(2)'s, `search` are folders that come last. Raises UdiError for a driver that
+    is there and broken, and for one of a Jetson.
     """
     wanted = tuple(wanted)
     version = kernel_version(read(root, "/proc/driver/nvidia/version"))
     wsl = exists(root, "/dev/dxg") and exists(root, WSL + "/lib")
     if not version and not wsl and not exists(root, "/dev/nvidiactl"):
+        if tegra := _tegra(root):
+            raise _jetson(tegra)
         return None
     notes: list[str] = []
     cached, note = _cached(root, machine)
     notes += [note] if note else []
     links = Links(root)
-    usual = [f for d in _folders(machine) if (f := links.resolve(d))]
+    usual = [f for d in (*_folders(machine), *search) if (f := links.resolve(d))]
     path, found = _libcuda(links, machine, version, cached, usual, notes)
     version = version or found
     folders = [os.path.dirname(path)]
@@ -134,6 +145,15 @@ def discover(root: str, machine: str, wanted: "Iterable[str]" = DEFAULT) -> Driv
         notes=tuple(notes),
         wsl=wsl,
     )
+
+
+def folders(environ: "Mapping[str, str]") -> list[str]:
+    """Return the caller's LD_LIBRARY_PATH, without CUDA's own folders of a libcuda.
+
+    A stub has no driver behind it; a compatibility library is the image's or program's affair.
+    """
+    every = environ.get("LD_LIBRARY_PATH", "").split(":")
+    return [f for f in every if f.startswith("/") and not {"stubs", "compat"} & set(f.split("/"))]
 
 
 def kernel_version(text: str) -> str:
@@ -224,7 +244,26 @@ def _libcuda(
                 others = ", ".join(found)
                 notes.append(f"several libcuda ({others}): the loader's first is taken, {real}")
             return real, have
+    for real, have in found.items():
+        if have == _TEGRA_VERSION:
+            raise _jetson(_tegra(links.root) or real)
     raise _no_libcuda(version, sorted(set(found.values())), dangling, _folders(machine))
+
+
+def _tegra(root: str) -> str:
+    """Return what shows that the node is a Jetson or another board of NVIDIA's, or ""."""
+    return next((path for path in _TEGRA if exists(root, path)), "")
+
+
+def _jetson(mark: str) -> UdiError:
+    """Return the error for a board's GPU. Its driver is no part of a numbered release: dozens of
+    libraries of the board's L4T, and nodes, which only NVIDIA's own list tells apart."""
+    return UdiError(
+        f"this node is an NVIDIA Jetson (Tegra; {mark}): the driver of its GPU can't be found"
+        " without a CDI file",
+        "have one written on the node: nvidia-ctk cdi generate --mode=csv"
+        " --output=/etc/cdi/nvidia.yaml",
+    )
 
 
 def _no_libcuda(version: str, have: list[str], dangling: list[str], folders: list[str]) -> UdiError:
@@ -240,7 +279,9 @@ def _no_libcuda(version: str, have: list[str], dangling: list[str], folders: lis
         where = f"{dangling[0]} leads nowhere; {where}"
     return UdiError(
         f"{loaded} but no libcuda.so.1 of this machine was found: looked in {where}",
-        "install the driver's libraries (nvidia-driver-cuda, libnvidia-compute) on the node",
+        "install the driver's libraries (nvidia-driver-cuda, libnvidia-compute) on the node; if"
+        " they lie elsewhere, name their folder in ld.so.conf or LD_LIBRARY_PATH, or have a CDI file"
+        " written: nvidia-ctk cdi generate",
     )
 
 

@@ -176,7 +176,7 @@ def gpu_cdi(arguments: Arguments) -> int:
     """udi gpu cdi."""
     from rootless_udi.mpi_inject import gpu_report as reporting
 
-    found = reporting.specifications()
+    found = reporting.specifications(environ=os.environ)
     if arguments.to is None and len(found) == 1:
         print(json.dumps(json.loads(next(iter(found.values()))), indent=2))
         return 0

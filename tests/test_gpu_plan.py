@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rootless_udi.errors import UdiError
-from rootless_udi.mpi_inject import gpu, hostroot, nvidia
+from rootless_udi.mpi_inject import gpu, gpu_report, hostroot, nvidia
 from rootless_udi.mpi_inject.gpu_parts import BIN, LIB
 from rootless_udi.steps import Env, Injection, Mount, Symlink
 from tests import gpuhosts
@@ -216,6 +216,50 @@ def test_a_driver_of_another_version_than_the_kernel_module_is_refused(tmp_path:
     with pytest.raises(UdiError, match=f"565.57.01 and libcuda {VERSION} do not match") as caught:
         plan(host)
     assert "reboot" in caught.value.hint
+
+
+JETSONS = {
+    "JetPack 6": ("nvidia", ("nvidiactl", "nvidia0", "nvmap", "nvhost-gpu", "nvgpu/igpu0/ctrl")),
+    "JetPack 5": ("tegra", ("nvmap", "nvhost-gpu")),
+    "JetPack 4": ("tegra", ("nvmap", "nvhost-ctrl-gpu")),
+}
+
+
+@pytest.mark.parametrize("name", JETSONS)
+def test_a_jetson_is_named_as_such(name: str, tmp_path: Path) -> None:
+    """Its libcuda.so.1.1 has no driver's number, and no reboot mends that."""
+    folder, nodes = JETSONS[name]
+    host, place = Host(tmp_path).nodes(*nodes), f"/usr/lib/{MULTIARCH}/{folder}"
+    host.copy(f"{place}/libcuda.so.1.1", gpuhosts.compile("libcuda.so.1"))
+    host.link(f"{place}/libcuda.so.1", "libcuda.so.1.1").ldconfig(place)
+    if "nvidiactl" in nodes:
+        host.write("/proc/driver/nvidia/version", gpuhosts.OPEN.format("540.4.0"))
+    for request in ("auto", "nvidia"):
+        with pytest.raises(UdiError, match="this node is an NVIDIA Jetson") as caught:
+            plan(host, request)
+        assert "nvidia-ctk cdi generate --mode=csv" in caught.value.hint
+
+
+def test_a_card_in_a_board_of_nvidias_is_used(tmp_path: Path) -> None:
+    """An IGX with a card: libcuda of the kernel module's version beside the board's nodes."""
+    assert plan(gpuhosts.local(tmp_path).nodes("nvmap")).steps
+
+
+def test_a_driver_in_a_folder_of_ld_library_path(tmp_path: Path) -> None:
+    """As --mpi finds an MPI; a stub or CUDA's compatibility library there is no driver."""
+    host = Host(tmp_path).kernel().libraries("/opt/site/driver/lib64")
+    host.libraries("/cuda/lib64/stubs", VERSION).libraries("/cuda/compat", VERSION)
+    with pytest.raises(UdiError, match=r"no libcuda\.so\.1 of this machine") as caught:
+        plan(host, environ={"LD_LIBRARY_PATH": "/cuda/lib64/stubs:/cuda/compat:relative"})
+    assert "LD_LIBRARY_PATH" in caught.value.hint and "nvidia-ctk" in caught.value.hint
+    environ = {"LD_LIBRARY_PATH": "/cuda/lib64/stubs::/opt/site/driver/lib64"}
+    found = plan(host, environ=environ)
+    assert f"{LIB}/libcuda.so.{VERSION}" in targets(found)
+    assert gpu_report.report("auto", (), environ, host.root)[0].startswith("NVIDIA driver")
+    assert "/opt/site/driver" in gpu_report.specifications(host.root, "", environ)["nvidia.json"]
+    host.libraries(f"/usr/lib/{MULTIARCH}", VERSION)
+    sources = [s.source for s in plan(host, environ=environ).steps if isinstance(s, Mount)]
+    assert not any("/opt/site" in path for path in sources)
 
 
 def test_without_the_kernels_version_the_loaders_first_is_taken(tmp_path: Path) -> None:

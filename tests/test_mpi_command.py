@@ -1,6 +1,7 @@
 """What a command will load decides whether it may run on the host's MPI; the rest is a warning."""
 
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,14 @@ PATH = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
 def executable(needed: tuple[str, ...] = ()) -> bytes:
     """Return a real program's file, of which the loader would want `needed`."""
     source = "int main(void) { return 0; }"
-    stubs = Path("/dev/shm")
-    words = []
-    for name in needed:
-        (stubs / name).write_bytes(h.library(name))
-        words.append(str(stubs / name))
-    out = stubs / f"program-{'-'.join(needed)}"
-    argv = ["gcc", "-xc", "-", "-xnone", "-Wl,--no-as-needed", *words, "-o", str(out)]
-    subprocess.run(argv, input=source, text=True, check=True)
-    try:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        stubs = [Path(name, one) for one in needed]
+        for stub in stubs:
+            stub.write_bytes(h.library(stub.name))
+        out = Path(name, "program")
+        argv = ["gcc", "-xc", "-", "-xnone", "-Wl,--no-as-needed", *map(str, stubs), "-o", str(out)]
+        subprocess.run(argv, input=source, text=True, check=True)
         return out.read_bytes()
-    finally:
-        for path in (out, *map(stubs.joinpath, needed)):
-            path.unlink()
 
 
 def image() -> h.Tree:
