@@ -280,8 +280,8 @@ def _no_libcuda(version: str, have: list[str], dangling: list[str], folders: lis
     return UdiError(
         f"{loaded} but no libcuda.so.1 of this machine was found: looked in {where}",
         "install the driver's libraries (nvidia-driver-cuda, libnvidia-compute) on the node; if"
-        " they lie elsewhere, name their folder in ld.so.conf or LD_LIBRARY_PATH, or have a CDI file"
-        " written: nvidia-ctk cdi generate",
+        " they lie elsewhere, name their folder in ld.so.conf or LD_LIBRARY_PATH, or have a CDI"
+        " file written: nvidia-ctk cdi generate",
     )
 
 
