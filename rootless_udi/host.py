@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
 class Source(Record):
     """What is at a path of the host: `kind` is "directory", "file", "device", "missing",
-    "denied" or "special" (a FIFO or a socket); `real` is the path without symbolic links."""
+    "denied", "special" (a FIFO or a socket) or "failed"; `real` is the path without symbolic links.
+    `why` is the kernel's answer for "missing", "denied" and "failed"."""
 
     kind: str
     real: str
+    why: str = ""
 
 
 class Host(Record):
@@ -106,10 +108,13 @@ def look(paths: "Iterable[str]") -> dict[str, Source]:
 def _look(path: str) -> Source:
     try:
         mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        return Source("missing", path)
-    except OSError:
-        return Source("denied", path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        return Source("missing", path, str(error.strerror))
+    except PermissionError as error:
+        return Source("denied", path, str(error.strerror))
+    except OSError as error:
+        # A dead FUSE server, a file handle of NFS that is stale, a disk's error, links in a circle.
+        return Source("failed", path, str(error.strerror))
     if S_ISDIR(mode):
         kind = "directory"
     elif S_ISREG(mode):

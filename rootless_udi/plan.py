@@ -75,7 +75,8 @@ def build(
     """
     injections = tuple(injections)
     steps: list[Step | FileCache] = []
-    for step in _defaults(site) + _accounts(host, site):
+    standard = _defaults(site) + _accounts(host, site)
+    for step in standard:
         kept = _look(step, sources)
         if kept is not None:
             steps.append(kept)
@@ -108,7 +109,10 @@ def build(
         gid=host.gid,
         hooks=hooks,
         notes=tuple(note for injection in injections for note in injection.notes),
-        warnings=tuple(text for injection in injections for text in injection.warnings),
+        warnings=(
+            *_left_out([*standard, *added], sources),
+            *(text for injection in injections for text in injection.warnings),
+        ),
         complete=bool(facts.get("mount_points")),
     )
 
@@ -208,14 +212,27 @@ def _look(step: Step, sources: "Mapping[str, Source]") -> Step | None:
         return step.replace(source=source.real)
     if not step.required:
         return None
+    raise UdiError(_refused(step, source), f"asked for by: {step.reason}")
+
+
+def _refused(step: Mount, source: Source) -> str:
     why = {
         "missing": "no such file or directory on the host",
         "denied": "permission denied",
         "special": "it is a FIFO or a socket, not a file or a directory",
-    }[source.kind]
-    raise UdiError(
-        f"mounting {step.source} on {step.target} failed: {why}", f"asked for by: {step.reason}"
-    )
+    }.get(source.kind, "")
+    if source.why and source.kind != "denied":
+        why = f"{source.why} on the host"
+    return f"mounting {step.source} on {step.target} failed: {why}"
+
+
+def _left_out(steps: "Iterable[Step]", sources: "Mapping[str, Source]") -> "Iterable[str]":
+    """Yield what is to be said of optional mounts: of a source that is there and does not work."""
+    for step in steps:
+        if isinstance(step, Mount) and not step.fstype and not step.required:
+            source = sources[step.source]
+            if source.kind == "failed":
+                yield f"{_refused(step, source)}; it is left out (required = false)"
 
 
 def _overlay(

@@ -4,6 +4,7 @@ On each rung: our server, squashfuse_ll, a directory extracted from the store.
 """
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from rootless_udi.skeleton import FOLLOWED
 from tests import bent, images
-from tests.conftest import User
+from tests.conftest import TREE, User
 
 pytestmark = pytest.mark.needs("userns", "fuse", "busybox")
 
@@ -283,3 +284,63 @@ def test_links_of_a_volume_are_judged_as_well(user: User, linked: Path) -> None:
         done = user.run("udi-run", outer, f"--volume={inner}", linked, "/bin/true")
         assert done.returncode == 125 and "not in" in done.stderr, done.stderr
     assert (user.home / "v/file").is_symlink() and not Path("/tmp/udi-nothing").exists()
+
+
+# What is said when a mount can't be made
+
+
+@pytest.mark.parametrize("more", [(), ("--writable",)], ids=["ro-root", "writable"])
+def test_a_mount_point_that_a_volume_lacks_is_the_volumes(
+    user: User, layout: str, more: tuple[str, ...]
+) -> None:
+    folders(user, "outer", "inner")
+    (user.home / "outer/file").touch()
+    (user.home / "usr").symlink_to("/usr")
+    home = user.home
+    for outer, inner, why in (
+        (
+            "outer:/w:ro",
+            f"{home}/inner:/w/in",
+            f"not in {home}/outer and can't be made there: Read",
+        ),
+        ("outer:/w:ro", "/etc/hosts:/w/in", f"not in {home}/outer and can't be made there: Read"),
+        ("usr:/w", f"{home}/inner:/w/udi/deep", "not in /usr and can't be made there: Permission"),
+        ("outer:/w", f"{home}/inner:/w/file", f"it is a file in {home}/outer, and a directory"),
+        ("outer:/w", f"{home}/inner:/w/file/x", f"a part of it is a file in {home}/outer"),
+    ):
+        volumes = (f"--volume={home}/{outer}", f"--volume={inner}")
+        done = user.run("udi-run", *more, *volumes, layout, "/bin/true")
+        assert done.returncode == 125 and why in done.stderr, done.stderr
+        assert "--writable" not in done.stderr and "image" not in done.stderr.partition("is in")[2]
+
+
+DEAD = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from rootless_udi import syscalls
+fd = os.open("/dev/fuse", os.O_RDWR)
+ids = f"user_id={os.getuid()},group_id={os.getgid()}"
+syscalls.mount("dead", sys.argv[2], "fuse.dead", 0, f"fd={fd},rootmode=40000,{ids}")
+os.close(fd)
+words = ["setpriv", "--ambient-caps=-all", "--inh-caps=-all", *sys.argv[3:]]
+os.execvp(words[0], words)
+"""
+
+
+def test_a_dead_file_system_of_the_host_is_named(user: User, layout: str) -> None:
+    folders(user, "dead", "site")
+    dead = user.home / "dead"
+    enter = ["unshare", "--user", "--map-current-user", "--mount", "--keep-caps", sys.executable]
+    enter += ["-I", "-c", DEAD, str(TREE), str(dead), "udi-run"]
+    assert user.run("udi", "pull", "-q", layout).returncode == 0
+    why = f"mounting {dead} on /data failed: Transport endpoint is not connected on the host"
+    done = user.run(*enter, f"--volume={dead}:/data", layout, "/bin/true")
+    assert done.returncode == 125 and why in done.stderr, done.stderr
+    for required in (False, True):
+        word = "true" if required else "false"
+        text = f'[[mount]]\nsource = "{dead}"\ndestination = "/data"\nrequired = {word}\n'
+        (user.home / "site/udi.toml").write_text(text)
+        env = {"UDI_SITE_DIR": str(user.home / "site")}
+        done = user.run(*enter, layout, "/bin/echo", "ran", env=env)
+        assert done.stdout == ("" if required else "ran\n"), done.stderr
+        assert why in done.stderr and ("left out" in done.stderr) is not required

@@ -144,6 +144,19 @@ def test_required_sources(kind: str, why: str) -> None:
     assert "--volume" in caught.value.hint
 
 
+def test_a_source_that_answers_with_an_error_is_named() -> None:
+    for why in ("Transport endpoint is not connected", "Stale file handle", "Input/output error"):
+        sources = Anything(
+            {"/gone": Source("failed", "/gone", why), "/x": Source("failed", "", why)}
+        )
+        made = build(site=SITE, sources=sources)
+        assert made.warnings == (
+            f"mounting /gone on /gone failed: {why} on the host; it is left out (required = false)",
+        )
+        with pytest.raises(UdiError, match=f"mounting /x on /data failed: {why} on the host"):
+            build(volumes=parse("/x:/data"), sources=sources)
+
+
 def test_accounts_cannot_break_a_line() -> None:
     made = build(host=HOST.replace(user="a\nroot::0", gecos="x:y"))
     passwd = next(s for s in made.steps if s.target == "/etc/passwd")

@@ -197,9 +197,11 @@ def test_sources_are_followed(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "closed").mkdir(0o000)
-    names = ("dir", "file", "link", "gone", "loop", "fifo", "closed/in")
+    names = ("dir", "file", "link", "gone", "file/in", "loop", "fifo", "closed/in")
     found = look(f"{tmp_path}/{name}" for name in names)
     kinds = [found[f"{tmp_path}/{name}"].kind for name in names]
-    assert kinds == ["directory", "file", "directory", "missing", "denied", "special", "denied"]
+    assert kinds[:5] == ["directory", "file", "directory", "missing", "missing"]
+    assert kinds[5:] == ["failed", "special", "denied"]
+    assert found[f"{tmp_path}/loop"].why == "Too many levels of symbolic links"
     assert found[f"{tmp_path}/link"].real == os.path.realpath(tmp_path / "dir")
     assert look(["/dev/null"])["/dev/null"].kind == "device"
