@@ -176,6 +176,8 @@ def _execute(words: "list[str]", env: "dict[str, str]") -> UdiError:
             refused = error
             if error.errno != EACCES:
                 break
+        except UnicodeError as error:
+            return UdiError(f"the command or its environment holds no text: {error}")
         except ValueError:
             return UdiError("the command or its environment holds a NUL character")
     if refused is None:

@@ -8,7 +8,7 @@ from errno import EINVAL, EISDIR, ENOENT, EOPNOTSUPP
 
 from rootless_udi import detached
 from rootless_udi.cache import FileCache, filled
-from rootless_udi.errors import UdiError
+from rootless_udi.errors import UdiError, disk_hint
 
 
 def make(step: FileCache) -> int:
@@ -47,7 +47,7 @@ def _file(step: FileCache) -> int:
         raise UdiError(
             f"perNodeCache {step.target}: making its file in {step.directory} failed: "
             f"{error.strerror}",
-            "name another directory, or keep it in memory: method=tmpfs",
+            disk_hint(error.errno, "name another directory, or keep it in memory: method=tmpfs"),
         ) from None
     return fd
 

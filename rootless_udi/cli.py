@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from rootless_udi import child, cli_site, config, oci, resolve, store_find, trust
+from rootless_udi import child, cli_site, config, fastjson, oci, resolve, store_find, trust
 from rootless_udi.errors import OURS, UdiError
 from rootless_udi.guard import guarded, refuse_privilege, streams
 from rootless_udi.version import VERSION
@@ -203,7 +203,7 @@ def inspect(arguments: Arguments) -> int:
     image = _image(arguments.image, config.load(os.environ), _platform(arguments))
     place = {"squashfs": image.squashfs, "store": image.store, "size": image.size}
     facts = resolve.read(image.facts, store_find.owners(image))
-    print(json.dumps({**facts, **place}, indent=2, ensure_ascii=False))
+    print(fastjson.dumps({**facts, **place}, indent=2))
     return 0
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from rootless_udi import config, configmodule, modules, tomllines, trust
 from rootless_udi import configschema as schema
 from rootless_udi.config import BUILT_IN, DEFAULT_MOUNTS, MountRow, Site, Source
-from rootless_udi.errors import UdiError
+from rootless_udi.errors import UdiError, disk_hint
 from rootless_udi.mpi_inject import profiles
 from rootless_udi.records import Record
 from rootless_udi.steps import Env
@@ -323,7 +323,8 @@ def compile_site(environ: Mapping[str, str]) -> str:
         _write(path, sources, texts, config.to_flat(merged(sources, texts)), 0o644)
     except OSError as error:
         raise UdiError(
-            f"writing {path} failed: {error.strerror}", "run it as the owner of that directory"
+            f"writing {path} failed: {error.strerror}",
+            disk_hint(error.errno, "run it as the owner of that directory"),
         ) from error
     return path
 

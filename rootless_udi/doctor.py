@@ -161,9 +161,9 @@ def in_child(body: Callable[[], None]) -> str:
         try:
             body()
         except OSError as error:
-            os.write(writer, str(error).encode())
+            os.write(writer, str(error).encode(errors="replace"))
         except BaseException as error:
-            os.write(writer, repr(error).encode())
+            os.write(writer, repr(error).encode(errors="replace"))
         finally:
             os._exit(0)
     os.close(writer)

@@ -9,7 +9,7 @@ import os
 from time import sleep
 
 from rootless_udi import begin, node
-from rootless_udi.errors import UdiError
+from rootless_udi.errors import UdiError, disk_hint
 from rootless_udi.guard import complain
 from rootless_udi.options import Request
 
@@ -83,7 +83,7 @@ def _same(fd: int, name: str, directory: int) -> bool:
 def failed(path: str, error: OSError) -> UdiError:
     return UdiError(
         f"writing a record in the state directory {path} failed: {error.strerror}",
-        "free some space, set XDG_RUNTIME_DIR to another directory, or use --share=off",
+        disk_hint(error.errno, "set XDG_RUNTIME_DIR to another directory, or use --share=off"),
     )
 
 

@@ -4,7 +4,23 @@ The kernel's own refusals stay `OSError`; `remedy` turns the common ones into a 
 else that escapes is a bug and shows its traceback.
 """
 
-from errno import EACCES, EINVAL, ENODEV, ENOENT, ENOSPC, EPERM, EUSERS
+from errno import (
+    EACCES,
+    EDQUOT,
+    EFBIG,
+    EINVAL,
+    EIO,
+    EMFILE,
+    ENFILE,
+    ENODEV,
+    ENOENT,
+    ENOMEM,
+    ENOSPC,
+    EPERM,
+    EROFS,
+    ESTALE,
+    EUSERS,
+)
 
 OURS = 125
 """Exit status of udi-run when it could not start the command (as env(1) and docker-run(1))."""
@@ -44,3 +60,23 @@ _REMEDIES = {
 def remedy(call: str, errno: int | None) -> str:
     """Return the hint for a system call's refusal, or an empty string where there is none."""
     return _REMEDIES.get((call, errno or 0), "")
+
+
+_FILES = {
+    ENOSPC: "make room there",
+    EDQUOT: "your quota there is used up: remove what you don't need",
+    EFBIG: "the limit of file sizes is reached: raise it (ulimit -f, the job's)",
+    EROFS: "that file system is read-only",
+    EACCES: "you may not write there",
+    EPERM: "you may not write there",
+    EMFILE: "the limit of open files is reached: raise it (ulimit -n)",
+    ENFILE: "this node's limit of open files is reached (sysctl fs.file-max)",
+    ENOMEM: "there is no memory left: see ulimit -v, and the job's limit",
+    EIO: "the file system fails: tell the site",
+    ESTALE: "the file system's server has lost the file: try again",
+}
+
+
+def disk_hint(errno: int | None, instead: str = "") -> str:
+    """Return the hint for a file system's refusal: what it means, and what helps `instead`."""
+    return ", or ".join(filter(None, (_FILES.get(errno or 0, ""), instead)))

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from rootless_udi import sizes, steps
+from rootless_udi import fastjson, sizes, steps
 from rootless_udi.cache import FileCache
 from rootless_udi.image import Root
 from rootless_udi.plan import Plan
@@ -27,7 +27,7 @@ _TYPES: dict[str, type[Record]] = {
 
 def as_json(plan: Plan) -> str:
     """Return the plan as a JSON document; each record is an object with its type as "type"."""
-    return json.dumps(_plain(plan), indent=2, ensure_ascii=False) + "\n"
+    return fastjson.dumps(_plain(plan), indent=2) + "\n"
 
 
 def from_json(text: str) -> Plan:

@@ -55,3 +55,18 @@ def _loads(text: str) -> "Any":
     if end != len(text):
         raise ValueError(f"more than one JSON document: character {end}")
     return value
+
+
+def dumps(value: "Any", **options: "Any") -> str:
+    """Return a JSON text as UTF-8 can have it: escaped where a file's name is in it that is none.
+
+    `options` are those of json.dumps.
+    """
+    import json
+
+    text = json.dumps(value, ensure_ascii=False, **options)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(value, **options)
+    return text

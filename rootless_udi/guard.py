@@ -4,7 +4,7 @@ import _signal
 import os
 import sys
 
-from rootless_udi.errors import OURS, UdiError, remedy
+from rootless_udi.errors import OURS, UdiError, disk_hint, remedy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +29,29 @@ def streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC), mode))
+    lenient()
+
+
+def lenient() -> None:
+    """Let standard output take any text: a file's name as its bytes, what else its encoding lacks
+    as escapes, which in JSON mean the same."""
+    from _codecs import register_error
+
+    register_error("udi", _escaped)
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(errors="udi")  # type: ignore[union-attr]
+
+
+def _escaped(error: UnicodeError) -> tuple[bytes, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    out = b""
+    for character in error.object[error.start : error.end]:
+        if "\udc80" <= character <= "\udcff":
+            out += bytes((ord(character) - 0xDC00,))
+            continue
+        units = character.encode("utf-16-be", "surrogatepass")
+        out += b"".join(b"\\u%02x%02x" % (*units[at : at + 2],) for at in range(0, len(units), 2))
+    return out, error.end
 
 
 def guarded(program: str, body: "Callable[[], int]") -> int:
@@ -51,7 +74,8 @@ def guarded(program: str, body: "Callable[[], int]") -> int:
         what = f"{call or 'a system call'} failed{about}: {error.strerror}"
         if not call and not about and _adrift():
             what = "the working directory has been removed"
-        complain(program, what, remedy(call, error.errno))
+        hint = remedy(call, error.errno)
+        complain(program, what, hint or (disk_hint(error.errno) if about and not call else ""))
         status = OURS
     except MemoryError:
         complain(program, "there is no memory left for it", "see ulimit -v, and the job's limit")

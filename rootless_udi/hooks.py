@@ -64,7 +64,12 @@ def _become(hook: Hook, environ: "Mapping[str, str]") -> None:
         os.dup2(2, 1)
         os.execvpe(hook.argv[0], hook.argv, dict(environ))
     except OSError as error:
-        os.write(2, f"udi-run: {hook.argv[0]}: {os.strerror(error.errno or 0)}\n".encode())
+        os.write(
+            2,
+            f"udi-run: {hook.argv[0]}: {os.strerror(error.errno or 0)}\n".encode(
+                errors="backslashreplace"
+            ),
+        )
     finally:
         os._exit(127)
 

@@ -47,8 +47,9 @@ def run(
     for --explain alone. Returns 0 after --explain, else becomes the command.
     """
     if helper is None:
-        from rootless_udi import explain
+        from rootless_udi import explain, guard
 
+        guard.lenient()
         made = prepare(request, environ, found)
         print(explain.as_json(made) if request.explain else explain.as_text(made), end="")
         return 0

@@ -10,7 +10,7 @@ from typing import Any
 
 from rootless_udi import auth, trust
 from rootless_udi.auth import Credentials
-from rootless_udi.errors import UdiError
+from rootless_udi.errors import UdiError, disk_hint
 from rootless_udi.oci import DOCKER_HUB, parse
 from rootless_udi.patience import Patience, Stop
 from rootless_udi.registry import Endpoint
@@ -108,4 +108,7 @@ def _write(path: str, document: dict[str, Any]) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
     except OSError as error:
-        raise UdiError(f"keeping credentials failed on {path}: {error.strerror}") from None
+        raise UdiError(
+            f"keeping credentials failed on {path}: {error.strerror}",
+            disk_hint(error.errno, "set REGISTRY_AUTH_FILE to a file that you can write"),
+        ) from None

@@ -23,7 +23,7 @@ from errno import EACCES, EINVAL, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS
 from stat import S_ISDIR, S_ISLNK
 
 from rootless_udi import trust
-from rootless_udi.errors import UdiError
+from rootless_udi.errors import UdiError, disk_hint
 from rootless_udi.options import OPTIONS, Request
 from rootless_udi.syscalls import CLONE_NEWNS, CLONE_NEWUSER, protect, setns
 
@@ -266,7 +266,7 @@ def state(paths: "Iterable[str]", make: bool) -> tuple[str, int]:
                 continue
             raise UdiError(
                 f"making the state directory {path} failed: {error.strerror}",
-                "free some space, set XDG_RUNTIME_DIR, or run with --share=off",
+                disk_hint(error.errno, "set XDG_RUNTIME_DIR, or run with --share=off"),
             ) from None
         status = os.fstat(fd)
         if status.st_uid != os.getuid() or status.st_mode & 0o077:
@@ -336,7 +336,7 @@ def read(directory: int, name: str) -> tuple[Record | None, int]:
 def _failed(what: str, folder: str, name: str, error: OSError) -> UdiError:
     return UdiError(
         f"{what} the record {name} in the state directory {folder} failed: {error.strerror}",
-        "free some space, remove what is no record of ours, or use --share=off",
+        disk_hint(error.errno, "remove what is no record of ours there, or use --share=off"),
     )
 
 

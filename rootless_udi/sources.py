@@ -69,11 +69,24 @@ class Found(Record):
 
 
 def parse(body: bytes, what: str) -> Any:
-    """Return a JSON document. Raises UdiError."""
+    """Return a JSON document, each text of it such as UTF-8 has. Raises UdiError.
+
+    What is none (bytes that are no UTF-8, half of a surrogate pair) becomes U+FFFD, as in Go's
+    encoding/json, whose programs run such images: no variable or label holds it as it was.
+    """
     try:
-        return json.loads(body)
+        found = json.loads(body.decode("utf-8-sig", "replace"))
+        return _whole(found) if b"\\ud" in body.lower() else found
     except (ValueError, RecursionError) as error:
         raise UdiError(f"{what}: is no JSON: {error}") from None
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, str):
+        return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in value)
+    if isinstance(value, dict):
+        return {_whole(key): _whole(one) for key, one in value.items()}
+    return [_whole(one) for one in value] if isinstance(value, list) else value
 
 
 def descend(

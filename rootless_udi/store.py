@@ -8,7 +8,6 @@ later pull can tell by that digest's lock whether its maker lives.
 
 import contextlib
 import errno
-import json
 import os
 import secrets
 import shutil
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rootless_udi import fastjson, store_find, trust
-from rootless_udi.errors import UdiError
+from rootless_udi.errors import UdiError, disk_hint
 from rootless_udi.locks import Lock
 from rootless_udi.oci import Platform, Reference
 from rootless_udi.records import Record
@@ -68,12 +67,12 @@ class Store:
     def refused(self, what: str, error: OSError) -> UdiError:
         """Turn the file system's refusal into a sentence with a remedy."""
         where = os.fsdecode(error.filename) if error.filename is not None else self.root
-        elsewhere = "or set UDI_STORE to a directory on another file system"
-        hint = "set UDI_STORE to a directory that you can write"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = f"make room on {self.filesystem()} (`udi images`, `udi rm`), {elsewhere}"
-            if error.errno == errno.EDQUOT:
-                hint = f"your quota on {self.filesystem()} is used up: `udi rm`, {elsewhere}"
+        elsewhere = "set UDI_STORE to a directory on another file system"
+        hint = disk_hint(error.errno, "set UDI_STORE to a directory that you can write")
+        if error.errno == errno.ENOSPC:
+            hint = f"make room on {self.filesystem()} (`udi images`, `udi rm`), or {elsewhere}"
+        elif error.errno == errno.EDQUOT:
+            hint = f"your quota on {self.filesystem()} is used up: `udi rm`, or {elsewhere}"
         return UdiError(f"{what} failed on {where}: {os.strerror(error.errno or 0)}", hint)
 
     def filesystem(self) -> str:
@@ -115,8 +114,8 @@ class Store:
                     "w",
                     encoding="utf-8",
                 ) as file:
-                    json.dump(facts, file, ensure_ascii=False, separators=(",", ":"))
-                    file.write("\n")
+                    # Names of files are in it, whose bytes need not be UTF-8.
+                    file.write(fastjson.dumps(facts, separators=(",", ":")) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
                 # Its writer may have made it by the umask.

@@ -126,6 +126,47 @@ def test_a_name_pulled_for_less_than_this_cpu_is_found(user: User, pulled: str) 
     assert json.loads(user.run("udi", "inspect", pulled).stdout)["digest"] == digest
 
 
+@pytest.mark.needs("userns", "fuse", "busybox", "mksquashfs")
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_an_image_s_text_and_a_terminal_s(user: User, tmp_path: Path, encoding: str) -> None:
+    """Whatever standard output can have: nothing is a traceback, and JSON stays JSON."""
+    one = images.Layout(tmp_path / "layout-\udcff")
+    odd = {"Env": ["PATH=/bin", "TEXT=\ud800\u65e5é\U0001f600"], "Labels": {"\u65e5": "\U0001f600"}}
+    entries = [*images.busybox_entries(), ("opt/\udcfe", b"", {"mode": 0o4755})]
+    one.image("t", [images.tar(entries)], odd, arch=HERE.architecture)
+    name = f"oci:{one.path}:t"
+    user.env["PYTHONIOENCODING"] = encoding
+    user.env["LC_ALL"] = "C"
+
+    def said(*words: str) -> bytes:
+        done = user.run("sh", "-c", '"$@" >"$0"', tmp_path / "said", *words)
+        assert done.returncode == 0, done.stderr
+        return (tmp_path / "said").read_bytes()
+
+    assert said("udi", "pull", name).startswith(b"sha256:")
+    assert os.fsencode(name) in said("udi", "images")
+    facts = json.loads(said("udi", "inspect", name))
+    assert facts["env"][1] == "TEXT=\ufffd\u65e5é\U0001f600"
+    assert facts["labels"] == {"\u65e5": "\U0001f600"}
+    assert facts["left_out"]["setuid_paths"] == ["/opt/\udcfe"]
+    plan = json.loads(said("udi-run", "--explain=json", "--env=B=\udcff", name, "true"))
+    assert plan["image"] == name
+    assert b"/opt" in said("udi-run", "--explain", "--volume=/tmp:/opt/\udcff", name, "true")
+    text = "TEXT=\ufffd\u65e5é\U0001f600".encode()
+    assert text in said("udi-run", name, "env").splitlines()
+    assert os.fsencode(name) in said("shifterimg", "images")
+    assert os.fsencode(name) in said("udi", "rm", name)
+
+
+def test_a_limit_of_file_sizes_is_named(user: User, tmp_path: Path) -> None:
+    images.busybox_layout(tmp_path / "layout")
+    archive = tmp_path / "x.tar"
+    subprocess.run(["tar", "-C", tmp_path / "layout", "-cf", archive, "."], check=True)
+    done = user.run("sh", "-c", f"ulimit -f 40; exec udi pull oci-archive:{archive}")
+    assert done.returncode == 125, done.stderr
+    assert "File too large" in done.stderr and "ulimit -f" in done.stderr
+
+
 def test_a_platform_and_a_file(user: User, box: Path) -> None:
     done = user.run("udi-run", "--platform=linux/amd64", box, "true")
     assert done.returncode == 125 and "is a file or a directory" in done.stderr

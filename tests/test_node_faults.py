@@ -306,7 +306,7 @@ def test_the_state_directory_is_full(user: User, image: Path, left: Leftovers, f
     assert done.stdout == "125\nalone\n", done.stderr
     where = f"state directory {left.state}/rootless_udi failed: No space left on device\n"
     assert where in done.stderr
-    assert "udi-run: hint: free some space" in done.stderr
+    assert "udi-run: hint: make room there, or" in done.stderr
 
 
 def planted(left: Leftovers, how: str) -> str:

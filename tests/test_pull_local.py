@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rootless_udi import store_find
+from rootless_udi import sources, store_find
 from rootless_udi.errors import UdiError
 from rootless_udi.oci import parse, parse_platform
 from rootless_udi.registry import WrongContent
@@ -239,6 +239,55 @@ def test_a_config_without_a_platform_is_for_what_the_index_says(
         pull(store, f"oci:{two.path}:named")
     silent = pull(store, f"oci:{two.path}:silent", force=True)
     assert store.facts(silent)["architecture"] == HERE.architecture
+
+
+ODD = {
+    "Env": ["PATH=/bin", "HALF=a\ud800", "WHOLE=\U0001f600", "BYTE=\udcff", "ACCENT=é"],
+    "Labels": {"half": "\ud83d", "\udfff": "key"},
+    "Entrypoint": ["/bin/echo", "\udc00"],
+    "WorkingDir": "/\ud801",
+    "Volumes": {"/\udbff": {}},
+}
+
+
+def test_text_that_is_none(store: Store, tmp_path: Path) -> None:
+    """Halves of surrogate pairs become U+FFFD, as in Go's programs; names of files stay bytes."""
+    one = images.Layout(tmp_path / "layout-\udcff")
+    entries: list[images.Entry] = [
+        ("opt/\udcfe-device", b"", {"type": tarfile.CHRTYPE}),
+        ("opt/\udcfd-setuid", b"", {"mode": 0o4755}),
+        ("opt/\udcfc-program", Path("/bin/true").read_bytes(), {"mode": 0o755}),
+        ("lib/lib\udcfb.so.1", Path("/bin/true").read_bytes(), {}),
+    ]
+    one.image("t", [images.tar(entries)], ODD, arch=HERE.architecture)
+    facts = store.facts(pull(store, f"oci:{one.path}:t"))
+    assert facts["env"][1:] == ["HALF=a\ufffd", "WHOLE=\U0001f600", "BYTE=\ufffd", "ACCENT=é"]
+    assert facts["labels"] == {"half": "\ufffd", "\ufffd": "key"}
+    assert (facts["entrypoint"], facts["workdir"]) == (["/bin/echo", "\ufffd"], "/\ufffd")
+    assert facts["left_out"]["device_paths"] == ["/opt/\udcfe-device"]
+    assert facts["reference"] == f"oci:{one.path}:t"
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        (b'{"a": "\\ud800"}', {"a": "\ufffd"}),
+        (b'{"a": "\\uD83D\\uDE00"}', {"a": "\U0001f600"}),
+        (b'["\\ude00\\ud83d", {"\\udfff": ["\\ud800"]}]', ["\ufffd\ufffd", {"\ufffd": ["\ufffd"]}]),
+        (b'"Mus\xe9e"', "Mus\ufffde"),
+        (b'"\xed\xa0\x80"', "\ufffd\ufffd\ufffd"),
+        (b'\xef\xbb\xbf"bom"', "bom"),
+        (b'"\\\\ud800"', "\\ud800"),
+    ],
+)
+def test_texts_of_documents_are_utf8(body: bytes, found: object) -> None:
+    assert sources.parse(body, "it") == found
+
+
+def test_a_document_of_many_floors_is_refused() -> None:
+    for body in (b"[" * 90_000, b"[" * 5000 + b'"\\ud800"' + b"]" * 5000):
+        with pytest.raises(UdiError, match="it: is no JSON"):
+            sources.parse(body, "it")
 
 
 def test_an_archive_of_old_docker(store: Store, tmp_path: Path) -> None:

@@ -167,6 +167,23 @@ def test_quota_and_full_disk_are_told_apart(store: Store) -> None:
     assert "your quota on /" in quota.hint
 
 
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [
+        (errno.EFBIG, "ulimit -f"),
+        (errno.EROFS, "read-only"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.EACCES, "you may not write there"),
+        (errno.EIO, "tell the site"),
+        (errno.ENOTDIR, "set UDI_STORE to a directory that you can write"),
+    ],
+)
+def test_each_refusal_of_a_file_system_has_its_own_hint(
+    store: Store, number: int, hint: str
+) -> None:
+    assert hint in store.refused("storing x", OSError(number, "")).hint
+
+
 HOLDER = """
 import sys
 sys.path[:0] = [sys.argv[1]]
