@@ -4,6 +4,7 @@ import os
 
 from rootless_udi import cache
 from rootless_udi.cache import Facts, Place
+from rootless_udi.syscalls import spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,9 +35,8 @@ def gather(directories: "Iterable[str]", environ: "Mapping[str, str]") -> Facts:
 def _libfuse(fuse2fs: str) -> int:
     """Ask fuse2fs for the major version of its libfuse; 3 where it does not say."""
     mine, theirs = os.pipe()
-    actions = [(os.POSIX_SPAWN_DUP2, theirs, fd) for fd in (1, 2)]
     try:
-        pid = os.posix_spawn(fuse2fs, [fuse2fs, "-V"], {"LC_ALL": "C"}, file_actions=actions)
+        pid = spawn(fuse2fs, [fuse2fs, "-V"], {"LC_ALL": "C"}, [(theirs, 1), (theirs, 2)])
     except OSError:
         os.close(mine)
         return 3

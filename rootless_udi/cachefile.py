@@ -56,7 +56,7 @@ def _mke2fs(step: FileCache, file: int) -> None:
     argv = filled(step.mke2fs, f"/dev/fd/{file}")
     said = os.memfd_create("said")
     os.set_inheritable(file, True)
-    status = os.waitpid(detached.spawn(argv, said), 0)[1]
+    status = os.waitpid(detached.start(argv, said), 0)[1]
     if status:
         raise _failed(step, argv[0], detached.words(said))
     os.close(said)

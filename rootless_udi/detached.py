@@ -3,24 +3,31 @@
 fuse2fs and fuse-python are built on libfuse 2, which can't be given a mounted connection; and a
 server must not live in the container's mount namespace, which it would keep alive for ever. So it
 mounts in a namespace of its own, of which only a detached copy of the mount leaves (open_tree(2),
-Linux 5.2): when the container is gone, so is the last mount, and the kernel ends the server.
+Linux 5.2): when the container is gone, so is the last mount, and the kernel ends the server. Where
+that call or move_mount(2) is refused, the mount leaves by propagation (`propagated`).
 """
 
 import _socket
 import os
+from _signal import SIGKILL
 from select import POLLERR, POLLIN, POLLPRI, poll
+from sys import modules
 
-from rootless_udi.helper import close_others, receive, send
+from rootless_udi.helper import receive, send
 from rootless_udi.syscalls import (
     CLONE_NEWNS,
     MNT_DETACH,
+    MS_MOVE,
     MS_NODEV,
     MS_NOSUID,
     MS_PRIVATE,
     MS_REC,
+    close_others,
     mount,
     move_mount,
+    moves_mounts,
     open_tree,
+    spawn,
     umount,
     unshare,
 )
@@ -28,10 +35,10 @@ from rootless_udi.syscalls import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import NoReturn
 
 TARGET = "{target}"
 """Stands for the mount point in a server's argv."""
+SERVED = "served"
 _BASES = ("/mnt", "/media", "/srv", "/tmp")
 _SECONDS = 60
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
@@ -44,15 +51,25 @@ class Refused(Exception):
 def serve(argv: "Sequence[str]", keep: "Sequence[int]" = (), gone: str = "") -> int:
     """Return a descriptor of what the server `argv` mounts on TARGET, attached nowhere yet.
 
-    To be called as root of the outer user namespace, where the host's tree is still at "/". `keep`
-    are descriptors that the server inherits, `gone` a directory of it that is removed first.
-    Raises Refused.
+    To be called as root of the outer user namespace, where the host's tree is still at "/"; once
+    it is not, `settle` comes first. `keep` are descriptors that the server inherits, `gone` a
+    directory of it that is removed first. Raises Refused.
     """
+    if not moves_mounts():
+        from rootless_udi import propagated
+
+        return propagated.serve(argv, keep, gone)
+    return run(argv, keep, gone)
+
+
+def run(argv: "Sequence[str]", keep: "Sequence[int]", gone: str, shared: str = "") -> int:
+    """Have a child serve; return the descriptor that it sends. With `shared`, a folder whose mounts
+    its namespace shares with this one, the mount is there, and -1 is returned. Raises Refused."""
     mine, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     said = os.memfd_create("said")
     child = os.fork()
     if child == 0:
-        _helper(argv, keep, gone, theirs, said)
+        _helper(argv, keep, gone, theirs, said, shared)
     theirs.close()
     message, fds = receive(mine)
     mine.close()
@@ -62,7 +79,15 @@ def serve(argv: "Sequence[str]", keep: "Sequence[int]" = (), gone: str = "") -> 
             os.write(said, f"\n{message[1:]}".encode("utf-8", "surrogateescape"))
         raise Refused(words(said))
     os.close(said)
-    return fds[0]
+    return fds[0] if fds else -1
+
+
+def settle() -> None:
+    """Make way for sources of the host, where its tree has moved to /host. Raises OSError."""
+    if "rootless_udi.propagated" in modules:
+        from rootless_udi import propagated
+
+        propagated.settle()
 
 
 def attach(made: int, target: int) -> None:
@@ -71,7 +96,10 @@ def attach(made: int, target: int) -> None:
     Raises OSError.
     """
     try:
-        move_mount(made, target)
+        if "rootless_udi.propagated" in modules:
+            mount(f"/host/proc/self/fd/{made}", f"/host/proc/self/fd/{target}", None, MS_MOVE)
+        else:
+            move_mount(made, target)
     finally:
         os.close(made)
 
@@ -83,59 +111,79 @@ def words(said: int) -> str:
     return text.splitlines()[-1] if text else "it said nothing"
 
 
-def spawn(argv: list[str], said: int) -> int:
+def start(argv: list[str], said: int) -> int:
     """Start a program with nothing to read, and what it says in a file of memory.
 
     Not a pipe: the server outlives its readers, and a write to a broken one would end it.
     """
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    actions = [
-        (os.POSIX_SPAWN_DUP2, null, 0),
-        (os.POSIX_SPAWN_DUP2, said, 1),
-        (os.POSIX_SPAWN_DUP2, said, 2),
-    ]
     try:
-        return os.posix_spawn(argv[0], argv, _ENVIRONMENT, file_actions=actions)
+        return spawn(argv[0], argv, _ENVIRONMENT, [(null, 0), (said, 1), (said, 2)])
     finally:
         os.close(null)
 
 
 def _helper(
-    argv: "Sequence[str]", keep: "Sequence[int]", gone: str, sock: "_socket.socket", said: int
-) -> "NoReturn":
-    """In the child: mount in a namespace of its own, send the mount, leave the server behind."""
+    argv: "Sequence[str]",
+    keep: "Sequence[int]",
+    gone: str,
+    sock: "_socket.socket",
+    said: int,
+    shared: str,
+) -> None:
+    """In the child: mount in a namespace of its own, send the mount, leave the server behind.
+
+    Does not return: it ends the child.
+    """
+    server = 0
     try:
         os.setsid()
         os.chdir("/")
         close_others(*keep, sock.fileno(), said)
         unshare(CLONE_NEWNS)
-        mount(None, "/", None, MS_REC | MS_PRIVATE)
-        place = _place(argv)
+        if not shared:
+            mount(None, "/", None, MS_REC | MS_PRIVATE)
+        place = f"{shared or cover(argv)}/{SERVED}"
         os.mkdir(place, 0o755)
-        server = spawn([word.replace(TARGET, place) for word in argv], said)
+        server = start([word.replace(TARGET, place) for word in argv], said)
         if not _mounted(server, place):
             sock.send(b"?")
-            os._exit(1)
+            return
         # The first access waits until the server answers.
         os.stat(f"{place}/.")
         if gone:
             os.rmdir(f"{place}/{gone}")
-        tree = open_tree(place)
+        trees = [] if shared else [open_tree(place)]
+        if shared:
+            # It has arrived there, where it would vanish too.
+            mount(None, shared, None, MS_REC | MS_PRIVATE)
         umount(place, MNT_DETACH)
-        send(sock, ("+",), [tree])
+        send(sock, ("+",), trees)
+        server = 0
         os._exit(0)
     except OSError as error:
         sock.send(f"!{getattr(error, 'call', '')} {error.strerror}".encode())
     finally:
+        if server:
+            _stop(server)
         os._exit(1)
 
 
-def _place(argv: "Sequence[str]") -> str:
+def _stop(server: int) -> None:
+    """End a server whose mount came to nothing; its own namespace would keep it for ever."""
+    try:
+        if os.waitpid(server, os.WNOHANG)[0] == 0:
+            os.kill(server, SIGKILL)
+    except ChildProcessError:
+        pass
+
+
+def cover(argv: "Sequence[str]") -> str:
     """Mount private memory on a folder of the host that hides nothing `argv` names."""
     for base in _BASES:
         if os.path.isdir(base) and not any(f"{base}/" in word for word in argv):
             mount("tmpfs", base, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
-            return f"{base}/served"
+            return base
     raise OSError(0, f"no folder to mount on: tried {', '.join(_BASES)}")
 
 
@@ -147,11 +195,18 @@ def _mounted(server: int, place: str) -> bool:
     table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
     waiter = poll()
     waiter.register(table, POLLPRI | POLLERR)
-    waiter.register(os.pidfd_open(server), POLLIN)
+    step, steps = _SECONDS * 1000, 1
+    try:
+        waiter.register(os.pidfd_open(server), POLLIN)
+    except (OSError, AttributeError):
+        # Before Linux 5.3, or a Python built there: it is asked now and then.
+        step, steps = 50, _SECONDS * 20
     mark = f" {place} ".encode()
     while mark not in _all(table):
-        ready = waiter.poll(_SECONDS * 1000)
-        if not ready or any(fd != table for fd, _ in ready):
+        ready = waiter.poll(step)
+        steps -= not ready
+        ended = steps and not ready and os.waitpid(server, os.WNOHANG)[0]
+        if not steps or ended or any(fd != table for fd, _ in ready):
             return False
     os.close(table)
     return True

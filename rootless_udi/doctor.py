@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rootless_udi import config, host, ladder, node, resolve, syscalls
+from rootless_udi import config, host, ladder, node, refused, resolve, syscalls
 from rootless_udi.errors import UdiError
 from rootless_udi.idmap import maps, userns
 from rootless_udi.image import Image
@@ -43,6 +43,7 @@ def findings(environ: dict[str, str]) -> Iterator[Finding]:
         "Linux 5.11 or newer; without it --writable and missing mount points are refused",
         WARNING,
     )
+    yield from _new_calls()
     yield _squashfuse(environ, fuse.state == OK)
     yield from _decompressors()
     yield _server(environ)
@@ -201,6 +202,24 @@ def _try_overlay() -> None:
     data = "lowerdir=/tmp/lower,upperdir=/tmp/upper,workdir=/tmp/work,userxattr"
     syscalls.mount("overlay", "/tmp/root", "overlay", 0, data)
     os.mkdir("/tmp/root/made")
+
+
+def _new_calls() -> Iterator[Finding]:
+    """The newer system calls: which are refused, and what that costs."""
+    found = refused.find()
+    if not found:
+        yield Finding(OK, "newer system calls", "none is refused")
+    for row, why in found:
+        here, since = host.release(os.uname().release), host.release(row.since)
+        yield Finding(
+            WARNING,
+            f"system call {row.name}",
+            f"{why}. It is for: {row.use}. Without it: {row.older}. Cost: {row.cost}",
+            f"Linux {row.since} or newer"
+            if here < since
+            else "a seccomp filter refuses it (of a container, a systemd unit, the batch system): "
+            "whoever made it allows the call",
+        )
 
 
 def _squashfuse(environ: dict[str, str], fuse: bool) -> Finding:

@@ -61,6 +61,10 @@ def run(plan: Plan, helper: "Helper", place: tuple[str, str, str]) -> None:
     caches = _caches(plan)
     made = _by_itself(plan) if plan.root.server == "fuse-python" else -1
     _base()
+    if caches or made >= 0:
+        from rootless_udi import detached
+
+        detached.settle()
     if made >= 0:
         _attach(plan, helper, place, made)
     else:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+THREADS = "a limit of processes may be reached (ulimit -u), or clone3 is refused: see `udi doctor`"
+
+
 def occupy() -> None:
     """Put /dev/null in closed standard descriptors, so that no file of ours is taken for one.
 
@@ -76,6 +79,12 @@ def guarded(program: str, body: "Callable[[], int]") -> int:
             what = "the working directory has been removed"
         hint = remedy(call, error.errno)
         complain(program, what, hint or (disk_hint(error.errno) if about and not call else ""))
+        status = OURS
+    except RuntimeError as error:
+        # What threading raises, without a reason.
+        if "start new thread" not in str(error):
+            raise
+        complain(program, "starting a thread failed", THREADS)
         status = OURS
     except MemoryError:
         complain(program, "there is no memory left for it", "see ulimit -v, and the job's limit")

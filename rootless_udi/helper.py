@@ -22,7 +22,15 @@ from sys import byteorder, meta_path
 
 from rootless_udi.errors import UdiError
 from rootless_udi.idmap import maps
-from rootless_udi.syscalls import CLONE_NEWUSER, PR_SET_NAME, PR_SET_NO_NEW_PRIVS, prctl, setns
+from rootless_udi.syscalls import (
+    CLONE_NEWUSER,
+    PR_SET_NAME,
+    PR_SET_NO_NEW_PRIVS,
+    close_others,
+    prctl,
+    setns,
+    spawn,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -236,25 +244,17 @@ def _ask_ahead(known: str, image: str, key: str, fds: list[int]) -> None:
             space, top = fds
             # FUSE answers those in the mount's user namespace (fuse(4), allow_other).
             setns(space, CLONE_NEWUSER)
+            # Somebody waits for the end of each of these. The copy of the mount goes with its own.
+            close_others(top)
             os.fchdir(top)
             # So that no link leads out of the image; and nothing is imported from there.
             os.chroot(".")
             meta_path.clear()
-            # Somebody waits for the end of each of these. The copy of the mount goes with its own.
-            close_others(top)
             starts.ask(questions)
         finally:
             os._exit(0)
     for fd in fds:
         os.close(fd)
-
-
-def close_others(*keep: int) -> None:
-    """Close all descriptors but the standard ones and those to `keep`."""
-    start = 3
-    for fd in (*sorted(keep), 1 << 20):
-        os.closerange(start, fd)
-        start = fd + 1
 
 
 def send(sock: "_socket.socket", words: "tuple[str, ...]", fds: "list[int]") -> None:
@@ -353,11 +353,10 @@ def _program(sock: "_socket.socket", root: "Root", fuse: int) -> str:
     # Not a pipe: nobody reads it before the server's end, and a full one would stop the server.
     said = os.memfd_create("stderr")
     try:
-        actions = [(os.POSIX_SPAWN_DUP2, said, 2)]
         # A program of an environment module may find its libraries by LD_LIBRARY_PATH alone.
         known = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
         env = {"PATH": "/usr/bin:/bin", **known}
-        pid = os.posix_spawn(program, argv, env, file_actions=actions)
+        pid = spawn(program, argv, env, [(said, 2)])
     except OSError as error:
         sock.send(f"! starting {program} failed: {error.strerror}".encode())
         return f"{program} could not be started"

@@ -78,7 +78,7 @@ def _wait(child: int, seconds: float) -> int | None:
     """Return the wait status, None where the time is over."""
     try:
         handle = os.pidfd_open(child)
-    except OSError:
+    except (OSError, AttributeError):
         return _wait_slowly(child, seconds)
     try:
         waiter = poll()
@@ -90,7 +90,7 @@ def _wait(child: int, seconds: float) -> int | None:
 
 
 def _wait_slowly(child: int, seconds: float) -> int | None:
-    """Kernels before 5.3 have no pidfd."""
+    """Kernels before 5.3 have no pidfd, and Pythons built there no word for it."""
     end = monotonic() + seconds
     while True:
         done, status = os.waitpid(child, os.WNOHANG)

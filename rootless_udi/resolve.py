@@ -11,6 +11,7 @@ from rootless_udi.errors import UdiError
 from rootless_udi.guard import complain
 from rootless_udi.image import Image
 from rootless_udi.options import Request
+from rootless_udi.syscalls import spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -244,8 +245,11 @@ def udi(words: "list[str]", more: "Mapping[str, str]") -> int:
     """Run the udi command of this very package; return its exit status."""
     from rootless_udi import child
 
-    # Standard output is the command's; a digest or path that `udi` prints is for scripts.
-    actions = [(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
     argv = child.argv("from rootless_udi.cli import main; main()", *words)
-    pid = os.posix_spawn(argv[0], argv, {**os.environ, **more}, file_actions=actions)
+    # Standard output is the command's; a digest or path that `udi` prints is for scripts.
+    null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        pid = spawn(argv[0], argv, {**os.environ, **more}, [(null, 1)])
+    finally:
+        os.close(null)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

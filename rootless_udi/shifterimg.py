@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
-from rootless_udi import child, config, oci, resolve, shifter
+from rootless_udi import child, config, oci, resolve, shifter, syscalls
 from rootless_udi.errors import UdiError
 from rootless_udi.guard import guarded, refuse_privilege, streams
 from rootless_udi.oci import DOCKER_HUB, Reference
@@ -212,13 +212,8 @@ class _Command:
             "from rootless_udi import shifterimg; shifterimg.main()", "pull", self.given.operand
         )
         null = os.open("/dev/null", os.O_RDWR)
-        os.posix_spawn(
-            words[0],
-            words,
-            self.environ,
-            file_actions=[(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)],
-            setsid=True,
-        )
+        files = [(null, fd) for fd in (0, 1, 2)]
+        syscalls.spawn(words[0], words, dict(self.environ), files, setsid=True)
         os.close(null)
         print(pull_line(time.time(), tag_of(reference), "INIT"))
         return 0

@@ -8,10 +8,13 @@ the `ctypes` package in front of it costs a start 4.5 ms and 5 file opens (measu
 
 import _ctypes
 import os
-from sys import byteorder
+from errno import EAGAIN, EBADF, EINVAL, ENOSYS, EPERM
+from sys import byteorder, modules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
     from typing import Any
 
 # mount(2), linux/mount.h
@@ -22,9 +25,11 @@ MS_NOEXEC = 8
 MS_REMOUNT = 32
 MS_NOATIME = 1024
 MS_BIND = 4096
+MS_MOVE = 8192
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
 MNT_DETACH = 2
 
 # clone(2), linux/sched.h
@@ -47,11 +52,18 @@ RESOLVE_NO_MAGICLINKS = 2
 RESOLVE_IN_ROOT = 16
 _SYS_OPENAT2 = 437
 
+# close_range(2), Linux 5.9
+_SYS_CLOSE_RANGE = 436
+_LAST = 0x7FFFFFFF
+
 # mount_setattr(2), Linux 5.12; MOUNT_ATTR_{RDONLY,NOSUID,NODEV,NOEXEC} equal the MS_ flags
 _SYS_MOUNT_SETATTR = 442
 AT_FDCWD = -100
 AT_RECURSIVE = 0x8000
-_MS_RELATIME = 1 << 21
+
+REFUSED = (ENOSYS, EPERM, EINVAL)
+"""What an older kernel or a seccomp filter answers: the older way then says what is really wrong.
+`newcalls` has the table of such calls."""
 
 IN_CLOEXEC = os.O_CLOEXEC
 IN_ONLYDIR = 0x01000000
@@ -83,6 +95,34 @@ def _call(name: str, *args: "int | bytes | None", path: str | None = None) -> in
         errno = _ctypes.get_errno()
         raise CallError(errno, os.strerror(errno), name, path)
     return result & 0xFFFFFFFF
+
+
+def numbered(name: str, number: int, *args: "int | bytes | None", path: str | None = None) -> int:
+    """Make the system call `number`, whose name is for the error: one that libraries may lack."""
+    try:
+        return _call("syscall", number, *args, path=path)
+    except CallError as error:
+        error.call = name
+        raise
+
+
+def _older() -> "ModuleType":
+    """Return the older ways, to be used while `execute` makes a container.
+
+    The host's tree is at /host then. Nothing is looked for in what is at "/": a folder of the image
+    may lie where the package lies on the host.
+    """
+    name = "rootless_udi.older"
+    if name not in modules:
+        here = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        os.chroot("/host")
+        try:
+            __import__(name)
+        finally:
+            os.fchdir(here)
+            os.chroot(".")
+            os.close(here)
+    return modules[name]
 
 
 class CallError(OSError):
@@ -126,20 +166,26 @@ def mount(
 def open_tree(path: str) -> int:
     """open_tree(2) with OPEN_TREE_CLONE: return a detached copy of the mount at `path`."""
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
-    try:
-        return _call("syscall", _SYS_OPEN_TREE, AT_FDCWD, os.fsencode(path), flags, path=path)
-    except CallError as error:
-        error.call = "open_tree"
-        raise
+    return numbered("open_tree", _SYS_OPEN_TREE, AT_FDCWD, os.fsencode(path), flags, path=path)
 
 
 def move_mount(tree: int, target: int) -> None:
     """move_mount(2): attach the detached mount `tree` to the open directory `target`."""
+    numbered("move_mount", _SYS_MOVE_MOUNT, tree, b"", target, b"", _BOTH_EMPTY_PATH)
+
+
+def moves_mounts() -> bool:
+    """Tell whether open_tree(2) and move_mount(2) are there, to a caller who may mount."""
     try:
-        _call("syscall", _SYS_MOVE_MOUNT, tree, b"", target, b"", _BOTH_EMPTY_PATH)
+        fd = numbered("open_tree", _SYS_OPEN_TREE, AT_FDCWD, b"/", os.O_CLOEXEC)
+    except CallError:
+        return False
+    os.close(fd)
+    try:
+        move_mount(-1, -1)
     except CallError as error:
-        error.call = "move_mount"
-        raise
+        return error.errno == EBADF
+    return True
 
 
 def umount(target: str, flags: int = 0) -> None:
@@ -179,37 +225,76 @@ def protect() -> None:
 def restrict(path: str, flags: int, below: bool = True) -> None:
     """Add MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC to the mount at `path`, and to those below.
 
-    mount_setattr(2), Linux 5.12, which leaves the flags alone that a user namespace may not clear.
-    On an older kernel MS_REMOUNT with what statvfs(3) shows, and the top mount only.
+    mount_setattr(2), Linux 5.12, which leaves the flags alone that a user namespace may not clear;
+    where it is refused, mount by mount (`older.restrict`).
     """
     attributes = flags & (MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
     attr = b"".join(n.to_bytes(8, byteorder) for n in (attributes, 0, 0, 0))
+    where, deep = os.fsencode(path), AT_RECURSIVE * below
     try:
-        where, deep = os.fsencode(path), AT_RECURSIVE * below
-        _call("syscall", _SYS_MOUNT_SETATTR, AT_FDCWD, where, deep, attr, 32)
+        numbered("mount_setattr", _SYS_MOUNT_SETATTR, AT_FDCWD, where, deep, attr, 32, path=path)
     except CallError as error:
-        if error.errno != 38:
-            raise CallError(error.errno or 0, str(error.strerror), "mount_setattr", path) from None
-        seen = os.statvfs(path).f_flag
-        kept = seen & (MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME | 2048)
-        kept |= _MS_RELATIME * bool(seen & 4096)
-        mount(None, path, None, MS_REMOUNT | MS_BIND | kept | attributes)
+        if error.errno not in REFUSED:
+            raise
+        _older().restrict(path, attributes, below)
 
 
 def openat2(dirfd: int, path: str, flags: int, resolve: int) -> int:
     """openat2(2), Linux 5.6: open `path` below `dirfd` under `resolve`'s rules.
 
-    Retries on EAGAIN, which the kernel gives when a rename elsewhere raced with "..".
+    Retries on EAGAIN, which the kernel gives when a rename elsewhere raced with "..". Where it is
+    refused, O_PATH with RESOLVE_IN_ROOT goes part by part (`older.inside`).
     """
     how = b"".join(n.to_bytes(8, byteorder) for n in (flags, 0, resolve))
     for attempt in range(64):
         try:
-            return _call("syscall", _SYS_OPENAT2, dirfd, os.fsencode(path), how, 24, path=path)
+            return numbered("openat2", _SYS_OPENAT2, dirfd, os.fsencode(path), how, 24, path=path)
         except CallError as error:
-            error.call = "openat2"
-            if error.errno != 11 or attempt == 63:
+            inside = resolve == RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS and flags & os.O_PATH
+            if error.errno in REFUSED and inside:
+                return int(_older().inside(dirfd, path, flags))
+            if error.errno != EAGAIN or attempt == 63:
                 raise
     raise AssertionError("unreachable")
+
+
+def close_others(*keep: int) -> None:
+    """Close all descriptors but the standard ones and those to `keep`.
+
+    close_range(2), Linux 5.9. Not os.closerange: where it is refused, that one closes a million.
+    """
+    start = 3
+    try:
+        for fd in (*sorted(keep), _LAST):
+            if fd > start:
+                numbered("close_range", _SYS_CLOSE_RANGE, start, fd - 1, 0)
+            start = max(start, fd + 1)
+    except CallError:
+        from rootless_udi import older
+
+        older.close_others(keep)
+
+
+def spawn(
+    program: str,
+    argv: "list[str]",
+    env: "dict[str, str]",
+    files: "Sequence[tuple[int, int]]",
+    setsid: bool = False,
+) -> int:
+    """posix_spawn(3) with `files` (descriptor, its number in the child); return the process id.
+
+    The C library makes it by clone3(2), Linux 5.3, and goes on by itself after ENOSYS alone.
+    """
+    actions = [(os.POSIX_SPAWN_DUP2, fd, number) for fd, number in files]
+    try:
+        return os.posix_spawn(program, argv, env, file_actions=actions, setsid=setsid)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        from rootless_udi import older
+
+        return older.spawn(program, argv, env, files, setsid)
 
 
 def inotify_init() -> int:

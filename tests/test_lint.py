@@ -12,6 +12,7 @@ from tests.conftest import TREE
 FOLDERS = ("rootless_udi", "fuse", "idmap", "mpi_inject")
 PURE = (
     "rootless_udi/environment.py",
+    "rootless_udi/newcalls.py",
     "rootless_udi/oci.py",
     "rootless_udi/options.py",
     "rootless_udi/parties.py",
