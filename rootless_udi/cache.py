@@ -7,6 +7,7 @@ system: one big file in place of its many small ones), served by fuse2fs and unl
 """
 
 from rootless_udi import sizes
+from rootless_udi.config import BUILT_IN
 from rootless_udi.errors import UdiError
 from rootless_udi.records import Record
 from rootless_udi.steps import Mount
@@ -59,15 +60,29 @@ class FileCache(Record):
 FILE, TARGET = "{file}", "{target}"
 
 
-def method(volume: "Volume", site: "Site") -> str:
-    """Return "tmpfs" or "file" for a volume with a cache."""
-    assert volume.cache is not None
-    return volume.cache.method or site.cache_method
+def methods(volumes: "Iterable[Volume]", site: "Site", memory: int) -> "list[tuple[Volume, str]]":
+    """Return each volume that is a cache with its method, "tmpfs" or "file".
+
+    Where neither the volume nor the site says, it is memory while all of them fit into `memory`
+    bytes (0: no limit known), else a file in the directory that the volume names, as Shifter's are.
+    """
+    found = []
+    total = 0
+    for volume in volumes:
+        if volume.cache is None:
+            continue
+        how = volume.cache.method or site.cache_method
+        if _unsaid(volume, site) and memory and total + _size(volume) > memory:
+            how = "file"
+        if how == "tmpfs":
+            total += _size(volume)
+        found.append((volume, how))
+    return found
 
 
-def candidates(volumes: "Iterable[Volume]", site: "Site") -> tuple[str, ...]:
+def candidates(volumes: "Iterable[Volume]", site: "Site", memory: int) -> tuple[str, ...]:
     """Return the directories that facts are needed of: the site's, else the volumes' sources."""
-    files = [v for v in volumes if v.cache is not None and method(v, site) == "file"]
+    files = [v for v, how in methods(volumes, site, memory) if how == "file"]
     if not files:
         return ()
     return site.cache_paths or tuple(dict.fromkeys(v.source for v in files))
@@ -83,12 +98,10 @@ def plan(
     """
     steps: list[Mount | FileCache] = []
     in_memory = 0
-    for volume in volumes:
-        if volume.cache is None:
-            continue
+    for volume, how in methods(volumes, site, facts.memory):
         _within_limit(volume, site)
-        if method(volume, site) == "tmpfs":
-            in_memory += volume.cache.size
+        if how == "tmpfs":
+            in_memory += _size(volume)
             steps.append(_tmpfs(volume, in_memory, site, facts))
         else:
             steps.append(_file(volume, site, facts))
@@ -149,8 +162,9 @@ def _file(volume: "Volume", site: "Site", facts: Facts) -> FileCache:
     missing = [n for n, path in (("mke2fs", facts.mke2fs), ("fuse2fs", facts.fuse2fs)) if not path]
     if missing:
         raise UdiError(
-            f"{_what(volume)},method=file: this node has no {' and no '.join(missing)}",
-            "keep it in memory: method=tmpfs; or let the site install e2fsprogs and fuse2fs",
+            f"{_what(volume)}{_how(volume, site, facts)}: this node has no "
+            f"{' and no '.join(missing)}",
+            f"{_less(volume, site, facts)}; or let the site install e2fsprogs and fuse2fs",
         )
     place = _place(volume, size, site, facts)
     return FileCache(
@@ -174,11 +188,31 @@ def _place(volume: "Volume", size: int, site: "Site", facts: Facts) -> Place:
             whys.append(f"{place.path}: {place.why or f'{about(place.free)} free'}")
     from_site = f" (cache.paths, {site.origin('cache.paths')})" if site.cache_paths else ""
     raise UdiError(
-        f"{_what(volume)},method=file: no directory for its file{from_site}: {'; '.join(whys)}",
-        "ask for less, or keep it in memory: method=tmpfs"
-        if site.cache_paths
-        else "name a directory of yours before the ':', ask for less, or use method=tmpfs",
+        f"{_what(volume)}{_how(volume, site, facts)}: no directory for its file{from_site}: "
+        f"{'; '.join(whys)}",
+        ("" if site.cache_paths else "name a directory of yours before the ':', or ")
+        + _less(volume, site, facts),
     )
+
+
+def _unsaid(volume: "Volume", site: "Site") -> bool:
+    """Tell whether neither the volume nor the site names a method."""
+    assert volume.cache is not None
+    said = volume.cache.method or site.origin("cache.method") != BUILT_IN
+    return not said and site.cache_method == "tmpfs"
+
+
+def _how(volume: "Volume", site: "Site", facts: Facts) -> str:
+    """Say why a cache is to be a file: the volume or the site says so, or the memory does."""
+    if not _unsaid(volume, site):
+        return ",method=file"
+    return f" does not fit into {about(facts.memory)}, the limit of {facts.limited_by}; in a file"
+
+
+def _less(volume: "Volume", site: "Site", facts: Facts) -> str:
+    if _unsaid(volume, site):
+        return f"ask for less: {about(facts.memory)} of all caches fit into memory"
+    return "ask for less, or keep it in memory: method=tmpfs"
 
 
 def about(size: int) -> str:

@@ -10,13 +10,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from rootless_udi.config import Site
+    from rootless_udi.volumes import Volume
 
-def gather(directories: "Iterable[str]", environ: "Mapping[str, str]") -> Facts:
-    """Return the facts; `directories` are `cache.candidates`, empty where all is in memory."""
-    directories = tuple(directories)
+
+def gather(volumes: "Iterable[Volume]", site: "Site", environ: "Mapping[str, str]") -> Facts:
+    """Return the facts that the caches among `volumes` rest on."""
     files = cache.cgroup_files(_text("/proc/self/cgroup"))
     limits = {path: text for path in files if (text := _text(path))}
     memory, by = cache.smallest(limits, _text("/proc/meminfo"))
+    directories = cache.candidates(volumes, site, memory)
     if not directories:
         return Facts(memory, by)
     from rootless_udi.host import which

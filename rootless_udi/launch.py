@@ -144,7 +144,7 @@ def _caches(
         return ()
     from rootless_udi import cache, cachefacts
 
-    found = cachefacts.gather(cache.candidates(mounts, site), environ)
+    found = cachefacts.gather(mounts, site, environ)
     return cache.plan(mounts, site, found)
 
 

@@ -67,23 +67,59 @@ def test_the_site_s_directories_and_method() -> None:
     (step,) = steps("/any:/c:perNodeCache=size=1G,method=tmpfs", site)
     assert isinstance(step, Mount)
     both = volumes.parse("/any:/c:perNodeCache=size=1G;/other:/d:perNodeCache=size=1G;/a:/b")
-    assert cache.candidates(both, site) == ("/full", "/closed", "/local")
-    assert cache.candidates(both, Site(cache_method="file")) == ("/any", "/other")
-    assert cache.candidates(both, Site()) == ()
+    assert cache.candidates(both, site, 8 * G) == ("/full", "/closed", "/local")
+    assert cache.candidates(both, Site(cache_method="file"), 8 * G) == ("/any", "/other")
+    assert cache.candidates(both, Site(), 8 * G) == cache.candidates(both, Site(), 0) == ()
+    assert cache.candidates(both, Site(), 2 * G - 1) == ("/other",)
+
+
+def test_more_than_the_memory_is_a_file_in_the_named_directory() -> None:
+    """The example of NERSC's slides, on a node of less memory: all that fits stays in memory."""
+    text = "/s:/a:perNodeCache=size=5G;/local:/b:perNodeCache=size=40G;/s:/d:perNodeCache=size=3G"
+    a, b, d = steps(text)
+    assert isinstance(a, Mount) and isinstance(d, Mount)
+    assert isinstance(b, FileCache)
+    assert (b.directory, b.size) == ("/local", 40 * G)
+    (b, d) = steps("/s:/b:perNodeCache=size=5G;/local:/d:perNodeCache=size=5G")
+    assert isinstance(b, Mount) and isinstance(d, FileCache)
+    (one,) = steps("/s:/c:perNodeCache=size=100G", facts=Facts(0, ""))
+    assert isinstance(one, Mount)
 
 
 @pytest.mark.parametrize(
     ("text", "site", "facts", "why", "hint"),
     [
         (
-            "/s:/c:perNodeCache=size=100G",
+            "/s:/c:perNodeCache=size=100G,method=tmpfs",
             Site(),
             NODE,
             "/c: size=100G in memory is more than 8G, the limit of this node's memory",
             "ask for less than 8G, or keep it in a file: perNodeCache=size=100G,method=file",
         ),
         (
-            "/s:/c:perNodeCache=size=5G;/s:/d:perNodeCache=size=5G",
+            "/s:/c:perNodeCache=size=100G",
+            Site(origins=(("cache.method", "/etc/x:2"),)),
+            NODE,
+            "/c: size=100G in memory is more than 8G",
+            "method=file",
+        ),
+        (
+            "/closed:/c:perNodeCache=size=100G",
+            Site(),
+            NODE,
+            "/c: size=100G does not fit into 8G, the limit of this node's memory; in a file: "
+            "no directory for its file: /closed: no",
+            "name a directory of yours before the ':', or ask for less: 8G of all caches fit",
+        ),
+        (
+            "/local:/c:perNodeCache=size=40G",
+            Site(),
+            NODE.replace(fuse2fs=""),
+            "in a file: this node has no fuse2fs",
+            "fit into memory; or let the site install",
+        ),
+        (
+            "/s:/c:perNodeCache=size=5G,method=tmpfs;/s:/d:perNodeCache=size=5G,method=tmpfs",
             Site(),
             NODE,
             "/d: size=5G (all caches: 10G) in memory is more than 8G",
@@ -166,7 +202,9 @@ def test_facts_of_this_machine(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "closed").mkdir(0o555)
     names = ["", "file", "closed", "gone"]
-    facts = cachefacts.gather([str(tmp_path / name) for name in names], os.environ)
+    words = "perNodeCache=size=1M,method=file"
+    asked = [f"{tmp_path / name}:/c/{name}x:{words}" for name in names]
+    facts = cachefacts.gather(volumes.parse(";".join(asked)), Site(), os.environ)
     assert facts.memory > 0
     assert [place.why for place in facts.places] == [
         "",
@@ -175,7 +213,7 @@ def test_facts_of_this_machine(tmp_path: Path) -> None:
         "No such file or directory",
     ]
     assert facts.places[0].free > 0
-    assert cachefacts.gather([], {}).places == ()
+    assert cachefacts.gather((), Site(), {}).places == ()
 
 
 @pytest.mark.needs("fuse2fs")
@@ -183,7 +221,8 @@ def test_mke2fs_makes_a_hundred_gibibytes_sparse(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with path.open("w+b") as file:
         file.truncate(100 * G)
-        program = cachefacts.gather([str(tmp_path)], os.environ).mke2fs
+        asked = volumes.parse(f"{tmp_path}:/c:perNodeCache=size=1M,method=file")
+        program = cachefacts.gather(asked, Site(), os.environ).mke2fs
         argv = cache.filled(cache.mke2fs(program, 100 * G), f"/dev/fd/{file.fileno()}")
         path.unlink()
         subprocess.run(argv, pass_fds=[file.fileno()], check=True, timeout=60)
@@ -200,7 +239,7 @@ from rootless_udi.idmap import userns
 
 text, change = sys.argv[1:3]
 asked = volumes.parse(text)
-facts = cachefacts.gather(cache.candidates(asked, Site()), os.environ)
+facts = cachefacts.gather(asked, Site(), os.environ)
 uid, gid = os.getuid(), os.getgid()
 (step,) = cache.plan(asked, Site(), facts)
 if change:
