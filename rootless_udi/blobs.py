@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from rootless_udi.errors import UdiError
-from rootless_udi.locks import Lock
+from rootless_udi.locks import Holder, Lock
 from rootless_udi.manifest import Descriptor
 from rootless_udi.patience import Stop
 from rootless_udi.registry import WrongContent, matches
@@ -106,13 +106,12 @@ class Blobs:
         what: str,
         lock: Lock,
     ) -> str:
-        waits = 0
+        waits, holder = 0, Holder(lock)
         while True:
-            if not lock.acquire(shared=True, wait=False):
+            if not lock.acquire(shared=True) and not self._left(lock, holder):
                 if not waits:
-                    self._note(
-                        f"waiting for the download of {descriptor.digest} by {lock.holder()}"
-                    )
+                    by = holder.name() or "another process"
+                    self._note(f"waiting for the download of {descriptor.digest} by {by}")
                 self._stop.sleep(min(0.05 * 2**waits, 1.0) * random.uniform(0.5, 1.5))
                 waits += 1
                 continue
@@ -127,7 +126,8 @@ class Blobs:
             if path:
                 return path
             lock.release()
-            if not lock.acquire(wait=False):
+            if not lock.acquire():
+                self._left(lock, holder)
                 waits += 1
                 self._stop.sleep(0.05 * random.uniform(0.5, 1.5))
                 continue
@@ -135,11 +135,17 @@ class Blobs:
             if not path:
                 path = self._store.path("blobs", f"{stem(descriptor.digest)}.part")
                 self._download(path, descriptor, download, report, what)
-            lock.acquire(shared=True)
-            if os.path.exists(path):
+            if lock.acquire(shared=True) and os.path.exists(path):
                 return path
             # Removed by another pull while we changed to a shared lock.
             lock.release()
+
+    def _left(self, lock: Lock, holder: Holder) -> bool:
+        """Do without a lock whose holder gives no sign of life; tell whether that was so."""
+        if holder.gone():
+            self._note(f"no sign of life from whoever holds {lock.path}: going on without it")
+            lock.do_without()
+        return not lock.works
 
     def _whole(self, descriptor: Descriptor, report: Report) -> str:
         """Return the path of a whole, right copy, empty where there is none."""
@@ -233,7 +239,7 @@ class Blobs:
                     if self._keep:
                         with contextlib.suppress(FileExistsError):
                             os.link(path, self._store.path("blobs", stem(digest)))
-                    if lock.acquire(wait=False):
+                    if lock.acquire():
                         discard(path)
             self._give_up(lock)
         self._held.clear()
@@ -246,7 +252,7 @@ class Blobs:
                 continue
             lock = self._store.lock(descriptor.digest)
             with contextlib.suppress(OSError):
-                if lock.acquire(wait=False) and lock.works:
+                if lock.acquire() and lock.works:
                     discard(path)
             self._give_up(lock)
 

@@ -38,6 +38,7 @@ GROUPS = {
         "rootless_udi.records",
         "rootless_udi.options",
         "rootless_udi.syscalls",
+        "rootless_udi.places",
         "rootless_udi.node",
         "rootless_udi.begin",
         "rootless_udi.guard",

@@ -263,7 +263,7 @@ def extract(arguments: Arguments) -> int:
     image = _image(arguments.image, config.load(os.environ), _platform(arguments))
     store = Store(image.store)
     lock = store.lock(image.digest)
-    lock.acquire()
+    lock.wait()
     try:
         trust.make(os.path.dirname(image.directory))
         squashfs.extract(image.squashfs, image.directory)

@@ -101,6 +101,8 @@ class Site(Record):
     squashfuse: str = ""
     """Path of squashfuse_ll; empty: searched for."""
     server_options: tuple[str, ...] = ()
+    state_directories: tuple[str, ...] = ()
+    """Further places for a node's records: see `rootless_udi.places`."""
     origins: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -361,6 +363,7 @@ def expanded(site: Site, environ: "Mapping[str, str]") -> Site:
         site_stores=those(site.site_stores),
         cache_paths=those(site.cache_paths),
         cdi_spec_dirs=those(site.cdi_spec_dirs),
+        state_directories=those(site.state_directories),
         mounts=tuple(rows),
     )
 

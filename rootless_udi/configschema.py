@@ -186,6 +186,7 @@ SITE_KEYS: dict[str, tuple[str, Check]] = {
     "cache.method": ("cache_method", choice("tmpfs", "file")),
     "cache.limit": ("cache_limit", size),
     "gpu.cdi_spec_dirs": ("cdi_spec_dirs", paths),
+    "state.directories": ("state_directories", paths),
     "server.program": ("server", text),
     "server.squashfuse": ("squashfuse", path),
     "server.options": ("server_options", texts),

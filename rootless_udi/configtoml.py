@@ -25,11 +25,6 @@ from rootless_udi.mpi_inject import profiles
 from rootless_udi.records import Record
 from rootless_udi.steps import Env
 
-_NO_STATE = (
-    "no file can say this: ranks that join a container read no configuration",
-    "set XDG_RUNTIME_DIR for all users, to a directory of their own on the node",
-)
-
 
 class Problem(Record):
     """What is wrong in a file: `line` from 1, `key` may be empty, `hint` says what is right."""
@@ -118,9 +113,7 @@ class _Merge:
     def add(self, document: Document, site: bool) -> None:
         known = {key.split(".")[0] for key in schema.SITE_KEYS} | set(schema.TABLES)
         for name, value in document.values.items():
-            if name == "state":
-                document.wrong((name,), *_NO_STATE)
-            elif name not in known:
+            if name not in known:
                 document.unknown((name,), known)
             elif name == "mount":
                 self._mounts(document, value, site)

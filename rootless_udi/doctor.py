@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rootless_udi import config, host, ladder, node, refused, resolve, syscalls
+from rootless_udi import config, host, ladder, places, refused, resolve, syscalls
 from rootless_udi.errors import UdiError
 from rootless_udi.idmap import maps, userns
 from rootless_udi.image import Image
@@ -49,7 +49,7 @@ def findings(environ: dict[str, str]) -> Iterator[Finding]:
     yield _server(environ)
     yield _writer()
     yield _unsquashfs(fuse.state == OK)
-    yield _state(environ)
+    yield from _state(environ)
     yield from _store(environ)
     yield _network()
 
@@ -293,20 +293,28 @@ def _unsquashfs(fuse: bool) -> Finding:
     )
 
 
-def _state(environ: dict[str, str]) -> Finding:
+def _state(environ: dict[str, str]) -> Iterator[Finding]:
+    what = "state directory"
+    for path in places.directories(environ, os.getuid()):
+        why = places.refusal(path)
+        if why:
+            text = f"the state directory {path} is passed over: {why}"
+            yield Finding(WARNING, what, text, "have it removed")
     try:
-        path, fd = node.state(node.directories(environ, os.getuid()), make=True)
+        path, fd = places.find(environ, make=True)
     except UdiError as error:
-        return Finding(FAILURE, "state directory", error.message, error.hint)
+        yield Finding(FAILURE, what, error.message, error.hint)
+        return
     if fd < 0:
-        return Finding(
+        yield Finding(
             WARNING,
-            "state directory",
+            what,
             "none can be made: ranks of a job can't share a container",
             "set XDG_RUNTIME_DIR to a directory of your own on this node",
         )
+        return
     os.close(fd)
-    return Finding(OK, "state directory", path)
+    yield Finding(OK, what, path)
 
 
 def _store(environ: dict[str, str]) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ The planner is imported after this, beside a server that opens the image meanwhi
 import os
 from time import time
 
-from rootless_udi import config, host, ladder, node, resolve
+from rootless_udi import config, host, ladder, node, places, resolve
 from rootless_udi.config import Site
 from rootless_udi.errors import UdiError
 from rootless_udi.host import Host
@@ -81,8 +81,7 @@ def _start(image: Image, words: "list[str]", environ: "dict[str, str]") -> Start
         return Start(key)
     facts = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, key
     name = node.digest(repr(facts).encode())
-    folders = node.directories(environ, os.getuid())
-    path = f"{next(filter(os.path.isdir, folders), folders[-1])}/starts/{name}"
+    path = f"{places.seen(places.directories(environ, os.getuid()))}/starts/{name}"
     try:
         if time() - os.stat(path).st_mtime < WEEK:
             return Start(key, known=path)

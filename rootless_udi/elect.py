@@ -8,7 +8,7 @@ import fcntl
 import os
 from time import sleep
 
-from rootless_udi import begin, node
+from rootless_udi import begin, node, places
 from rootless_udi.errors import UdiError, disk_hint
 from rootless_udi.guard import complain
 from rootless_udi.options import Request
@@ -99,11 +99,11 @@ def run(
 
     `who` is the launcher, `name` and `key` the container's file name and description.
     """
-    paths = node.directories(environ, os.getuid())
-    path, directory = node.state(paths, make=True)
+    path, directory = places.find(environ, make=True)
     if directory < 0:
+        tried = [*places.directories(environ, os.getuid()), *places.further(environ)]
         raise UdiError(
-            f"no state directory for the node's shared container: tried {', '.join(paths)}",
+            f"no state directory for the node's shared container: tried {', '.join(tried)}",
             "set XDG_RUNTIME_DIR to a directory of your own on this node, or use --share=off",
         )
     # The lock is for building. A rank that finds a record lets the next one look while it enters;
@@ -122,6 +122,7 @@ def run(
             election.release()
         begin.enter(record, fd, request, environ, own)
         os.close(fd)
+    _passed_over(environ, path)
     try:
         from rootless_udi.helper import Helper
 
@@ -139,6 +140,15 @@ def run(
     except BaseException:
         election.give_up()
         raise
+
+
+def _passed_over(environ: "dict[str, str]", chosen: str) -> None:
+    """Say which state directories came before the `chosen` one, and why they are not used."""
+    for path in places.directories(environ, os.getuid()):
+        why = places.refusal(path)
+        if why:
+            hint = f"{chosen} is used in its place; have it removed"
+            complain("udi-run", f"the state directory {path} is passed over: {why}", hint)
 
 
 def _mourn(record: node.Record, lost: str) -> None:

@@ -8,6 +8,7 @@ from rootless_udi import (
     host,
     inject,
     node,
+    places,
     plan,
     publish,
     resolve,
@@ -57,7 +58,7 @@ def run(
     start = node.started(me)
     name = f"alone-{me}-{start}"
     try:
-        path, directory = node.state(node.directories(environ, os.getuid()), make=True)
+        path, directory = places.find(environ, make=True)
     except UdiError:
         # `udi ps` won't see this run; nothing else depends on the record.
         path, directory = "", -1

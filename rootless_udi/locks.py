@@ -4,6 +4,10 @@ flock(2) first: Linux sends it over NFS, Lustre (mounted with -o flock) and GPFS
 the file system refuses it, open file description locks (F_OFD_SETLK, fcntl(2)), which are as good.
 Where both are refused there is no lock at all: `Lock.works` is false and the caller must not rely
 on one. Locks spare work, they guard nothing: what a store holds is right thanks to renames alone.
+
+Whoever can open a file can lock it, also one who may only read. So the files are their owner's
+alone, and one that is open to others is replaced. A holder touches its file every BEAT seconds:
+where that ends, as on a node that has crashed or for a process that was stopped, nobody waits on.
 """
 
 import errno
@@ -11,10 +15,17 @@ import fcntl
 import os
 import socket
 import struct
+import threading
+import time
 from collections.abc import Callable
 
+BEAT = 5.0
+"""Seconds between two signs of life of a holder."""
+PATIENCE = 60.0
+"""Seconds without one after which a waiter goes on without the lock."""
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _BUSY = (errno.EAGAIN, errno.EACCES)
+_STEP = 0.05
 
 Method = Callable[[int, bool, bool], None]
 """(descriptor, shared, wait): lock or raise OSError."""
@@ -45,18 +56,20 @@ class Lock:
         self.shared = False
         self._methods = methods
         self._fd = -1
+        self._guard = threading.Lock()
+        self._over = threading.Event()
 
-    def acquire(self, shared: bool = False, wait: bool = True) -> bool:
-        """Take the lock, or change a held one to shared; False where it is busy and not `wait`.
+    def acquire(self, shared: bool = False) -> bool:
+        """Take the lock, or change a held one to shared; False where it is busy.
 
         Raises OSError for a file that cannot be made. A change to shared lets others in between
-        (flock(2)): look again at what the lock stands for.
+        (flock(2)): look again at what the lock stands for. Where that fails it is not held.
         """
         while True:
             if self._fd < 0:
-                self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                self._open()
             try:
-                self._take(shared, wait)
+                self._take(shared)
             except OSError as error:
                 self._close()
                 if error.errno in _BUSY:
@@ -70,13 +83,44 @@ class Lock:
                 if not shared:
                     self._sign()
                 return True
-            # Its last holder unlinked it while we waited: take the lock that is there now.
+            # Its last holder unlinked it meanwhile: take the lock that is there now.
             self._close()
 
-    def _take(self, shared: bool, wait: bool) -> None:
+    def wait(self) -> None:
+        """Take the lock alone as soon as it is free, or go on without one (`works`): see `Holder`.
+
+        Raises OSError.
+        """
+        holder = Holder(self)
+        while not self.acquire():
+            if holder.gone():
+                self.do_without()
+                return
+            time.sleep(_STEP)
+
+    def do_without(self) -> None:
+        """Go on as where the file system has no locks."""
+        self._close()
+        self.works = False
+
+    def _open(self) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        # A second time at most: not every file system keeps modes.
+        for again in (True, False):
+            self._fd = os.open(self.path, flags, 0o600)
+            if not again or not os.fstat(self._fd).st_mode & 0o077:
+                return
+            # One of an older version, which others can lock for ever.
+            try:
+                os.unlink(self.path)
+            except OSError:
+                pass
+            self._close()
+
+    def _take(self, shared: bool) -> None:
         for method in self._methods:
             try:
-                method(self._fd, shared, wait)
+                method(self._fd, shared, False)
             except OSError as error:
                 if error.errno not in _UNSUPPORTED:
                     raise
@@ -96,17 +140,28 @@ class Lock:
         """Say who has it, for the message of those who wait; a full disk is no reason to fail."""
         try:
             os.truncate(self._fd, 0)
-            os.pwrite(self._fd, f"{socket.gethostname()}, process {os.getpid()}\n".encode(), 0)
+            text = f"{socket.gethostname()}, process {os.getpid()}\n{_started(os.getpid())}\n"
+            os.pwrite(self._fd, text.encode(), 0)
         except OSError:
             pass
+        self._over.set()
+        if self.works:
+            self._over = threading.Event()
+            try:
+                threading.Thread(target=self._live, args=(self._over,), daemon=True).start()
+            except RuntimeError:
+                # At a limit of threads it holds what it holds, but none waits for it long.
+                pass
 
-    def holder(self) -> str:
-        """Return "HOST, process PID" of the last exclusive holder, empty where it did not say."""
-        try:
-            with open(self.path, encoding="utf-8", errors="replace") as file:
-                return file.readline().strip()
-        except OSError:
-            return ""
+    def _live(self, over: threading.Event) -> None:
+        while not over.wait(BEAT):
+            with self._guard:
+                if over.is_set():
+                    return
+                try:
+                    os.utime(self._fd)
+                except OSError:
+                    return
 
     def release(self) -> None:
         """Let go; the file is removed where nobody else has or shares the lock."""
@@ -114,7 +169,7 @@ class Lock:
             return
         try:
             if self.works:
-                self._take(shared=False, wait=False)
+                self._take(shared=False)
                 if self._is_current():
                     os.unlink(self.path)
         except OSError:
@@ -123,6 +178,58 @@ class Lock:
             self._close()
 
     def _close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._over.set()
+        with self._guard:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+
+
+class Holder:
+    """Who has the lock that somebody waits for, as far as it shows that it lives."""
+
+    def __init__(self, lock: Lock) -> None:
+        self._path = lock.path
+        self._last = self._look()
+        self._since = time.monotonic()
+        self._beats = False
+
+    def _look(self) -> tuple[int, int]:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return 0, 0
+        return found.st_ino, found.st_mtime_ns
+
+    def gone(self) -> bool:
+        """Tell whether it has given no sign of life for PATIENCE seconds."""
+        last, now = self._look(), time.monotonic()
+        if last != self._last:
+            self._beats = self._last[0] == last[0]
+            self._last, self._since = last, now
+        return now - self._since >= PATIENCE
+
+    def name(self) -> str:
+        """Return "HOST, process PID" of a living one; "" where it did not say, or may be dead.
+
+        One on another node is known to live when it has been seen to touch its file.
+        """
+        try:
+            with open(self._path, encoding="utf-8", errors="replace") as file:
+                name, start = file.readline().strip(), file.readline().strip()
+        except OSError:
+            return ""
+        host, _, pid = name.partition(", process ")
+        if host != socket.gethostname():
+            return name if self._beats else ""
+        lives = start and pid.isdecimal() and _started(int(pid)) == start
+        return name if lives else ""
+
+
+def _started(pid: int) -> str:
+    """Return a process's start time (proc(5), stat, field 22); "" where there is no such one."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[19].decode()
+    except (OSError, IndexError):
+        return ""

@@ -19,8 +19,7 @@ can be joined when the first has gone. Nothing here imports what a joiner does n
 """
 
 import os
-from errno import EACCES, EINVAL, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS
-from stat import S_ISDIR, S_ISLNK
+from errno import EINVAL, ENOENT
 
 from rootless_udi import trust
 from rootless_udi.errors import UdiError, disk_hint
@@ -29,7 +28,7 @@ from rootless_udi.syscalls import CLONE_NEWNS, CLONE_NEWUSER, protect, setns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 FORMAT = "udi 1"
 PLANNED = (
@@ -50,9 +49,6 @@ PLANNED = (
 """Variables that change what is planned; the command's own differ between ranks and don't count."""
 
 _RANKS = ("PMIX_RANK", "PMI_RANK", "PMI_ID", "OMPI_COMM_WORLD_RANK", "PMI_FD")
-_LATER = (ENOENT, ENOTDIR, EACCES, EPERM, EROFS, ENAMETOOLONG)
-"""Why a state directory is passed over. Not ENOSPC: a rank that comes when there is room again
-would look in another directory than the ranks before it."""
 
 
 class Record:
@@ -237,71 +233,6 @@ def digest(data: bytes) -> str:
     except ImportError:
         from hashlib import blake2s
     return blake2s(data, digest_size=16).hexdigest()
-
-
-def directories(environ: "Mapping[str, str]", uid: int) -> list[str]:
-    """Return the state directories in the order in which they are tried."""
-    found = [f"/run/user/{uid}/rootless_udi", f"/tmp/udi-{uid}"]
-    runtime = environ.get("XDG_RUNTIME_DIR", "")
-    if runtime.startswith("/"):
-        # Often unset, or set and missing, under a batch system.
-        found.insert(0, f"{runtime}/rootless_udi")
-    return found
-
-
-def state(paths: "Iterable[str]", make: bool) -> tuple[str, int]:
-    """Return the first usable state directory and a descriptor of it; ("", -1) for none.
-
-    With `make`, a missing one is made, mode 0700. One that belongs to somebody else, is open to
-    others or is a symbolic link is refused by UdiError: records in it would be lies.
-    """
-    for path in paths:
-        try:
-            if make:
-                _make(path)
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            _refuse_link(path)
-            if error.errno in _LATER:
-                continue
-            raise UdiError(
-                f"making the state directory {path} failed: {error.strerror}",
-                disk_hint(error.errno, "set XDG_RUNTIME_DIR, or run with --share=off"),
-            ) from None
-        status = os.fstat(fd)
-        if status.st_uid != os.getuid() or status.st_mode & 0o077:
-            os.close(fd)
-            whose = "open to others" if status.st_uid == os.getuid() else "somebody else's"
-            raise UdiError(
-                f"the state directory {path} is refused: it is {whose}",
-                "remove it, set XDG_RUNTIME_DIR to a directory of your own, or use --share=off",
-            )
-        return path, fd
-    return "", -1
-
-
-def _make(path: str) -> None:
-    # Whatever the caller's umask is, the owner must get in.
-    mask = os.umask(0o077)
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        pass
-    finally:
-        os.umask(mask)
-
-
-def _refuse_link(path: str) -> None:
-    try:
-        mode = os.lstat(path).st_mode
-    except OSError:
-        return
-    if not S_ISDIR(mode):
-        what = "a symbolic link" if S_ISLNK(mode) else "no directory"
-        raise UdiError(
-            f"the state directory {path} is refused: it is {what}",
-            "remove it, set XDG_RUNTIME_DIR to a directory of your own, or use --share=off",
-        )
 
 
 def read(directory: int, name: str) -> tuple[Record | None, int]:

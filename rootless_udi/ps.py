@@ -6,7 +6,7 @@ Records that nobody lives behind any more (their helper was killed) are removed 
 import os
 from time import time
 
-from rootless_udi import node
+from rootless_udi import node, places
 from rootless_udi.errors import UdiError
 from rootless_udi.guard import complain
 from rootless_udi.records import Record
@@ -30,12 +30,13 @@ class Container(Record):
 def containers(environ: dict[str, str]) -> list[Container]:
     """Return this user's living containers on this node, oldest first."""
     found = []
-    for path in node.directories(environ, os.getuid()):
-        try:
-            _, directory = node.state([path], make=False)
-        except UdiError as error:
-            complain("udi", error.message, error.hint)
+    uid = os.getuid()
+    for path in (*places.directories(environ, uid), *places.further(environ)):
+        why = places.refusal(path)
+        if why:
+            complain("udi", f"the state directory {path} is passed over: {why}", "have it removed")
             continue
+        _, directory = places.state([path], make=False)
         if directory < 0:
             continue
         try:

@@ -3,7 +3,7 @@
 import os
 from time import time
 
-from rootless_udi import node
+from rootless_udi import node, places
 from rootless_udi.elect import Election, failed
 from rootless_udi.errors import UdiError
 from rootless_udi.sweep import sweep
@@ -77,7 +77,7 @@ def end(path: str, name: str, token: str, why: str = "") -> None:
     The helper calls this. A record that another container has taken over (its token tells) stays.
     """
     try:
-        _, directory = node.state([path], make=False)
+        _, directory = places.state([path], make=False)
         if directory < 0:
             return
         election = Election(path, directory, name)

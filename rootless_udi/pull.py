@@ -16,7 +16,7 @@ import trio
 from rootless_udi import layers, platforms, squashfs, store_find
 from rootless_udi.blobs import Blobs
 from rootless_udi.errors import UdiError
-from rootless_udi.locks import Lock
+from rootless_udi.locks import Holder, Lock
 from rootless_udi.manifest import LAYERS, Descriptor
 from rootless_udi.oci import Platform, Reference, platform_of
 from rootless_udi.patience import GaveUp, Patience, Stop
@@ -224,11 +224,19 @@ class _Pull:
 
     async def _acquire(self, lock: Lock, digest: str) -> bool:
         """Take the lock; return whether another pull had it before."""
-        waited = 0
+        waited, said, holder = 0, "", Holder(lock)
         try:
-            while not lock.acquire(wait=False):
-                if not waited:
-                    self._progress.stage("wait", lock.holder() or "another pull")
+            while not lock.acquire():
+                if holder.gone():
+                    self._progress.note(
+                        f"no sign of life from whoever holds {lock.path}: going on without it"
+                    )
+                    lock.do_without()
+                    break
+                name = holder.name() or said or "another process"
+                if name != said:
+                    self._progress.stage("wait", name)
+                said = name
                 waited += 1
                 # Looked at, not waited for in the kernel: Ctrl-C must end this at once.
                 await trio.sleep(min(0.05 * waited, 1.0))

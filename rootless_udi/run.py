@@ -8,7 +8,7 @@ holds both to a list of modules and counts file opens.
 import os
 import sys
 
-from rootless_udi import begin, node, options
+from rootless_udi import begin, node, options, places
 from rootless_udi.guard import guarded, occupy, refuse_privilege
 
 TYPE_CHECKING = False
@@ -63,7 +63,7 @@ def _join(
     key: str,
 ) -> None:
     """Join the container of the record and become the command; return where there is none."""
-    _, directory = node.state(node.directories(environ, os.getuid()), make=False)
+    _, directory = places.find(environ, make=False)
     if directory < 0:
         return
     record, fd = node.read(directory, name)

@@ -23,7 +23,7 @@ import os
 from errno import ENOTCONN
 from time import monotonic
 
-from rootless_udi import node, trust
+from rootless_udi import places, trust
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def keep(
 
     The state directory is there: a container's record is in it. Raises OSError, UdiError.
     """
-    _, directory = node.state(node.directories(environ, uid), make=False)
+    _, directory = places.state(places.directories(environ, uid), make=False)
     if directory < 0:
         return False
     try:

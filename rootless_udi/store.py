@@ -245,7 +245,7 @@ class Store:
         for base in stems:
             digest = base.replace("-", ":", 1)
             lock = self.lock(digest)
-            lock.acquire()
+            lock.wait()
             try:
                 image = self.image(digest)
                 if image is None or any(_target(x[2]) == base for x in self._links()):
@@ -305,7 +305,7 @@ class Store:
     def _if_idle(self, digest: str, path: str, now: float, age: float, ours: bool) -> bool:
         lock = self.lock(digest)
         try:
-            if not ours and not lock.acquire(wait=False):
+            if not ours and not lock.acquire():
                 return False
             try:
                 # Without locks nobody can tell; a day is longer than any pull.
@@ -327,7 +327,7 @@ class Store:
                 lock = Lock(path)
                 with contextlib.suppress(OSError):
                     # Removed by its release, where nobody else has it.
-                    lock.acquire(wait=False)
+                    lock.acquire()
                     lock.release()
 
 

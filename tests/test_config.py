@@ -375,7 +375,7 @@ def test_files_that_cant_be_read(place: Place) -> None:
         ("[etc.files]\nhosts = 'x'", 2, "etc.files.hosts: path x is not absolute", ""),
         ("[registry.'a.b']\nmirror = ''", 2, "registry.a.b.mirror: unknown key", "mirrors?"),
         ("[modules]\ndefault = ['none']", 2, "'none' is no name of a module", ""),
-        ("[state]\ndirectories = []", 1, "state: no file can say this", "XDG_RUNTIME_DIR"),
+        ("[state]\ndirectories = ['a']", 2, "state.directories: path a is not absolute", ""),
         ("[image\n", 1, "not TOML: Expected ']'", ""),
         ("a = 1\na = 2", 2, "not TOML: Cannot overwrite a value", ""),
         ("a = [", 1, "not TOML: ", ""),

@@ -1,7 +1,9 @@
 """The store: locks, commit by rename, names, removal, what killed pulls leave."""
 
 import errno
+import fcntl
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -12,10 +14,11 @@ import pytest
 
 from rootless_udi import locks, oci, store_find
 from rootless_udi.errors import UdiError
-from rootless_udi.locks import Lock
+from rootless_udi.locks import Holder, Lock
 from rootless_udi.oci import parse
 from rootless_udi.store import Store, remove_tree
 from rootless_udi.store_find import Image
+from tests.test_run import wait_for
 
 A, B = ("sha256:" + letter * 64 for letter in "ab")
 AMD64, ARM64 = oci.platform_of("x86_64"), oci.platform_of("aarch64")
@@ -210,20 +213,20 @@ def test_locks_between_processes(tmp_path: Path, method: str) -> None:
     path = str(tmp_path / "lock")
     methods = (locks.by_fcntl if method == "fcntl" else locks.by_flock,)
     child = holder(path, method, shared=False)
-    assert not Lock(path, methods).acquire(wait=False)
-    assert not Lock(path, methods).acquire(shared=True, wait=False)
-    assert Lock(path, methods).holder().endswith(f", process {child.pid}")
+    assert not Lock(path, methods).acquire()
+    assert not Lock(path, methods).acquire(shared=True)
+    assert Holder(Lock(path, methods)).name().endswith(f", process {child.pid}")
     # A killed holder holds nothing.
     child.kill()
     child.communicate()
     ours = Lock(path, methods)
-    assert ours.acquire(wait=False) and ours.works
+    assert ours.acquire() and ours.works
     ours.release()
     assert not os.path.exists(path)
 
     child = holder(path, method, shared=True)
-    assert not ours.acquire(wait=False)
-    assert ours.acquire(shared=True, wait=False)
+    assert not ours.acquire()
+    assert ours.acquire(shared=True)
     ours.release()
     # The other one still shares it.
     assert os.path.exists(path)
@@ -235,14 +238,74 @@ def test_a_waiter_gets_the_lock_that_is_there(tmp_path: Path) -> None:
     path = str(tmp_path / "lock")
     first, second, third = Lock(path), Lock(path), Lock(path)
     assert first.acquire()
-    thread = threading.Thread(target=second.acquire)
+    thread = threading.Thread(target=second.wait)
     thread.start()
     # Removes the file that the second may wait for already.
     first.release()
     thread.join()
     assert os.path.exists(path)
-    assert not third.acquire(wait=False)
+    assert not third.acquire()
     second.release()
+
+
+def test_who_holds_a_lock_is_named_where_he_lives(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    ours = Lock(str(path))
+    assert ours.acquire() and path.stat().st_mode & 0o777 == 0o600
+    name = f"{socket.gethostname()}, process {os.getpid()}"
+    assert Holder(ours).name() == name
+    path.write_text(f"{name}\n1\n")
+    assert Holder(ours).name() == "", "another process had this number"
+    path.write_text("elsewhere, process 1\n1\n")
+    holder = Holder(ours)
+    assert holder.name() == "" and not holder.gone()
+    os.utime(path, (1, 1))
+    assert not holder.gone() and holder.name() == "elsewhere, process 1"
+    ours.release()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_nobody_waits_for_one_who_gives_no_sign_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    """As a process that was stopped, or the lock of a node that has crashed."""
+    path = tmp_path / "lock"
+    path.touch(0o600)
+    with open(path) as theirs:
+        fcntl.flock(theirs, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        ours, holder = Lock(str(path)), Holder(Lock(str(path)))
+        assert not ours.acquire()
+        monkeypatch.setattr(locks, "PATIENCE", 0)
+        os.utime(path, (1, 1))
+        ours.wait()
+        assert not ours.works and path.exists()
+        monkeypatch.setattr(locks, "PATIENCE", 60)
+        assert not holder.gone()
+
+
+def test_a_holder_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "BEAT", 0.001)
+    path = tmp_path / "lock"
+    ours = Lock(str(path))
+    for _ in range(2):
+        assert ours.acquire()
+        os.utime(path, (1, 1))
+        wait_for(lambda: path.stat().st_mtime > 1)
+        ours.release()
+    assert not path.exists()
+
+
+def test_a_lock_that_others_may_open_is_replaced(tmp_path: Path) -> None:
+    """Who may read a file may lock it, and stop its owner's pulls for ever."""
+    path = tmp_path / "lock"
+    path.touch(0o644)
+    path.chmod(0o644)
+    with open(path) as theirs:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+        ours = Lock(str(path))
+        assert ours.acquire() and ours.works
+        assert path.stat().st_mode & 0o777 == 0o600
+        ours.release()
 
 
 def refuse(number: int) -> Callable[[int, bool, bool], None]:
@@ -257,7 +320,7 @@ def test_file_systems_without_flock(tmp_path: Path, number: int) -> None:
     path = str(tmp_path / "lock")
     one = Lock(path, (refuse(number), locks.by_fcntl))
     assert one.acquire() and one.works
-    assert not Lock(path, (locks.by_fcntl,)).acquire(wait=False)
+    assert not Lock(path, (locks.by_fcntl,)).acquire()
     one.release()
     none = Lock(path, (refuse(number), refuse(number)))
     assert none.acquire() and not none.works
