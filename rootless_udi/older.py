@@ -135,7 +135,7 @@ def _restrict_below(top: int, number: int, table: "Table", flags: int) -> bool:
         try:
             fd = _walk(top, where[start:])
         except OSError as error:
-            if error.errno == ENOENT:
+            if error.errno in (ENOENT, ENOTDIR):
                 return False
             if error.errno != EACCES:
                 raise
@@ -171,11 +171,12 @@ def _visible(number: int, table: "Table") -> "Iterator[int]":
 def _walk(top: int, path: str) -> int:
     """Open `path` below `top`, following nothing."""
     fd = os.dup(top)
-    for name in path.split("/"):
-        if name:
+    for name in filter(None, path.split("/")):
+        try:
             below = os.open(name, _PART, dir_fd=fd)
+        finally:
             os.close(fd)
-            fd = below
+        fd = below
     return fd
 
 

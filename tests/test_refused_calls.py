@@ -4,8 +4,10 @@ What is asked for comes about by an older way, as well protected, or is refused 
 Red Hat 8 (4.18) can't be had here: this one with all of them refused stands for it.
 """
 
+import ast
 import os
 import re
+import select
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rootless_udi import syscalls
-from rootless_udi.newcalls import TABLE
+from rootless_udi.newcalls import TABLE, NewCall
 from tests import images
 from tests.conftest import TREE, User
 
@@ -88,7 +90,8 @@ def squashfuse(user: User, before: Words, pulled: str) -> None:
 
 def directory(user: User, before: Words, pulled: str) -> None:
     image = f"--fuse=directory {pulled}".split()
-    assert user.run("udi", "extract", pulled).returncode == 0
+    done = user.run(*before, "udi-run", *image, "echo", "extracted first")
+    assert (done.returncode, done.stdout) == (0, "extracted first\n"), done.stderr
     same(user, before, *image)
 
 
@@ -119,11 +122,46 @@ def join(user: User, before: Words, pulled: str) -> None:
 
 
 def cache(user: User, before: Words, pulled: str) -> None:
-    """And nothing of the way to it remains in the container, or covers a folder of the host."""
+    """It covers no folder of the host on its way, and its server ends with the container."""
     options = [f"--volume={user.home}:/tmp/cache:perNodeCache=size=64M,method=file"]
-    script = "echo kept > /tmp/cache/f && cat /tmp/cache/f; grep -c served /proc/self/mountinfo"
-    done = user.run(*before, "udi-run", *options, pulled, "sh", "-c", script)
-    assert (done.stdout, done.stderr) == ("kept\n0\n", "")
+    options += [f"--volume={folder}:{folder}" for folder in HOLDERS]
+    script = f"""
+    echo kept > /tmp/cache/f && cat /tmp/cache/f; grep -c served /proc/self/mountinfo
+    ls {" ".join(HOLDERS)} | grep served
+    for p in /proc/[0-9]*; do [ -O $p ] && grep -q fuse2fs $p/comm && echo ${{p#/proc/}}; done
+    true
+    """
+    done = user.run(*before, "udi-run", "--writable", *options, pulled, "sh", "-c", script)
+    kept, served, server = done.stdout.split()
+    assert (kept, served, done.stderr) == ("kept", "0", "")
+    assert ended(int(server))
+
+
+HOLDERS = ("/mnt", "/media", "/srv")
+"""Where `detached` may mount private memory for a while."""
+
+
+def ended(pid: int) -> bool:
+    """Wait for the end of a process of somebody else; tell whether it came."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    waiter = select.poll()
+    waiter.register(handle, select.POLLIN)
+    try:
+        return bool(waiter.poll(30_000))
+    finally:
+        os.close(handle)
+
+
+def hook(user: User, before: Words, pulled: str) -> None:
+    site = user.home / "site"
+    (site / "modules.d").mkdir(parents=True)
+    (site / "modules.d/one.toml").write_text("hook = 'echo hooked; exit 3'\n")
+    user.env["UDI_SITE_DIR"] = str(site)
+    done = user.run(*before, "udi-run", "--module=one", pulled, "true")
+    assert "hooked" in done.stderr and "failed with status 3" in done.stderr
 
 
 def pull(user: User, before: Words, pulled: str) -> None:
@@ -201,7 +239,7 @@ USES: dict[str, Callable[[User, Words, str], None]] = {
     use.__name__: use
     for use in (
         *(plain, squashfuse, directory, pyfuse3, fuse_python, writable),
-        *(join, cache, pull, volume, links),
+        *(join, cache, hook, pull, volume, links),
     )
 }
 NEEDS = {
@@ -242,14 +280,29 @@ def test_a_pull_without_threads_is_refused_by_name(user: User, pulled: str) -> N
 
 @pytest.mark.parametrize("errno", ERRNOS)
 def test_doctor_tells_what_is_refused_and_what_it_costs(user: User, errno: str) -> None:
-    fine = user.run("udi", "doctor").stdout
-    assert "newer system calls: none is refused" in fine
-    for row in TABLE:
-        done = user.run(*refusing(row.name, ERRNOS[errno]), "udi", "doctor")
-        (line,) = [x for x in done.stdout.splitlines() if x.startswith("warning system call ")]
-        assert line.startswith(f"warning system call {row.name}: {os.strerror(ERRNOS[errno])}. ")
-        assert row.use in line and row.older in line and line.endswith(f"Cost: {row.cost}")
-        assert done.returncode == 0
+    pairs = [f"{row.number}:{ERRNOS[errno]}" for row in TABLE]
+    done = user.run(*REFUSE, ",".join(pairs), "udi", "doctor")
+    assert done.returncode == 0
+    found = [line for line in done.stdout.splitlines() if line.startswith("warning system call ")]
+    why = os.strerror(ERRNOS[errno])
+    assert found == [
+        f"warning system call {row.name}: {why}. It is for: {row.use}. Without it: {row.older}. "
+        f"Cost: {row.cost}"
+        for row in TABLE
+    ]
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_doctor_blames_no_other_call(user: User, row: NewCall) -> None:
+    found = [one for one, _ in doctored(user, row)]
+    assert found == [row.name]
+
+
+def doctored(user: User, row: NewCall) -> list[tuple[str, str]]:
+    code = "from rootless_udi import refused; print([(r.name, why) for r, why in refused.find()])"
+    words = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(TREE)!r}); {code}"]
+    done = user.run(*refusing(row.name, EPERM), *words)
+    return list(ast.literal_eval(done.stdout))
 
 
 def test_the_docs_have_the_table() -> None:
