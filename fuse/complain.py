@@ -3,6 +3,7 @@
 import os
 from errno import EINVAL, EIO, EISDIR, ENAMETOOLONG, ENODATA, ENOTDIR, EPROTO, ERANGE
 
+from rootless_udi.errors import plain
 from rootless_udi.fuse.format import Corrupt
 
 TYPE_CHECKING = False
@@ -20,7 +21,7 @@ CALLERS = (EINVAL, EISDIR, ENAMETOOLONG, ENODATA, ENOTDIR, EPROTO, ERANGE)
 def to_stderr(line: str) -> None:
     """Write a log line to descriptor 2, in one piece; a closed one is no reason to stop serving."""
     try:
-        os.write(2, line.encode(errors="backslashreplace") + b"\n")
+        os.write(2, f"{plain(line)}\n".encode())
     except OSError:
         return
 

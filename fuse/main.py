@@ -17,6 +17,7 @@ import os
 import sys
 
 from rootless_udi.errors import OURS, UdiError
+from rootless_udi.guard import complain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,10 +34,10 @@ def main(argv: "list[str] | None" = None) -> int:
         options, image, where = _parse(sys.argv[1:] if argv is None else argv)
         _run(options, image, where)
     except UdiError as error:
-        sys.stderr.write(f"udi-fuse: {error.message}\n" + (error.hint and f"  {error.hint}\n"))
+        complain("udi-fuse", error.message, error.hint)
         return error.status
     except OSError as error:
-        sys.stderr.write(f"udi-fuse: {error}\n")
+        complain("udi-fuse", str(error))
         return OURS
     return 0
 

@@ -18,6 +18,7 @@ from errno import (
 
 from rootless_udi import environment, node
 from rootless_udi.errors import NOT_EXECUTABLE, NOT_FOUND, UdiError
+from rootless_udi.guard import complain
 from rootless_udi.options import Request
 
 TYPE_CHECKING = False
@@ -137,12 +138,7 @@ def execute(words: "list[str]", env: "dict[str, str]", folder: str) -> "NoReturn
         os.chdir(folder)
     except OSError:
         if folder != "/":
-            os.write(
-                2,
-                f"udi-run: Failed to switch to working dir: {folder}, staying in /\n".encode(
-                    "utf-8", "surrogateescape"
-                ),
-            )
+            complain("udi-run", f"Failed to switch to working dir: {folder}, staying in /")
         folder = "/"
     if "PWD" in env:
         env["PWD"] = folder

@@ -4,16 +4,15 @@ What a command does lives in the module it calls; here are words in, words out.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from rootless_udi import child, cli_site, config, fastjson, oci, resolve, store_find, trust
-from rootless_udi.errors import OURS, UdiError
-from rootless_udi.guard import guarded, refuse_privilege, streams
+from rootless_udi import child, cli_site, config, jsontext, oci, resolve, store_find, trust
+from rootless_udi.errors import BYTES, OURS, UdiError, plain
+from rootless_udi.guard import guarded, page, refuse_privilege, say, streams, tell
 from rootless_udi.version import VERSION
 
 Arguments = argparse.Namespace
@@ -153,7 +152,7 @@ def pull(arguments: Arguments) -> int:
     )
     with progress.shown(arguments.quiet) as shown:
         image = pulling.pull_sync(reference, Store(_stores(site)[0]), options, shown)
-    print(image.digest)
+    say(image.digest)
     return 0
 
 
@@ -178,16 +177,16 @@ def images(arguments: Arguments) -> int:
                 )
     if arguments.json:
         keys = ("name", "digest", "platform", "size", "pulled", "store")
-        print(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2))
+        page(jsontext.text([dict(zip(keys, row, strict=True)) for row in rows]) + "\n")
         return 0
     table = [("NAME", "DIGEST", "PLATFORM", "SIZE", "PULLED")]
     for name, digest, platform, size, pulled, _ in rows:
         shown = digest if arguments.digests else digest.partition(":")[2][:12]
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(pulled))
-        table.append((name, shown, platform, _size(size), when))
+        table.append((plain(name, keep=BYTES), shown, plain(platform), _size(size), when))
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     for row in table:
-        print("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip())
+        say("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip())
     return 0
 
 
@@ -203,7 +202,7 @@ def inspect(arguments: Arguments) -> int:
     image = _image(arguments.image, config.load(os.environ), _platform(arguments))
     place = {"squashfs": image.squashfs, "store": image.store, "size": image.size}
     facts = resolve.read(image.facts, store_find.owners(image))
-    print(fastjson.dumps({**facts, **place}, indent=2))
+    page(jsontext.text({**facts, **place}) + "\n")
     return 0
 
 
@@ -217,9 +216,9 @@ def remove(arguments: Arguments) -> int:
     for text in arguments.image:
         names, digests = store.remove(_reference(text, site), platform)
         for name in names:
-            print(f"untagged {name}")
+            say(f"untagged {name}")
         for digest in digests:
-            print(f"removed {digest}")
+            say(f"removed {digest}")
     return 0
 
 
@@ -241,7 +240,7 @@ def login(arguments: Arguments) -> int:
         except EOFError:
             raise UdiError("udi login: no name or password was given") from None
     path = logins.login(registry, username, password, os.environ, arguments.insecure)
-    print(f"logged in at {registry}; kept in {path}", file=sys.stderr)
+    tell(f"logged in at {registry}; kept in {path}")
     return 0
 
 
@@ -251,7 +250,7 @@ def logout(arguments: Arguments) -> int:
 
     registry = logins.registry_name(arguments.registry)
     path = logins.logout(registry, os.environ)
-    print(f"logged out of {registry}; removed from {path}", file=sys.stderr)
+    tell(f"logged out of {registry}; removed from {path}")
     return 0
 
 
@@ -271,7 +270,7 @@ def extract(arguments: Arguments) -> int:
         raise store.refused(f"extracting {image.name or image.digest}", error) from None
     finally:
         lock.release()
-    print(image.directory)
+    say(image.directory)
     return 0
 
 
@@ -286,16 +285,13 @@ def profile(arguments: Arguments) -> int:
     run = child.argv(launcher, "--share=off", site=False)
     status = optimizing.profile(run, arguments.image, words, arguments.output)
     if status != OURS:
-        print(f"what it read is in {arguments.output}", file=sys.stderr)
+        tell(f"what it read is in {arguments.output}")
     return status
 
 
 def optimize(arguments: Arguments) -> int:
     """udi optimize: print the file. In the store both layouts have one name and one digest."""
     from rootless_udi import optimize as optimizing
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr)
 
     site = config.load(os.environ)
     reference = oci.parse(arguments.image, site.registry)
@@ -308,10 +304,10 @@ def optimize(arguments: Arguments) -> int:
         source = f"{image.store}/images/{image.digest.replace(':', '-', 1)}.sqfs"
         target = arguments.output or source.removesuffix(".sqfs") + store_find.OPTIMIZED
     found = optimizing.optimize(
-        source, arguments.profile, target, raw=not arguments.compact, progress=say
+        source, arguments.profile, target, raw=not arguments.compact, progress=tell
     )
-    say(f"{found.files} files of the profile lie first")
-    print(target)
+    tell(f"{found.files} files of the profile lie first")
+    say(target)
     return 0
 
 
@@ -321,9 +317,9 @@ def ps(arguments: Arguments) -> int:
 
     found = listing.containers(dict(os.environ))
     if arguments.json:
-        print(json.dumps([dict(zip(c.FIELDS, c.values(), strict=True)) for c in found], indent=2))
+        page(jsontext.text([dict(zip(c.FIELDS, c.values(), strict=True)) for c in found]) + "\n")
     else:
-        print(listing.table(found), end="")
+        page(listing.table(found))
     return 0
 
 
@@ -331,7 +327,7 @@ def completion(arguments: Arguments) -> int:
     """udi completion: bash: source <(udi completion bash)."""
     from rootless_udi import completion as completing
 
-    print(completing.script(arguments.shell), end="")
+    page(completing.script(arguments.shell))
     return 0
 
 
@@ -345,7 +341,7 @@ def bundle(arguments: Arguments) -> int:
             f"writing {bundling.path(package)} failed", "run it as who installed udi-run"
         )
     for stem in bundling.FILES:
-        print(bundling.path(package, stem))
+        say(bundling.path(package, stem))
     return 0
 
 

@@ -4,12 +4,12 @@ import argparse
 import json
 import os
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
-from rootless_udi import config, oci, resolve, store_find
+from rootless_udi import config, jsontext, oci, resolve, store_find
 from rootless_udi.errors import UdiError
+from rootless_udi.guard import page, say, tell
 
 Arguments = argparse.Namespace
 
@@ -63,8 +63,8 @@ def config_show(arguments: Arguments) -> int:
     from rootless_udi import configshow
 
     site, problems = configshow.merged(os.environ)
-    print(configshow.show(site), end="")
-    print(configshow.report(problems), end="", file=sys.stderr)
+    page(configshow.show(site))
+    tell(*configshow.report(problems).splitlines())
     return 1 if problems else 0
 
 
@@ -73,7 +73,7 @@ def config_check(arguments: Arguments) -> int:
     from rootless_udi import configshow
 
     problems = list(configshow.check(os.environ))
-    print(configshow.report(problems), end="")
+    page(configshow.report(problems))
     return 1 if problems else 0
 
 
@@ -81,7 +81,7 @@ def config_compile(arguments: Arguments) -> int:
     """udi config compile: print the file that was written."""
     from rootless_udi import configtoml
 
-    print(configtoml.compile_site(os.environ))
+    say(configtoml.compile_site(os.environ))
     return 0
 
 
@@ -96,7 +96,7 @@ def config_import(arguments: Arguments) -> int:
     made = udiroot.convert(text, _listing)
     _files(made.files, arguments.to)
     for note in made.notes:
-        print(f"{arguments.file}: {note}", file=sys.stderr)
+        tell(f"{arguments.file}: {note}")
     return 0
 
 
@@ -111,7 +111,7 @@ def _files(files: Any, folder: str | None) -> None:
     """Write (name, text) pairs below `folder`, or print them one after the other."""
     for name, text in files:
         if folder is None:
-            print(f"# {name}\n{text}")
+            page(f"# {name}\n{text}\n")
             continue
         path = Path(folder, name)
         try:
@@ -119,7 +119,7 @@ def _files(files: Any, folder: str | None) -> None:
             path.write_text(text)
         except OSError as error:
             raise UdiError(f"writing {path} failed: {error.strerror}") from None
-        print(path)
+        say(str(path))
 
 
 def _facts(image: str) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def mpi_check(arguments: Arguments) -> int:
     site = config.load(os.environ)
     known = [profiles.from_dict(name, table) for name, table in site.mpi.items()]
     text, possible = mpicheck.check(elf, os.environ, known, arguments.profile, arguments.compat)
-    print(text, end="" if text.endswith("\n") else "\n")
+    page(text if text.endswith("\n") else f"{text}\n")
     return 0 if possible else 1
 
 
@@ -156,7 +156,7 @@ def mpi_capture(arguments: Arguments) -> int:
     from rootless_udi.mpi_inject import mpicheck
 
     launcher = shlex.split(arguments.launcher)
-    print(mpicheck.capture(arguments.name, os.environ, launcher, arguments.family), end="")
+    page(mpicheck.capture(arguments.name, os.environ, launcher, arguments.family))
     return 0
 
 
@@ -168,7 +168,7 @@ def gpu_report(arguments: Arguments) -> int:
     devices = tuple(arguments.device)
     request = ("" if devices else "auto") if arguments.gpu is None else arguments.gpu
     lines = reporting.report(request, devices, os.environ, directories=places)
-    print("\n".join(lines))
+    page("\n".join(lines) + "\n")
     return 0
 
 
@@ -178,7 +178,7 @@ def gpu_cdi(arguments: Arguments) -> int:
 
     found = reporting.specifications(environ=os.environ)
     if arguments.to is None and len(found) == 1:
-        print(json.dumps(json.loads(next(iter(found.values()))), indent=2))
+        page(jsontext.text(json.loads(next(iter(found.values())))) + "\n")
         return 0
     _files(found.items(), arguments.to)
     return 0

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rootless_udi import config, host, ladder, places, refused, resolve, syscalls
 from rootless_udi.errors import UdiError
+from rootless_udi.guard import say
 from rootless_udi.idmap import maps, userns
 from rootless_udi.image import Image
 from rootless_udi.records import Record
@@ -58,9 +59,9 @@ def report(environ: dict[str, str]) -> int:
     """Print the findings; return 1 where one is a failure, else 0."""
     worst = 0
     for finding in findings(environ):
-        print(f"{finding.state:<8}{finding.what}: {finding.found}")
+        say(f"{finding.state:<8}{finding.what}: {finding.found}")
         if finding.remedy and finding.state != OK:
-            print(f"{'':8}  remedy: {finding.remedy}")
+            say(f"{'':8}  remedy: {finding.remedy}")
         worst |= finding.state == FAILURE
     return worst
 

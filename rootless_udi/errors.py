@@ -22,6 +22,10 @@ from errno import (
     EUSERS,
 )
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 OURS = 125
 """Exit status of udi-run when it could not start the command (as env(1) and docker-run(1))."""
 NOT_EXECUTABLE = 126
@@ -40,6 +44,26 @@ class UdiError(Exception):
         self.message = message
         self.hint = hint
         self.status = status
+
+
+BYTES = "".join(map(chr, range(0xDCA0, 0xDD00)))
+"""Bytes of a file's name that are no text (os.fsdecode), without what 8-bit terminals obey."""
+
+
+def _python(character: str) -> str:
+    return repr(character)[1:-1]
+
+
+def plain(text: str, keep: str = "", spell: "Callable[[str], str]" = _python) -> str:
+    """Return `text` as a person may be shown it: what is not printable is spelled out (\\x1b).
+
+    A registry, an image, a name in a shared folder can hold what a terminal obeys (ESC, BEL), lines
+    that pretend to be ours, marks that turn the direction of writing, bytes that are no text. All
+    that is said passes here, on its way out through `guard`. `keep`: unprintable, and wanted.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else spell(c) for c in text)
 
 
 _REMEDIES = {

@@ -3,8 +3,9 @@
 import json
 from typing import Any
 
-from rootless_udi import fastjson, sizes, steps
+from rootless_udi import jsontext, sizes, steps
 from rootless_udi.cache import FileCache
+from rootless_udi.errors import plain
 from rootless_udi.image import Root
 from rootless_udi.plan import Plan
 from rootless_udi.records import Record
@@ -27,7 +28,7 @@ _TYPES: dict[str, type[Record]] = {
 
 def as_json(plan: Plan) -> str:
     """Return the plan as a JSON document; each record is an object with its type as "type"."""
-    return fastjson.dumps(_plain(plan), indent=2) + "\n"
+    return jsontext.text(_plain(plan)) + "\n"
 
 
 def from_json(text: str) -> Plan:
@@ -78,7 +79,8 @@ def as_text(plan: Plan) -> str:
     rows += [("warning", text, "") for text in plan.warnings]
     first = max(len(row[0]) for row in rows)
     second = min(60, max(len(row[1]) for row in rows))
-    lines = [f"{a:<{first}}  {b:<{second}}  {c}".rstrip() for a, b, c in rows]
+    # A row is a line, whatever a value of the image holds.
+    lines = [plain(f"{a:<{first}}  {b:<{second}}  {c}".rstrip()) for a, b, c in rows]
     return "\n".join(lines) + "\n"
 
 

@@ -4,7 +4,7 @@ import _signal
 import os
 import sys
 
-from rootless_udi.errors import OURS, UdiError, disk_hint, remedy
+from rootless_udi.errors import BYTES, OURS, UdiError, disk_hint, plain, remedy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 
 THREADS = "a limit of processes may be reached (ulimit -u), or clone3 is refused: see `udi doctor`"
+_LINE_MAX = 8000
+"""Characters of a line of ours: a name can have millions."""
 
 
 def occupy() -> None:
@@ -117,13 +119,33 @@ def _flushed(program: str, status: int) -> int:
 
 
 def complain(program: str, message: str, hint: str = "") -> None:
-    """Write a message to standard error in one piece, since ranks share it."""
-    text = f"{program}: {message}\n" + (f"{program}: hint: {hint}\n" if hint else "")
+    """Write a message to standard error in one piece, since ranks share it: a line, and a hint."""
+    tell(f"{program}: {message}", *([f"{program}: hint: {hint}"] if hint else []))
+
+
+def tell(*lines: str) -> None:
+    """Write lines to standard error in one piece, each of them plain and of bounded length."""
+    text = "".join(f"{_short(plain(line))}\n" for line in lines)
     try:
-        os.write(2, text.encode("utf-8", "backslashreplace"))
+        os.write(2, text.encode())
     except OSError:
         # Standard error is closed: the exit status remains.
         pass
+
+
+def _short(line: str) -> str:
+    over = len(line) - _LINE_MAX
+    return line if over <= 0 else f"{line[:_LINE_MAX]}... ({over} more characters)"
+
+
+def say(line: str) -> None:
+    """Print a line to standard output, plain; a name of a file keeps its bytes."""
+    page(plain(line, keep=BYTES) + "\n")
+
+
+def page(text: str) -> None:
+    """Print a text of our own making to standard output, plain but for its newlines and tabs."""
+    print(plain(text, keep=f"\n\t{BYTES}"), end="")
 
 
 def refuse_privilege(program: str = "udi-run") -> None:

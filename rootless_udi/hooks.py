@@ -10,6 +10,7 @@ from select import poll
 from time import monotonic, sleep
 
 from rootless_udi.errors import UdiError
+from rootless_udi.guard import complain
 from rootless_udi.steps import Hook
 
 TYPE_CHECKING = False
@@ -64,12 +65,7 @@ def _become(hook: Hook, environ: "Mapping[str, str]") -> None:
         os.dup2(2, 1)
         os.execvpe(hook.argv[0], hook.argv, dict(environ))
     except OSError as error:
-        os.write(
-            2,
-            f"udi-run: {hook.argv[0]}: {os.strerror(error.errno or 0)}\n".encode(
-                errors="backslashreplace"
-            ),
-        )
+        complain("udi-run", f"{hook.argv[0]}: {os.strerror(error.errno or 0)}")
     finally:
         os._exit(127)
 

@@ -17,7 +17,7 @@ from rootless_udi import (
 )
 from rootless_udi.early import Found
 from rootless_udi.errors import UdiError
-from rootless_udi.guard import complain
+from rootless_udi.guard import complain, page
 from rootless_udi.options import Request
 from rootless_udi.plan import Plan
 
@@ -52,7 +52,7 @@ def run(
 
         guard.lenient()
         made = prepare(request, environ, found)
-        print(explain.as_json(made) if request.explain else explain.as_text(made), end="")
+        page(explain.as_json(made) if request.explain else explain.as_text(made))
         return 0
     me = os.getpid()
     start = node.started(me)

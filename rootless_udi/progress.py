@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from rootless_udi.errors import plain
+from rootless_udi.guard import tell
 from rootless_udi.pull import Progress, Silent
 
 _SAID = {
@@ -31,7 +33,7 @@ class Lines(Silent):
 
     def _say(self, text: str) -> None:
         with self._lock:
-            print(text, file=sys.stderr, flush=True)
+            tell(text)
 
     def stage(self, stage: str, text: str) -> None:
         self._say(_SAID[stage].format(text))
@@ -60,7 +62,7 @@ class Bars(Silent):
 
     def stage(self, stage: str, text: str) -> None:
         if stage in ("wait", "present", "done"):
-            self._display.console.print(_SAID[stage].format(text), highlight=False)
+            self._print(_SAID[stage].format(text))
 
     def blob(self, digest: str, done: int, total: int, state: str) -> None:
         task = self._task(digest, f"layer {_short(digest)}", total)
@@ -70,7 +72,13 @@ class Bars(Silent):
         self._display.update(self._task("convert", "merging", None), completed=done)
 
     def note(self, text: str) -> None:
-        self._display.console.print(f"note: {text}", highlight=False)
+        self._print(f"note: {text}")
+
+    def _print(self, text: str) -> None:
+        from rich.text import Text
+
+        # As it is: in a str rich reads markup of its own, [/x], and complains of it.
+        self._display.console.print(Text(plain(text)))
 
 
 @contextlib.contextmanager
@@ -87,7 +95,7 @@ def shown(quiet: bool = False) -> Iterator[Progress]:
     from rich.progress import Progress as Display
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),

@@ -7,7 +7,7 @@ import os
 from time import time
 
 from rootless_udi import node, places
-from rootless_udi.errors import UdiError
+from rootless_udi.errors import UdiError, plain
 from rootless_udi.guard import complain
 from rootless_udi.records import Record
 from rootless_udi.sweep import sweep
@@ -106,8 +106,11 @@ def table(found: list[Container]) -> str:
                 f"{one.memory / 1024:.1f} MiB" if one.memory else "-",
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows]
+    widths = [max(len(plain(row[i])) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(f"{cell:<{w}}" for cell, w in zip(map(plain, row), widths, strict=True))
+        for row in rows
+    ]
     return "".join(line.rstrip() + "\n" for line in lines)
 
 

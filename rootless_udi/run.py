@@ -9,7 +9,7 @@ import os
 import sys
 
 from rootless_udi import begin, node, options, places
-from rootless_udi.guard import guarded, occupy, refuse_privilege
+from rootless_udi.guard import guarded, occupy, page, refuse_privilege
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def run(argv: "list[str]") -> int:
     if request.help or request.version:
         from rootless_udi.version import VERSION
 
-        print(options.usage() if request.help else f"udi-run {VERSION}\n", end="")
+        page(options.usage() if request.help else f"udi-run {VERSION}\n")
         return 0
     refuse_privilege()
     own = begin.own_variables(request)

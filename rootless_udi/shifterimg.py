@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from rootless_udi import child, config, oci, resolve, shifter, syscalls
-from rootless_udi.errors import UdiError
-from rootless_udi.guard import guarded, refuse_privilege, streams
+from rootless_udi.errors import BYTES, UdiError, plain
+from rootless_udi.guard import complain, guarded, page, refuse_privilege, say, streams
 from rootless_udi.oci import DOCKER_HUB, Reference
 from rootless_udi.records import Record
 
@@ -128,7 +128,7 @@ class Line:
         begin = "\r\x1b[K" if self.again and self.status else ""
         end = "" if self.again else "\n"
         self.status = status
-        sys.stdout.write(begin + text + end)
+        sys.stdout.write(begin + plain(text, keep=BYTES) + end)
         sys.stdout.flush()
 
     def end(self) -> None:
@@ -145,7 +145,7 @@ class Line:
         pass
 
     def note(self, text: str) -> None:
-        sys.stderr.write(f"shifterimg: {text}\n")
+        complain("shifterimg", text)
 
 
 class _Command:
@@ -171,7 +171,7 @@ class _Command:
                 for _, name in entry.names:
                     name = name.partition("#")[0]
                     tag = tag_of(oci.parse(name, self.site.registry))
-                    print(row(system, "READY", entry.image.digest, entry.pulled, tag))
+                    say(row(system, "READY", entry.image.digest, entry.pulled, tag))
         return 0
 
     def lookup(self) -> int:
@@ -181,7 +181,7 @@ class _Command:
                 f"{self.given.operand} is not among the images",
                 f"shifterimg pull {self.given.operand}",
             )
-        print(found.digest.partition(":")[2])
+        say(found.digest.partition(":")[2])
         return 0
 
     def pull(self) -> int:
@@ -215,7 +215,7 @@ class _Command:
         files = [(null, fd) for fd in (0, 1, 2)]
         syscalls.spawn(words[0], words, dict(self.environ), files, setsid=True)
         os.close(null)
-        print(pull_line(time.time(), tag_of(reference), "INIT"))
+        say(pull_line(time.time(), tag_of(reference), "INIT"))
         return 0
 
     def login(self) -> int:
@@ -238,14 +238,14 @@ class _Command:
         platform = oci.platform_of(os.uname().machine)
         names, _ = Store(self.stores[0]).remove(self.reference(), platform)
         for name in names:
-            print(f"{tag_of(oci.parse(name, self.site.registry))} EXPIRED")
+            say(f"{tag_of(oci.parse(name, self.site.registry))} EXPIRED")
         return 0
 
     def autoexpire(self) -> int:
         from rootless_udi.store import Store
 
         for path in Store(self.stores[0]).sweep():
-            print(path)
+            say(path)
         return 0
 
 
@@ -263,7 +263,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
 def _run(argv: list[str]) -> int:
     given = read(argv)
     if given.help:
-        print(USAGE, end="")
+        page(USAGE)
         return 0
     refuse_privilege("shifterimg")
     try:

@@ -23,7 +23,7 @@ def main(argv: "list[str] | None" = None) -> "NoReturn":
 def _run(argv: list[str]) -> int:
     words = shifter.translate(argv, os.environ)
     if words is None:
-        print(shifter.USAGE, end="")
+        guard.page(shifter.USAGE)
         return 0
     try:
         return run.run(scripted(words, os.environ))
