@@ -94,15 +94,15 @@ class Mount:
         Path(f"{point}.over").mkdir(exist_ok=True)
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ours.settimeout(60)
-        self.holder = os.fork()
-        if self.holder == 0:
-            try:
-                self._ours.close()
-                _holder(theirs, str(point), overlay, inside)
-                os._exit(0)
-            except BaseException as error:
-                os.write(2, f"holder: {error!r}\n".encode())
-                os._exit(1)
+        # A process of its own, not a fork of this one, which has the threads of other tests.
+        words = [str(theirs.fileno()), str(point), *["overlay"] * overlay, *["inside"] * inside]
+        self._holder = subprocess.Popen(
+            [sys.executable, "-m", "tests.fusemount", *words],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            cwd=TREE,
+        )
+        self.holder = self._holder.pid
         theirs.close()
         fds: list[int] = []
         if inside:
@@ -181,7 +181,7 @@ class Mount:
     def close(self, timeout: float = 20) -> int:
         """End the namespaces; return the status of the server, which must end by itself."""
         self._ours.close()
-        os.waitpid(self.holder, 0)
+        self._holder.wait()
         if self.inside:
             self.server.terminate()  # it is one of the namespace's processes
         try:
@@ -213,3 +213,8 @@ def ours(transport: str = "raw", *options: str) -> list[str]:
 def squashfuse() -> list[str]:
     """Return the argv of squashfuse_ll."""
     return [shutil.which("squashfuse_ll") or "squashfuse_ll", "-f", "IMAGE", "MOUNT"]
+
+
+if __name__ == "__main__":
+    with socket.socket(fileno=int(sys.argv[1])) as given:
+        _holder(given, sys.argv[2], "overlay" in sys.argv[3:], "inside" in sys.argv[3:])

@@ -12,9 +12,10 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from functools import cache
 from pathlib import Path
 
-from tests import images
+from tests import images, mpiprogs
 from tests.conftest import TREE, User
 
 UDI = str(TREE / "bin/udi")
@@ -114,7 +115,8 @@ def program(name: str, kind: str = "", rpath: str = "") -> Path:
         argv[-1] += "_abi" if kind == "abi" else ""
         rest = ["-O1", "-o", str(partial), str(source)]
         if kind == "static":
-            library = "/usr/lib/x86_64-linux-gnu/libmpich.a"
+            # Debian 13 has it in mpich/lib.
+            library = str(next(Path("/usr/lib/x86_64-linux-gnu").rglob("libmpich.a")))
             include = "-I/usr/include/x86_64-linux-gnu/mpich"
             argv = ["gcc", include]
             rest += [library, "-lhwloc", "-lucp", "-lucs", "-lm", "-lpthread"]
@@ -252,7 +254,15 @@ IMAGES = {
         ),
         Image("abi-mpich-5.0.2", "bookworm", (), "mpich-5.0.2", "/usr/local", kind="abi"),
         *(
-            Image(f"{name}-{family}", "bookworm", packages, "", python=False, languages=languages)
+            # Compiled here, against this machine's libraries: no other suite's would do.
+            Image(
+                f"{name}-{family}",
+                mpiprogs.codename(),
+                packages,
+                "",
+                python=False,
+                languages=languages,
+            )
             for family, packages in (("mpich", ("mpich",)), ("openmpi", ("openmpi-bin",)))
             for name, languages in (("fortran", FORTRAN), ("f08", F08), ("c++", CXX))
         ),
@@ -371,14 +381,12 @@ def host_env(host: str) -> dict[str, str]:
 
 def launcher(host: str, ranks: int) -> list[str]:
     """Return the host's launcher for `ranks` ranks on this machine, up to the program."""
-    alone = ["--oversubscribe", "--mca", "plm", "isolated"]
     if host == "debian-mpich":
         words = ["mpiexec.hydra"]
     elif host == "debian-openmpi":
-        words = ["mpiexec.openmpi", *alone]
+        words = ["mpiexec.openmpi", *mpiprogs.alone()]
     elif host.startswith("openmpi-4"):
-        # There is no ssh client to be found on a test machine.
-        words = [str(prefix(host) / "bin/mpiexec"), *alone]
+        words = [str(prefix(host) / "bin/mpiexec"), *mpiprogs.ALONE]
     elif host.startswith("openmpi"):
         words = [str(prefix(host) / "bin/mpiexec"), "--map-by", ":OVERSUBSCRIBE"]
     else:
@@ -386,12 +394,46 @@ def launcher(host: str, ranks: int) -> list[str]:
     return [*words, "-n", str(ranks)]
 
 
+@cache
+def _own_version(family: str) -> str:
+    """Return what the machine's own MPI says of its version."""
+    argv = ["mpichversion"] if family == "mpich" else ["mpiexec.openmpi", "--version"]
+    try:
+        said = subprocess.run(argv, capture_output=True, text=True).stdout
+    except OSError:
+        return "none"
+    number = re.search(r"\d+\.\d+\.\d+", said)
+    head = "MPICH Version: " if family == "mpich" else "Open MPI v"
+    return head + (number[0] if number else "none")
+
+
+def near(family: str) -> str:
+    """Return an image of Debian with an MPI that this machine's own can stand for."""
+    suite = "bookworm" if mpiprogs.codename() == "bookworm" else "trixie"
+    return f"{suite}-{family}"
+
+
+GLIBC = {"bullseye": 31, "bookworm": 36, "trixie": 41}
+"""The minor number of each suite's glibc."""
+
+
+@cache
+def needed_glibc(host: str) -> int:
+    """Return the minor number of the glibc that the library of one of HOSTS needs, if Debian's."""
+    name = {"debian-mpich": "libmpich.so.12", "debian-openmpi": "libmpi.so.40"}.get(host)
+    if not name:
+        return 0
+    argv = ["readelf", "-VW", f"/usr/lib/x86_64-linux-gnu/{name}"]
+    said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    return max(map(int, re.findall(r"GLIBC_2\.(\d+)", said)))
+
+
 VERSION_TEXTS = {
     **{name: f"MPICH Version: {name[6:]}" for name in VERSIONS if name.startswith("mpich")},
     **{name: f"Open MPI v{name[8:]}" for name in VERSIONS if name.startswith("openmpi")},
     "impi-2021.18.1": "Intel(R) MPI Library 2021.18.1",
-    "debian-mpich": "MPICH Version: 4.0",
-    "debian-openmpi": "Open MPI v4.1",
+    "debian-mpich": _own_version("mpich"),
+    "debian-openmpi": _own_version("openmpi"),
 }
 """What MPI_Get_library_version says of each of HOSTS."""
 

@@ -31,12 +31,27 @@ class Kind:
     env: dict[str, str] = field(default_factory=dict)
 
 
+ALONE = ("--oversubscribe", "--mca", "plm", "isolated")
+"""For Open MPI 4: more ranks than cores, and no ssh client to ask for on a machine that has none.
+Open MPI 5 has no such component, and asks for ssh only where there is another node."""
+
+
+@cache
+def alone() -> tuple[str, ...]:
+    """Return the options by which the machine's own Open MPI starts ranks on this node alone."""
+    argv = ["mpiexec.openmpi", "--version"]
+    try:
+        said = subprocess.run(argv, capture_output=True, text=True).stdout
+    except OSError:
+        return ALONE
+    return ALONE if ") 4." in said else ("--map-by", ":OVERSUBSCRIBE")
+
+
 MPICH = Kind("mpich", "mpicc.mpich", ("mpiexec.hydra",), "mpich", "MPICH")
 OPENMPI = Kind(
     "openmpi",
     "mpicc.openmpi",
-    # More ranks than cores, and no ssh client to ask for on a machine that has none.
-    ("mpiexec.openmpi", "--oversubscribe", "--mca", "plm", "isolated"),
+    ("mpiexec.openmpi", *alone()),
     "openmpi-bin",
     "Open MPI",
 )

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +75,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "gridengine": _command("qsub", "sge_qmaster"),
     "mpich": _command("mpicc.mpich", "mpiexec.hydra"),
     "openmpi": _command("mpicc.openmpi", "mpiexec.openmpi"),
+    "openmpi-c++": lambda: any(Path("/usr/lib").glob("*/libmpi_cxx.so.40")),
     "fuse2fs": _command("fuse2fs", "mke2fs"),
     "zsh": _command("zsh"),
     "fish": _command("fish"),

@@ -35,6 +35,8 @@ packages() {
 # caller's folder, made of the system's own Python so that every user can run it.
 environment() {
     if [ "$(id -u)" = 0 ]; then
+        # A minimal root has no useradd.
+        packages passwd
         id "$USER_NAME" >/dev/null 2>&1 || useradd --create-home --shell /bin/bash "$USER_NAME"
         mkdir -p "$KEEP"
         VENV=$KEEP/venv

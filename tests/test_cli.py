@@ -271,9 +271,19 @@ def test_doctor_reports_a_store_that_can_not_be_written(user: User) -> None:
 
 def test_file_systems_are_named() -> None:
     assert doctor.filesystem("/proc/self") == "proc"
-    assert doctor.in_child(lambda: os._exit(0)) == ""
-    assert "killed by signal 9" in doctor.in_child(lambda: os.kill(os.getpid(), 9))
-    assert "ZeroDivision" in doctor.in_child(lambda: print(1 / 0))
+
+
+def test_what_a_check_of_the_doctor_tries_in_a_child() -> None:
+    """In an interpreter of its own, as the doctor is: this one has threads, and fork(2) none."""
+    code = "import os, sys; from rootless_udi import doctor; print(repr(doctor.in_child({})))"
+    for body, said in (
+        ("lambda: os._exit(0)", "''"),
+        ("lambda: os.kill(os.getpid(), 9)", "killed by signal 9"),
+        ("lambda: print(1 / 0)", "ZeroDivision"),
+    ):
+        argv = [sys.executable, "-W", "error", "-c", code.format(body)]
+        done = subprocess.run(argv, cwd=TREE, capture_output=True, text=True)
+        assert said in done.stdout and not done.stderr, done.stderr
 
 
 @pytest.mark.root
