@@ -45,6 +45,7 @@ GROUPS = {
         "rootless_udi.run",
     ),
     "elect": ("rootless_udi.elect",),
+    "shifter-config": ("rootless_udi.shifterconfig",),
     "maps": (
         "rootless_udi.idmap",
         "rootless_udi.idmap.maps",

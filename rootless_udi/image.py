@@ -38,3 +38,8 @@ class Image(Record):
     facts: "dict[str, Any]"
     compressor: str = ""
     optimized: bool = False
+
+    @property
+    def identifier(self) -> str:
+        """The id that `shifterimg lookup` prints, HEX; for a foreign file the request."""
+        return self.digest.rpartition(":")[2] or self.request

@@ -130,6 +130,10 @@ def prepare(request: Request, environ: "dict[str, str]", found: Found) -> Plan:
     asked = [v for text in request.volume for v in volumes.parse(text)]
     mounts = volumes.together(asked)
     injections, hooks = inject.gather(request, site, environ, image, facts)
+    if request.shifter:
+        from rootless_udi import shifterconfig
+
+        injections += (shifterconfig.injection(request, image, found.root, facts),)
     sources = host.look(plan.wanted(site, mounts, injections))
     caches = _caches(mounts, site, environ)
     return plan.build(

@@ -81,6 +81,7 @@ OPTIONS = (
         shares=False,
         choices=("", "json"),
     ),
+    Option("shifter", FLAG, "", "what Shifter's containers have besides: /var/shifterConfig.json"),
     Option("verbose", FLAG, "", "say what is done", "v", shares=False),
     Option("version", FLAG, "", "print the version", "", shares=False),
     Option("help", FLAG, "", "print this", "h", shares=False),
@@ -116,6 +117,7 @@ class Request(Record):
     platform: str | None = None
     insecure: bool = False
     explain: str | None = None
+    shifter: bool = False
     verbose: bool = False
     version: bool = False
     help: bool = False

@@ -270,7 +270,7 @@ def _before(image: Image) -> list[Env]:
     shifter = [
         ("set", "SHIFTER_RUNTIME", "1"),
         ("set", "SHIFTER_IMAGEREQUEST", image.request),
-        ("set", "SHIFTER_IMAGE", image.digest or image.request),
+        ("set", "SHIFTER_IMAGE", image.identifier),
     ]
     said = [Env(*operation, "Shifter's marks of a container") for operation in shifter]
     pairs = environment.of_image(image.facts.get("env") or ())

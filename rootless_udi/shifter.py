@@ -123,9 +123,16 @@ def _words(given: Given, environ: "Mapping[str, str]") -> list[str]:
         words.append("--verbose")
     command = given.command
     if not command and given.entrypoint is None:
-        # Shifter never runs an image's CMD alone, and looks for $SHELL when it is cleared already.
-        command = (SHELL,)
+        # Shifter never runs an image's CMD alone.
+        command = _shell(environ.get("SHELL", ""))
     return [*words, "--", *command]
+
+
+def _shell(wanted: str) -> tuple[str, ...]:
+    """Return the command of a bare `shifter`: the user's shell, else /bin/sh."""
+    if not wanted.startswith("/") or wanted == SHELL:
+        return (SHELL,)
+    return (SHELL, "-c", f'[ -x "$0" ] && exec "$0"; exec {SHELL}', wanted)
 
 
 def _image(environ: "Mapping[str, str]") -> str:

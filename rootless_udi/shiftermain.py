@@ -26,7 +26,7 @@ def _run(argv: list[str]) -> int:
         guard.page(shifter.USAGE)
         return 0
     try:
-        return run.run(scripted(words, os.environ))
+        return run.run(["--shifter", *scripted(words, os.environ)])
     except UdiError as error:
         raise UdiError(error.message, error.hint, shifter.status(error.status)) from None
 

@@ -18,6 +18,7 @@ PURE = (
     "rootless_udi/parties.py",
     "rootless_udi/plan.py",
     "rootless_udi/records.py",
+    "rootless_udi/shifterconfig.py",
     "rootless_udi/sizes.py",
     "rootless_udi/skeleton.py",
     "rootless_udi/steps.py",

@@ -66,7 +66,7 @@ def test_marks_of_shifter(user: User, box: Path) -> None:
     found = environment(user, box)
     assert found["SHIFTER_RUNTIME"] == "1"
     assert found["SHIFTER_IMAGEREQUEST"] == str(box)
-    assert found["SHIFTER_IMAGE"] == box.stem.replace("-", ":", 1)
+    assert found["SHIFTER_IMAGE"] == box.stem.partition("-")[2]
 
 
 def test_home_and_user_are_the_callers(user: User, box: Path) -> None:

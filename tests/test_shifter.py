@@ -1,6 +1,8 @@
 """Shifter's command line: options, variables, refusals, and the commands of NERSC's slides."""
 
+import json
 import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from rootless_udi import options, shifter, shiftermain
 from rootless_udi.errors import UdiError
 from rootless_udi.shifter import translate
+from tests.conftest import User
 
 HEX = "0123456789abcdef" * 4
 
@@ -80,6 +83,36 @@ def test_options(line: str, expected: list[str]) -> None:
     found = words(line)
     assert found == expected
     options.parse(found, {})
+
+
+@pytest.mark.parametrize("shell", ["", "/bin/sh", "zsh"])
+def test_a_bare_shifter_without_a_shell_of_the_user(shell: str) -> None:
+    assert words("-i a", {"SHELL": shell}) == ["--image=a", "--", "/bin/sh"]
+
+
+@pytest.mark.needs("userns", "fuse", "busybox", "mksquashfs")
+def test_what_scripts_of_shifter_ask(user: User, box: Path, tmp_path: Path) -> None:
+    """The id as `shifterimg lookup` prints it, /var/shifterConfig.json, the user's shell."""
+    image = f"--image={box}"
+    ask = "cat /var/shifterConfig.json; echo $SHIFTER_IMAGE"
+    done = user.run("shifter", image, f"--volume={tmp_path}:/data", "sh", "-c", ask)
+    text, name = done.stdout.splitlines()
+    found = json.loads(text)
+    assert list(found) == ["identifier", "user", "volMap", "modules"]
+    assert found["identifier"] == name == box.stem.partition("-")[2]
+    assert (found["user"], found["volMap"]) == (
+        pwd.getpwuid(os.getuid()).pw_name,
+        f"{tmp_path}:/data",
+    )
+    plain = user.run("udi-run", box, "ls", "/var/shifterConfig.json")
+    assert plain.returncode == 1
+    user.env["SHELL"] = "/bin/ash"
+    shell = user.run("shifter", image, input="echo $0; cat /proc/$$/comm\n").stdout
+    assert shell == "/bin/ash\nash\n"
+    user.env["SHELL"] = "/no/such/shell"
+    assert user.run("shifter", image, input="echo $0\n").stdout == "/bin/sh\n"
+    user.env["SHELL"] = "/bin/ash"
+    assert user.run("shifter", image, "-E", input="echo $0\n").stdout == "/bin/ash\n"
 
 
 @pytest.mark.parametrize("prefix", ["SHIFTER_", "SLURM_SPANK_SHIFTER_"])
