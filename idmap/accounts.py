@@ -19,18 +19,13 @@ def passwd(uid: int, gid: int, name: str, gecos: str, home: str, shell: str) -> 
     return "\n".join(lines) + "\n"
 
 
-def group(gid: int, name: str, user: str, others: tuple[tuple[int, str], ...]) -> str:
-    """Return group(5) lines for root, the caller's group, `others` (gid, name) and the overflow id.
+def group(gid: int, name: str, user: str) -> str:
+    """Return group(5) lines for root, the caller's group and the overflow id.
 
-    The caller is a member of the others; inside they all show as the overflow id, their access
-    rights stay.
+    The supplementary groups all show as the last; their names are of no use inside, and a site's
+    directory may take 50 ms to look each of them up.
     """
     lines = ["root:x:0:", f"{field(name)}:x:{gid}:{field(user)}"]
-    seen = {0, gid, OVERFLOW}
-    for number, other in others:
-        if number not in seen:
-            seen.add(number)
-            lines.append(f"{field(other)}:x:{number}:{field(user)}")
     if gid != OVERFLOW:
         lines.append(f"nogroup:x:{OVERFLOW}:{field(user)}")
     return "\n".join(lines) + "\n"

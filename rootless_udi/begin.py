@@ -2,6 +2,7 @@
 
 import _signal
 import os
+import sys
 from errno import (
     E2BIG,
     EACCES,
@@ -72,12 +73,12 @@ def argv(request: Request, start: Start) -> list[str]:
     return [*start.entrypoint, *(request.command or start.command)]
 
 
-def workdir(request: Request, start: Start, cwd: str) -> str:
-    """Return the folder to start in: the caller's, --workdir's or the image's WORKDIR."""
+def workdir(request: Request, start: Start, names: "list[str]") -> "list[str]":
+    """Return names of the folder to start in: the caller's, or --workdir's or the image's one."""
     if request.workdir is None:
-        return cwd
+        return names
     if request.workdir or start.workdir:
-        return request.workdir or start.workdir
+        return [request.workdir or start.workdir]
     raise UdiError("--workdir: the image has no WORKDIR", "give one: --workdir=DIR")
 
 
@@ -115,36 +116,50 @@ def enter(
     )
     words = argv(request, start)
     env = variables(environ, request, start, own)
-    folder = workdir(request, start, current(environ))
+    names = workdir(request, start, current(environ))
     if node.join(record, fd):
-        execute(words, env, folder)
+        execute(words, env, names)
 
 
-def current(environ: "dict[str, str]") -> str:
-    """Return the working directory, by $PWD where that is the same directory, "/" if deleted."""
+def current(environ: "dict[str, str]") -> "list[str]":
+    """Return the working directory's names: by $PWD where that is it, and the physical one.
+
+    "/" if it is deleted.
+    """
     try:
         real = os.getcwd()
         logical = environ.get("PWD", "")
         if logical.startswith("/") and logical != real and os.path.samefile(logical, real):
-            return logical
-        return real
+            return [logical, real]
+        return [real]
     except OSError:
-        return "/"
+        return ["/"]
 
 
-def execute(words: "list[str]", env: "dict[str, str]", folder: str) -> "NoReturn":
-    """Become the command. Raises UdiError with status 127 (not found) or 126 (not executable)."""
-    try:
-        os.chdir(folder)
-    except OSError:
-        if folder != "/":
-            complain("udi-run", f"Failed to switch to working dir: {folder}, staying in /")
+def execute(words: "list[str]", env: "dict[str, str]", names: "list[str]") -> "NoReturn":
+    """Become the command, in the first folder of `names` that is inside.
+
+    Raises UdiError with status 127 (not found) or 126 (not executable).
+    """
+    for folder in names:
+        try:
+            os.chdir(folder)
+            break
+        except OSError:
+            pass
+    else:
+        if names != ["/"]:
+            complain("udi-run", f"Failed to switch to working dir: {names[0]}, staying in /")
         folder = "/"
     if "PWD" in env:
         env["PWD"] = folder
-    # Python ignores these two, and what is ignored stays so across execve(2).
-    for name in (_signal.SIGPIPE, _signal.SIGXFSZ):
-        _signal.signal(name, _signal.SIG_DFL)
+    # Python ignores these two, and what is ignored stays so across execve(2). Whether the caller
+    # did so, the launcher's shell has seen; of a signal that is blocked it could not see it.
+    ignored = sys._xoptions.get("ignored") or ""
+    blocked = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
+    for name, number in (("+PIPE", _signal.SIGPIPE), ("+XFSZ", _signal.SIGXFSZ)):
+        if name not in ignored or number in blocked:
+            _signal.signal(number, _signal.SIG_DFL)
     raise _execute(words, env)
 
 

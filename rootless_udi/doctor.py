@@ -34,16 +34,20 @@ def findings(environ: dict[str, str]) -> Iterator[Finding]:
     yield _python()
     yield _kernel()
     yield from _user_namespaces()
+    spaces = _namespaces()
+    yield spaces
     fuse = _fuse_device()
     yield fuse
-    if fuse.state == OK:
+    # Without namespaces the others would fail for the same reason, which is not the kernel's age.
+    if fuse.state == OK and spaces.state == OK:
         yield _tried("FUSE in a user namespace", _try_fuse, "a kernel of 4.18 or newer is needed")
-    yield _tried(
-        "overlay in a user namespace",
-        _try_overlay,
-        "Linux 5.11 or newer; without it --writable and missing mount points are refused",
-        WARNING,
-    )
+    if spaces.state == OK:
+        yield _tried(
+            "overlay in a user namespace",
+            _try_overlay,
+            "Linux 5.11 or newer; without it --writable and missing mount points are refused",
+            WARNING,
+        )
     yield from _new_calls()
     yield _squashfuse(environ, fuse.state == OK)
     yield from _decompressors()
@@ -115,12 +119,22 @@ def _user_namespaces() -> Iterator[Finding]:
             "the administrator: install contrib/apparmor/udi-run as /etc/apparmor.d/udi-run, or "
             "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
         )
-    yield _tried(
-        "user and mount namespaces",
-        _try_namespaces,
+
+
+def _namespaces() -> Finding:
+    """Try what each start does first; in a chroot the kernel refuses it (user_namespaces(7))."""
+    remedy = (
         "inside a container? it must allow unshare(2) and mount(2): docker run "
-        "--security-opt seccomp=unconfined --security-opt apparmor=unconfined",
+        "--security-opt seccomp=unconfined --security-opt apparmor=unconfined; in a chroot? run "
+        "it outside"
     )
+    table = [line.split() for line in _read("/proc/self/mountinfo").splitlines()]
+    if table and not any(fields[4] == "/" for fields in table):
+        remedy = (
+            "this is a chroot, in which nobody may make user namespaces: run it outside, or enter "
+            "the directory by something that calls pivot_root(2) (bwrap, systemd-nspawn)"
+        )
+    return _tried("user and mount namespaces", _try_namespaces, remedy)
 
 
 def _fuse_device() -> Finding:

@@ -30,7 +30,6 @@ class Host(Record):
     home: str
     shell: str
     group: str
-    groups: tuple[tuple[int, str], ...]
     fuse: bool
     """/dev/fuse is there and may be opened."""
     overlay: bool
@@ -54,7 +53,6 @@ def gather(environ: "Mapping[str, str]", squashfuse: str = "") -> Host:
         home=home,
         shell=shell,
         group=_group(gid, user),
-        groups=tuple((g, _group(g, f"group{g}")) for g in os.getgroups()),
         fuse=_fuse(),
         overlay=release(system.release) >= (5, 11),
         squashfuse=squashfuse or which("squashfuse_ll", environ),

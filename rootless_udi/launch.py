@@ -95,7 +95,7 @@ def build(
     )
     words = begin.argv(request, start)
     env = begin.variables(environ, request, start, own)
-    folder = begin.workdir(request, start, begin.current(environ))
+    names = begin.workdir(request, start, begin.current(environ))
     if made.root.server == "directory" and made.digest:
         _extract(made)
     token = fields["token"]
@@ -118,7 +118,7 @@ def build(
         election.release()
     if request.verbose:
         _say(made)
-    begin.execute(words, env, folder)
+    begin.execute(words, env, names)
 
 
 def prepare(request: Request, environ: "dict[str, str]", found: Found) -> Plan:

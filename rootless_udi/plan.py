@@ -181,7 +181,7 @@ def _accounts(host: Host, site: "Site") -> list[Step]:
     """The files of /etc that every container gets: the caller's accounts, name resolution."""
     who = "default: the caller's accounts"
     passwd = accounts.passwd(host.uid, host.gid, host.user, host.gecos, host.home, host.shell)
-    group = accounts.group(host.gid, host.group, host.user, host.groups)
+    group = accounts.group(host.gid, host.group, host.user)
     generated: list[Step] = [
         File("/etc/passwd", passwd, reason=who),
         File("/etc/group", group, reason=who),

@@ -25,7 +25,6 @@ HOST = Host(
     home="/home/ada",
     shell="/bin/zsh",
     group="users",
-    groups=((100, "users"), (2000, "project"), (2001, "group2001")),
     fuse=True,
     overlay=True,
     squashfuse="/usr/bin/squashfuse_ll",

@@ -9,6 +9,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,25 @@ def test_workdir(user: User, box: Path, tmp_path: Path) -> None:
     assert done.stderr == message
 
 
+def test_a_folder_whose_logical_name_is_not_inside(user: User, box: Path) -> None:
+    """[8]: home directories that are links to where they are mounted."""
+    for name in ("real/sub", "site"):
+        (user.home / name).mkdir(parents=True)
+    (user.home / "link").symlink_to("real")
+    # Else all of it would be inside anyway.
+    (user.home / "site/udi.toml").write_text('[[mount]]\ndestination = "/tmp"\nenabled = false\n')
+    place = user.home / "link/sub"
+    env = {"PWD": str(place), "UDI_SITE_DIR": str(user.home / "site")}
+    for share in ("off", "x", "x"):
+        for inside, wanted in (("real", os.path.realpath(place)), ("link", str(place)), ("no", "")):
+            volume = f"--volume={user.home}/real:{user.home}/{inside}"
+            argv = ["udi-run", f"--share={share}", volume, box, "sh", "-c", "pwd -P; echo $PWD"]
+            done = user.run(*argv, cwd=place, env=env)
+            message = f"udi-run: Failed to switch to working dir: {place}, staying in /\n"
+            assert done.stderr == ("" if wanted else message)
+            assert lines(done) == [wanted or "/"] * 2
+
+
 def test_a_folder_that_is_gone(user: User, box: Path) -> None:
     script = 'mkdir gone && cd gone && rmdir ../gone && exec udi-run "$0" pwd'
     done = user.run("sh", "-c", script, box)
@@ -178,6 +198,36 @@ def test_sigpipe_has_its_default_again(user: User, box: Path) -> None:
     done = user.run("udi-run", box, "grep", "SigIgn", "/proc/self/status")
     ignored = int(lines(done)[0].split()[1], 16)
     assert not ignored & (1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1))
+
+
+@pytest.mark.parametrize("shell", [(), ("dash",), ("bash", "--posix"), ("busybox", "sh")])
+def test_signals_that_the_caller_ignores_stay_ignored(
+    user: User, box: Path, shell: tuple[str, ...]
+) -> None:
+    """[11]: Python ignores two of its own accord. A blocked signal is as the caller had it."""
+    program = Path(__file__).parent.parent / "bin/udi-run"
+    code = (
+        "import os, signal, sys\n"
+        "for s in map(int, sys.argv[1].split()): signal.signal(abs(s), signal.SIG_IGN)\n"
+        "for s in {13, 25} - {*map(int, sys.argv[1].split())}: signal.signal(s, signal.SIG_DFL)\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {*map(int, sys.argv[2].split())})\n"
+        "os.execvp(sys.argv[3], sys.argv[3:])"
+    )
+    show = [*shell, program, box, "grep", "-E", "Sig(Ign|Blk)", "/proc/self/status"]
+    for ignored in ((), (13,), (25,), (13, 25), (1, 2, 15, 13)):
+        for blocked in ((), (10,), tuple({13, 25} - {*ignored})):
+            words = (" ".join(map(str, ignored)), " ".join(map(str, blocked)))
+            done = user.run(sys.executable, "-c", code, *words, *show)
+            found = [int(line.split()[1], 16) for line in lines(done)]
+            assert found == [sum(1 << (s - 1) for s in group) for group in (blocked, ignored)]
+
+
+def test_no_variable_of_the_caller_is_changed_by_the_launcher(user: User, box: Path) -> None:
+    """A shell hands on what it assigns, if the caller had exported a variable of that name."""
+    names = ("me", "here", "python", "name", "seen", "ignored", "signal")
+    mine = dict.fromkeys(names, "mine")
+    found = environment(user, box, **mine)
+    assert {name: found.get(name) for name in mine} == mine
 
 
 def test_descriptors_stay_open(user: User, box: Path) -> None:
