@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 class Source(Record):
     """What is at a path of the host: `kind` is "directory", "file", "device", "missing",
     "denied", "special" (a FIFO or a socket) or "failed"; `real` is the path without symbolic links.
-    `why` is the kernel's answer for "missing", "denied" and "failed"."""
+    `why` is the kernel's answer where `kind` does not say it: for "failed", and for "missing" if it
+    is not that there is no such file."""
 
     kind: str
     real: str
@@ -106,10 +107,12 @@ def look(paths: "Iterable[str]") -> dict[str, Source]:
 def _look(path: str) -> Source:
     try:
         mode = os.stat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except FileNotFoundError:
+        return Source("missing", path)
+    except NotADirectoryError as error:
         return Source("missing", path, str(error.strerror))
-    except PermissionError as error:
-        return Source("denied", path, str(error.strerror))
+    except PermissionError:
+        return Source("denied", path)
     except OSError as error:
         # A dead FUSE server, a file handle of NFS that is stale, a disk's error, links in a circle.
         return Source("failed", path, str(error.strerror))

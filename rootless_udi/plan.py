@@ -221,7 +221,7 @@ def _refused(step: Mount, source: Source) -> str:
         "denied": "permission denied",
         "special": "it is a FIFO or a socket, not a file or a directory",
     }.get(source.kind, "")
-    if source.why and source.kind != "denied":
+    if source.why:
         why = f"{source.why} on the host"
     return f"mounting {step.source} on {step.target} failed: {why}"
 
