@@ -2,8 +2,6 @@
 
 import os
 
-# Hooks run inside the container, where the runtime's own files can't be imported any more.
-import rootless_udi.hooks  # noqa: F401
 from rootless_udi.modules import has_magic
 
 TYPE_CHECKING = False

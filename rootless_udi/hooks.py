@@ -5,7 +5,7 @@ change the command's environment.
 """
 
 import os
-import signal
+from _signal import SIGKILL
 from select import poll
 from time import monotonic, sleep
 
@@ -38,9 +38,9 @@ def _run(hook: Hook, environ: "Mapping[str, str]") -> None:
     status = _wait(child, hook.seconds)
     if status is None:
         try:
-            os.killpg(child, signal.SIGKILL)
+            os.killpg(child, SIGKILL)
         except OSError:
-            os.kill(child, signal.SIGKILL)
+            os.kill(child, SIGKILL)
         os.waitpid(child, 0)
         raise UdiError(
             f"{what}: not done after {hook.seconds:g} s, killed",

@@ -141,8 +141,15 @@ def test_an_installation_from_the_wheel(user: User, box: Path, tmp_path: Path) -
     user.env["PATH"] = "/usr/bin:/bin"
     done = user.run(venv / "bin/udi-run", box, "echo", "installed")
     assert done.stdout == "installed\n", done.stderr
-    done = user.run(venv / "bin/udi", "ps")
-    assert done.stdout.startswith("IMAGE"), done.stderr
+    # Nor is anything imported from the current folder, or for PYTHON*.
+    for name in ("json.py", "rootless_udi.py", "sitecustomize.py"):
+        (tmp_path / name).write_text("raise SystemExit('not yours')")
+    user.env["PYTHONPATH"] = f"{tmp_path}:"
+    done = user.run(venv / "bin/udi", "ps", cwd=tmp_path)
+    assert done.stdout.startswith("IMAGE") and done.stderr == "", done.stderr
+    done = user.run(venv / "bin/shifterimg", "images", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    del user.env["PYTHONPATH"]
     code = "import rootless_udi.fuse.raw, rootless_udi.mpi_inject.elf, rootless_udi.idmap.maps"
     assert user.run(venv / "bin/python3", "-c", code).returncode == 0
 
