@@ -27,13 +27,14 @@ _PACKAGES = (
 _PLUGINS = (
     ("ucx", re.compile(r"/ucx/libuc[a-z]_[^/]*\.so(?:\.|\Z)")),
     ("ucc", re.compile(r"/ucc/libucc_[^/]*\.so\Z")),
-    ("libfabric", re.compile(r"/[^/]*-fi\.so\Z")),
-    ("pmix", re.compile(r"/pmix_mca_[^/]*\.so\Z")),
-    ("hwloc", re.compile(r"/hwloc_[^/]*\.so\Z")),
-    ("libibverbs", re.compile(r"/[^/]*-rdmav\d+\.so\Z")),
+    ("libfabric", re.compile(r"/(?:libfabric|prov)/[^/]*-fi\.so\Z")),
+    ("pmix", re.compile(r"/pmix\d*/pmix_mca_[^/]*\.so\Z")),
+    ("hwloc", re.compile(r"/hwloc/hwloc_[^/]*\.so\Z")),
+    ("libibverbs", re.compile(r"/libibverbs/[^/]*-rdmav\d+\.so\Z")),
     ("openmpi", re.compile(r"/openmpi\d*/mca_[^/]*\.so\Z")),
 )
-"""How the plugins of each kind of gather.Tree are named."""
+"""The plugins of each kind of gather.Tree, in a folder of their own: what has other files too (the
+lib of Intel MPI's wheel) can't be covered by another folder."""
 
 LARGEST_SCRIPT = 1 << 20
 

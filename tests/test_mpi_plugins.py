@@ -97,3 +97,14 @@ def test_plugins_beside_a_library_that_stays_the_images_stay(tmp_path: Path) -> 
     found = inject(old, tree, tmp_path, environ=ENVIRON)
     assert not {"/opt/conda/lib/libucs.so.0", "/opt/conda/lib/ucx"} & set(over(found))
     assert found.notes == ("/opt/conda/lib/libucs.so.0 stays: the host's libucs.so.0 has no UCX_2",)
+
+
+@kinds
+def test_a_folder_that_has_more_than_plugins_is_left_alone(kind: str, tmp_path: Path) -> None:
+    """Intel MPI's wheel has libfabric's beside its libraries: the host's are named by variables."""
+    folder, plugin = KINDS[kind][1:3]
+    moved = {
+        p.replace(f"/{folder}/", "/"): data for p, data in image(kind, "/usr/local/lib").items()
+    }
+    assert f"/usr/local/lib/{plugin}" in moved
+    assert "/usr/local/lib" not in over(inject(host(kind), moved, tmp_path, environ=ENVIRON))
