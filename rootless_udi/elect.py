@@ -4,6 +4,7 @@ The builder holds an flock(2) on NAME.lock from before it plans until its record
 meanwhile then finds the record. A lock dies with its holder, so a killed builder blocks nobody.
 """
 
+import _signal
 import fcntl
 import os
 from time import sleep
@@ -17,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rootless_udi.environment import Operation
 
+_SILENT = 5.0
+"""Seconds for which a rank waits for the builder without a word."""
 _PATIENCE = 20
 """Milliseconds that a builder-to-be waits for a member that is on its way in."""
 
@@ -36,7 +39,7 @@ class Election:
                 raise failed(path, error) from None
             finally:
                 os.umask(mask)
-            fcntl.flock(self.lock, fcntl.LOCK_EX)
+            _take(self.lock)
             # Who ends a container unlinks its lock; one that was waited for meanwhile is no more.
             if _same(self.lock, f"{name}.lock", directory):
                 return
@@ -70,6 +73,64 @@ class Election:
             except OSError:
                 pass
         self.release()
+
+
+def _take(lock: int) -> None:
+    """Lock; where another has it for long, one of those who wait says so."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    except BlockingIOError:
+        pass
+    alarm = _signal.SIGALRM
+    if any(_signal.getitimer(_signal.ITIMER_REAL)) or alarm in _signal.pthread_sigmask(0, ()):
+        # An alarm of whoever started this is the command's.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return
+    before = _signal.signal(alarm, lambda *_: _tell(lock))
+    _signal.setitimer(_signal.ITIMER_REAL, _SILENT, _SILENT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    finally:
+        _signal.setitimer(_signal.ITIMER_REAL, 0)
+        _signal.signal(alarm, before or _signal.SIG_DFL)
+    fcntl.lockf(lock, fcntl.LOCK_UN)
+
+
+def _tell(lock: int) -> None:
+    """Say who is waited for, once on a node: the ranks that wait share a lock of the other sort."""
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return
+    _signal.setitimer(_signal.ITIMER_REAL, 0)
+    pid, stopped = _holder(lock)
+    who = f"process {pid}" if pid else "another process"
+    hint = "--share=off starts without it"
+    if stopped:
+        hint = f"kill -CONT {pid} lets it go on, kill -KILL {pid} lets another rank build"
+    what = f"waiting for {who}, which builds this node's container"
+    complain("udi-run", what + (" and is stopped" if stopped else ""), hint)
+
+
+def _holder(lock: int) -> tuple[int, bool]:
+    """Return the process that has the flock(2), 0 for none, and whether it is stopped.
+
+    From proc_locks(5); a process of another pid namespace is 0 or negative there.
+    """
+    found = os.fstat(lock)
+    device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    try:
+        with open("/proc/locks") as file:
+            for line in file:
+                _, kind, _, _, pid, where, *_ = line.split()
+                if kind == "FLOCK" and where == device and int(pid) > 0:
+                    with open(f"/proc/{pid}/stat", "rb") as stat:
+                        state = stat.read().rpartition(b")")[2].split()[0]
+                    return int(pid), state in (b"T", b"t")
+    except (OSError, ValueError):
+        pass
+    return 0, False
 
 
 def _same(fd: int, name: str, directory: int) -> bool:

@@ -6,6 +6,7 @@ Every test counts what remains when it has ended: no process, no mount, no file.
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,43 @@ def record(left: Leftovers) -> Path:
 
 
 # The builder dies
+
+
+HOLD = """
+import fcntl, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o600)
+fcntl.flock(fd, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_of_those_who_wait_for_a_builder_one_says_so(
+    user: User, image: Path, left: Leftovers, tmp_path: Path, stopped: bool
+) -> None:
+    first = rank(user, image).ready()
+    lock = f"{record(left)}.lock"
+    assert first.end()[0] == 0
+    wait_for(lambda: not left.files())
+    said = tmp_path / "said"
+    words = [sys.executable, "-c", HOLD, lock]
+    with subprocess.Popen(words, stdin=-1, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdin is not None and holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        if stopped:
+            os.kill(holder.pid, signal.SIGSTOP)
+        with said.open("w") as file:
+            argv = ("udi-run", "--share=job", image, "true")
+            three = [user.popen(*argv, stderr=file) for _ in range(3)]
+            wait_for(lambda: "hint" in said.read_text(), 60)
+        os.kill(holder.pid, signal.SIGCONT)
+        holder.stdin.close()
+        assert [one.wait(60) for one in three] == [0, 0, 0]
+    text = said.read_text()
+    assert text.count("waiting for process") == 1
+    assert f"waiting for process {holder.pid}, which builds this node's container" in text
+    assert ("and is stopped" in text, f"kill -CONT {holder.pid}" in text) == (stopped, stopped)
 
 
 def calls(user: User, image: Path, log: Path) -> list[tuple[str, int, str]]:
