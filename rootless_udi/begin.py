@@ -153,14 +153,20 @@ def execute(words: "list[str]", env: "dict[str, str]", names: "list[str]") -> "N
         folder = "/"
     if "PWD" in env:
         env["PWD"] = folder
-    # Python ignores these two, and what is ignored stays so across execve(2). Whether the caller
-    # did so, the launcher's shell has seen; of a signal that is blocked it could not see it.
+    signals()
+    raise _execute(words, env)
+
+
+def signals() -> None:
+    """Give SIGPIPE and SIGXFSZ back what the caller had: Python ignores them, and that would stay.
+
+    What that was the launcher's shell has seen; of a signal that is blocked it could not see it.
+    """
     ignored = sys._xoptions.get("ignored") or ""
     blocked = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
     for name, number in (("+PIPE", _signal.SIGPIPE), ("+XFSZ", _signal.SIGXFSZ)):
         if name not in ignored or number in blocked:
             _signal.signal(number, _signal.SIG_DFL)
-    raise _execute(words, env)
 
 
 def _execute(words: "list[str]", env: "dict[str, str]") -> UdiError:

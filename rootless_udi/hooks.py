@@ -9,6 +9,7 @@ from _signal import SIGKILL
 from select import poll
 from time import monotonic, sleep
 
+from rootless_udi import begin
 from rootless_udi.errors import UdiError
 from rootless_udi.guard import complain
 from rootless_udi.steps import Hook
@@ -63,6 +64,7 @@ def _become(hook: Hook, environ: "Mapping[str, str]") -> None:
         os.dup2(null, 0)
         # The command's stdout may be a pipe into another program: a hook must not write there.
         os.dup2(2, 1)
+        begin.signals()
         os.execvpe(hook.argv[0], hook.argv, dict(environ))
     except OSError as error:
         complain("udi-run", f"{hook.argv[0]}: {os.strerror(error.errno or 0)}")

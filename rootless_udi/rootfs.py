@@ -235,6 +235,7 @@ class Rootfs:
     def _make(self, path: str, is_directory: bool, mode: int, asked: str) -> int:
         folder, _, name = path.rstrip("/").rpartition("/")
         parent = self._reach(folder or "/", True, asked=asked if asked != path else "")
+        source = ""
         try:
             where = self.found(parent)
             source = self._allow(asked, where, name)

@@ -280,6 +280,12 @@ def test_hooks_run_in_order(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr() == ("", "out\n")
 
 
+def test_a_hook_has_the_callers_signals() -> None:
+    """SIGPIPE (bit 12) and SIGXFSZ (bit 24), which Python ignores."""
+    ignored = "0x$(sed -n 's/SigIgn:[[:space:]]*//p' /proc/self/status)"
+    hooks.run([sh(f"test $(({ignored} & 0x1001000)) = 0")], {"PATH": "/bin:/usr/bin"})
+
+
 @pytest.mark.parametrize(
     ("hook", "why"),
     [
