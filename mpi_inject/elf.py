@@ -38,6 +38,10 @@ MACHINES = {
 _KINDS = {1: "relocatable", 2: "executable", 3: "shared", 4: "core"}
 _LIMIT = 16384
 _STRING = 4096
+_STRINGS = 24 << 20
+"""Bytes of the table of strings: ledger.STRINGS; a library of 90 MB has 7 MB."""
+_TEXT = 4 << 20
+"""Characters of all that is cut out of it: entries may overlap, 16,384 of them 4096 long."""
 _BLOCK = 16384
 _VERSIONS = (4096, 1 << 20)
 """Bytes that are read for symbol versions at first, and where those do: at most."""
@@ -156,6 +160,9 @@ class Reader:
         self.dynamic = False
         self._program_headers(*where)
         self._strings = b""
+        self._left = _TEXT
+        if self._tags.get(10, 0) > _STRINGS:
+            raise ElfError(f"damaged: {self._tags[10]} bytes of strings")
         if 5 in self._tags:
             self._strings = self._segment(5, self._tags.get(10, 0))
         self._ascii = self._strings.decode("ascii") if self._strings.isascii() else ""
@@ -217,6 +224,9 @@ class Reader:
             raise ElfError(f"damaged: string {offset} of {len(strings)}")
         end = strings.find(b"\0", offset, offset + _STRING)
         end = end if end >= 0 else offset + _STRING
+        self._left -= end - offset
+        if self._left < 0:
+            raise ElfError("damaged: its names have no end")
         if self._ascii:
             return self._ascii[offset:end]
         return strings[offset:end].decode("utf-8", "surrogateescape")
@@ -282,7 +292,8 @@ class Reader:
                 text, next_aux = inner(data, where)
                 # A library has a dozen: the usual one is cut out without a call.
                 end = find("\0", text, text + _STRING)
-                versions.append(plain[text:end] if end >= 0 else string(text))
+                # Long ones are counted there.
+                versions.append(plain[text:end] if 0 <= end < text + 200 else string(text))
                 left -= 1
                 if not left:
                     raise ElfError(f"damaged: needs more than {_LIMIT} symbol versions")

@@ -30,6 +30,7 @@ Paths begin with "/" and are real: no component of them is a symbolic link. Not 
 import re
 from typing import Any
 
+from rootless_udi.bounds import FACTS
 from rootless_udi.mpi_inject import abi, cudanote, elf, imageprograms, ldcache
 from rootless_udi.mpi_inject.elfsymbols import Symbols, newest
 from rootless_udi.mpi_inject.imageprograms import is_program
@@ -39,6 +40,12 @@ LARGEST = 1 << 30
 """Bytes of the largest ELF file that is looked at."""
 
 _FILES = 8
+_UNREAD = 1000
+"""Paths of what could not be looked at: a few are shown."""
+_CONF_SIZE = 1 << 20
+_STEPS = 5_000_000
+_SEEN = 1000
+"""What an ELF file takes beside its texts."""
 _CONF = re.compile(r"/etc/(ld\.so\.(cache|conf)|ld\.so\.conf\.d/.*\.conf|ld-musl-[^/]*\.path)\Z")
 _SO = re.compile(r"\.so(\.|\Z)")
 _KEPT = (*STACK, *COMPILER, "libcudart.", "libcuda.", "libnccl.", "libnuma.")
@@ -89,6 +96,21 @@ class Inspector:
         self._scripts: dict[str, str] = {}
         self._static: list[str] = []
         self._unread: list[str] = []
+        self._room = FACTS
+        self._steps = _STEPS
+
+    def _keeps(self, path: str, *texts: str) -> bool:
+        """Count what is to be kept of a file; tell whether there is room for it."""
+        size = 200 + 2 * len(path) + sum(60 + len(text) for text in texts)
+        if size > self._room:
+            self._skip(path)
+            return False
+        self._room -= size
+        return True
+
+    def _skip(self, path: str) -> None:
+        if len(self._unread) < _UNREAD:
+            self._unread.append(path)
 
     def wants(self, path: str, size: int, head: bytes) -> bool:
         """Tell whether `file` needs the content of a regular file; `head` is its first 4 bytes."""
@@ -96,22 +118,26 @@ class Inspector:
         if head[:4] == elf.MAGIC:
             if size <= LARGEST:
                 return True
-            self._unread.append(path)
-        return bool(_CONF.match(path)) or imageprograms.is_script(path, size, head)
+            self._skip(path)
+        return (bool(_CONF.match(path)) and size <= _CONF_SIZE) or imageprograms.is_script(
+            path, size, head
+        )
 
     def file(self, path: str, data: bytes) -> None:
         """Look at a regular file's whole content; the last one of a path counts."""
         path = _absolute(path)
         if _CONF.match(path):
-            self._conf[path] = data
+            if self._keeps(path, str(data, "latin-1")):
+                self._conf[path] = data
             return
         if data[:2] == b"#!":
-            self._scripts[path] = imageprograms.interpreter(data)
+            if self._keeps(path):
+                self._scripts[path] = imageprograms.interpreter(data[:512])
             return
         try:
             self._look(path, data)
         except elf.ElfError:
-            self._unread.append(path)
+            self._skip(path)
 
     def link(self, path: str, target: str) -> None:
         """Note a symbolic link."""
@@ -138,7 +164,12 @@ class Inspector:
             seen.symbols = reader.undefined(abi.PUBLIC)
         elif not seen.symbols and is_program(seen.elf, path) and _has_mpi_inside(data):
             self._static.append(path)
-        self._seen[path] = seen
+        one = seen.elf
+        texts = (one.interp, one.soname, *one.needed, *one.rpath, *one.runpath, *one.defines)
+        versions = (name for group in one.needs.values() for name in group)
+        if self._keeps(path, *texts, *one.needs, *versions, *seen.symbols, *seen.exports):
+            self._room -= _SEEN
+            self._seen[path] = seen
 
     def result(self) -> dict[str, Any]:
         """Return the facts, JSON's types throughout, lists sorted."""
@@ -185,7 +216,9 @@ class Inspector:
                     done += "/" + part
                     continue
                 links += 1
-                if links > 40:
+                # Targets of 2000 parts, 40 within each other, at each of 100,000 libraries.
+                self._steps -= 1 + target.count("/")
+                if links > 40 or self._steps < 0:
                     return ""
                 if target.startswith("/"):
                     done = ""

@@ -17,6 +17,7 @@ from typing import Any
 
 from rootless_udi import manifest
 from rootless_udi.blobs import Blobs, Report
+from rootless_udi.bounds import EXTENSION, GLOBAL, MEMBERS
 from rootless_udi.decompress import HEAD, sniff
 from rootless_udi.errors import UdiError
 from rootless_udi.manifest import Config, Descriptor, Manifest
@@ -28,6 +29,31 @@ from rootless_udi.sources import Resolved, from_index, parse
 
 _CHUNK = 1 << 20
 _LINKS_MAX = 8
+
+
+def _odd(what: str) -> UdiError:
+    return UdiError(
+        f"reading an archive failed: it has {what}", "`docker save` and skopeo write no such"
+    )
+
+
+class _Info(tarfile.TarInfo):
+    """A member's header; tarfile itself reads headers of any size into memory, and sparse maps."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        extension = self.type not in tarfile.SUPPORTED_TYPES or self.type in _EXTENSIONS
+        if extension and self.size > (GLOBAL if self.type == tarfile.XGLTYPE else EXTENSION):
+            raise _odd(f"a header of {self.size} bytes")
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise _odd("a sparse file")
+        found: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        return found
+
+
+_EXTENSIONS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 
 
 class ArchiveSource:
@@ -65,9 +91,11 @@ class ArchiveSource:
 
     def _open(self) -> None:
         try:
-            self._tar = tarfile.open(self._reference.path, "r:*")  # noqa: SIM115
+            self._tar = tarfile.open(self._reference.path, "r:*", tarinfo=_Info)  # noqa: SIM115
             for member in self._tar:
                 self._stop.check()
+                if len(self._members) >= MEMBERS or len(self._tar.pax_headers) > 1000:
+                    raise _odd(f"more than {MEMBERS} members, or of global headers")
                 self._members[_plain(member.name)] = member
         except (OSError, EOFError) as error:
             why = getattr(error, "strerror", None) or str(error)

@@ -16,6 +16,7 @@ from queue import Empty, Queue
 from threading import Event, Thread
 from typing import IO, Any, NoReturn
 
+from rootless_udi.bounds import WINDOW, XZ_MEMORY
 from rootless_udi.errors import UdiError
 
 CHUNK = 1 << 18
@@ -29,8 +30,6 @@ _MAGIC = {
     "xz": b"\xfd7zXZ\0",
 }
 _DAMAGED = "the blob is damaged; remove it and pull the image again"
-_XZ_MEMORY = 256 << 20
-"""Most bytes of a dictionary that a blob may ask for; `xz -9` needs 65 MiB."""
 HEAD = 512
 """Bytes that `sniff` looks at: the first header of a plain tar."""
 
@@ -153,7 +152,7 @@ def _xz(blob: IO[bytes], label: str) -> Iterator[bytes]:
     lzma = _of_python("lzma", label)
 
     def new() -> Any:
-        return lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
+        return lzma.LZMADecompressor(memlimit=XZ_MEMORY)
 
     yield from _inflate(blob, label, new, lzma.LZMAError)
 
@@ -175,7 +174,12 @@ def _of_python(name: str, label: str) -> Any:
 def _zstd(blob: IO[bytes], label: str) -> Iterator[bytes]:
     module = _optional("compression.zstd", "backports.zstd")
     if module is not None:
-        yield from _inflate(blob, label, module.ZstdDecompressor, module.ZstdError)
+        limit = {module.DecompressionParameter.window_log_max: WINDOW.bit_length() - 1}
+
+        def new() -> Any:
+            return module.ZstdDecompressor(options=limit)
+
+        yield from _inflate(blob, label, new, module.ZstdError)
     elif (module := _optional("zstandard")) is not None:
         yield from _zstandard(blob, label, module)
     elif program := shutil.which("zstd"):
@@ -225,7 +229,8 @@ def _rest(codec: Any) -> bytes:
 
 
 def _zstandard(blob: IO[bytes], label: str, module: Any) -> Iterator[bytes]:
-    reader = module.ZstdDecompressor().stream_reader(blob, read_across_frames=True)
+    codec = module.ZstdDecompressor(max_window_size=WINDOW)
+    reader = codec.stream_reader(blob, read_across_frames=True)
     try:
         while part := reader.read(OUT):
             yield bytes(part)
@@ -235,6 +240,7 @@ def _zstandard(blob: IO[bytes], label: str, module: Any) -> Iterator[bytes]:
 
 def _zstd_program(blob: IO[bytes], label: str, program: str) -> Iterator[bytes]:
     argv = [program, "--decompress", "--stdout", "--quiet", "--no-progress"]
+    argv.append(f"--memory={WINDOW >> 20}MiB")
     with subprocess.Popen(
         argv, stdin=blob, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=False
     ) as child:

@@ -21,15 +21,19 @@ What is chosen where tools differ:
 - Owner and group are 0:0 (one id is mapped in a container), setuid and setgid bits are dropped
   (they can't work there), device nodes are left out (an ordinary user can't make them, and /dev is
   the host's). FIFOs are kept. Of the extended attributes only `user.*` are kept, and not
-  `user.overlay.*`, which would speak to our own overlay mount.
+  `user.overlay.*`, which would speak to our own overlay mount, nor more than the squashfs writers
+  take (bounds.XATTRS).
 """
 
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from itertools import chain
-from os import fsdecode
+from os import fsdecode, stat
 from typing import Protocol
 
+from rootless_udi.bounds import CONTENT, CONTENT_RATIO, OBSERVED
 from rootless_udi.decompress import ahead, chunks, verified
+from rootless_udi.ledger import NOTE, OTHER, PATH, STRINGS, WRITER, Ledger, of_texts, of_xattrs
 from rootless_udi.onelayer import Node, OneLayer, Replaced
 from rootless_udi.records import Record
 from rootless_udi.squashfs import Again
@@ -38,8 +42,6 @@ from rootless_udi.tarstream import DEVICE, DIRECTORY, FILE, LINK, Member, member
 from rootless_udi.tarwrite import TarWriter, Write
 from rootless_udi.tree import Above, Tree
 
-LARGEST_OBSERVED = 96 << 20
-"""Largest file that an observer is offered, bytes: it is held in memory, twice for a moment."""
 HEAD = 64
 
 
@@ -68,7 +70,7 @@ class Observer(Protocol):
     def wants(self, path: str, size: int, head: bytes) -> bool:
         """Tell whether `file` is to be called; `head` is the first 64 bytes of content, or all.
 
-        Asked for regular files up to LARGEST_OBSERVED bytes.
+        Asked for regular files up to bounds.OBSERVED bytes that there is memory for.
         """
 
     def file(self, path: str, data: bytes) -> None:
@@ -108,34 +110,45 @@ def merge(layers: Sequence[Layer], write: Write, observer: Observer | None = Non
     void and the call is to be made once more, with the same `layers`, into an empty output
     (squashfs.build does so).
     """
-    one = _Merge(TarWriter(write), observer)
+    compressed = sum(stat(path).st_size for path in {layer.path for layer in layers})
+    one = _Merge(TarWriter(write), observer, compressed)
     for index in reversed(range(len(layers))):
         try:
             one.layer(layers[index], last=index == 0)
         except Replaced:
             for layer in layers[: index + 1]:
-                layer.losers = _survey(layer)
+                layer.losers = _survey(layer, compressed)
             raise Again from None
     return one.finish()
 
 
-def _open(layer: Layer, check: bool) -> Stream:
+def _open(layer: Layer, most: int, check: bool) -> Stream:
     parts = ahead(chunks(layer.path, layer.diff_id))
-    return Stream(verified(parts, layer.diff_id, layer.diff_id) if check else parts, layer.diff_id)
+    checked = verified(parts, layer.diff_id, layer.diff_id) if check else parts
+    return Stream(checked, layer.diff_id, most)
 
 
-def _survey(layer: Layer) -> frozenset[int]:
+def _content(compressed: int) -> int:
+    """Return how many bytes layers of that size in all may come to."""
+    return CONTENT + CONTENT_RATIO * compressed
+
+
+def _survey(layer: Layer, compressed: int) -> frozenset[int]:
     """Return the ordinals of the files that later members of the same layer replace."""
-    stream = _open(layer, check=False)
-    found = OneLayer(stream)
+    stream = _open(layer, _content(compressed), check=False)
+    found = OneLayer(stream, Ledger(compressed))
     for ordinal, member in enumerate(members(stream)):
         found.add(member, ordinal)
     return frozenset(found.losers)
 
 
 class _Merge:
-    def __init__(self, tar: TarWriter, observer: Observer | None) -> None:
+    def __init__(self, tar: TarWriter, observer: Observer | None, compressed: int) -> None:
+        """`compressed` is the size of all layers, in bytes."""
         self.tar = tar
+        self.ledger = Ledger(compressed)
+        self.most = self.left = _content(compressed)
+        """Bytes that tars and holes may still come to."""
         self.observer = observer
         self.above = Above()
         self.tree = Tree()
@@ -148,8 +161,8 @@ class _Merge:
 
     def layer(self, layer: Layer, last: bool) -> None:
         """Write what is visible of the next lower layer, which may be the `last` one."""
-        stream = _open(layer, check=True)
-        view = OneLayer(stream)
+        stream = _open(layer, self.left, check=True)
+        view = OneLayer(stream, self.ledger)
         losers = layer.losers or frozenset()
         for ordinal, member in enumerate(members(stream)):
             node = view.add(member, ordinal)
@@ -161,11 +174,13 @@ class _Merge:
             if names:
                 self._content(node, member, names)
         view.finish()
+        self.left -= stream.offset
         self._settle(view, stream)
         if self.missed:
             self._again(layer)
+        self.ledger.take(-view.held, stream)
         if not last:
-            self.above.add(view)
+            self.ledger.take(self.above.add(view), stream)
         elif self.pending:
             path, names = next(iter(self.pending.items()))
             self._missing(path, names[0], stream)
@@ -173,13 +188,23 @@ class _Merge:
     def _content(self, node: Node, member: Member, names: list[bytes]) -> None:
         """Write a file under the first of `names`; the others become hard links to it."""
         path = node.primary = names[0]
+        stream = member.stream
         for name in names[1:]:
-            self._link(name, path)
+            self._link(name, path, stream)
+        self.ledger.take(WRITER + of_xattrs(member.xattrs), stream)
+        self.left -= member.holes
+        if self.left < 0:
+            stream.refuse(
+                f"{shown(path)} is a sparse file of {member.size} bytes, more than an image of "
+                "its compressed size may come to",
+                "shrink it in the image (often /var/log/lastlog, from a very large user id)",
+            )
         body = member.body()
-        if self.observer is not None and member.size <= LARGEST_OBSERVED:
+        needed = member.size + 2 * min(member.size, STRINGS)
+        if self.observer is not None and member.size <= OBSERVED and needed <= self.ledger.room():
             body = self._observed(self.observer, path, member.size, body)
-        mode, xattrs = self._allowed(path, node)
-        self.tar.file(path, member.size, mode, member.mtime, body, xattrs)
+        mode = self._allowed(path, member, stream)
+        self.tar.file(path, member.size, mode, member.mtime, body, member.xattrs)
         self.tree.file(path)
         self.files += 1
         self.bytes += member.size
@@ -194,33 +219,29 @@ class _Merge:
         name = "/" + fsdecode(path)
         if not observer.wants(name, size, bytes(first[:HEAD])):
             return chain((first,), body)
-        data = b"".join(chain((first,), body))
+        held = BytesIO()  # a join would hold all pieces and the whole at once
+        for piece in chain((first,), body):
+            held.write(piece)
+        data = held.getvalue()
+        del held
         observer.file(name, data)
         return iter((memoryview(data),))
 
-    def _link(self, name: bytes, path: bytes) -> None:
+    def _link(self, name: bytes, path: bytes, stream: Stream) -> None:
+        self.ledger.take(PATH + WRITER + NOTE + of_texts(name, path), stream)
         self.tree.links[name] = path
         self.tree.file(name)
         if self.observer is not None:
             self.observer.same("/" + fsdecode(name), "/" + fsdecode(path))
 
-    def _allowed(self, path: bytes, node: Node) -> tuple[int, dict[bytes, bytes]]:
-        """Return the mode and extended attributes that are kept."""
-        if node.mode & 0o6000:
+    def _allowed(self, path: bytes, one: Member | Node, stream: Stream | None) -> int:
+        """Return the mode that is kept; count what is left out."""
+        if one.mode & 0o6000:
+            if stream is not None:
+                self.ledger.take(PATH + of_texts(path), stream)
             self.setuid.add(path)
-        if not node.xattrs:
-            return node.mode & 0o1777, node.xattrs
-        kept = {
-            name: value
-            for name, value in node.xattrs.items()
-            if name.startswith(b"user.")
-            and not name.startswith(b"user.overlay.")
-            and 5 < len(name) <= 255
-            and b"\0" not in name
-            and len(value) <= 65536
-        }
-        self.xattrs += len(node.xattrs) - len(kept)
-        return node.mode & 0o1777, kept
+        self.xattrs += one.dropped
+        return one.mode & 0o1777
 
     def _settle(self, view: OneLayer, stream: Stream) -> None:
         """Note all of a layer that is no content: directories, links, what hard links wait for."""
@@ -235,6 +256,7 @@ class _Merge:
                         f"{shown(path)}"
                     )
                 if not self.above.hides(path, DIRECTORY):
+                    self._keep(path, node, stream)
                     self.tree.directory(path, node, self.above.seals(path))
                 continue
             if node.kind is FILE and path not in view.linked:
@@ -254,18 +276,30 @@ class _Merge:
             # What this layer itself has at the target came after the link, or it would be found.
             if node.lost:
                 self._missing(node.target, names[0], stream)
+            self.ledger.take((PATH + len(node.target)) * len(names), stream)
             self.pending.setdefault(node.target, []).extend(names)
         elif node.kind is DEVICE:
+            self.ledger.take(PATH * len(names) + of_texts(*names), stream)
             self.devices.update(names)
         elif node.kind is not FILE:
             for name in names:
+                self._keep(name, node, stream)
                 self.tree.others[name] = node
         elif node.primary is None:
+            self.ledger.take(PATH, stream)
             self.missed.setdefault(node.ordinal, (node, []))[1].extend(names)
         else:
             for name in names:
                 if name != node.primary:
-                    self._link(name, node.primary)
+                    self._link(name, node.primary, stream)
+
+    def _keep(self, path: bytes, node: Node, stream: Stream) -> None:
+        """Count what stays of `node` to the end, in the tree and in the squashfs writer."""
+        if path not in self.tree.others:
+            size = PATH + OTHER + WRITER + len(path) + of_xattrs(node.xattrs)
+            if node.target:
+                size += NOTE + of_texts(path, node.target)
+            self.ledger.take(size, stream)
 
     @staticmethod
     def _missing(path: bytes, name: bytes, stream: Stream) -> None:
@@ -273,7 +307,7 @@ class _Merge:
 
     def _again(self, layer: Layer) -> None:
         """Read a layer once more, for contents that only its hard links make visible."""
-        stream = _open(layer, check=False)
+        stream = _open(layer, self.most, check=False)
         for ordinal, member in enumerate(members(stream)):
             if ordinal in self.missed:
                 node, names = self.missed.pop(ordinal)
@@ -289,8 +323,8 @@ class _Merge:
         for path in sorted(self.tree.others):
             node = self.tree.others[path]
             kinds[node.kind] = kinds.get(node.kind, 0) + 1
-            mode, xattrs = self._allowed(path, node)
-            self.tar.member(node.kind, path, mode, node.mtime, node.target, xattrs)
+            mode = self._allowed(path, node, None)
+            self.tar.member(node.kind, path, mode, node.mtime, node.target, node.xattrs)
             if self.observer is not None and node.target:
                 self.observer.link("/" + fsdecode(path), fsdecode(node.target))
         for path in self.tree.empty:

@@ -9,6 +9,7 @@ content. Media types of other things than images are refused by name.
 from collections.abc import Sequence
 from typing import Any
 
+from rootless_udi import bounds
 from rootless_udi.errors import UdiError
 from rootless_udi.oci import Platform, digest_fault, normal
 from rootless_udi.platforms import suitability
@@ -39,7 +40,7 @@ LAYERS = {
 The only table of them: what is not in here is refused before any download.
 """
 
-DOCUMENT_MAX = 4 << 20
+DOCUMENT_MAX, LAYERS_MAX = bounds.DOCUMENT, bounds.LAYERS
 """Bytes of an index, manifest or config: what registries accept (distribution-spec, "Pushing")."""
 
 _SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+"
@@ -223,6 +224,8 @@ def manifest(document: dict[str, Any], what: str) -> Manifest:
         raise _unknown(what, "the config", config.media_type)
     if config.size > DOCUMENT_MAX:
         raise _refuse(what, f"the config has {config.size} bytes; at most {DOCUMENT_MAX} are read")
+    if len(layers) > LAYERS_MAX:
+        raise _refuse(what, f"has {len(layers)} layers; at most {LAYERS_MAX} are merged")
     found = []
     for number, value in enumerate(layers):
         layer = descriptor(value, f"layer {number + 1}", what)

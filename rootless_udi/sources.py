@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from rootless_udi import auth, manifest
 from rootless_udi.blobs import Blobs, Report, verify
+from rootless_udi.bounds import INDEXES
 from rootless_udi.challenge import Lookup
 from rootless_udi.errors import UdiError
 from rootless_udi.manifest import Config, Descriptor, Manifest
@@ -21,7 +22,6 @@ from rootless_udi.records import Record
 from rootless_udi.registry import Endpoint, Missing, Note, WrongContent, check
 from rootless_udi.transport import Transport
 
-_NESTED_MAX = 4
 _Answer = TypeVar("_Answer")
 
 
@@ -103,7 +103,7 @@ def descend(
     `read` returns an index's or manifest's bytes, their digest checked; `entry` is the platform
     that is known of the document.
     """
-    for _ in range(_NESTED_MAX):
+    for _ in range(INDEXES):
         document = parse(body, what)
         if manifest.media_type(document, told, what) in manifest.MANIFESTS:
             unnamed = entry or platform_of(os.uname().machine)
@@ -111,7 +111,7 @@ def descend(
         chosen = manifest.choose(document, platform, what)
         body, told, digest = sized(read(chosen), chosen, what), chosen.media_type, chosen.digest
         entry = chosen.platform or entry
-    raise UdiError(f"{what}: has more than {_NESTED_MAX} indexes within each other")
+    raise UdiError(f"{what}: has more than {INDEXES} indexes within each other")
 
 
 def sized(body: bytes, descriptor: Descriptor, what: str) -> bytes:

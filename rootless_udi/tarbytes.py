@@ -4,9 +4,25 @@ from collections.abc import Iterable, Iterator
 from os import fsdecode
 from typing import NoReturn
 
+from rootless_udi.bounds import NAME, PATH
 from rootless_udi.errors import UdiError
 
 BLOCK = 512
+FIELDS = {
+    "name": slice(0, 100),
+    "mode": slice(100, 108),
+    "size": slice(124, 136),
+    "mtime": slice(136, 148),
+    "checksum": slice(148, 156),
+    "typeflag": slice(156, 157),
+    "linkname": slice(157, 257),
+    "magic": slice(257, 263),
+    "prefix": slice(345, 500),
+    "sparse": slice(386, 482),
+    "isextended": slice(482, 483),
+    "realsize": slice(483, 495),
+}
+"""Where the fields of a header are (POSIX ustar; the last three GNU's old sparse format)."""
 
 
 def shown(path: bytes) -> str:
@@ -22,11 +38,13 @@ class Stream:
     `label` names the layer in messages.
     """
 
-    def __init__(self, chunks: Iterable[bytes], label: str) -> None:
+    def __init__(self, chunks: Iterable[bytes], label: str, most: int = 1 << 62) -> None:
+        """`most` bounds the bytes that it may have."""
         self._chunks = iter(chunks)
         self._view = memoryview(b"")
         self._at = 0
         self._before = 0
+        self._most = most
         self.label = label
 
     @property
@@ -46,6 +64,12 @@ class Stream:
         self._at = 0
         for chunk in self._chunks:
             if chunk:
+                if self._before + len(chunk) > self._most:
+                    self.refuse(
+                        f"it goes on for more than {self._most} bytes",
+                        "this is far more than a layer of its compressed size has; a file of "
+                        "zeros there can be made by what starts from the image",
+                    )
                 self._view = memoryview(chunk)
                 return True
         self._view = memoryview(b"")
@@ -88,15 +112,22 @@ class Stream:
 
 def checksum(stream: Stream, header: bytes) -> None:
     """Refuse a header whose bytes do not sum to what it says."""
-    told = number(stream, header, 148, 156, "checksum")
-    field = header[148:156]
-    found = sum(header) - sum(field) + 8 * 32
+    where = FIELDS["checksum"]
+    told = field(stream, header, "checksum")
+    summed = header[where]
+    found = sum(header) - sum(summed) + 8 * 32
     if told == found:
         return
     # Some old tars sum signed characters.
-    high = sum(1 for c in header[:148] + header[156:] if c > 127)
+    high = sum(1 for c in header if c > 127) - sum(1 for c in summed if c > 127)
     if told != found - 256 * high:
         stream.refuse(f"a header's checksum is {told} where its bytes sum to {found}; not a tar?")
+
+
+def field(stream: Stream, header: bytes, name: str) -> int:
+    """Return the number in a header's field of that name."""
+    where = FIELDS[name]
+    return number(stream, header, where.start, where.stop, name)
 
 
 def number(stream: Stream, header: bytes, start: int, end: int, what: str) -> int:
@@ -135,7 +166,7 @@ def relative(stream: Stream, name: bytes, what: str) -> bytes:
         stream.refuse(f"{what} an empty path")
     if b"\0" in name:
         stream.refuse(f"{what} a path with a NUL byte in it: {shown(name)}")
-    if len(name) > 4095:
+    if len(name) > PATH:
         stream.refuse(f"{what} a path of {len(name)} bytes (PATH_MAX is 4096)")
     path = name.strip(b"/")
     if path[:1] in (b".", b"") or b"/." in path or b"//" in path:
@@ -148,6 +179,6 @@ def relative(stream: Stream, name: bytes, what: str) -> bytes:
             elif part not in (b"", b"."):
                 parts.append(part)
         path = b"/".join(parts)
-    if len(path) > 255 and max(map(len, path.split(b"/"))) > 255:
+    if len(path) > NAME and max(map(len, path.split(b"/"))) > NAME:
         stream.refuse(f"{what} a path with a name longer than 255 bytes in it: {shown(path)}")
     return path

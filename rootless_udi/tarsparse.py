@@ -5,11 +5,8 @@ A map is a list of (offset, length) pairs of what is stored; all else is holes.
 
 from collections.abc import Iterator
 
-from rootless_udi.tarbytes import BLOCK, Stream, decimal, number, shown
-
-MOST_FRAGMENTS = 1 << 20
-LARGEST = 1 << 40
-"""Sparse files are written out with their holes: 1 TiB of zeros in a 1 KiB layer is an attack."""
+from rootless_udi.bounds import FRAGMENTS, SPARSE
+from rootless_udi.tarbytes import BLOCK, FIELDS, Stream, decimal, field, number, shown
 
 Map = list[tuple[int, int]]
 _ZEROS = bytes(1 << 16)
@@ -27,27 +24,32 @@ def old(stream: Stream, header: bytes, path: bytes, stored: int) -> tuple[Map, i
     """Return map and real size of type S: 4 fragments in the header, then blocks of 21."""
     numbers: list[int] = []
 
-    def fields(block: bytes, start: int, count: int) -> None:
+    def entries(block: bytes, start: int, count: int) -> None:
         for at in range(start, start + count * 24, 24):
             if block[at]:
                 numbers.append(number(stream, block, at, at + 12, "sparse offset"))
                 numbers.append(number(stream, block, at + 12, at + 24, "sparse length"))
 
-    fields(header, 386, 4)
-    real = number(stream, header, 483, 495, "real size")
-    more = header[482]
+    entries(header, FIELDS["sparse"].start, 4)
+    real = field(stream, header, "realsize")
+    more = header[FIELDS["isextended"]] != b"\0"
+    blocks = 0
     while more:
         block = stream.read(BLOCK)
-        if len(block) < BLOCK or len(numbers) > 2 * MOST_FRAGMENTS:
+        blocks += 1
+        if len(block) < BLOCK or blocks * 21 > FRAGMENTS:
             stream.refuse(f"the sparse map of {shown(path)} has no end")
-        fields(block, 0, 21)
-        more = block[504]
+        entries(block, 0, 21)
+        more = block[504] != 0
     return _checked(stream, path, numbers, real, stored), real
 
 
 def in_header(stream: Stream, pax: dict[bytes, bytes], path: bytes, stored: int) -> tuple[Map, int]:
     """Return map and real size of formats 0.0 (its records joined before) and 0.1."""
-    numbers = [decimal(stream, n, "a sparse map") for n in pax[b"GNU.sparse.map"].split(b",")]
+    text = pax[b"GNU.sparse.map"]
+    if text.count(b",") > 2 * FRAGMENTS:
+        stream.refuse(f"the sparse map of {shown(path)} has more than {FRAGMENTS} parts")
+    numbers = [decimal(stream, n, "a sparse map") for n in text.split(b",")]
     real = decimal(stream, pax.get(b"GNU.sparse.size", b""), "a sparse file's size")
     return _checked(stream, path, numbers, real, stored), real
 
@@ -66,7 +68,7 @@ def before_data(
     while len(lines) < wanted:
         block = stream.read(BLOCK)
         length += BLOCK
-        if len(block) < BLOCK or length > stored or wanted > 2 * MOST_FRAGMENTS:
+        if len(block) < BLOCK or length > stored or wanted > 2 * FRAGMENTS:
             stream.refuse(f"the sparse map of {shown(path)} has no end")
         first = not lines
         *whole, text = (text + block).split(b"\n")
@@ -91,9 +93,9 @@ def _checked(stream: Stream, path: bytes, numbers: list[int], real: int, stored:
         total += length
     if len(numbers) % 2 or at > real or total != stored:
         stream.refuse(f"the sparse map of {shown(path)} does not fit its size")
-    if real > LARGEST:
+    if real > SPARSE:
         stream.refuse(
-            f"{shown(path)} is a sparse file of {real} bytes (at most {LARGEST})",
+            f"{shown(path)} is a sparse file of {real} bytes (at most {SPARSE})",
             "shrink it in the image (often /var/log/lastlog, from a very large user id)",
         )
     return pairs

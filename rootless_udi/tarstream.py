@@ -11,10 +11,9 @@ from typing import NoReturn
 from urllib.parse import unquote_to_bytes
 
 from rootless_udi import tarsparse
-from rootless_udi.tarbytes import BLOCK, Stream, checksum, decimal, number, relative, shown
+from rootless_udi.bounds import EXTENSION, GLOBAL, PATH, XATTR_NAME, XATTR_RECORD, XATTRS
+from rootless_udi.tarbytes import BLOCK, FIELDS, Stream, checksum, decimal, field, relative, shown
 
-LONGEST_EXTENSION = 8 << 20
-"""Largest pax header or GNU long name taken into memory, bytes (xattrs are in a pax header)."""
 FILE, LINK, SYMLINK, DEVICE, DIRECTORY, FIFO = (
     "file",
     "hard link",
@@ -37,6 +36,19 @@ _KINDS = {
     b"6": FIFO,
 }
 
+_KEYWORDS = frozenset(
+    (
+        *(b"path", b"linkpath", b"size", b"mtime"),
+        *(b"GNU.sparse.name", b"GNU.sparse.size", b"GNU.sparse.realsize", b"GNU.sparse.map"),
+        *(b"GNU.sparse.numblocks", b"GNU.sparse.offset", b"GNU.sparse.numbytes"),
+        *(b"GNU.sparse.major", b"GNU.sparse.minor"),
+    )
+)
+"""Of pax, all that is looked at; and what begins with one of these:"""
+_XATTRS = (b"SCHILY.xattr.", b"LIBARCHIVE.xattr.")
+_NO_XATTRS: dict[bytes, bytes] = {}
+"""Most members' own: never written to."""
+
 
 class Member:
     """One member of a tar.
@@ -44,30 +56,36 @@ class Member:
     `path` is relative to the root, without `.` components and without a slash at its end (the root
     itself is b""); `target` is a symbolic link's text as it is, or a hard link's path as `path`.
     `size` is the length of `body()`, holes of a sparse file included. `mtime` is in whole seconds
-    and may be negative. `xattrs` are all that the header has, by name.
+    and may be negative. `xattrs` are those that an image keeps, by name; `dropped` counts others.
     """
 
     __slots__ = (
         "_map",
         "_pad",
         "_stored",
-        "_stream",
+        "dropped",
         "kind",
         "mode",
         "mtime",
         "path",
         "size",
+        "stream",
         "target",
         "xattrs",
     )
 
     def __init__(self, stream: Stream) -> None:
-        self._stream = stream
+        self.stream = stream
         self._map: list[tuple[int, int]] | None = None
-        self._stored = self._pad = self.size = self.mode = self.mtime = 0
+        self._stored = self._pad = self.size = self.mode = self.mtime = self.dropped = 0
         self.path = self.target = b""
         self.kind = FILE
-        self.xattrs: dict[bytes, bytes] = {}
+        self.xattrs = _NO_XATTRS
+
+    @property
+    def holes(self) -> int:
+        """Bytes of the content that are not in the tar."""
+        return self.size - sum(length for _, length in self._map) if self._map is not None else 0
 
     def body(self) -> Iterator[memoryview]:
         """Yield the content, once; raise UdiError where the stream ends before it does."""
@@ -83,7 +101,7 @@ class Member:
 
     def _take(self, size: int) -> Iterator[memoryview]:
         left = size
-        for piece in self._stream.pieces(size):
+        for piece in self.stream.pieces(size):
             left -= len(piece)
             self._stored -= len(piece)
             yield piece
@@ -91,16 +109,16 @@ class Member:
             self._truncated(left)
 
     def _truncated(self, missing: int) -> NoReturn:
-        self._stream.refuse(f"the layer ends {missing} bytes before the end of {shown(self.path)}")
+        self.stream.refuse(f"the layer ends {missing} bytes before the end of {shown(self.path)}")
 
     def finish(self) -> None:
         """Pass over what is left of the content, and its padding."""
-        if self._stored and (missing := self._stream.skip(self._stored)):
+        if self._stored and (missing := self.stream.skip(self._stored)):
             self._truncated(missing)
         self._stored = 0
         # The last member may lack its padding (umoci 0.4.7 insert): all that matters was there.
         if self._pad:
-            self._stream.skip(self._pad)
+            self.stream.skip(self._pad)
 
 
 def members(stream: Stream) -> Iterator[Member]:
@@ -119,14 +137,16 @@ def members(stream: Stream) -> Iterator[Member]:
         if len(header) < BLOCK:
             stream.refuse(f"a header of {len(header)} bytes in place of 512")
         checksum(stream, header)
-        kind = header[156:157]
+        kind = header[FIELDS["typeflag"]]
         if kind in b"xXgLKNVM":
-            stored = number(stream, header, 124, 136, "size")
+            stored = field(stream, header, "size")
             if kind == b"M":
                 stream.refuse("it goes on from another volume of a multi-volume archive")
             data = _extension(stream, stored)
             if kind == b"g":
-                common.update(_records(stream, data))
+                common.update((key, value) for key, value in _records(stream, data) if _lasts(key))
+                if sum(len(key) + len(value) for key, value in common.items()) > GLOBAL:
+                    stream.refuse(f"global pax headers of more than {GLOBAL} bytes are in force")
             elif kind in b"xX":
                 pax = dict(_records(stream, data))
                 if b"GNU.sparse.numblocks" in pax and b"GNU.sparse.map" not in pax:
@@ -145,10 +165,8 @@ def members(stream: Stream) -> Iterator[Member]:
 
 def _extension(stream: Stream, size: int) -> bytes:
     """Return the data of an extension header (pax, GNU long name)."""
-    if not 0 <= size <= LONGEST_EXTENSION:
-        stream.refuse(
-            f"an extension header of {size} bytes (at most {LONGEST_EXTENSION} are taken)"
-        )
+    if not 0 <= size <= EXTENSION:
+        stream.refuse(f"an extension header of {size} bytes (at most {EXTENSION} are taken)")
     data = stream.read(size)
     if len(data) < size:
         stream.refuse(f"the layer ends {size - len(data)} bytes before an extension header's end")
@@ -168,8 +186,14 @@ def _records(stream: Stream, data: bytes) -> Iterator[tuple[bytes, bytes]]:
         key, equals, value = data[space + 1 : end - 1].partition(b"=")
         if not equals or not key:
             stream.refuse(f"a pax record without a name: '{shown(data[at : at + 40])}'")
-        yield key, value
+        if key in _KEYWORDS or key.startswith(_XATTRS):
+            yield key, value
         at = end
+
+
+def _lasts(key: bytes) -> bool:
+    """Tell whether a global record matters: of xattrs only what `_keep` would."""
+    return key in _KEYWORDS or key.startswith(b"SCHILY.xattr.user.")
 
 
 def _map_of_records(stream: Stream, data: bytes) -> bytes:
@@ -191,15 +215,15 @@ def _member(
 ) -> Member:
     member = Member(stream)
     if name is None:
-        name = _text(header[:100])
+        name = _text(header[FIELDS["name"]])
         # GNU's old format keeps times and sparse maps where ustar has the prefix.
-        if header[257:263] == b"ustar\0" and header[345]:
-            name = _text(header[345:500]) + b"/" + name
-    kind = header[156:157]
-    member.size = number(stream, header, 124, 136, "size")
-    member.mode = number(stream, header, 100, 108, "mode") & 0o7777
-    member.mtime = number(stream, header, 136, 148, "mtime")
-    target = target if target is not None else _text(header[157:257])
+        if header[FIELDS["magic"]] == b"ustar\0" and (prefix := _text(header[FIELDS["prefix"]])):
+            name = prefix + b"/" + name
+    kind = header[FIELDS["typeflag"]]
+    member.size = field(stream, header, "size")
+    member.mode = field(stream, header, "mode") & 0o7777
+    member.mtime = field(stream, header, "mtime")
+    target = target if target is not None else _text(header[FIELDS["linkname"]])
     if pax:
         name = pax.get(b"GNU.sparse.name") or pax.get(b"path") or name
         target = pax.get(b"linkpath") or target
@@ -228,11 +252,33 @@ def _from_pax(stream: Stream, member: Member, pax: dict[bytes, bytes]) -> None:
         member.mtime = -seconds if minus else seconds
         if fraction and not fraction.isdigit():
             stream.refuse(f"a pax header's mtime is '{shown(mtime)}' in place of a number")
+    found: dict[bytes, bytes] = {}
     for key, value in pax.items():
         if key.startswith(b"SCHILY.xattr."):
-            member.xattrs[key[13:]] = value
+            found[key[13:]] = value
         elif key.startswith(b"LIBARCHIVE.xattr."):
-            member.xattrs.setdefault(*_libarchive(stream, key[17:], value))
+            found.setdefault(*_libarchive(stream, key[17:], value))
+    if found:
+        member.xattrs = _kept(found)
+        member.dropped = len(found) - len(member.xattrs)
+
+
+def _kept(xattrs: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """Return what an image keeps: `user.*`, not what would speak to our overlay mount, no more
+    than the squashfs writers take."""
+    kept: dict[bytes, bytes] = {}
+    room = XATTRS
+    for name, value in xattrs.items():
+        if (
+            name.startswith(b"user.")
+            and not name.startswith(b"user.overlay.")
+            and 5 < len(name) <= XATTR_NAME
+            and b"\0" not in name
+            and (size := XATTR_RECORD + len(name) + len(value)) <= room
+        ):
+            room -= size
+            kept[name] = value
+    return kept or _NO_XATTRS
 
 
 def _libarchive(stream: Stream, key: bytes, value: bytes) -> tuple[bytes, bytes]:
@@ -270,6 +316,6 @@ def _lengths(
 def _symlink(stream: Stream, path: bytes, target: bytes) -> bytes:
     if not target:
         stream.refuse(f"symbolic link {shown(path)} to nothing")
-    if b"\0" in target or len(target) > 4095:
+    if b"\0" in target or len(target) > PATH:
         stream.refuse(f"symbolic link {shown(path)} to {len(target)} bytes that are no path")
     return target

@@ -2,7 +2,8 @@
 
 from os import fsdecode, fsencode
 
-from rootless_udi.onelayer import Node, OneLayer
+from rootless_udi.ledger import PATH
+from rootless_udi.onelayer import Node, OneLayer, Other
 from rootless_udi.skeleton import DIRECTORIES, FILES, SYMLINKS, places
 from rootless_udi.tarstream import DIRECTORY, FILE, SYMLINK
 
@@ -50,9 +51,11 @@ class Above:
         """Tell whether a directory's mode and times do not come from the lower layers."""
         return bool(self._flags.get(path, 0) & _SEALED)
 
-    def add(self, layer: OneLayer) -> None:
-        """Take in a layer, the next one below those already here."""
+    def add(self, layer: OneLayer) -> int:
+        """Take in a layer, the next one below those already here; return the bytes that takes."""
         flags = self._flags
+        new = (p for paths in (layer.nodes, layer.whiteouts, layer.opaques) for p in paths)
+        size = sum(PATH + len(path) for path in new if path not in flags)
         for path, node in layer.nodes.items():
             have = flags.get(path, 0)
             if node.kind is DIRECTORY:
@@ -65,6 +68,7 @@ class Above:
         for path in layer.opaques:
             flags[path] = flags.get(path, 0) | _OPAQUE
         self._covered.clear()
+        return size
 
     @staticmethod
     def _closed(have: int) -> int:
@@ -139,7 +143,7 @@ class Tree:
         return whole
 
     def _put(self, path: str, kind: str, mode: int, target: str = "") -> None:
-        node = Node(fsencode(path[1:]), None)
+        node = Other(fsencode(path[1:]))
         node.kind, node.mode, node.target = kind, mode, fsencode(target)
         self.others[node.path] = node
 
