@@ -44,7 +44,10 @@ def alone() -> tuple[str, ...]:
         said = subprocess.run(argv, capture_output=True, text=True).stdout
     except OSError:
         return ALONE
-    return ALONE if ") 4." in said else ("--map-by", ":OVERSUBSCRIBE")
+    if ") 4." in said:
+        return ALONE
+    # Where it finds no other pair of interfaces, it says so, container or not.
+    return ("--map-by", ":OVERSUBSCRIBE", "--mca", "btl_tcp_if_include", "lo")
 
 
 MPICH = Kind("mpich", "mpicc.mpich", ("mpiexec.hydra",), "mpich", "MPICH")
