@@ -8,7 +8,7 @@ the `ctypes` package in front of it costs a start 4.5 ms and 5 file opens (measu
 
 import _ctypes
 import os
-from errno import EAGAIN, EBADF, EINVAL, ENOSYS, EPERM
+from errno import EACCES, EAGAIN, EBADF, EINVAL, ENOSYS, EOPNOTSUPP, EPERM
 from sys import byteorder, modules
 
 TYPE_CHECKING = False
@@ -61,9 +61,9 @@ _SYS_MOUNT_SETATTR = 442
 AT_FDCWD = -100
 AT_RECURSIVE = 0x8000
 
-REFUSED = (ENOSYS, EPERM, EINVAL)
-"""What an older kernel or a seccomp filter answers: the older way then says what is really wrong.
-`newcalls` has the table of such calls."""
+REFUSED = (ENOSYS, EPERM, EINVAL, EACCES, EOPNOTSUPP)
+"""What an older kernel or a seccomp filter answers; where the call itself answers so, the older way
+meets the same. `newcalls` has the table of such calls."""
 
 IN_CLOEXEC = os.O_CLOEXEC
 IN_ONLYDIR = 0x01000000

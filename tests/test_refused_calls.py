@@ -11,7 +11,7 @@ import select
 import subprocess
 import sys
 from collections.abc import Callable
-from errno import EINVAL, ENOSYS, EPERM
+from errno import EACCES, EINVAL, ENOSYS, EOPNOTSUPP, EPERM
 from pathlib import Path
 
 import pytest
@@ -268,6 +268,13 @@ def matrix() -> list[object]:
 @pytest.mark.parametrize(("call", "errno", "use"), matrix())
 def test_an_older_way(user: User, pulled: str, call: str, errno: str, use: str) -> None:
     USES[use](user, refusing(call, ERRNOS[errno]), pulled)
+
+
+@pytest.mark.parametrize("errno", [EACCES, EOPNOTSUPP])
+@pytest.mark.parametrize("use", ["volume", "links"])
+def test_answers_that_are_rarer(user: User, pulled: str, errno: int, use: str) -> None:
+    """As systemd's SystemCallErrorNumber= may set any."""
+    USES[use](user, refusing(ALL, errno), pulled)
 
 
 def test_a_pull_without_threads_is_refused_by_name(user: User, pulled: str) -> None:
