@@ -53,7 +53,6 @@ GROUPS = {
     "help": ("rootless_udi.helper",),
     "starts": ("rootless_udi.starts",),
     "fuse": ("rootless_udi.fuse",),
-    "older": ("rootless_udi.older",),
     "publish": (
         "rootless_udi.sweep",
         "rootless_udi.publish",
