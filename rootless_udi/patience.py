@@ -8,7 +8,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from rootless_udi.errors import UdiError
 from rootless_udi.records import Record
@@ -57,6 +57,34 @@ class Stop:
     def forget(self, connection: http.client.HTTPConnection) -> None:
         with self._lock:
             self._connections.pop(connection, None)
+
+
+@contextlib.contextmanager
+def within(seconds: float, sock: socket.socket | None) -> Iterator[None]:
+    """Raise TimeoutError, and shut the socket, where what is inside takes longer.
+
+    A socket's own timeout begins anew with every byte: a server that sends one now and then, or
+    "100 Continue" for ever, would never meet it.
+    """
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        _shut(sock)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except (OSError, http.client.HTTPException):
+        if late.is_set():
+            raise TimeoutError from None
+        raise
+    finally:
+        timer.cancel()
+    if late.is_set():
+        raise TimeoutError
 
 
 def _shut(sock: socket.socket | None) -> None:

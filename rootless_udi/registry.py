@@ -7,10 +7,11 @@ bounded by size and, where a digest is known, checked by it.
 import hashlib
 import http.client
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable
 
-from rootless_udi import auth, parties
+from rootless_udi import auth, parties, transport
 from rootless_udi.challenge import Authorizer, Lookup, said
 from rootless_udi.errors import UdiError
 from rootless_udi.manifest import ACCEPT, DOCUMENT_MAX, Descriptor
@@ -22,6 +23,7 @@ from rootless_udi.transport import Reply, Transport, is_loopback
 _API_HOSTS = {DOCKER_HUB: "registry-1.docker.io"}
 _ERROR_MAX = 1 << 16
 _CHUNK = 1 << 18
+_SLOW_BYTES = 1 << 16
 _RENEWALS = 2
 """What a request may be refused with before it is denied: no right, and one that has run out."""
 
@@ -145,7 +147,13 @@ class Endpoint:
                         reply.close()
                         reply = self._answer(f"blobs/{descriptor.digest}", {}, tries, what)
                 self._announced(reply, descriptor, done, what)
+                begun, since, slow = time.monotonic(), done, False
                 while True:
+                    if done - since >= _SLOW_BYTES:
+                        begun, since = time.monotonic(), done
+                    elif time.monotonic() - begun > transport.ANSWER_SECONDS:
+                        slow = True
+                        break
                     data = self._read(reply, min(_CHUNK, descriptor.size - done + 1))
                     if not data:
                         break
@@ -157,7 +165,8 @@ class Endpoint:
             finally:
                 reply.close()
             if done < descriptor.size:
-                why = f"the connection broke after {done} of {descriptor.size} bytes"
+                how = "it comes too slowly:" if slow else "the connection broke after"
+                why = f"{how} {done} of {descriptor.size} bytes"
                 tries.failed(what, why)
 
     def _read(self, reply: Reply, most: int) -> bytes:

@@ -8,6 +8,7 @@ import glob
 import http.client
 import ipaddress
 import os
+import socket
 import ssl
 import threading
 import urllib.parse
@@ -17,10 +18,12 @@ from collections.abc import Mapping
 from rootless_udi import parties
 from rootless_udi.errors import UdiError
 from rootless_udi.parties import Origin, Pass, origin
-from rootless_udi.patience import Stop
+from rootless_udi.patience import Stop, within
 
 CONNECT_SECONDS = 30
 IDLE_SECONDS = 60
+ANSWER_SECONDS = 300
+"""The longest for an answer's head, for a whole document, and for 64 KiB of a blob."""
 REDIRECTS_MAX = 10
 _SAFE = "%/:=&?~#+!$,;'@()*[]|"
 USER_AGENT = "rootless_udi/1"
@@ -49,6 +52,7 @@ class Reply:
         connection: http.client.HTTPConnection,
         response: http.client.HTTPResponse,
         url: str,
+        sock: socket.socket | None,
     ) -> None:
         self.status = response.status
         self.headers = response.headers
@@ -58,6 +62,7 @@ class Reply:
         self._place = place
         self._connection = connection
         self._response = response
+        self._sock = sock
 
     def read_some(self, most: int) -> bytes:
         """Return the bytes that have arrived, at most `most`; empty at the end or at a cut."""
@@ -67,12 +72,13 @@ class Reply:
         """Return the whole body. Raises UdiError where it has more than `most` bytes."""
         parts = []
         left = most + 1
-        while left > 0:
-            part = self._response.read1(min(left, 1 << 16))
-            if not part:
-                break
-            parts.append(part)
-            left -= len(part)
+        with within(ANSWER_SECONDS, self._sock):
+            while left > 0:
+                part = self._response.read1(min(left, 1 << 16))
+                if not part:
+                    break
+                parts.append(part)
+                left -= len(part)
         if left <= 0:
             raise UdiError(f"{what}: the answer has more than {most} bytes")
         body = b"".join(parts)
@@ -163,8 +169,11 @@ class Transport:
                     if connection.sock is not None:
                         connection.sock.settimeout(IDLE_SECONDS)
                     self.stop.watch(connection)
-                connection.request(method, target, body, headers)
-                response = connection.getresponse()
+                # The reply of a server that closes takes it away from the connection.
+                sock = connection.sock
+                with within(ANSWER_SECONDS, sock):
+                    connection.request(method, target, body, headers)
+                    response = connection.getresponse()
             except BaseException as error:
                 self._drop(connection)
                 if isinstance(error, UnicodeError):
@@ -175,7 +184,7 @@ class Transport:
                 self.stop.check()
                 raise
             self.reached.add(host)
-            return Reply(self, place, connection, response, url)
+            return Reply(self, place, connection, response, url, sock)
 
     def _connection(self, place: _Place) -> tuple[http.client.HTTPConnection, bool]:
         with self._lock:

@@ -1,7 +1,9 @@
 """The registry client against real registries: authentication, TLS, proxies, breaks, redirects."""
 
+import contextlib
 import json
 import random
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rootless_udi import registry as client
+from rootless_udi import transport
 from rootless_udi.auth import Credentials
 from rootless_udi.errors import UdiError
 from rootless_udi.manifest import OCI_MANIFEST, Descriptor
@@ -694,6 +697,47 @@ def test_token_servers_that_answer_nonsense(
     proxy.rule = rule
     with pytest.raises(UdiError, match=message):
         endpoint(proxy.host).manifest("1")
+
+
+@pytest.mark.parametrize("manner", ["100 for ever", "a header for ever", "a document for ever"])
+def test_an_answer_that_never_ends(
+    proxy: Flaky, manner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A byte now and then keeps a socket's own timeout from ever being reached."""
+    monkeypatch.setattr(transport, "ANSWER_SECONDS", 0.2)
+
+    def rule(proxy: Flaky, request: Quiet, path: str) -> bool:
+        head, again = {
+            "100 for ever": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+            "a header for ever": (b"HTTP/1.1 200 OK\r\nA: ", b"b"),
+            "a document for ever": (b"HTTP/1.1 200 OK\r\nContent-Length: 4000000\r\n\r\n", b" "),
+        }[manner]
+        request.connection.sendall(head)
+        with contextlib.suppress(OSError):
+            while True:
+                request.connection.sendall(again)
+                # Not to be read as fast as it is sent: the client's side of it is what is tried.
+                select.select([request.connection], [], [], 0.005)
+        request.close_connection = True
+        return True
+
+    one = endpoint(proxy.host)
+    one.verify("it")
+    proxy.rule = rule
+    with pytest.raises(UdiError, match=r"no answer in time \(3 attempts\)"):
+        one.manifest("1")
+
+
+def test_a_blob_that_comes_too_slowly_is_given_up(
+    proxy: Flaky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = endpoint(proxy.host)
+    layer = layer_of(one)
+    # So short that whatever arrives is too slow.
+    monkeypatch.setattr(transport, "ANSWER_SECONDS", -1.0)
+    monkeypatch.setattr(transport, "within", lambda seconds, sock: contextlib.nullcontext())
+    with pytest.raises(UdiError, match=r"comes too slowly: 0 of \d+ bytes \(3 attempts\)"):
+        Body().take(one, layer)
 
 
 def test_stopping_ends_a_wait_for_the_network(proxy: Flaky) -> None:
