@@ -50,7 +50,12 @@ GROUPS = {
         "rootless_udi.idmap",
         "rootless_udi.idmap.maps",
     ),
-    "help": ("rootless_udi.helper",),
+    "help": (
+        "rootless_udi.messages",
+        "rootless_udi.outside",
+        "rootless_udi.helper",
+    ),
+    "serving": ("rootless_udi.serving",),
     "starts": ("rootless_udi.starts",),
     "fuse": ("rootless_udi.fuse",),
     "publish": (

@@ -7,13 +7,13 @@ Linux 5.2): when the container is gone, so is the last mount, and the kernel end
 that call or move_mount(2) is refused, the mount leaves by propagation (`propagated`).
 """
 
-import _socket
 import os
 from _signal import SIGKILL
 from select import POLLERR, POLLIN, POLLPRI, poll
 from sys import modules
 
-from rootless_udi.helper import receive, send
+from rootless_udi.messages import pair, receive, send
+from rootless_udi.outside import deafen, spread
 from rootless_udi.syscalls import (
     CLONE_NEWNS,
     MNT_DETACH,
@@ -34,6 +34,7 @@ from rootless_udi.syscalls import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import _socket
     from collections.abc import Sequence
 
 TARGET = "{target}"
@@ -65,7 +66,7 @@ def serve(argv: "Sequence[str]", keep: "Sequence[int]" = (), gone: str = "") -> 
 def run(argv: "Sequence[str]", keep: "Sequence[int]", gone: str, shared: str = "") -> int:
     """Have a child serve; return the descriptor that it sends. With `shared`, a folder whose mounts
     its namespace shares with this one, the mount is there, and -1 is returned. Raises Refused."""
-    mine, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    mine, theirs = pair()
     said = os.memfd_create("said")
     child = os.fork()
     if child == 0:
@@ -137,9 +138,11 @@ def _helper(
     """
     server = 0
     try:
+        deafen()
         os.setsid()
         os.chdir("/")
         close_others(*keep, sock.fileno(), said)
+        spread()
         unshare(CLONE_NEWNS)
         if not shared:
             mount(None, "/", None, MS_REC | MS_PRIVATE)

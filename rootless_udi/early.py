@@ -62,7 +62,9 @@ def find(request: Request, environ: "dict[str, str]", who: str, helper: "Helper 
         root = root.replace(trace=trace)
     if helper is not None and root.server == "udi":
         words = [word for word in (request.entrypoint, *request.command) if word]
-        helper.announce(root, words[0] if words else "", _start(image, words, environ))
+        # A longer word is no path; the server has no use for it.
+        program = words[0] if words and len(words[0]) < 4096 else ""
+        helper.announce(root, program, _start(image, words, environ))
     return Found(site, facts, image, root)
 
 

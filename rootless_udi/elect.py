@@ -2,6 +2,8 @@
 
 The builder holds an flock(2) on NAME.lock from before it plans until its record is there; who waits
 meanwhile then finds the record. A lock dies with its holder, so a killed builder blocks nobody.
+NAME.lock is made when there is a helper that takes it away, whatever becomes of the builder; until
+then the builder holds the state directory itself, as everybody does who looks for NAME.lock.
 """
 
 import _signal
@@ -30,20 +32,57 @@ class Election:
     def __init__(self, path: str, directory: int, name: str) -> None:
         """Wait for the lock. `path` and `directory` are the state directory's."""
         self.path, self.directory, self.name = path, directory, name
-        while True:
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            mask = os.umask(0o077)
-            try:
-                self.lock = os.open(f"{name}.lock", flags, 0o600, dir_fd=directory)
-            except OSError as error:
-                raise failed(path, error) from None
-            finally:
-                os.umask(mask)
-            _take(self.lock)
-            # Who ends a container unlinks its lock; one that was waited for meanwhile is no more.
-            if _same(self.lock, f"{name}.lock", directory):
-                return
-            os.close(self.lock)
+        self.lock = -1
+        while not self._locked():
+            pass
+
+    def _locked(self) -> bool:
+        """Wait for who has the lock; tell whether it is ours then, or the directory is."""
+        try:
+            fcntl.flock(self.directory, fcntl.LOCK_EX)
+            make = 0
+        except OSError:
+            # Not on NFS (flock(2)): there the file is made at once.
+            make = os.O_CREAT
+        try:
+            self.lock = self._open(make)
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            raise failed(self.path, error) from None
+        self._let_go()
+        _take(self.lock)
+        # Who ends a container unlinks its lock; one that was waited for meanwhile is no more.
+        if _same(self.lock, f"{self.name}.lock", self.directory):
+            return True
+        os.close(self.lock)
+        self.lock = -1
+        return False
+
+    def _open(self, make: int) -> int:
+        flags = os.O_RDWR | make | os.O_NOFOLLOW | os.O_CLOEXEC
+        mask = os.umask(0o077)
+        try:
+            return os.open(f"{self.name}.lock", flags, 0o600, dir_fd=self.directory)
+        finally:
+            os.umask(mask)
+
+    def _let_go(self) -> None:
+        try:
+            fcntl.flock(self.directory, fcntl.LOCK_UN)
+        except OSError:
+            pass
+
+    def make(self) -> None:
+        """Go over from the directory to a lock of our own, which somebody will take away."""
+        if self.lock >= 0:
+            return
+        try:
+            self.lock = self._open(os.O_CREAT)
+            fcntl.flock(self.lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise failed(self.path, error) from None
+        self._let_go()
 
     def record(self) -> tuple[node.Record | None, int]:
         """Return the record as it is now, waiting a moment for a member that is still entering."""
@@ -59,14 +98,15 @@ class Election:
         """Let the next one look."""
         if self.lock >= 0:
             os.close(self.lock)
+        else:
+            self._let_go()
         self.lock = -1
 
     def give_up(self) -> None:
         """Release after a container that came to nothing: no lock file remains without a record."""
-        if self.lock < 0:
-            return
         try:
-            os.stat(self.name, dir_fd=self.directory)
+            if self.lock >= 0:
+                os.stat(self.name, dir_fd=self.directory)
         except FileNotFoundError:
             try:
                 os.unlink(f"{self.name}.lock", dir_fd=self.directory)
@@ -187,16 +227,17 @@ def run(
     try:
         from rootless_udi.helper import Helper
 
+        me = os.getpid()
+        place = path, directory, name
+        fields = {"request": key, "job": who, "token": f"{me}.{node.started(me)}"}
         # In this order for the reason that `run` gives.
-        helper = Helper()
+        helper = Helper((path, name, fields["token"]))
+        election.make()
         from rootless_udi import early
 
         found = early.find(request, environ, who, helper)
         from rootless_udi import launch
 
-        me = os.getpid()
-        place = path, directory, name
-        fields = {"request": key, "job": who, "token": f"{me}.{node.started(me)}"}
         return launch.build(request, environ, own, place, fields, found, helper, election)
     except BaseException:
         election.give_up()

@@ -49,11 +49,10 @@ BASE = "/tmp"
 """Any directory that every host has; the tmpfs is on it only until the first pivot_root."""
 
 
-def run(plan: Plan, helper: "Helper", place: tuple[str, str, str]) -> None:
+def run(plan: Plan, helper: "Helper") -> None:
     """Make the container of `plan` and leave the calling process inside, at "/", unprivileged.
 
-    `helper` serves the image where the plan's rung is FUSE, and takes the record at `place` (see
-    `Helper.hand_over`) away at the end.
+    `helper` serves the image where the plan's rung is FUSE.
     Raises UdiError or OSError; the caller then just exits: nothing outlives the namespaces.
     """
     mask = os.umask(0o022)
@@ -66,9 +65,9 @@ def run(plan: Plan, helper: "Helper", place: tuple[str, str, str]) -> None:
 
         detached.settle()
     if made >= 0:
-        _attach(plan, helper, place, made)
+        _attach(plan, helper, made)
     else:
-        _image(plan, helper, place)
+        _image(plan, helper)
     done = _layer(plan)
     root = _overlay(plan) if plan.overlay else "/image"
     tree = Rootfs(root, caches)
@@ -111,21 +110,21 @@ def _caches(plan: Plan) -> dict[str, int]:
     return made
 
 
-def _image(plan: Plan, helper: "Helper", place: tuple[str, str, str]) -> None:
+def _image(plan: Plan, helper: "Helper") -> None:
     """Mount the image at /image; hand the FUSE connection to the helper outside."""
     root, watch = plan.root, _watch()
     if root.server == "directory":
         mount(f"/host{root.path}", "/image", None, MS_BIND | MS_REC)
         mount(None, "/image", None, MS_REC | MS_PRIVATE)
         restrict("/image", MS_NOSUID | MS_NODEV | (0 if plan.overlay else MS_RDONLY))
-        helper.hand_over(root, place, None, watch)
+        helper.hand_over(root, None, watch)
         return
     # It must be opened in the user namespace that mounts it (fuse(4)); user_id is an id in there.
     fuse = os.open("/host/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     data = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
     flags = MS_RDONLY | MS_NOSUID | MS_NODEV
     mount(root.server, "/image", f"fuse.{root.server}", flags, data)
-    helper.hand_over(root, place, fuse, watch)
+    helper.hand_over(root, fuse, watch)
     # A copy that stays open would make readers of a dead server hang in place of ENOTCONN.
     os.close(fuse)
     if watch is not None:
@@ -142,7 +141,7 @@ def _image(plan: Plan, helper: "Helper", place: tuple[str, str, str]) -> None:
         pass
     except OSError as error:
         # Anything but ENOTCONN is the server's answer: it can't read the root directory.
-        why = helper.failure() if error.errno == ENOTCONN else error.strerror
+        why = helper.failure(root) if error.errno == ENOTCONN else error.strerror
         raise UdiError(
             f"serving {root.path} failed: {why}",
             f"check the file with unsquashfs -ll {root.path}, or pull it anew (--force)",
@@ -186,14 +185,14 @@ def _by_itself(plan: Plan) -> int:
         os.close(image)
 
 
-def _attach(plan: Plan, helper: "Helper", place: tuple[str, str, str], tree: int) -> None:
+def _attach(plan: Plan, helper: "Helper", tree: int) -> None:
     from rootless_udi import detached
 
     target = os.open("/image", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     detached.attach(tree, target)
     os.close(target)
     restrict("/image", MS_RDONLY | MS_NOSUID | MS_NODEV)
-    helper.hand_over(plan.root, place, None, _watch())
+    helper.hand_over(plan.root, None, _watch())
 
 
 def _watch() -> int | None:

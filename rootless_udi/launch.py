@@ -7,8 +7,6 @@ from rootless_udi import (
     execute,
     host,
     inject,
-    node,
-    places,
     plan,
     publish,
     resolve,
@@ -39,13 +37,16 @@ def run(
     request: Request,
     environ: "dict[str, str]",
     own: "list[Operation]",
+    place: tuple[str, int, str],
+    fields: dict[str, str],
     found: Found,
     helper: "Helper | None",
 ) -> int:
     """Start the request's command in a new container of its own, or explain what would be done.
 
     `own` are the caller's --env and --env-file; `found` is what `early` found out; `helper` is None
-    for --explain alone. Returns 0 after --explain, else becomes the command.
+    for --explain alone; for `place` and `fields` see `build`. Returns 0 after --explain, else
+    becomes the command.
     """
     if helper is None:
         from rootless_udi import explain, guard
@@ -54,16 +55,6 @@ def run(
         made = prepare(request, environ, found)
         page(explain.as_json(made) if request.explain else explain.as_text(made))
         return 0
-    me = os.getpid()
-    start = node.started(me)
-    name = f"alone-{me}-{start}"
-    try:
-        path, directory = places.find(environ, make=True)
-    except UdiError:
-        # `udi ps` won't see this run; nothing else depends on the record.
-        path, directory = "", -1
-    place = path, directory, name
-    fields = {"request": "", "job": "", "token": f"{me}.{start}"}
     return build(request, environ, own, place, fields, found, helper)
 
 
@@ -98,11 +89,10 @@ def build(
     names = begin.workdir(request, start, begin.current(environ))
     if made.root.server == "directory" and made.digest:
         _extract(made)
-    token = fields["token"]
     if made.hooks:
         # Now: inside, there may be no file of ours.
         from rootless_udi import hooks
-    execute.run(made, helper, (path, name, token) if directory >= 0 else ("", "", ""))
+    execute.run(made, helper)
     server = helper.answer()
     if made.hooks:
         # Once a container: the ranks that join find what the hooks prepared.

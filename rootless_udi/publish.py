@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 
 def write(
-    directory: int, path: str, name: str, plan: "Plan", fields: "dict[str, str]", server: int
+    directory: int, path: str, name: str, plan: "Plan", fields: "dict[str, str]", server: str
 ) -> None:
     """Publish the caller's container: a whole record, with the caller as its first member.
 
-    `fields` gives request, token and job. Raises UdiError where the file can't be written.
+    `fields` gives request, token and job, `server` is the image server's PID START: from in here it
+    may not be seen (proc(5), hidepid). Raises UdiError where the file can't be written.
     """
     spaces = {kind: os.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("user", "mnt")}
     pairs = [
@@ -28,7 +29,7 @@ def write(
         ("started", str(int(time()))),
         ("user", str(spaces["user"])),
         ("mnt", str(spaces["mnt"])),
-        ("server", f"{server} {node.started(server)}" if server else ""),
+        ("server", server),
         ("rung", plan.root.server),
         *(("before", f"{e.op}\t{e.name}\t{e.value}") for e in plan.before),
         *(("after", f"{e.op}\t{e.name}\t{e.value}") for e in plan.after),

@@ -9,6 +9,7 @@ import os
 import sys
 
 from rootless_udi import begin, node, options, places
+from rootless_udi.errors import UdiError
 from rootless_udi.guard import guarded, occupy, page, refuse_privilege
 
 TYPE_CHECKING = False
@@ -41,18 +42,34 @@ def run(argv: "list[str]") -> int:
 
         return elect.run(request, environ, own, who, name, key)
     helper = None
+    place = "", -1, ""
+    fields: dict[str, str] = {}
     if request.explain is None:
         from rootless_udi.helper import Helper
 
+        place, fields = _alone(environ)
         # First: the image server loads on another CPU, and has the image to open before the planner
         # is loaded here.
-        helper = Helper()
+        helper = Helper((place[0], place[2], fields["token"]))
     from rootless_udi import early
 
     found = early.find(request, environ, who, helper)
     from rootless_udi import launch
 
-    return launch.run(request, environ, own, found, helper)
+    return launch.run(request, environ, own, place, fields, found, helper)
+
+
+def _alone(environ: "dict[str, str]") -> "tuple[tuple[str, int, str], dict[str, str]]":
+    """Return where the record of a container is that nobody joins, and what it is for."""
+    me = os.getpid()
+    start = node.started(me)
+    try:
+        path, directory = places.find(environ, make=True)
+    except UdiError:
+        # `udi ps` won't see this run; nothing else depends on the record.
+        path, directory = "", -1
+    place = path, directory, f"alone-{me}-{start}"
+    return place, {"request": "", "job": "", "token": f"{me}.{start}"}
 
 
 def _join(

@@ -27,7 +27,7 @@ from rootless_udi import places, trust
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     Question = tuple[str, bytes, int, int]
 
@@ -199,21 +199,38 @@ def _thin_out(folder: int) -> None:
             pass
 
 
-def ask(questions: "Iterable[Question]") -> None:
+def drop(state: str, name: str, pid: int) -> None:
+    """Remove what process `pid` has not written to the end, in the state directory `state`."""
+    try:
+        os.unlink(f"{state}/{FOLDER}/{name}.{pid}")
+    except OSError:
+        pass
+
+
+def over(watch: int | None) -> "Callable[[], bool]":
+    """Return what tells whether asking is to end: after PATIENCE, or when `watch` can be read."""
+    from select import POLLIN, poll
+
+    gone, end = poll(), monotonic() + PATIENCE
+    if watch is not None:
+        gone.register(watch, POLLIN)
+    return lambda: bool(gone.poll(0)) or monotonic() > end
+
+
+def ask(questions: "Iterable[Question]", over: "Callable[[], bool]") -> None:
     """Ask an image, whose root is the calling process's root and folder.
 
-    Ends where the image server has, or after PATIENCE.
+    Ends where the image server has, or when it is `over`.
     """
-    end = monotonic() + PATIENCE
     opened, fd = b"", -1
     for kind, path, offset, length in questions:
-        if monotonic() > end:
+        if over():
             return
         try:
             if kind == "s":
                 os.lstat(path)
             elif kind == "d":
-                os.listdir(path or b".")
+                _list(path or b".", over)
             elif kind == "l":
                 os.readlink(path)
             else:
@@ -228,3 +245,11 @@ def ask(questions: "Iterable[Question]") -> None:
                 return
         except ValueError:
             return
+
+
+def _list(path: bytes, over: "Callable[[], bool]") -> None:
+    """Have a directory listed, a part at a time: an image may have one without end."""
+    with os.scandir(path) as entries:
+        for number, _ in enumerate(entries, 1):
+            if number % 1000 == 0 and over():
+                return

@@ -203,6 +203,11 @@ def prctl(option: int, argument: "int | bytes" = 0) -> None:
     _call("prctl", option, argument, 0, 0, 0)
 
 
+def poke(address: int, data: bytes) -> None:
+    """Overwrite memory of the calling process (memcpy(3)); what is there must be its to write."""
+    _call("memcpy", address, data, len(data))
+
+
 def drop_bounding_set() -> None:
     """Empty the capability bounding set: what execve(2) could ever give back (capabilities(7)).
 

@@ -14,6 +14,7 @@ from rootless_udi import environment, guard, node
 from tests import probes
 from tests.conftest import TREE, User
 from tests.nodes import Leftovers, Rank, counted
+from tests.test_run import wait_for
 
 pytestmark = pytest.mark.needs("userns", "fuse", "busybox")
 
@@ -279,8 +280,10 @@ def test_udi_run_inside_the_container_that_it_would_join(user: User, left: Lefto
 def test_helper_and_image_server_are_killed(user: User, box: Path, left: Leftovers) -> None:
     """As by a user's own `pkill udi-`, or for memory: nobody is left to note it in the record."""
     old = Rank(user, "udi-run", "--share=job", box).ready()
-    for pid in set(left.processes()) - {old.pid}:
+    outside = set(left.processes()) - {old.pid}
+    for pid in outside:
         os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not outside & set(left.processes()))
     done = user.run("udi-run", "--share=job", box, "echo", "new")
     assert (done.returncode, done.stdout) == (0, "new\n"), done.stderr
     assert "has lost its image server (it has ended); starting a new one" in done.stderr

@@ -229,7 +229,9 @@ def kept(user: User) -> list[Path]:
 @RUNS
 def test_the_second_start_finds_its_answers(user: User, box: Path, tmp_path: Path) -> None:
     """A process of the mount's user namespace asks, confined to the image."""
-    assert user.run("udi-run", box, "sh", "-c", MANY).returncode == 0
+    # What is asked ahead ends with the container.
+    many = f"{MANY}; read x"
+    assert user.run("udi-run", box, "sh", "-c", many, input="\n").returncode == 0
     wait_for(lambda: kept(user))
     (file,) = kept(user)
     found = starts.unpack(file.read_bytes())
@@ -239,10 +241,19 @@ def test_the_second_start_finds_its_answers(user: User, box: Path, tmp_path: Pat
     before = file.stat()
     log = tmp_path / "log"
     calls = "trace=setns,chroot,execve,exit_group,/stat"
-    done = user.run("strace", "-f", "-e", calls, "-o", log, "udi-run", box, "sh", "-c", MANY)
-    assert done.returncode == 0, done.stderr
+    words = ("strace", "-f", "-e", calls, "-o", log, "udi-run", box, "sh", "-c", many)
+    one = user.popen(*words, stdin=subprocess.PIPE)
+
+    def asking() -> str:
+        """Return the process that asks, "" before there is one."""
+        lines = log.read_text().splitlines() if log.exists() else []
+        return next((line.split()[0] for line in lines if 'chroot("."' in line), "")
+
+    wait_for(lambda: asking() and f"{asking()} +++ exited" in log.read_text())
+    one.communicate("\n", timeout=60)
+    assert one.returncode == 0
     lines = log.read_text().splitlines()
-    pid = next(line.split()[0] for line in lines if 'chroot("."' in line)
+    pid = asking()
     mine = [line.split(maxsplit=1)[1] for line in lines if line.split()[0] == pid]
     mine = [line for line in mine if re.match(r"(setns|chroot|newfstatat|lstat|\+)", line)]
     stats = [line for line in mine if "absent" in line]
@@ -299,7 +310,8 @@ def test_a_start_goes_by_image_and_command(user: User, box: Path, tmp_path: Path
         done = user.run("udi-run", *words, env=env)
         assert done.returncode == 0, done.stderr
         # The record goes after the notes have been kept.
-        wait_for(lambda: len(os.listdir(user.home / "run/rootless_udi")) == 1)
+        state = user.home / "run/rootless_udi"
+        wait_for(lambda: not [name for name in os.listdir(state) if name != "starts"])
         return len(kept(user))
 
     assert count(mine, "sh", "-c", MANY) == 1
@@ -404,35 +416,46 @@ def test_a_cut_end_of_an_image(tmp_path: Path, cut: int) -> None:
 @RUNS
 def test_an_optimised_image_knows_its_start(user: User, box: Path, tmp_path: Path) -> None:
     """The first one on a node, of the command that was profiled; the node's own notes come next."""
+    # What is asked ahead ends with the container.
+    many = f"{MANY}; read x"
     traced, target = user.home / "p", user.home / "new.sqfs"
-    done = user.run("udi", "profile", "-o", traced, box, "--", "sh", "-c", MANY)
+    done = user.run("udi", "profile", "-o", traced, box, "--", "sh", "-c", many, input="\n")
     assert done.returncode == 0, done.stderr
     done = user.run("udi", "optimize", "-o", target, box, traced)
     assert done.returncode == 0, done.stderr
     assert target.stat().st_size % 4096 == 0
 
-    def asked(*command: object) -> list[str]:
+    def asked(count: int, *command: object) -> bool:
+        """Tell whether a start asks so many ahead."""
         log = tmp_path / "log"
-        calls = ("-e", "trace=chroot,/stat", "-o", log)
-        done = user.run("strace", "-f", *calls, "udi-run", target, *command)
-        assert done.returncode == 0, done.stderr
-        lines = log.read_text().splitlines()
-        asking = [line.split()[0] for line in lines if 'chroot("."' in line]
-        return [line for line in lines if line.split()[0] in asking and "absent" in line]
+        words = ("strace", "-f", "-e", "trace=chroot,/stat", "-o", log, "udi-run", target)
+        one = user.popen(*words, *command, stdin=subprocess.PIPE)
 
-    assert asked("true") == []
-    assert asked("sh", "-c", "true #" + MANY) == []
+        def found() -> list[str]:
+            lines = log.read_text().splitlines() if log.exists() else []
+            asking = [line.split()[0] for line in lines if 'chroot("."' in line]
+            return [line for line in lines if line.split()[0] in asking and "absent" in line]
+
+        wait_for(lambda: len(found()) >= count)
+        one.communicate("\n", timeout=60)
+        assert one.returncode == 0
+        count_then = len(found())
+        log.unlink()
+        return count_then == count
+
+    assert asked(0, "true")
+    assert asked(0, "sh", "-c", "true #" + many)
     assert not kept(user)
-    assert len(asked("sh", "-c", MANY)) == 150
+    assert asked(150, "sh", "-c", many)
     wait_for(lambda: kept(user))
     (file,) = kept(user)
     file.write_bytes(starts.pack([("s", b"absent", 0, 0)]))
-    assert len(asked("sh", "-c", MANY)) == 1
+    assert asked(1, "sh", "-c", many)
     # One that was optimised for a profile without a key.
     traced.write_text("udi profile 1\n" + traced.read_text().split("\n", 1)[1])
     done = user.run("udi", "optimize", "-o", target, box, traced)
     assert done.returncode == 0, done.stderr
-    assert asked("sh", "-c", MANY) == []
+    assert asked(0, "sh", "-c", many)
 
 
 @pytest.mark.needs("userns", "fuse", "mksquashfs")
@@ -449,7 +472,7 @@ def many():
     for n in range(1000):
         yield "s", os.fsencode(sys.argv[1]) + b"/%d" % n, 0, 0
     print("asked all")
-starts.ask(many())
+starts.ask(many(), starts.over(None))
 """
     done = one.run(sys.executable, "-IS", "-c", code, one.point, TREE)
     assert (done.stdout, done.returncode) == ("", 0), done.stderr
@@ -472,7 +495,7 @@ with open(sys.argv[2], "rb") as file:
     questions = starts.unpack(file.read())
 os.chroot(sys.argv[3])
 os.chdir("/")
-starts.ask(questions)
+starts.ask(questions, starts.over(None))
 # Until none of the pages is under way any more: they were asked for without waiting.
 for kind, path, offset, length in questions:
     if kind == "r":
