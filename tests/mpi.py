@@ -213,7 +213,8 @@ class Image:
             entries.append((where, compiled.read_bytes(), {"mode": 0o755}))
         if self.newer:
             source = Path(__file__).with_name("programs") / "mpinewer.c"
-            argv = [*compiler(self.built), "-O1", "-Wall", "-Werror"]
+            # Debian 13's wrapper asks for all functions at the start.
+            argv = [*compiler(self.built), "-O1", "-Wall", "-Werror", "-Wl,-z,lazy"]
             data = _compiled(f"{self.built}-newer", argv, source).read_bytes()
             entries.append((NEWER.lstrip("/"), data, {"mode": 0o755}))
         if self.languages:
