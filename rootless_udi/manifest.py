@@ -148,11 +148,12 @@ def choose(document: dict[str, Any], platform: Platform, what: str) -> Descripto
     UdiError naming the platforms that there are, or what is wrong with an entry where none suits.
     """
     found, fault = entries(document, "the index", what)
-    best: tuple[int, Descriptor] | None = None
+    best: tuple[bool, int, Descriptor] | None = None
     offered = []
     for _, one in found:
-        if one.media_type not in ("", *INDEXES, *MANIFESTS):
-            continue
+        known = one.media_type in INDEXES + MANIFESTS
+        if not known and one.media_type.startswith("application/vnd."):
+            continue  # something else by its name; what has no such name is seen at its content
         theirs = one.platform
         if theirs is None:
             rank = 0
@@ -162,10 +163,10 @@ def choose(document: dict[str, Any], platform: Platform, what: str) -> Descripto
             if theirs.os != "unknown":
                 offered.append(str(theirs))
             rank = suitability(theirs, platform)
-        if rank >= 0 and (best is None or rank > best[0]):
-            best = rank, one
+        if rank >= 0 and (best is None or (known, rank) > best[:2]):
+            best = known, rank, one
     if best is not None:
-        return best[1]
+        return best[2]
     if fault is not None:
         raise fault
     raise _refuse(
@@ -303,7 +304,9 @@ def _suited(document: dict[str, Any], platform: Platform, unnamed: Platform, wha
         raise _refuse(
             what,
             f"is an image for {theirs}{silent}, wanted is {platform}",
-            f"for another machine: --platform {theirs}",
+            f"for another machine: --platform {theirs}"
+            if theirs.os == "linux"
+            else "only linux images can be run",
         )
     return theirs
 

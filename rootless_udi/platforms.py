@@ -103,13 +103,16 @@ def find(stores: tuple[str, ...], reference: Reference) -> store_find.Image | No
     return None
 
 
-def check(image: Image) -> None:
-    """Raise UdiError where an image is of a variant that this CPU has not."""
+def check(image: Image, asked: Platform | None) -> None:
+    """Raise UdiError where an image is of a variant that was not `asked` for or, where none was,
+    that this CPU has not: what is pulled without a platform is the best for who pulls."""
     theirs = Platform("linux", *(str(image.facts.get(key)) for key in ("architecture", "variant")))
-    ours = here()
+    ours = asked or here()
     if theirs.architecture == ours.architecture and suitability(theirs, ours) < 0:
+        wanted = f"{asked} is asked for" if asked else f"this node's CPU is {ours}"
+        least = asked or Platform("linux", theirs.architecture)
         raise UdiError(
-            f"image {image.request} is for {theirs}, and this node's CPU is {ours}",
-            f"udi pull --platform=linux/{theirs.architecture} {image.request} takes one that "
-            "every node runs",
+            f"image {image.request} of the store is for {theirs}, and {wanted}",
+            f"udi pull --platform={least} {image.request} takes one that "
+            + ("suits" if asked else "every node runs"),
         )

@@ -46,11 +46,11 @@ def image(request: Request, site: "Site", environ: "Mapping[str, str]", who: str
         )
     else:
         found = local(request.image, os.path.abspath(reference.path))
-    if platform is None and found.facts.get("variant") not in (None, "", "v1", "v8"):
+    if found.facts.get("variant") not in (None, "", "v1", "v8"):
         # Few images name one, and a look at the CPU costs an open.
         from rootless_udi import platforms
 
-        platforms.check(found)
+        platforms.check(found, platform)
     return found
 
 

@@ -106,6 +106,8 @@ def test_a_name_that_was_pulled_for_a_platform(user: User, tmp_path: Path) -> No
     done = user.run("udi-run", newest, "true")
     assert done.returncode == 125
     assert f"is for linux/{arch}/v77.7, and this node's CPU is linux/{arch}" in done.stderr
+    done = user.run("udi-run", f"--platform=linux/{arch}", newest, "true")
+    assert done.returncode == 125 and f"and linux/{arch}" in done.stderr
     assert f"udi pull --platform=linux/{arch} {newest}" in done.stderr
     done = user.run("udi-run", name, "cat", "/variant")
     assert done.stdout == "", done.stderr

@@ -74,7 +74,7 @@ def test_choice_by_platform(offered: list[str | None], wanted: str, chosen: int 
 @pytest.mark.parametrize(
     "other",
     [
-        entry(0, "linux/amd64", "application/x"),
+        entry(0, "linux/amd64", "application/vnd.x"),
         {**entry(0, None), "digest": "blake3:00"},
         {**entry(0, None), "size": "7"},
         {**entry(0, None), "platform": 5},
@@ -90,9 +90,16 @@ def test_entries_of_other_kinds_are_passed_over(other: object) -> None:
         manifest.choose({"manifests": [other, entry(1, "linux/s390x")]}, LINUX, "it")
 
 
-def test_an_entry_whose_media_type_is_missing() -> None:
+@pytest.mark.parametrize("media", [None, "application/json", "text/plain", ""])
+def test_an_entry_whose_media_type_says_nothing(media: str | None) -> None:
     bare = {key: value for key, value in entry(0, "linux/amd64").items() if key != "mediaType"}
-    assert manifest.choose({"manifests": [bare]}, LINUX, "it").digest == D[0]
+    one = bare if media is None else {**bare, "mediaType": media}
+    assert manifest.choose({"manifests": [one]}, LINUX, "it").digest == D[0]
+    both = {"manifests": [one, entry(1, "linux/amd64")]}
+    assert manifest.choose(both, LINUX, "it").digest == D[1]
+    other = {"manifests": [entry(0, "linux/amd64", "application/vnd.foo+json")]}
+    with pytest.raises(UdiError, match="has no image for"):
+        manifest.choose(other, LINUX, "it")
 
 
 GOOD = {
