@@ -121,9 +121,11 @@ class Tries:
     def progressed(self, done: int, total: int) -> None:
         """Note that there are `done` of `total` bytes: what was there before is no progress.
 
-        Nor is less than a 64th of all, or 64 KiB: a byte for each connection would never end.
+        Nor is less than 64 KiB, a 64th of all or a 16th of what is missing: a byte for each
+        connection would never end.
         """
-        if done - self._furthest >= min(_STEP, total // 64 + 1) or done == total:
+        enough = min(_STEP, total // 64, (total - self._furthest) // 16) + 1
+        if done - self._furthest >= enough or done == total:
             self._furthest = done
             self._failures = 0
 

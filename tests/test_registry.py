@@ -408,6 +408,26 @@ def test_a_broken_connection_is_gone_on_with(proxy: Flaky) -> None:
     assert "the connection broke after 300000 of" in notes[0]
 
 
+def test_a_connection_that_always_breaks_half_way(proxy: Flaky) -> None:
+    """Each brings half of what is missing: that ends, however little the last halves are."""
+    one = endpoint(proxy.host)
+    layer = layer_of(one)
+    data = Body().take(one, layer)
+
+    def rule(proxy: Flaky, request: Quiet, path: str) -> bool:
+        start = int((request.headers["Range"] or "bytes=0-")[6:-1])
+        request.send_response(206 if start else 200)
+        request.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        request.send_header("Connection", "close")
+        request.end_headers()
+        request.wfile.write(data[start : start + (len(data) - start + 1) // 2])
+        request.close_connection = True
+        return True
+
+    proxy.rule = rule
+    assert Body().take(one, layer) == data
+
+
 def test_a_connection_that_always_breaks_ends(proxy: Flaky) -> None:
     one = endpoint(proxy.host)
     layer = layer_of(one)
