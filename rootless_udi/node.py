@@ -80,7 +80,7 @@ class Record:
         the record by its helper, if that has not died too.
         """
         pid, _, start = self.get("server").partition(" ")
-        if pid.isdecimal() and start.isdecimal() and started(int(pid)) != int(start):
+        if pid.isdecimal() and start.isdecimal() and not alive(int(pid), int(start)):
             return self.get("dead") or "it has ended"
         return self.get("dead")
 
@@ -184,13 +184,18 @@ def _starter(mark: str) -> tuple[int, int]:
             break
         if wanted not in block.split(b"\0"):
             break
-        pid = _stat(pid)[1]
+        try:
+            pid = _stat(pid)[1]
+        except OSError:
+            break
     return pid, started(pid)
 
 
 def _stat(pid: int) -> tuple[int, int]:
     """Return (start time, parent) of a process from /proc/PID/stat."""
-    fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    # A /proc of another PID namespace knows us by another number.
+    name = "self" if pid == os.getpid() else pid
+    fd = os.open(f"/proc/{name}/stat", os.O_RDONLY | os.O_CLOEXEC)
     try:
         fields = os.read(fd, 4096).rpartition(b")")[2].split()
     finally:
@@ -209,6 +214,25 @@ def started(pid: int) -> int:
         return _stat(pid)[0]
     except OSError:
         return 0
+
+
+def alive(pid: int, start: int) -> bool:
+    """Tell whether the process of that start time lives.
+
+    From another user namespace a process of the caller's own may be hidden (proc(5), hidepid). That
+    somebody of the caller's has the number is all that can be known then.
+    """
+    try:
+        return _stat(pid)[0] == start
+    except (FileNotFoundError, PermissionError):
+        pass
+    except OSError:
+        return False
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
 
 
 def key(request: Request, who: str, environ: "Mapping[str, str]") -> tuple[str, str]:
@@ -309,7 +333,7 @@ def _namespaces(pid: int, start: int, numbers: tuple[int, int]) -> tuple[int, in
         for kind in ("user", "mnt"):
             fds.append(os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC))
         # After the opens: the process that has this start time was there all along.
-        if tuple(os.fstat(fd).st_ino for fd in fds) == numbers and started(pid) == start:
+        if tuple(os.fstat(fd).st_ino for fd in fds) == numbers and alive(pid, start):
             return fds[0], fds[1]
     except OSError:
         pass
@@ -320,7 +344,7 @@ def _namespaces(pid: int, start: int, numbers: tuple[int, int]) -> tuple[int, in
 
 def living(record: Record) -> list[int]:
     """Return the members that are alive, whether or not they have entered yet."""
-    return [pid for pid, start in record.newest() if started(pid) == start][::-1]
+    return [pid for pid, start in record.newest() if alive(pid, start)][::-1]
 
 
 def joinable(record: Record) -> bool:

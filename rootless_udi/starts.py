@@ -24,6 +24,7 @@ from errno import ENOTCONN
 from time import monotonic
 
 from rootless_udi import places, trust
+from rootless_udi.syscalls import is_local
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ TAIL = b"udi-asks"
 BLOCK = 4096
 LARGEST = 256 << 10
 """Bytes of such a file."""
+BEHIND = 1000
+"""Starts that an image knows."""
 BYTES = 64 << 20
 """Of an image's files: a start reads programs and libraries; what comes after them may be data."""
 FILES = 64
@@ -93,7 +96,7 @@ def _number(text: bytes) -> int:
 def tail(starts: "Mapping[str, Iterable[Question]]") -> bytes:
     """Return what comes behind an image for these starts by key; nothing for none."""
     data = b""
-    for key, questions in starts.items():
+    for key, questions in list(starts.items())[:BEHIND]:
         packed = pack(questions)
         data += key.encode() + len(packed).to_bytes(4, "little") + packed
     if not data:
@@ -110,12 +113,17 @@ def behind(image: str, key: str) -> "list[Question]":
             size = os.fstat(fd).st_size
             last = os.pread(fd, 16, max(size - 16, 0))
             at, end = size - int.from_bytes(last[8:], "little"), size - 16
-            while last[:8] == TAIL and 0 <= at < end:
+            for _ in range(BEHIND):
+                if last[:8] != TAIL or not 0 <= at < end:
+                    break
                 head = os.pread(fd, 36, at)
                 length = int.from_bytes(head[32:], "little")
-                if head[:32] == key.encode() and length <= LARGEST:
+                if not 0 < length <= LARGEST:
+                    # Zeros fill the last block; another length is none of ours.
+                    break
+                if head[:32] == key.encode():
                     return unpack(os.pread(fd, length, at + 36))
-                at += 36 + max(length, 1)
+                at += 36 + length
         finally:
             os.close(fd)
     except (OSError, ValueError):
@@ -144,7 +152,8 @@ def find(path: str) -> "list[Question]":
 def keep(
     environ: "Mapping[str, str]", uid: int, name: str, questions: "Iterable[Question]"
 ) -> bool:
-    """Keep what a start asked in a file of that name; tell whether there was room.
+    """Keep what a start asked in a file of that name; tell whether there was room, on a file system
+    of this node's own.
 
     The state directory is there: a container's record is in it. Raises OSError, UdiError.
     """
@@ -152,6 +161,8 @@ def keep(
     if directory < 0:
         return False
     try:
+        if not is_local(directory):
+            return False
         try:
             os.mkdir(FOLDER, 0o700, dir_fd=directory)
         except FileExistsError:
@@ -172,9 +183,12 @@ def keep(
             whole = False
         finally:
             os.close(fd)
-        if whole:
-            os.rename(new, name, src_dir_fd=folder, dst_dir_fd=folder)
-        else:
+        try:
+            if whole:
+                os.rename(new, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except OSError:
+            whole = False
+        if not whole:
             os.unlink(new, dir_fd=folder)
         return whole
     finally:

@@ -70,6 +70,13 @@ IN_ONLYDIR = 0x01000000
 IN_UNMOUNT = 0x2000
 
 
+# statfs(2), f_type: tmpfs, ramfs, ext, xfs, btrfs, overlayfs, f2fs, zfs
+_LOCAL = {
+    *(0x01021994, 0x858458F6, 0xEF53, 0x58465342),
+    *(0x9123683E, 0x794C7630, 0xF2F52010, 0x2FC12FC1),
+}
+
+
 class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "l"
 
@@ -201,6 +208,13 @@ def pivot_root(new: str, old: str) -> None:
 def prctl(option: int, argument: "int | bytes" = 0) -> None:
     """prctl(2) with one argument."""
     _call("prctl", option, argument, 0, 0, 0)
+
+
+def is_local(fd: int) -> bool:
+    """Tell whether an open file is on a file system known to be this node's own (statfs(2))."""
+    found = bytes(256)
+    _call("fstatfs", fd, found)
+    return int.from_bytes(found[:8], byteorder) & 0xFFFFFFFF in _LOCAL
 
 
 def poke(address: int, data: bytes) -> None:

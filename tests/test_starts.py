@@ -18,6 +18,7 @@ from rootless_udi.fuse import notes, protocol
 from rootless_udi.fuse.filesystem import ROOT, FileSystem
 from rootless_udi.fuse.reader import Reader
 from rootless_udi.sweep import sweep
+from rootless_udi.syscalls import is_local
 from tests import fuseimages, images
 from tests.conftest import TREE, User
 from tests.fusemount import Mount, ours
@@ -411,6 +412,34 @@ def test_a_cut_end_of_an_image(tmp_path: Path, cut: int) -> None:
     assert starts.behind(str(path), KEYS[0]) == []
     path.write_bytes(b"image" + whole[cut:])
     assert starts.behind(str(path), KEYS[0]) == []
+
+
+@pytest.mark.parametrize("what", ["sparse", "short", "long"])
+def test_an_end_without_end(tmp_path: Path, what: str) -> None:
+    """A tail of 1 TiB: of zeros, of starts of one byte each, of starts that are too long."""
+    path, size = tmp_path / "image", 1 << 40
+    length = {"sparse": 0, "short": 1, "long": starts.LARGEST + 1}[what]
+    with open(path, "wb") as out:
+        if length:
+            out.write((b"x" * 32 + length.to_bytes(4, "little") + b"y" * min(length, 1)) * 5000)
+        out.truncate(size)
+        out.seek(size - 16)
+        out.write(starts.TAIL + size.to_bytes(8, "little"))
+    assert starts.behind(str(path), KEYS[0]) == []
+
+
+def test_a_file_that_can_not_take_its_name_goes(place: Node) -> None:
+    assert place.keep("b")
+    (place.folder / "a").mkdir()
+    assert not place.keep("a")
+    assert sorted(path.name for path in place.folder.iterdir()) == ["a", "b"]
+
+
+def test_only_a_nodes_own_file_system_is_written_to(tmp_path: Path) -> None:
+    for path, own in ((tmp_path, True), (Path("/proc/self"), False), (Path("/sys"), False)):
+        fd = os.open(path, os.O_RDONLY)
+        assert is_local(fd) is own, path
+        os.close(fd)
 
 
 @RUNS
