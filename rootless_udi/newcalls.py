@@ -51,7 +51,7 @@ TABLE = (
         "5.3",
         "threads and programs, by the C library",
         "programs by fork(2); threads only where the answer is ENOSYS",
-        "else `udi pull` is refused, and the image server decompresses with one CPU",
+        "else `udi pull` and extraction are refused, and the image server works with one CPU",
     ),
     NewCall(
         "close_range",
