@@ -51,7 +51,7 @@ def members(many: int) -> Bomb:
 
 
 def members_beyond(many: int) -> Bomb:
-    return Bomb([tar(*(head(f"{n}") for n in range(150_000 * 10)))], "names, links and attributes")
+    return Bomb([tar(*(head(f"{n}") for n in range(80_000 * many)))], "names, links and attributes")
 
 
 def names(many: int) -> Bomb:
@@ -74,7 +74,7 @@ def targets(many: int) -> Bomb:
 
 def hard_links(many: int) -> Bomb:
     rows = (head(f"h{n}", b"1", link="a") for n in range(10_000 * many))
-    return Bomb([tar(head("a"), *rows)], "" if many == 1 else "names, links and attributes")
+    return Bomb([tar(head("a"), *rows)])
 
 
 def links_below(many: int) -> Bomb:
