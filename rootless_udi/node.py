@@ -219,11 +219,15 @@ def started(pid: int) -> int:
 def alive(pid: int, start: int) -> bool:
     """Tell whether the process of that start time lives.
 
-    From another user namespace a process of the caller's own may be hidden (proc(5), hidepid). That
-    somebody of the caller's has the number is all that can be known then.
+    From another user namespace a process of the caller's own may be hidden (proc(5), hidepid), and
+    a /proc of another PID namespace has other numbers. That somebody of the caller's has the number
+    is all that can be known then.
     """
     try:
-        return _stat(pid)[0] == start
+        if _stat(pid)[0] == start:
+            return True
+        if os.readlink("/proc/self") == str(os.getpid()):
+            return False
     except (FileNotFoundError, PermissionError):
         pass
     except OSError:
