@@ -411,23 +411,6 @@ def test_profile_needs_a_command(user: User, pulled: str) -> None:
     assert done.returncode == 125 and "--output is missing" in done.stderr
 
 
-@pytest.mark.needs("fuse", "prctl")
-def test_the_image_server_is_named_in_ps(user: User, box: Path) -> None:
-    """Its name by prctl(2); python-prctl adds the image, where it can be imported."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(TREE)!r}); from rootless_udi.run import main; main()"
-    )
-    words = [sys.executable, "-c", code, box, "sh", "-c", "echo up; read x"]
-    process = user.popen(*words, stdin=-1, stdout=-1)
-    assert process.stdout is not None and process.stdout.readline() == "up\n"
-    shown = subprocess.run(["ps", "-eo", "comm=,args="], capture_output=True, text=True).stdout
-    mine = [line.split(None, 1)[1] for line in shown.splitlines() if line.startswith("udi-image")]
-    # The room is what the launcher's own command line took.
-    title = f"udi-image {os.path.realpath(box)}"
-    assert any(title.startswith(line.strip()) and len(line) > 20 for line in mine)
-    process.communicate("\n", timeout=30)
-
-
 def test_nothing_is_imported_from_the_current_folder(user: User, tmp_path: Path) -> None:
     """Which may be /tmp: of a checkout, too, whose path may have a quote in it."""
     for name in ("argparse", "trio", "rich", "json"):
