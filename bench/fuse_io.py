@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.fusemount import Mount, ours, squashfuse
+from tests.kit.fusemount import Mount, ours, squashfuse
 
 Times = dict[str, list[tuple[float, float]]]
 

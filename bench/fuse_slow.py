@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from bench.fuse_cold import optimised
-from tests.fusemount import Mount, ours, squashfuse
+from tests.kit.fusemount import Mount, ours, squashfuse
 
 SHIM = r"""
 #define _GNU_SOURCE

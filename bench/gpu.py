@@ -20,8 +20,8 @@ from typing import Any
 TREE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TREE))
 
-from tests import gpuhosts  # noqa: E402
-from tests.gpuhosts import MULTIARCH, VERSION, Host  # noqa: E402
+from tests.kit import gpuhosts  # noqa: E402
+from tests.kit.gpuhosts import MULTIARCH, VERSION, Host  # noqa: E402
 
 FOLDER = f"/usr/lib/{MULTIARCH}"
 CARDS = 8
@@ -49,11 +49,11 @@ import gc, sys, time
 gc.disable()  # as the launcher does
 sys.path.insert(0, {tree!r})
 import os
-import rootless_udi.config, rootless_udi.fastjson
+import rootless_udi.config.load, rootless_udi.base.fastjson
 opened = []
 sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" else None)
 start = time.process_time()
-from rootless_udi.mpi_inject import gpu
+from rootless_udi.mpi_inject.gpu import planner as gpu
 middle = time.process_time()
 plan = gpu.plan({request!r}, (), {facts!r}, {{}}, {root!r})
 end = time.process_time()

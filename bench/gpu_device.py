@@ -28,7 +28,7 @@ from typing import NamedTuple
 TREE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TREE))
 
-from tests import gpuimages  # noqa: E402
+from tests.kit import gpuimages  # noqa: E402
 
 PARTS = ("bin", "rootless_udi", "fuse", "idmap", "mpi_inject", "tests/programs")
 INIT = "import ctypes; print(ctypes.CDLL('libcuda.so.1').cuInit(0))"

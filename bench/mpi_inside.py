@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests import mpi
+from tests.kit import mpi
 
 PAIRS = [
     "bookworm-mpich:debian-mpich",

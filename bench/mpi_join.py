@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import peers
-from tests import mpiprogs
+from tests.kit import mpiprogs
 
 
 def once(argv: list[str], env: dict[str, str]) -> dict[tuple[str, int], float]:

@@ -20,18 +20,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rootless_udi.mpi_inject.imagefacts import Inspector
-from tests import images, mpi
+from rootless_udi.mpi_inject.libraries.image_facts import Inspector
+from tests.kit import images, mpi
 
 PROGRAM = """
 import gc, sys, time
 sys.path.insert(0, sys.argv[1])
-from rootless_udi import fastjson, launch, run
+from rootless_udi.base import fastjson
+from rootless_udi.launch import container as launch
+from rootless_udi import run
 facts = fastjson.loads(open(sys.argv[2]).read())["elf"]
 environ = dict(word.split("=", 1) for word in sys.argv[3:])
 wall, cpu = time.perf_counter(), time.process_time()
 gc.disable()  # as the launcher does
-from rootless_udi.mpi_inject import mpi
+from rootless_udi.mpi_inject.mpi import planner as mpi
 between = time.perf_counter(), time.process_time()
 found = mpi.inject("auto", "", facts, environ)
 end = time.perf_counter(), time.process_time()

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import peers
 from bench.start import opens
-from tests.mpiprogs import codename
-from tests.nodes import descendants, subreaper
+from tests.kit.mpiprogs import codename
+from tests.kit.nodes import descendants, subreaper
 
 OURS = "udi-run, joined"
 TRUE = ("/bin/true",)

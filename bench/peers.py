@@ -18,7 +18,7 @@ from pathlib import Path
 TREE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TREE))
 
-from tests import images  # noqa: E402
+from tests.kit import images  # noqa: E402
 
 PEERS = os.environ.get("UDI_PEERS", "/opt/peers/root")
 PATH = f"{TREE}/bin:{os.environ['PATH']}:{PEERS}/usr/bin:{PEERS}/usr/libexec/apptainer/bin"

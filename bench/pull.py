@@ -18,8 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import peers
-from tests import images
-from tests.registry import Registry, open_registry
+from tests.kit import images
+from tests.kit.registry import Registry, open_registry
 
 ROUNDS = 3
 PYTHON = ("python3-numpy", "python3-scipy", "python3-pandas", "python3-matplotlib", "python3-sympy")

@@ -9,7 +9,7 @@ block may lie in a *fragment*, a block that several files share.
 
 from _struct import unpack_from
 
-from rootless_udi.fuse.cache import Cache
+from rootless_udi.fuse.bounded_cache import Cache
 from rootless_udi.fuse.format import FRAGMENT, NONE32, RAW, Corrupt, Inode
 from rootless_udi.fuse.reader import Reader
 

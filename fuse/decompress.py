@@ -14,7 +14,7 @@ Nothing is imported before a format is asked for.
 from os import RTLD_NOW
 from sys import byteorder, maxsize
 
-from rootless_udi.errors import UdiError
+from rootless_udi.base.errors import UdiError
 from rootless_udi.fuse.format import Corrupt
 
 TYPE_CHECKING = False
@@ -119,7 +119,7 @@ def _function(library: "str | None", name: str, result: str, arguments: str) -> 
     """Return a C function of a shared library, or of Python itself (None), which keeps the GIL.
 
     Types are ctypes' letters: i int, L size_t, P void *, z const char *, O object. By `_ctypes`
-    itself, as in rootless_udi.syscalls: the package in front of it costs a server's start 4 ms.
+    itself, as in rootless_udi.base.syscalls: the package around it costs a server's start 4 ms.
     """
     import _ctypes
 

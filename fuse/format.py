@@ -8,7 +8,7 @@ little-endian. Nothing here reads a file; whatever does not hold together raises
 from _struct import Struct
 from _struct import error as StructError  # type: ignore[attr-defined]
 
-from rootless_udi.errors import UdiError
+from rootless_udi.base.errors import UdiError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from errno import ENODATA, ENOENT, EOPNOTSUPP, ERANGE
 from importlib import import_module
 from typing import Any
 
-from rootless_udi.fuse.cache import Cache
-from rootless_udi.fuse.complain import Complaints, to_stderr
+from rootless_udi.fuse.bounded_cache import Cache
+from rootless_udi.fuse.failures import Complaints, to_stderr
 from rootless_udi.fuse.filesystem import CACHE_BYTES, ROOT, FileSystem
 from rootless_udi.fuse.protocol import FOREVER
-from rootless_udi.fuse.raw import opened, ready
+from rootless_udi.fuse.raw_transport import opened, ready
 from rootless_udi.fuse.reader import Reader
 
 fuse: Any = import_module("fuse")  # fuse-python; for a type checker `fuse` is our own folder

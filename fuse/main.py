@@ -16,8 +16,8 @@ transports, for trying things and for the tests.
 import os
 import sys
 
-from rootless_udi.errors import OURS, UdiError
-from rootless_udi.guard import complain
+from rootless_udi.base.errors import OURS, UdiError
+from rootless_udi.base.process import complain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _transport(name: str) -> "Callable[..., None]":
 
 
 _TRANSPORTS = {
-    "raw": "rootless_udi.fuse.raw",
+    "raw": "rootless_udi.fuse.raw_transport",
     "pyfuse3": "rootless_udi.fuse.pyfuse3_transport",
     "fuse-python": "rootless_udi.fuse.fusepython_transport",
 }

@@ -1,9 +1,9 @@
 """What a start-up reads: traced while it runs, written, merged. Not imported by a plain launch.
 
 A profile is a text file: a first line with its version and the key of the start (as in
-`rootless_udi.starts`), then one JSON array a read, in order, [seconds since the first request,
-path, offset, length, kind]. Kinds are those of `starts` too. Where it is not "r", for a part of a
-file, offset and length are 0: where the inodes of directories and links lie matters as well.
+`rootless_udi.serve.prefetch`), then one JSON array a read, in order, [seconds since the first
+request, path, offset, length, kind]. Kinds are those of `serve.prefetch`; where it is not "r", for a
+part of a file, offset and length are 0: where inodes of directories and links lie matters as well.
 """
 
 import json
@@ -11,18 +11,18 @@ import os
 import re
 from time import monotonic
 
-from rootless_udi import trust
-from rootless_udi.errors import UdiError
+from rootless_udi.base import trust
+from rootless_udi.base.errors import UdiError
 from rootless_udi.fuse.filesystem import ROOT, Buffer, FileSystem
-from rootless_udi.fuse.notes import arranged
 from rootless_udi.fuse.reader import Reader
+from rootless_udi.fuse.recorder import arranged
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
-    from rootless_udi.starts import Question
+    from rootless_udi.fuse.recorder import Question
 
 VERSION = "udi profile 1"
 KEY = re.compile("([0-9a-f]{32})?").fullmatch
@@ -117,7 +117,7 @@ def serve_traced(
     image: "str | int", fuse_fd: int, target: str, key: str = "", **options: "Any"
 ) -> None:
     """Serve as `raw.serve` does, with its options, and write the profile to `target` at the end."""
-    from rootless_udi.fuse.raw import serve
+    from rootless_udi.fuse.raw_transport import serve
 
     tracer = Tracer()
     try:

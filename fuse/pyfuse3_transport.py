@@ -12,10 +12,10 @@ from typing import Any
 
 import trio
 
-from rootless_udi.fuse.complain import Complaints, to_stderr
+from rootless_udi.fuse.failures import Complaints, to_stderr
 from rootless_udi.fuse.filesystem import CACHE_BYTES, FileSystem
 from rootless_udi.fuse.protocol import FOREVER
-from rootless_udi.fuse.raw import opened, ready
+from rootless_udi.fuse.raw_transport import opened, ready
 from rootless_udi.fuse.reader import Reader
 
 pyfuse3: Any = import_module("pyfuse3")  # its types are there only where it is installed

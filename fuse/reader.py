@@ -8,7 +8,7 @@ Only one thread may be in here at a time; `blocks` reads file data and is what t
 
 from _struct import unpack_from
 
-from rootless_udi.fuse.cache import Cache
+from rootless_udi.fuse.bounded_cache import Cache
 from rootless_udi.fuse.decompress import decompressor
 from rootless_udi.fuse.format import (
     DIR_INDEX,
@@ -30,7 +30,7 @@ from rootless_udi.fuse.format import (
     listing_headers,
     superblock,
 )
-from rootless_udi.fuse.source import Source
+from rootless_udi.fuse.imagefile import Source
 
 WHOLE = 64 << 10
 """Listings up to this size are parsed as one; larger ones in segments of about SEGMENT bytes."""

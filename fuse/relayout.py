@@ -9,19 +9,19 @@ attribute, inode number and byte stays what it was; `verify` makes sure.
 import os
 from struct import pack
 
-from rootless_udi.errors import UdiError
+from rootless_udi.base.records import Record
 from rootless_udi.fuse import format as f
-from rootless_udi.fuse import pack as pack_format
+from rootless_udi.fuse import format_writer as pack_format
 from rootless_udi.fuse.blocks import HOLE, Place
 from rootless_udi.fuse.filesystem import ROOT, FileSystem
 from rootless_udi.fuse.format import METADATA, NONE32, NONE64, RAW, Corrupt, Inode
 from rootless_udi.fuse.profile import Read
 from rootless_udi.fuse.reader import Reader
-from rootless_udi.records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import BinaryIO
+
 
 EXPORTABLE = 0x80
 METADATA_AHEAD = 8 << 20
@@ -341,53 +341,6 @@ def _group(
             break
         stop += 1
     return entries[at:stop]
-
-
-def verify(old: FileSystem, new: FileSystem) -> int:
-    """Compare every name, attribute, target, xattr and byte; return how many inodes there are.
-
-    Raises UdiError at the first difference: the new image must not be used then.
-    """
-    stack = [(b"", ROOT, ROOT)]
-    seen: dict[int, int] = {}
-    while stack:
-        path, a, b = stack.pop()
-        if a in seen:
-            _same(path, seen[a], b)
-            continue
-        seen[a] = b
-        one = old.inode(a)
-        _same(path, _attributes(old, a), _attributes(new, b))
-        _same(path, old.xattrs(a), new.xattrs(b))
-        for name in old.xattrs(a):
-            _same(path, old.xattr(a, name), new.xattr(b, name))
-        if one.kind == f.SYMLINK:
-            _same(path, old.readlink(a), new.readlink(b))
-        elif one.kind == f.REG:
-            for at in range(0, one.size, 1 << 20):
-                _same(path, b"".join(old.read(a, at, 1 << 20)), b"".join(new.read(b, at, 1 << 20)))
-        elif one.kind == f.DIR:
-            left = [(e[0], e[2], e[3], e[1]) for e in old.entries(a, 0)]
-            right = [(e[0], e[2], e[3], e[1]) for e in new.entries(b, 0)]
-            _same(path, [e[:3] for e in left], [e[:3] for e in right])
-            for x, y in zip(left, right, strict=True):
-                if x[3]:
-                    stack.append((path + b"/" + x[0], x[3], y[3]))
-    return len(seen)
-
-
-def _attributes(fs: FileSystem, node: int) -> tuple[int, ...]:
-    """Return the attributes but for a directory's size, which is its listing's in the image."""
-    found = fs.attributes(node)
-    return (*found[:1], *found[2:]) if fs.inode(node).kind == f.DIR else found
-
-
-def _same(path: bytes, one: object, other: object) -> None:
-    if one != other:
-        raise UdiError(
-            f"optimizing failed on {os.fsdecode(path) or '/'}: the new image differs there",
-            "keep the old image, and report this",
-        )
 
 
 def reading(path: str) -> FileSystem:

@@ -2,8 +2,8 @@
 
 import os
 
+from rootless_udi.base.syscalls import CLONE_NEWNS, CLONE_NEWUSER, CallError, unshare
 from rootless_udi.idmap.maps import entry
-from rootless_udi.syscalls import CLONE_NEWNS, CLONE_NEWUSER, CallError, unshare
 
 
 def enter(uid: tuple[int, int], gid: tuple[int, int]) -> None:

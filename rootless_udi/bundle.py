@@ -11,7 +11,7 @@ two, a fifth of both. The launcher script reads it like this:
     groups: ((names, marshalled tuple of their code), ...)
     elsewhere: {name: the other bundle's path}
 
-`boot` is the code of BOOT below: it checks the files and puts an importer on sys.meta_path. The
+`boot` is the code of base/boot.py: it checks the files and puts an importer on sys.meta_path. The
 first import of a module runs all of its group, each once and without importlib, which halves the
 time that the planner's modules take. They are without docstrings, a third of their size.
 """
@@ -20,7 +20,7 @@ import marshal
 import os
 import sys
 
-from rootless_udi.trust import make
+from rootless_udi.base.trust import make
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,80 +32,98 @@ FORMAT = 4
 GROUPS = {
     "join": (
         "rootless_udi",
-        "rootless_udi.errors",
-        "rootless_udi.trust",
-        "rootless_udi.environment",
-        "rootless_udi.records",
-        "rootless_udi.options",
-        "rootless_udi.syscalls",
-        "rootless_udi.places",
+        "rootless_udi.base",
+        "rootless_udi.plan",
         "rootless_udi.node",
-        "rootless_udi.guard",
-        "rootless_udi.begin",
+        "rootless_udi.launch",
+        "rootless_udi.base.errors",
+        "rootless_udi.base.process",
+        "rootless_udi.base.privilege",
+        "rootless_udi.base.trust",
+        "rootless_udi.base.syscalls",
+        "rootless_udi.node.record",
+        "rootless_udi.plan.environment",
+        "rootless_udi.base.records",
+        "rootless_udi.plan.options",
+        "rootless_udi.launch.command",
+        "rootless_udi.node.launcher",
+        "rootless_udi.node.places",
         "rootless_udi.run",
     ),
-    "elect": ("rootless_udi.elect",),
-    "shifter-config": ("rootless_udi.shifterconfig",),
+    "elect": (
+        "rootless_udi.node.election",
+        "rootless_udi.launch.shared",
+    ),
     "maps": (
         "rootless_udi.idmap",
         "rootless_udi.idmap.maps",
     ),
+    "serving": ("rootless_udi.serve",),
     "help": (
-        "rootless_udi.messages",
-        "rootless_udi.outside",
-        "rootless_udi.helper",
+        "rootless_udi.base.calls",
+        "rootless_udi.base.messages",
+        "rootless_udi.serve.outside",
+        "rootless_udi.serve.programs",
+        "rootless_udi.serve.helper",
     ),
-    "serving": ("rootless_udi.serving",),
-    "starts": ("rootless_udi.starts",),
     "fuse": ("rootless_udi.fuse",),
+    "starts": ("rootless_udi.serve.prefetch",),
     "publish": (
-        "rootless_udi.sweep",
-        "rootless_udi.publish",
+        "rootless_udi.node.sweep",
+        "rootless_udi.node.publish",
     ),
     "early": (
-        "rootless_udi.steps",
         "rootless_udi.config",
         "rootless_udi.host",
-        "rootless_udi.image",
-        "rootless_udi.fuse.server",
-        "rootless_udi.ladder",
-        "rootless_udi.fastjson",
-        "rootless_udi.oci",
-        "rootless_udi.store_find",
-        "rootless_udi.resolve",
-        "rootless_udi.early",
+        "rootless_udi.store",
+        "rootless_udi.config.files",
+        "rootless_udi.plan.steps",
+        "rootless_udi.plan.site",
+        "rootless_udi.config.load",
+        "rootless_udi.plan.facts",
+        "rootless_udi.host.facts",
+        "rootless_udi.plan.image",
+        "rootless_udi.plan.start",
+        "rootless_udi.fuse.choice",
+        "rootless_udi.serve.choose",
+        "rootless_udi.base.fastjson",
+        "rootless_udi.plan.reference",
+        "rootless_udi.store.find",
+        "rootless_udi.store.resolve",
+        "rootless_udi.launch.facts",
     ),
     "build": (
-        "rootless_udi.skeleton",
         "rootless_udi.idmap.userns",
+        "rootless_udi.plan.mountpoints",
+        "rootless_udi.launch.layover",
+        "rootless_udi.launch.rootfs",
         "rootless_udi.idmap.accounts",
-        "rootless_udi.sizes",
-        "rootless_udi.volumes",
-        "rootless_udi.plan",
-        "rootless_udi.rootfs",
-        "rootless_udi.layover",
-        "rootless_udi.execute",
-        "rootless_udi.inject",
-        "rootless_udi.launch",
+        "rootless_udi.plan.sizes",
+        "rootless_udi.plan.volumes",
+        "rootless_udi.plan.planner",
+        "rootless_udi.launch.execute",
+        "rootless_udi.launch.inject",
+        "rootless_udi.launch.container",
     ),
     "serve": (
+        "rootless_udi.fuse.protocol",
         "rootless_udi.fuse.format",
+        "rootless_udi.fuse.failures",
+        "rootless_udi.fuse.bounded_cache",
         "rootless_udi.fuse.decompress",
-        "rootless_udi.fuse.cache",
         "rootless_udi.fuse.workers",
-        "rootless_udi.fuse.source",
+        "rootless_udi.fuse.imagefile",
         "rootless_udi.fuse.reader",
         "rootless_udi.fuse.blocks",
         "rootless_udi.fuse.filesystem",
-        "rootless_udi.fuse.ahead",
-        "rootless_udi.fuse.complain",
-        "rootless_udi.fuse.protocol",
-        "rootless_udi.fuse.notes",
-        "rootless_udi.fuse.raw",
+        "rootless_udi.fuse.recorder",
+        "rootless_udi.fuse.warmup",
+        "rootless_udi.fuse.raw_transport",
     ),
     "shifter": (
         "rootless_udi.shifter",
-        "rootless_udi.shiftermain",
+        "rootless_udi.shifter.options",
+        "rootless_udi.shifter.main",
     ),
 }
 """What is imported together, each module after those that it imports itself. A test compares."""
@@ -116,67 +134,8 @@ FILES = {
 }
 """Which groups are in which bundle; the launcher script reads the first."""
 
-BOOT = '''
-import marshal, os, sys
-def boot(bundle):
-    """Check the bundle's files, then serve imports from it; False where one has changed."""
-    if bundle[0] != 4:
-        return False
-    table, groups, elsewhere = bundle[2:]
-    stat, modules, Module, Spec = os.stat, sys.modules, type(sys), type(sys.__spec__)
-    try:
-        for path, mtime, size, package, group in table.values():
-            if path:
-                found = stat(path)
-                if found.st_mtime_ns != mtime or found.st_size != size:
-                    return False
-    except OSError:
-        return False
-    def load(names, codes):
-        for name, code in zip(names, marshal.loads(codes)):
-            if name in modules:
-                continue
-            path, folder, _, package, _ = table[name]
-            parent, _, last = name.rpartition(".")
-            if parent not in modules and parent:
-                __import__(parent)
-            module = modules[name] = Module(name)
-            space = module.__dict__
-            space["__package__"] = name if package else parent
-            if path:
-                space["__file__"] = path
-            if package:
-                space["__path__"] = [path.rpartition("/")[0] or folder]
-            if parent:
-                setattr(modules[parent], last, module)
-            if code:
-                exec(code, space)
-    def other(path):
-        """Read the other bundle, once; where it is missing, damaged or old, modules are files."""
-        elsewhere.clear()
-        try:
-            with open(os.open(path, os.O_NONBLOCK), "rb", buffering=0) as file:
-                return trusted(file.fileno(), path) and boot(marshal.loads(file.readall()))
-        except Exception:
-            return False
-    class Importer:
-        def find_spec(self, name, path=None, target=None):
-            row = table.get(name)
-            if row is None:
-                if name in elsewhere and other(elsewhere[name]):
-                    return sys.meta_path[0].find_spec(name)
-                return None
-            load(*groups[row[4]])
-            spec = Spec(name, self, origin=row[0] or None, is_package=row[3])
-            spec.has_location = bool(row[0])
-            return spec
-        def create_module(self, spec):
-            return modules[spec.name]
-        def exec_module(self, module):
-            pass
-    sys.meta_path.insert(0, Importer())
-    return True
-'''
+BOOT = "base/boot.py"
+"""Whose code is in each bundle: it checks the files and imports from it."""
 
 
 def path(package: str, stem: str = "udi-run") -> str:
@@ -186,7 +145,11 @@ def path(package: str, stem: str = "udi-run") -> str:
 
 def write(package: str) -> bool:
     """Write the bundles of the package in folder `package`; tell whether that was possible."""
-    boot = compile(BOOT, "bundle", "exec")
+    try:
+        with open(f"{package}/{BOOT}", "rb") as source:
+            boot = compile(source.read(), "bundle", "exec", dont_inherit=True, optimize=2)
+    except OSError:
+        return False
     elsewhere: dict[str, str] = {}
     # The first one last, since it is the one that starts look for.
     for stem, groups in reversed(FILES.items()):

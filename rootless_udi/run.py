@@ -8,9 +8,14 @@ holds both to a list of modules and counts file opens.
 import os
 import sys
 
-from rootless_udi import begin, node, options, places
-from rootless_udi.errors import UdiError
-from rootless_udi.guard import guarded, occupy, page, refuse_privilege
+from rootless_udi.base import process
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.privilege import refuse_privilege
+from rootless_udi.base.process import guarded, occupy, page
+from rootless_udi.launch import command
+from rootless_udi.node import launcher, places
+from rootless_udi.node import record as node_record
+from rootless_udi.plan import options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,36 +38,36 @@ def run(argv: "list[str]") -> int:
         page(options.usage() if request.help else f"udi-run {VERSION}\n")
         return 0
     refuse_privilege()
-    own = begin.own_variables(request)
-    who = node.launcher(environ, request.share or "auto")
-    name, key = node.key(request, who, environ) if who else ("", "")
+    own = command.own_variables(request)
+    who = launcher.launcher(environ, request.share or "auto")
+    name, key = launcher.key(request, who, environ) if who else ("", "")
     if who and request.explain is None:
         _join(request, environ, own, name, key)
-        from rootless_udi import elect
+        from rootless_udi.launch import shared
 
-        return elect.run(request, environ, own, who, name, key)
+        return shared.run(request, environ, own, who, name, key)
     helper = None
     place = "", -1, ""
     fields: dict[str, str] = {}
     if request.explain is None:
-        from rootless_udi.helper import Helper
+        from rootless_udi.serve.helper import Helper
 
         place, fields = _alone(environ)
         # First: the image server loads on another CPU, and has the image to open before the planner
         # is loaded here.
         helper = Helper((place[0], place[2], fields["token"]))
-    from rootless_udi import early
+    from rootless_udi.launch import facts
 
-    found = early.find(request, environ, who, helper)
-    from rootless_udi import launch
+    found = facts.find(request, environ, who, helper)
+    from rootless_udi.launch import container
 
-    return launch.run(request, environ, own, place, fields, found, helper)
+    return container.run(request, environ, own, place, fields, found, helper)
 
 
 def _alone(environ: "dict[str, str]") -> "tuple[tuple[str, int, str], dict[str, str]]":
     """Return where the record of a container is that nobody joins, and what it is for."""
     me = os.getpid()
-    start = node.started(me)
+    start = process.started(me)
     try:
         path, directory = places.find(environ, make=True)
     except UdiError:
@@ -83,12 +88,12 @@ def _join(
     _, directory = places.find(environ, make=False)
     if directory < 0:
         return
-    record, fd = node.read(directory, name)
+    record, fd = node_record.read(directory, name)
     os.close(directory)
     if record is None:
         return
     if record.get("request") == key and not record.lost():
-        begin.enter(record, fd, request, environ, own)
+        command.enter(record, fd, request, environ, own)
     os.close(fd)
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests import images, probes
+from tests.kit import images, probes
+from tests.kit.places import TREE
 
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
-TREE = Path(__file__).resolve().parent.parent
 
 
 # The tree may not be the user's to write to, and a shared machine is no place for deadlines.
@@ -28,7 +28,9 @@ settings.load_profile("udi")
 def pytest_configure(config: pytest.Config) -> None:
     probes.check_words()
     config.addinivalue_line("markers", "root: runs as root, the product as an ordinary user")
-    config.addinivalue_line("markers", "needs(word, ...): skips without it; see tests/probes.py")
+    config.addinivalue_line(
+        "markers", "needs(word, ...): skips without it; see tests/kit/probes.py"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

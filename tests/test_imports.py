@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rootless_udi import child
-from tests import images
+from rootless_udi.base import program as child
 from tests.conftest import TREE, User
-from tests.test_run import wait_for
+from tests.kit import images
+from tests.launch.test_run import wait_for
 from tests.test_start import FOREIGN, LAUNCHER, imported
 
 
@@ -93,7 +93,7 @@ def test_a_profile_imports_nothing_of_others(user: User, box: Path, hostile: Pat
 
 @pytest.mark.parametrize("site", [True, False])
 def test_a_child_imports_nothing_of_others(user: User, hostile: Path, site: bool) -> None:
-    code = "import json, rootless_udi.errors; print(sys.argv[1:], rootless_udi.__file__)"
+    code = "import json, rootless_udi.base.errors; print(sys.argv[1:], rootless_udi.__file__)"
     done = user.run(*child.argv(code, "word", site=site), cwd=hostile)
     assert done.stdout == f"['word'] {TREE}/rootless_udi/__init__.py\n"
     clean(user, done)
@@ -102,9 +102,9 @@ def test_a_child_imports_nothing_of_others(user: User, hostile: Path, site: bool
 def test_no_other_way_to_start_a_python() -> None:
     """Each Python that we start is started by `child`, or is a program of bin/."""
     for folder in ("rootless_udi", "fuse", "idmap", "mpi_inject"):
-        for path in (TREE / folder).glob("*.py"):
+        for path in (TREE / folder).rglob("*.py"):
             text = path.read_text()
-            if path.name != "child.py":
+            if path.name != "program.py":
                 assert not re.search(r"sys\.executable[^}]*,[^}]*\"-[a-zA-Z]\"", text), path
                 assert not re.search(r"(spawn|Popen|exec\w*|run)\([^)]*python", text), path
     for program in ("udi", "udi-run"):
@@ -118,10 +118,14 @@ def test_no_other_way_to_start_a_python() -> None:
 
 CDI = """{"cdiVersion": "0.6.0", "kind": "example.org/card", "devices":
 [{"name": "0", "containerEdits": {"env": ["CARD=0"]}}]}"""
-OPTIONS = ("rootless_udi.modules", "rootless_udi.globs", "rootless_udi.hooks")
-CACHES = ("rootless_udi.cache", "rootless_udi.cachefacts", "rootless_udi.cachefile")
-MPI = ("rootless_udi.mpi_inject.mpi", "rootless_udi.mpi_inject.gather")
-GPU = ("rootless_udi.mpi_inject.gpu", "rootless_udi.mpi_inject.cdi_registry")
+OPTIONS = ("rootless_udi.plan.modules", "rootless_udi.host.globs", "rootless_udi.launch.hooks")
+CACHES = (
+    "rootless_udi.plan.pernodecache",
+    "rootless_udi.host.cachefacts",
+    "rootless_udi.serve.cachefile",
+)
+MPI = ("rootless_udi.mpi_inject.mpi.planner", "rootless_udi.mpi_inject.mpi.gather")
+GPU = ("rootless_udi.mpi_inject.gpu.planner", "rootless_udi.mpi_inject.cdi.registry")
 MORE = {"select", "_struct", "_operator"}
 """Of extension modules, which are in the interpreter itself or cost an open each."""
 
@@ -130,7 +134,9 @@ MORE = {"select", "_struct", "_operator"}
     "modules", [OPTIONS, CACHES, MPI, GPU], ids=["module", "cache", "mpi", "gpu"]
 )
 def test_what_options_import(modules: tuple[str, ...]) -> None:
-    found = imported(f"import rootless_udi.run, rootless_udi.launch, {', '.join(modules)}")
+    found = imported(
+        f"import rootless_udi.run, rootless_udi.launch.container, {', '.join(modules)}"
+    )
     foreign = {name for name in found if not name.startswith("rootless_udi")}
     assert foreign <= FOREIGN | LAUNCHER | MORE
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cage import reachable
 from tests.conftest import User
-from tests.nodes import Leftovers, Rank, busybox, counted, servers
-from tests.test_run import wait_for
+from tests.kit.cage import reachable
+from tests.kit.nodes import Leftovers, Rank, busybox, counted, servers
+from tests.launch.test_run import wait_for
 
 pytestmark = pytest.mark.needs("userns", "fuse", "mksquashfs", "busybox")
 

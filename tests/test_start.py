@@ -15,7 +15,7 @@ from tests.conftest import TREE, User
 
 PYTHON = "/usr/bin/python3"
 
-LAUNCH = ("join", "elect", "maps", "help", "fuse", "publish", "early", "build")
+LAUNCH = ("join", "elect", "maps", "serving", "help", "fuse", "publish", "early", "build")
 OURS = {name for group in LAUNCH for name in bundle.GROUPS[group]} - {"rootless_udi"}
 JOINER = set(bundle.GROUPS["join"]) - {"rootless_udi"}
 FOREIGN = {"_ctypes", "_signal", "errno", "stat", "_stat"}
@@ -43,14 +43,15 @@ def test_a_joiner_imports_next_to_nothing() -> None:
 
 def test_a_launch_imports_what_the_bundle_has() -> None:
     found = imported(
-        "import rootless_udi.run, rootless_udi.helper, rootless_udi.early, rootless_udi.launch"
+        "import rootless_udi.run, rootless_udi.launch.shared, rootless_udi.serve.helper"
+        "; import rootless_udi.launch.facts, rootless_udi.launch.container"
     )
     assert {n for n in found if n.startswith("rootless_udi.")} == OURS
     assert {n for n in found if not n.startswith("rootless_udi")} <= FOREIGN | LAUNCHER
 
 
 def test_the_server_imports_what_the_bundle_has() -> None:
-    found = imported("import rootless_udi.fuse.raw")
+    found = imported("import rootless_udi.fuse.raw_transport")
     server = {n for n in found if n.startswith("rootless_udi.fuse.")}
     assert server == set(bundle.GROUPS["serve"])
     # A package brings all of its group: were it the planner's, the server would load that too.
@@ -116,8 +117,8 @@ def test_a_stale_bundle_is_left_aside(tmp_path: Path) -> None:
     ask = [launcher, "/nowhere.sqfs", "true"]
     said = "udi-run: opening image /nowhere.sqfs failed: No such file or directory\n"
     assert subprocess.run(ask, capture_output=True, text=True).stderr == said
-    resolve = (package / "resolve.py").read_text()
-    (package / "resolve.py").write_text(resolve.replace('"opening image', '"changed image'))
+    resolve = (package / "store/resolve.py").read_text()
+    (package / "store/resolve.py").write_text(resolve.replace('"opening image', '"changed image'))
     said = said.replace("opening", "changed")
     assert subprocess.run(ask, capture_output=True, text=True).stderr == said
 
@@ -150,7 +151,8 @@ def test_an_installation_from_the_wheel(user: User, box: Path, tmp_path: Path) -
     done = user.run(venv / "bin/shifterimg", "images", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     del user.env["PYTHONPATH"]
-    code = "import rootless_udi.fuse.raw, rootless_udi.mpi_inject.elf, rootless_udi.idmap.maps"
+    code = "import rootless_udi.fuse.raw_transport, rootless_udi.mpi_inject.libraries.elf"
+    code += ", rootless_udi.idmap.maps"
     assert user.run(venv / "bin/python3", "-c", code).returncode == 0
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from rootless_udi import inject, run
-from rootless_udi.mpi_inject import gpu
+from rootless_udi import run
+from rootless_udi.launch import inject
+from rootless_udi.mpi_inject.gpu import planner
 
 root, request, *argv = sys.argv[1:]
 gather = inject.gather
@@ -18,7 +19,7 @@ gather = inject.gather
 
 def with_gpu(request_, site, environ, image, host):  # type: ignore[no-untyped-def]
     injections, hooks = gather(request_, site, environ, image, host)
-    return (*injections, gpu.plan(request, (), image.facts, environ, root, host.machine)), hooks
+    return (*injections, planner.plan(request, (), image.facts, environ, root, host.machine)), hooks
 
 
 inject.gather = with_gpu

@@ -5,8 +5,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from rootless_udi import host, run
+from rootless_udi import run
+from rootless_udi.host import facts
 
-gather = host.gather
-host.gather = lambda *args: gather(*args).replace(overlay=False)
+gather = facts.gather
+facts.gather = lambda *args: gather(*args).replace(overlay=False)
 run.main(sys.argv[1:])

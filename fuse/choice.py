@@ -1,0 +1,98 @@
+"""Who serves an image on this node: one pure function over what was found out before.
+
+In the order of preference (docs/fuse.md has the figures):
+
+- `udi`: our own server on /dev/fuse. Needs nothing but a decompressor for the image.
+- `squashfuse_ll`: a C program, where it is installed; brings its own decompressors.
+- `directory`: the image extracted once, where FUSE is not to be had.
+- `pyfuse3` and `fuse-python` serve the same core as `udi` through libfuse 3 and 2, more slowly:
+  only where they are asked for.
+"""
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.records import Record
+
+DOCTOR = "`udi doctor` says what this machine lacks and how to get it"
+
+
+class Facts(Record):
+    """What `choose` decides on.
+
+    `wanted`: --fuse, or the site's choice: "auto" or a name of NAMES. `fuse`: /dev/fuse may be
+    opened. `compressor`: the image's; `decompressor`: it can be undone here. `squashfuse`: the path
+    of squashfuse_ll, or empty. `pyfuse3`, `fuse_python`: can be imported. `directory`: an extracted
+    image is there or can be made.
+    """
+
+    wanted: str
+    fuse: bool
+    compressor: str
+    decompressor: bool
+    squashfuse: str = ""
+    pyfuse3: bool = False
+    fuse_python: bool = False
+    directory: bool = False
+
+
+class Choice(Record):
+    """`name` of NAMES, and why, as `--explain` prints it."""
+
+    name: str
+    reason: str
+
+
+NAMES = ("udi", "squashfuse_ll", "directory", "pyfuse3", "fuse-python")
+AUTOMATIC = ("udi", "squashfuse_ll", "directory")
+
+_PRAISE = {
+    "udi": "our own server, which the kernel asks once for each thing",
+    "squashfuse_ll": "squashfuse_ll, a C program",
+    "pyfuse3": "our own server through pyfuse3 (libfuse 3)",
+    "fuse-python": "our own server through fuse-python (libfuse 2)",
+    "directory": "the image extracted to a directory",
+}
+
+
+def choose(facts: Facts) -> Choice:
+    """Return who serves the image.
+
+    Raises UdiError where nothing will do, with what each candidate lacks.
+    """
+    if facts.wanted not in ("auto", *NAMES):
+        raise UdiError(
+            f"choosing an image server failed on {facts.wanted}: there is none of that name",
+            f"one of auto, {', '.join(NAMES)}; {DOCTOR}",
+        )
+    lacking: list[str] = []
+    for name in AUTOMATIC if facts.wanted == "auto" else (facts.wanted,):
+        lack = _lack(name, facts)
+        if not lack:
+            because = "asked for" if facts.wanted == name else "; ".join(lacking) or "preferred"
+            return Choice(name, f"{_PRAISE[name]} ({because})")
+        lacking.append(f"not {name}: {lack}")
+    raise UdiError(f"there is no way to mount the image: {'; '.join(lacking)}", DOCTOR)
+
+
+def _lack(name: str, facts: Facts) -> str:
+    """Say what `name` lacks here; empty where it would do."""
+    if name == "directory":
+        return "" if facts.directory else "there is no unsquashfs, or the image is not in a store"
+    if not facts.fuse:
+        return "/dev/fuse is missing or may not be opened"
+    if name == "squashfuse_ll":
+        return "" if facts.squashfuse else "it is not installed"
+    if not facts.decompressor:
+        return f"there is no decompressor for {facts.compressor} here"
+    if name == "pyfuse3" and not facts.pyfuse3:
+        return "it can't be imported (pip install rootless_udi[fuse])"
+    if name == "fuse-python" and not facts.fuse_python:
+        return "it can't be imported (pip install rootless_udi[fuse2])"
+    return ""
+
+
+def importable(name: str) -> bool:
+    """Tell whether the module `name` is installed; a bare folder of that name does not count."""
+    from importlib.util import find_spec
+
+    spec = find_spec(name)
+    return spec is not None and spec.origin is not None

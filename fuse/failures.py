@@ -1,0 +1,60 @@
+"""What a transport does with a failure: an errno for the caller, a line for the log."""
+
+import os
+from errno import EINVAL, EIO, EISDIR, ENAMETOOLONG, ENODATA, ENOTDIR, EPROTO, ERANGE
+
+from rootless_udi.base.errors import plain
+from rootless_udi.fuse.format import Corrupt
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Log = Callable[[str], None]
+
+LINES = 100
+"""A damaged image on a busy node must not fill a disk with the same complaint."""
+CALLERS = (EINVAL, EISDIR, ENAMETOOLONG, ENODATA, ENOTDIR, EPROTO, ERANGE)
+"""The caller's own mistakes, answered and not logged."""
+
+
+def to_stderr(line: str) -> None:
+    """Write a log line to descriptor 2, in one piece; a closed one is no reason to stop serving."""
+    try:
+        os.write(2, f"{plain(line)}\n".encode())
+    except OSError:
+        return
+
+
+class Complaints:
+    """The log of one server, for the image called `name`."""
+
+    def __init__(self, name: str, log: "Log") -> None:
+        self.name = name
+        self._log = log
+        self._lines = 0
+
+    def errno(self, error: Exception, what: str, node: int) -> int:
+        """Return the errno to answer for `error`, met in `what` on `node`; log it where unusual."""
+        if isinstance(error, OSError):
+            if error.errno in CALLERS:
+                return error.errno
+            why = f"reading the image failed: {error}"
+        elif isinstance(error, Corrupt):
+            why = f"the image is damaged: {error}"
+        else:
+            why = f"{type(error).__name__}: {error}"
+        self.note(f"{what} of inode {place(node)}: {why}")
+        return EIO
+
+    def note(self, line: str) -> None:
+        """Log a line about the image, within bounds."""
+        self._lines += 1
+        if self._lines <= LINES:
+            last = "; no more such lines" if self._lines == LINES else ""
+            self._log(f"udi-image: {self.name}: {line}{last}")
+
+
+def place(node: int) -> str:
+    """Return where a node's inode is, for a log line: metadata block and offset."""
+    return "root" if node == 1 else f"{(node - 2) >> 16}:{(node - 2) & 0xFFFF}"

@@ -1,0 +1,101 @@
+"""May programs of this image use that driver? C library, machine, CUDA; the planners' common part.
+
+What this asks for is imported late: most images on most nodes need none of it.
+"""
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.records import Record
+from rootless_udi.mpi_inject.libraries.placing import Library, image_env, numbers, search_path
+from rootless_udi.plan.steps import Env, Injection, Step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any
+
+    from rootless_udi.mpi_inject.cdi.registry import Registry
+    from rootless_udi.mpi_inject.gpu.cuda_require import Compat
+
+
+class Context(Record):
+    """What the planning looks at: the host below `root`, the image's facts, the caller."""
+
+    root: str
+    machine: str
+    facts: "Mapping[str, Any]"
+    environ: "Mapping[str, str]"
+    registry: "Registry | None"
+    """The host's CDI files, None where it has none."""
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The image's ENV."""
+        return image_env(self.facts)
+
+
+def finish(steps: list[Step], environment: list[Env], notes: list[str]) -> Injection:
+    """Add the directories and search paths that `steps` need."""
+    made, paths = search_path(steps)
+    return Injection((*made, *steps), (*paths, *environment), tuple(dict.fromkeys(notes)))
+
+
+def driver_checks(context: Context, version: str, may_compat: bool) -> tuple[list[Env], list[str]]:
+    """Check the image's CUDA against the driver; prefer its compat libraries where it is newer."""
+    found = image_compat(context.facts) if may_compat else None
+    if found is None and not {"NVIDIA_REQUIRE_CUDA", "CUDA_VERSION"} & set(context.env):
+        return [], []
+    from rootless_udi.mpi_inject.gpu import cuda_require, nvidia
+
+    model = next((gpu.model for gpu in nvidia.gpus(context.root)), "")
+    why = cuda_require.compat(context.env, found, version, model)
+    newer = found.version if found and why else ""
+    unfit = cuda_require.unfit(found, version)
+    note = cuda_require.check(context.env, context.environ, version, model, newer, unfit)
+    notes = [text for text in (note, unfit) if text]
+    if not why or found is None:
+        return [], notes
+    return [Env("prepend", "LD_LIBRARY_PATH", found.folder, reason=why)], notes
+
+
+def image_compat(facts: "Mapping[str, Any]") -> "Compat | None":
+    """Return the image's newest CUDA compatibility libraries."""
+    found = []
+    for one in (facts.get("elf") or {}).get("libraries", ()):
+        folder, _slash, name = one["path"].rpartition("/")
+        version = name.removeprefix("libcuda.so.")
+        if folder.endswith("/compat") and name != version and len(numbers(version)) > 1:
+            found.append((numbers(version), folder, version, one.get("drivers")))
+    if not found:
+        return None
+    from rootless_udi.mpi_inject.gpu.cuda_require import Compat
+
+    return Compat(*max(found, key=lambda one: one[0])[1:])
+
+
+def loadable(context: Context, libraries: "Iterable[Library]") -> None:
+    """Raise UdiError where programs of the image can't load the driver's libraries."""
+    facts = context.facts.get("elf") or {}
+    libraries = tuple(libraries)
+    if not libraries or not facts:
+        return
+    machine, libc = facts.get("machine", ""), facts.get("libc", "")
+    mine = libraries[0].machine
+    if machine and mine and machine != mine:
+        raise UdiError(
+            f"the image's programs are for {machine}, the GPU driver's libraries for {mine}",
+            f"use the image's {mine} variant: udi pull --platform=linux/{mine}",
+        )
+    if libc == "musl":
+        raise UdiError(
+            "the image's C library is musl; the GPU driver's libraries need glibc",
+            "use an image made of Debian, Ubuntu, Rocky, SUSE, ... in place of Alpine",
+        )
+    versions = [v[6:] for v in facts.get("libc_versions", ()) if v.startswith("GLIBC_")]
+    have = max((numbers(v) for v in versions), default=())
+    worst = max(libraries, key=lambda one: numbers(one.glibc))
+    if have and numbers(worst.glibc) > have:
+        text = ".".join(str(n) for n in have)
+        raise UdiError(
+            f"the GPU driver's {worst.name} needs glibc {worst.glibc}; the image has {text}",
+            "use an image with a newer C library, or ask the site for an older driver",
+        )

@@ -1,0 +1,94 @@
+"""How modules come out of a bundle: `rootless_udi.bundle` compiles this, the launcher runs it.
+
+Nothing of the package can be imported here. `trusted(descriptor, path)` is the launcher's own.
+"""
+
+import marshal
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
+    trusted: Callable[[int, str], bool]
+
+
+def boot(bundle: "Any") -> bool:
+    """Check the bundle's files, then serve imports from it; False where one has changed.
+
+    `rootless_udi.bundle` has the format; its number is here too, since a bundle brings its boot.
+    """
+    if bundle[0] != 4:
+        return False
+    stat = os.stat
+    try:
+        for path, mtime, size, _, _ in bundle[2].values():
+            if path:
+                found = stat(path)
+                if found.st_mtime_ns != mtime or found.st_size != size:
+                    return False
+    except OSError:
+        return False
+    sys.meta_path.insert(0, Importer(*bundle[2:]))
+    return True
+
+
+class Importer:
+    """A meta path finder and loader (importlib.abc): one import brings all of a group."""
+
+    def __init__(self, table: "Any", groups: "Any", elsewhere: "dict[str, str]") -> None:
+        self.table, self.groups, self.elsewhere = table, groups, elsewhere
+
+    def find_spec(
+        self, name: str, path: object = None, target: object = None
+    ) -> "ModuleSpec | None":
+        row = self.table.get(name)
+        if row is None:
+            if name in self.elsewhere and self.other(self.elsewhere[name]):
+                return sys.meta_path[0].find_spec(name, None)
+            return None
+        self.load(*self.groups[row[4]])
+        # The class, without importing importlib.machinery.
+        spec = type(sys.__spec__)(name, self, origin=row[0] or None, is_package=row[3])  # type: ignore[arg-type]
+        spec.has_location = bool(row[0])
+        return spec
+
+    def create_module(self, spec: "ModuleSpec") -> "ModuleType":
+        return sys.modules[spec.name]
+
+    def exec_module(self, module: "ModuleType") -> None:
+        """Its code ran with its group's."""
+
+    def load(self, names: tuple[str, ...], codes: bytes) -> None:
+        modules, kind = sys.modules, type(sys)
+        for name, code in zip(names, marshal.loads(codes)):  # noqa: B905  # strict costs time
+            if name in modules:
+                continue
+            path, folder, _, package, _ = self.table[name]
+            parent, _, last = name.rpartition(".")
+            if parent not in modules and parent:
+                __import__(parent)
+            module = modules[name] = kind(name)
+            space = module.__dict__
+            space["__package__"] = name if package else parent
+            if path:
+                space["__file__"] = path
+            if package:
+                space["__path__"] = [path.rpartition("/")[0] or folder]
+            if parent:
+                setattr(modules[parent], last, module)
+            if code:
+                exec(code, space)
+
+    def other(self, path: str) -> bool:
+        """Read the other bundle, once; where it is missing, damaged or old, modules are files."""
+        self.elsewhere.clear()
+        try:
+            with open(os.open(path, os.O_NONBLOCK), "rb", buffering=0) as file:
+                return trusted(file.fileno(), path) and boot(marshal.loads(file.readall()))  # noqa: F821
+        except Exception:
+            return False

@@ -1,0 +1,122 @@
+"""Newer system calls, each with its older way where a kernel or a filter refuses it."""
+
+import os
+from errno import EAGAIN
+from sys import byteorder, modules
+
+from rootless_udi.base.syscalls import (
+    _LAST,
+    _SYS_CLOSE_RANGE,
+    _SYS_MOUNT_SETATTR,
+    _SYS_OPENAT2,
+    AT_FDCWD,
+    AT_RECURSIVE,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_RDONLY,
+    REFUSED,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    CallError,
+    numbered,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
+
+
+def _older() -> "ModuleType":
+    """Return the older ways, to be used while `execute` makes a container.
+
+    The host's tree is at /host then. Nothing is looked for in what is at "/": a folder of the image
+    may lie where the package lies on the host.
+    """
+    name = "rootless_udi.base.older"
+    if name not in modules:
+        here = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        os.chroot("/host")
+        try:
+            __import__(name)
+        finally:
+            os.fchdir(here)
+            os.chroot(".")
+            os.close(here)
+    return modules[name]
+
+
+def restrict(path: str, flags: int, below: bool = True) -> None:
+    """Add MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC to the mount at `path`, and to those below.
+
+    mount_setattr(2), Linux 5.12, which leaves the flags alone that a user namespace may not clear;
+    where it is refused, mount by mount (`older.restrict`).
+    """
+    attributes = flags & (MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    attr = b"".join(n.to_bytes(8, byteorder) for n in (attributes, 0, 0, 0))
+    where, deep = os.fsencode(path), AT_RECURSIVE * below
+    try:
+        numbered("mount_setattr", _SYS_MOUNT_SETATTR, AT_FDCWD, where, deep, attr, 32, path=path)
+    except CallError as error:
+        if error.errno not in REFUSED:
+            raise
+        _older().restrict(path, attributes, below)
+
+
+def openat2(dirfd: int, path: str, flags: int, resolve: int) -> int:
+    """openat2(2), Linux 5.6: open `path` below `dirfd` under `resolve`'s rules.
+
+    Retries on EAGAIN, which the kernel gives when a rename elsewhere raced with "..". Where it is
+    refused, O_PATH with RESOLVE_IN_ROOT goes part by part (`older.inside`).
+    """
+    how = b"".join(n.to_bytes(8, byteorder) for n in (flags, 0, resolve))
+    for attempt in range(64):
+        try:
+            return numbered("openat2", _SYS_OPENAT2, dirfd, os.fsencode(path), how, 24, path=path)
+        except CallError as error:
+            inside = resolve == RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS and flags & os.O_PATH
+            if error.errno in REFUSED and inside:
+                return int(_older().inside(dirfd, path, flags))
+            if error.errno != EAGAIN or attempt == 63:
+                raise
+    raise AssertionError("unreachable")
+
+
+def close_others(*keep: int) -> None:
+    """Close all descriptors but the standard ones and those to `keep`.
+
+    close_range(2), Linux 5.9. Not os.closerange: where it is refused, that one closes a million.
+    """
+    start = 3
+    try:
+        for fd in (*sorted(keep), _LAST):
+            if fd > start:
+                numbered("close_range", _SYS_CLOSE_RANGE, start, fd - 1, 0)
+            start = max(start, fd + 1)
+    except CallError:
+        from rootless_udi.base import older
+
+        older.close_others(keep)
+
+
+def spawn(
+    program: str,
+    argv: "list[str]",
+    env: "dict[str, str]",
+    files: "Sequence[tuple[int, int]]",
+    setsid: bool = False,
+) -> int:
+    """posix_spawn(3) with `files` (descriptor, its number in the child); return the process id.
+
+    The C library makes it by clone3(2), Linux 5.3, and goes on by itself after ENOSYS alone.
+    """
+    actions = [(os.POSIX_SPAWN_DUP2, fd, number) for fd, number in files]
+    try:
+        return os.posix_spawn(program, argv, env, file_actions=actions, setsid=setsid)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        from rootless_udi.base import older
+
+        return older.spawn(program, argv, env, files, setsid)

@@ -1,0 +1,173 @@
+"""How our programs begin and end: whom they serve, messages, exit statuses."""
+
+import _signal
+import os
+import sys
+
+from rootless_udi.base.errors import BYTES, OURS, UdiError, disk_hint, plain, remedy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+THREADS = "a limit of processes may be reached (ulimit -u), or clone3 is refused: see `udi doctor`"
+_LINE_MAX = 8000
+"""Characters of a line of ours: a name can have millions."""
+
+
+def occupy() -> None:
+    """Put /dev/null in closed standard descriptors, so that no file of ours is taken for one.
+
+    Closed on exec: the command finds them as they were.
+    """
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+
+
+def streams() -> None:
+    """Give Python streams where it has None: for descriptors that were closed (cron, daemons)."""
+    occupy()
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC), mode))
+    lenient()
+
+
+def lenient() -> None:
+    """Let standard output take any text: a file's name as its bytes, what else its encoding lacks
+    as escapes, which in JSON mean the same."""
+    from _codecs import register_error
+
+    register_error("udi", _escaped)
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(errors="udi")  # type: ignore[union-attr]
+
+
+def _escaped(error: UnicodeError) -> tuple[bytes, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    out = b""
+    for character in error.object[error.start : error.end]:
+        if "\udc80" <= character <= "\udcff":
+            out += bytes((ord(character) - 0xDC00,))
+            continue
+        units = character.encode("utf-16-be", "surrogatepass")
+        out += b"".join(b"\\u%02x%02x" % (*units[at : at + 2],) for at in range(0, len(units), 2))
+    return out, error.end
+
+
+def guarded(program: str, body: "Callable[[], int]") -> int:
+    """Call `body`; print what a user can mend as "PROGRAM: WHAT" with a hint, and return a status.
+
+    SIGINT ends the process as it would any other: there is nothing to clean up.
+    """
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    try:
+        status = body()
+    except UdiError as error:
+        complain(program, error.message, error.hint)
+        status = error.status
+    except BrokenPipeError:
+        status = OURS
+    except OSError as error:
+        call = getattr(error, "call", "")
+        about = f" on {error.filename}" if error.filename else ""
+        what = f"{call or 'a system call'} failed{about}: {error.strerror}"
+        if not call and not about and _adrift():
+            what = "the working directory has been removed"
+        hint = remedy(call, error.errno)
+        complain(program, what, hint or (disk_hint(error.errno) if about and not call else ""))
+        status = OURS
+    except RuntimeError as error:
+        # What threading raises, without a reason.
+        if "start new thread" not in str(error):
+            raise
+        complain(program, "starting a thread failed", THREADS)
+        status = OURS
+    except MemoryError:
+        complain(program, "there is no memory left for it", "see ulimit -v, and the job's limit")
+        status = OURS
+    return _flushed(program, status)
+
+
+def _adrift() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
+
+
+def _flushed(program: str, status: int) -> int:
+    """Write out what standard output holds, as long as a failure can be told; return the status."""
+    try:
+        # None where it was closed when Python began.
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
+    except OSError as error:
+        # Else the interpreter tries once more at its end, and complains in its own way.
+        os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
+        if not isinstance(error, BrokenPipeError):
+            complain(program, f"writing to standard output failed: {error.strerror}")
+        # Of a pipe: whoever read our output has gone, and that is its business (--explain | head).
+        return status or OURS
+
+
+def complain(program: str, message: str, hint: str = "") -> None:
+    """Write a message to standard error in one piece, since ranks share it: a line, and a hint."""
+    tell(f"{program}: {message}", *([f"{program}: hint: {hint}"] if hint else []))
+
+
+def tell(*lines: str) -> None:
+    """Write lines to standard error in one piece, each of them plain and of bounded length."""
+    text = "".join(f"{_short(plain(line))}\n" for line in lines)
+    try:
+        os.write(2, text.encode())
+    except OSError:
+        # Standard error is closed: the exit status remains.
+        pass
+
+
+def _short(line: str) -> str:
+    over = len(line) - _LINE_MAX
+    return line if over <= 0 else f"{line[:_LINE_MAX]}... ({over} more characters)"
+
+
+def say(line: str) -> None:
+    """Print a line to standard output, plain; a name of a file keeps its bytes."""
+    page(plain(line, keep=BYTES) + "\n")
+
+
+def page(text: str) -> None:
+    """Print a text of our own making to standard output, plain but for its newlines and tabs."""
+    print(plain(text, keep=f"\n\t{BYTES}"), end="")
+
+
+def _stat(pid: int) -> tuple[int, int]:
+    """Return (start time, parent) of a process from /proc/PID/stat."""
+    # A /proc of another PID namespace knows us by another number.
+    name = "self" if pid == os.getpid() else pid
+    fd = os.open(f"/proc/{name}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fields = os.read(fd, 4096).rpartition(b")")[2].split()
+    finally:
+        os.close(fd)
+    if fields[0] in (b"Z", b"X"):
+        raise ProcessLookupError(f"process {pid} has ended")
+    return int(fields[19]), int(fields[1])
+
+
+def started(pid: int) -> int:
+    """Return a process's start time in clock ticks since boot; 0 where there is no such process.
+
+    With the process id it names a process for good: ids are used again, start times are not.
+    """
+    try:
+        return _stat(pid)[0]
+    except OSError:
+        return 0

@@ -1,0 +1,183 @@
+"""Whose files are believed: those that nobody but the caller, root or a named owner may write.
+
+What is read from a file of ours becomes environment, mounts and commands of the caller, so that who
+may write it may run code as him. SECURITY.md lists every such file with who may have written it.
+They are judged by the descriptor that is then read, never by a path that may mean another file by
+then. The launcher scripts do the same for code (bin/udi-run), before this can be imported.
+"""
+
+import os
+from errno import EBADF, ELOOP, ENOTSUP
+from stat import S_ISLNK, S_ISREG
+
+from rootless_udi.base.errors import UdiError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+NOBODY = 65534
+"""As whom files show whose owner has no id here (user_namespaces(7))."""
+_ACL = "system.posix_acl_access"
+_USER, _GROUP_OBJ, _GROUP = 2, 4, 8
+_LINKS = 40
+
+
+class Untrusted(UdiError):
+    """A file that others may have written."""
+
+
+def opened(path: str, owners: "Iterable[int]" = (), what: str = "") -> int:
+    """Open a regular file for reading that only the caller, root and `owners` may have written.
+
+    A link to it must be theirs too. Raises Untrusted, beginning with `what`, and OSError. Something
+    else in its place is opened without waiting for anybody (a FIFO's writer).
+    """
+    owners, target = tuple(owners), path
+    for _ in range(_LINKS):
+        try:
+            fd = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != ELOOP:
+                raise
+            target = os.path.join(os.path.dirname(target), link(target, owners, what))
+            continue
+        try:
+            check(fd, path, owners, what)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+    raise OSError(ELOOP, os.strerror(ELOOP), path)
+
+
+def read(path: str, owners: "Iterable[int]" = (), what: str = "") -> bytes:
+    """Return the content of a file; as `opened`."""
+    with open(opened(path, owners, what), "rb", buffering=0) as file:
+        return file.readall()
+
+
+def link(path: str, owners: "Iterable[int]" = (), what: str = "") -> str:
+    """Return the text of a symbolic link that is the caller's, root's or one of `owners`'.
+
+    Raises Untrusted, and OSError where there is none.
+    """
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        why = refusal(fd, owners)
+        if why:
+            raise _untrusted(what, path, why)
+        return os.readlink("", dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+def check(fd: int, path: str, owners: "Iterable[int]" = (), what: str = "") -> None:
+    """Raise Untrusted where the open file `fd`, named `path`, is no regular file of theirs."""
+    why = refusal(fd, owners)
+    if not why and not S_ISREG(os.fstat(fd).st_mode):
+        why = "it is no regular file"
+    if why:
+        raise _untrusted(what, path, why)
+
+
+def _untrusted(what: str, path: str, why: str) -> Untrusted:
+    hint = "remove it, or have it written by its user"
+    if "written" in why:
+        hint = f"as its owner: chmod go-w {path}"
+    return Untrusted(f"{what + ' ' if what else ''}{path} is not trusted: {why}", hint)
+
+
+def refusal(what: "int | str", owners: "Iterable[int]" = ()) -> str:
+    """Say why a file or folder (a descriptor, or a path that is only looked at) may be another's
+    work; "" where only the caller, root and `owners` may write it. A link's owner counts alone.
+
+    Raises OSError.
+    """
+    status = os.stat(what)
+    trusted = (os.getuid(), 0, *owners)
+    if status.st_uid == NOBODY and not _zero_is_mapped():
+        if not _is_roots(what):
+            return "it belongs to a user who is not known here"
+    elif status.st_uid not in trusted:
+        return f"it belongs to user {status.st_uid}"
+    if S_ISLNK(status.st_mode):
+        return ""
+    if status.st_mode & 0o002:
+        return "it may be written by everybody"
+    if status.st_mode & 0o020:
+        return _writer(what, trusted)
+    return ""
+
+
+def closed(status: os.stat_result) -> bool:
+    """Tell whether nobody but the caller and root gets into a folder: what is in it is theirs."""
+    return status.st_uid in (os.getuid(), 0) and not status.st_mode & 0o077
+
+
+def _writer(what: "int | str", trusted: "tuple[int, ...]") -> str:
+    """Say who else may write, where the mode's middle bits say that somebody may.
+
+    With an access control list (acl(5)) these bits are its mask, and its entries say who. Its
+    format is linux/posix_acl_xattr.h's: a version, then (tag, rights, id) of 2, 2 and 4 bytes.
+    """
+    try:
+        data = os.getxattr(what, _ACL)
+    except OSError as error:
+        if error.errno == EBADF:
+            # A descriptor of O_PATH.
+            return _writer(f"/proc/self/fd/{what}", trusted)
+        if error.errno not in (ENOTSUP, 61):  # ENODATA
+            raise
+        return "it may be written by its group"
+    for at in range(4, len(data) - 7, 8):
+        tag, rights = (int.from_bytes(data[i : i + 2], "little") for i in (at, at + 2))
+        who = int.from_bytes(data[at + 4 : at + 8], "little")
+        if rights & 2 and tag == _USER and who not in trusted:
+            return f"it may be written by user {who}"
+        if rights & 2 and tag == _GROUP_OBJ:
+            return "it may be written by its group"
+        if rights & 2 and tag == _GROUP:
+            return f"it may be written by group {who}"
+    return ""
+
+
+def _zero_is_mapped() -> bool:
+    """Tell whether 0 is an id of this user namespace: then root's files show as its own."""
+    try:
+        with open("/proc/self/uid_map", encoding="ascii") as file:
+            return any(line.split()[0] == "0" for line in file)
+    except OSError:
+        return True
+
+
+def _is_roots(what: "int | str") -> bool:
+    """Tell whether a file of NOBODY can be taken for root's, in a namespace that does not know 0.
+
+    Any other unknown user's shows so too. But here nobody known may write it, and it lies in a
+    folder where no others can put anything.
+    """
+    path = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else os.path.abspath(what)
+    folder = os.stat(os.path.dirname(path))
+    return (
+        folder.st_uid in (os.getuid(), NOBODY)
+        and not folder.st_mode & 0o022
+        and not os.access(path, os.W_OK)
+    )
+
+
+def make(path: str, mode: int = 0o755) -> None:
+    """Make a folder and those above it that are missing, whatever the umask allows to others.
+
+    The last one gets `mode`, less the umask. Raises OSError.
+    """
+    if os.path.isdir(path):
+        return
+    above = os.path.dirname(path.rstrip("/"))
+    if above:
+        make(above)
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise

@@ -1,0 +1,382 @@
+"""`udi doctor`: what this machine lets an ordinary user do, a line a check, with the remedy.
+
+Each check tries the thing itself, in a process of its own where that changes something.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rootless_udi.base import syscalls
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.process import say
+from rootless_udi.base.records import Record
+from rootless_udi.commands import refused
+from rootless_udi.config import load
+from rootless_udi.host import facts as host
+from rootless_udi.idmap import maps, userns
+from rootless_udi.node import places
+from rootless_udi.plan.image import Image
+from rootless_udi.serve import choose
+from rootless_udi.store import resolve
+
+OK, WARNING, FAILURE = "ok", "warning", "FAILURE"
+
+
+class Finding(Record):
+    """One line of the report: `state` is one of the three words, `remedy` says what to do."""
+
+    state: str
+    what: str
+    found: str
+    remedy: str = ""
+
+
+def findings(environ: dict[str, str]) -> Iterator[Finding]:
+    """Yield the findings in the order in which a launch needs things."""
+    yield _python()
+    yield _kernel()
+    yield from _user_namespaces()
+    spaces = _namespaces()
+    yield spaces
+    fuse = _fuse_device()
+    yield fuse
+    # Without namespaces the others would fail for the same reason, which is not the kernel's age.
+    if fuse.state == OK and spaces.state == OK:
+        yield _tried("FUSE in a user namespace", _try_fuse, "a kernel of 4.18 or newer is needed")
+    if spaces.state == OK:
+        yield _tried(
+            "overlay in a user namespace",
+            _try_overlay,
+            "Linux 5.11 or newer; without it --writable and missing mount points are refused",
+            WARNING,
+        )
+    yield from _new_calls()
+    yield _squashfuse(environ, fuse.state == OK)
+    yield from _decompressors()
+    yield _server(environ)
+    yield _writer()
+    yield _unsquashfs(fuse.state == OK)
+    yield from _state(environ)
+    yield from _store(environ)
+    yield _network()
+
+
+def report(environ: dict[str, str]) -> int:
+    """Print the findings; return 1 where one is a failure, else 0."""
+    worst = 0
+    for finding in findings(environ):
+        say(f"{finding.state:<8}{finding.what}: {finding.found}")
+        if finding.remedy and finding.state != OK:
+            say(f"{'':8}  remedy: {finding.remedy}")
+        worst |= finding.state == FAILURE
+    return worst
+
+
+def _python() -> Finding:
+    version = sys.version.split()[0]
+    cached = Path(__file__).parent.parent / "__pycache__"
+    tag = sys.implementation.cache_tag
+    if not any(cached.glob(f"*.{tag}.pyc")) and not os.access(cached.parent, os.W_OK):
+        return Finding(
+            WARNING,
+            "Python",
+            f"{version}, without compiled modules: each start compiles them anew",
+            f"{sys.executable} -m compileall {cached.parent} (uv: install with --compile-bytecode)",
+        )
+    return Finding(OK, "Python", f"{version} ({sys.executable})")
+
+
+def _kernel() -> Finding:
+    name = os.uname()
+    what = f"{name.sysname} {name.release} ({name.machine})"
+    if host.release(name.release) < (4, 18):
+        remedy = "user namespaces can mount FUSE from Linux 4.18 on"
+        return Finding(FAILURE, "kernel", what, remedy)
+    return Finding(OK, "kernel", what)
+
+
+def _user_namespaces() -> Iterator[Finding]:
+    limit = _read("/proc/sys/user/max_user_namespaces")
+    if limit == "0":
+        yield Finding(
+            FAILURE,
+            "user.max_user_namespaces",
+            "0: user namespaces are switched off",
+            "the administrator: sysctl -w user.max_user_namespaces=15000 (and in /etc/sysctl.d)",
+        )
+    elif limit:
+        yield Finding(OK, "user.max_user_namespaces", limit)
+    if _read("/proc/sys/kernel/unprivileged_userns_clone") == "0":
+        yield Finding(
+            FAILURE,
+            "kernel.unprivileged_userns_clone",
+            "0: ordinary users may make none",
+            "the administrator: sysctl -w kernel.unprivileged_userns_clone=1",
+        )
+    if _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
+        yield Finding(
+            WARNING,
+            "AppArmor",
+            "kernel.apparmor_restrict_unprivileged_userns is 1 (Ubuntu 23.10 and later)",
+            "the administrator: install contrib/apparmor/udi-run as /etc/apparmor.d/udi-run, or "
+            "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+        )
+
+
+def _namespaces() -> Finding:
+    """Try what each start does first; in a chroot the kernel refuses it (user_namespaces(7))."""
+    remedy = (
+        "inside a container? it must allow unshare(2) and mount(2): docker run "
+        "--security-opt seccomp=unconfined --security-opt apparmor=unconfined; in a chroot? run "
+        "it outside"
+    )
+    table = [line.split() for line in _read("/proc/self/mountinfo").splitlines()]
+    if table and not any(fields[4] == "/" for fields in table):
+        remedy = (
+            "this is a chroot, in which nobody may make user namespaces: run it outside, or enter "
+            "the directory by something that calls pivot_root(2) (bwrap, systemd-nspawn)"
+        )
+    return _tried("user and mount namespaces", _try_namespaces, remedy)
+
+
+def _fuse_device() -> Finding:
+    if not os.path.exists("/dev/fuse"):
+        return Finding(
+            WARNING,
+            "/dev/fuse",
+            "missing: images are extracted into directories instead",
+            "the administrator: modprobe fuse (in a container: --device /dev/fuse)",
+        )
+    if os.stat("/dev/fuse").st_rdev != host.FUSE:
+        return Finding(
+            WARNING,
+            "/dev/fuse",
+            "something else is in its place: images are extracted into directories instead",
+            "who made this container: give it the device (--device /dev/fuse)",
+        )
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR))
+    except OSError as error:
+        return Finding(
+            WARNING,
+            "/dev/fuse",
+            f"{error.strerror}: images are extracted into directories instead",
+            "the administrator: chmod 0666 /dev/fuse (udev does that where fuse3 is installed)",
+        )
+    return Finding(OK, "/dev/fuse", "may be opened")
+
+
+def _tried(what: str, body: Callable[[], None], remedy: str, bad: str = FAILURE) -> Finding:
+    why = in_child(body)
+    return Finding(bad, what, why, remedy) if why else Finding(OK, what, "works")
+
+
+def in_child(body: Callable[[], None]) -> str:
+    """Call `body` in a forked process; return why it failed, "" where it did not."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            body()
+        except OSError as error:
+            os.write(writer, str(error).encode(errors="replace"))
+        except BaseException as error:
+            os.write(writer, repr(error).encode(errors="replace"))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, encoding="utf-8", errors="replace") as file:
+        said = file.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return said or (f"killed by signal {-status}" if status < 0 else "")
+
+
+def _try_namespaces() -> None:
+    uid, gid = os.getuid(), os.getgid()
+    userns.enter((maps.OUTER, uid), (maps.OUTER, gid))
+    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
+    syscalls.mount("tmpfs", "/tmp", "tmpfs", 0)
+    userns.enter((uid, maps.OUTER), (gid, maps.OUTER))
+
+
+def _outer() -> None:
+    userns.enter((maps.OUTER, os.getuid()), (maps.OUTER, os.getgid()))
+    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
+    syscalls.mount("tmpfs", "/tmp", "tmpfs", 0)
+
+
+def _try_fuse() -> None:
+    _outer()
+    fd = os.open("/dev/fuse", os.O_RDWR)
+    data = f"fd={fd},rootmode=40000,user_id=0,group_id=0"
+    syscalls.mount("udi", "/tmp", "fuse.udi", syscalls.MS_RDONLY, data)
+
+
+def _try_overlay() -> None:
+    _outer()
+    for name in ("lower", "upper", "work", "root"):
+        os.mkdir(f"/tmp/{name}")
+    data = "lowerdir=/tmp/lower,upperdir=/tmp/upper,workdir=/tmp/work,userxattr"
+    syscalls.mount("overlay", "/tmp/root", "overlay", 0, data)
+    os.mkdir("/tmp/root/made")
+
+
+def _new_calls() -> Iterator[Finding]:
+    """The newer system calls: which are refused, and what that costs."""
+    found = refused.find()
+    if not found:
+        yield Finding(OK, "newer system calls", "none is refused")
+    for row, why in found:
+        here, since = host.release(os.uname().release), host.release(row.since)
+        yield Finding(
+            WARNING,
+            f"system call {row.name}",
+            f"{why}. It is for: {row.use}. Without it: {row.older}. Cost: {row.cost}",
+            f"Linux {row.since} or newer"
+            if here < since
+            else "a seccomp filter refuses it (of a container, a systemd unit, the batch system): "
+            "whoever made it allows the call",
+        )
+
+
+def _squashfuse(environ: dict[str, str], fuse: bool) -> Finding:
+    path = host.which("squashfuse_ll", environ)
+    if not path:
+        return Finding(
+            WARNING if fuse else OK,
+            "squashfuse_ll",
+            "not installed: our own server serves the images",
+            "optional: apt install squashfuse, dnf install squashfuse",
+        )
+    done = subprocess.run([path, "--help"], capture_output=True, text=True, timeout=10)
+    words = (done.stderr + done.stdout).split()
+    version = words[1] if len(words) > 1 and words[0] == "squashfuse" else "of unknown version"
+    return Finding(OK, "squashfuse_ll", f"{version} ({path})")
+
+
+def _decompressors() -> Iterator[Finding]:
+    from rootless_udi.fuse import decompress
+
+    have = [name for name in ("gzip", "zstd", "xz", "lz4", "lzo") if decompress.available(name)]
+    state = OK if {"gzip", "zstd"} <= set(have) else WARNING
+    yield Finding(
+        state,
+        "own image server",
+        f"decompresses {', '.join(have)}",
+        "zstd: install libzstd (apt install libzstd1), or pip install rootless_udi[speed]",
+    )
+
+
+def _server(environ: dict[str, str]) -> Finding:
+    """What a launch would choose for an image of `udi pull`."""
+    facts = host.gather(environ)
+    image = Image("", "", "/image.sqfs", "/extracted", {}, "zstd")
+    try:
+        choice = choose.choose(load.load(environ).server, facts, image)
+    except UdiError as error:
+        return Finding(FAILURE, "image server", error.message, "one of the remedies of this list")
+    return Finding(OK, "image server", f"{choice.server}: {choice.reason}")
+
+
+def _network() -> Finding:
+    from rootless_udi.mpi_inject.mpi import network
+
+    found = network.fast(network.interfaces())
+    names = ", ".join(f"{one.name} ({one.kind})" for one in found)
+    return Finding(OK, "fast networks", names or "none found")
+
+
+def _writer() -> Finding:
+    found = [name for name in ("tar2sqfs", "mksquashfs") if shutil.which(name)]
+    if not found:
+        return Finding(
+            WARNING,
+            "squashfs writer",
+            "neither tar2sqfs nor mksquashfs: images can be run, but not pulled",
+            "apt install squashfs-tools-ng or squashfs-tools",
+        )
+    return Finding(OK, "squashfs writer", ", ".join(found))
+
+
+def _unsquashfs(fuse: bool) -> Finding:
+    path = shutil.which("unsquashfs")
+    if path:
+        return Finding(OK, "unsquashfs", path)
+    return Finding(
+        OK if fuse else FAILURE,
+        "unsquashfs",
+        "not installed: it is needed where there is no FUSE",
+        "apt install squashfs-tools",
+    )
+
+
+def _state(environ: dict[str, str]) -> Iterator[Finding]:
+    what = "state directory"
+    for path in places.directories(environ, os.getuid()):
+        why = places.refusal(path)
+        if why:
+            text = f"the state directory {path} is passed over: {why}"
+            yield Finding(WARNING, what, text, "have it removed")
+    try:
+        path, fd = places.find(environ, make=True)
+    except UdiError as error:
+        yield Finding(FAILURE, what, error.message, error.hint)
+        return
+    if fd < 0:
+        yield Finding(
+            WARNING,
+            what,
+            "none can be made: ranks of a job can't share a container",
+            "set XDG_RUNTIME_DIR to a directory of your own on this node",
+        )
+        return
+    os.close(fd)
+    yield Finding(OK, what, path)
+
+
+def _store(environ: dict[str, str]) -> Iterator[Finding]:
+    try:
+        stores = resolve.all_stores(load.load(environ), environ)
+    except UdiError as error:
+        yield Finding(FAILURE, "image store", error.message, error.hint)
+        return
+    for number, path in enumerate(stores):
+        what = "image store" if number == 0 else "site's image store"
+        there = Path(path)
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        usage = shutil.disk_usage(there)
+        kind = filesystem(str(there))
+        text = f"{path} on {kind}, {usage.free / 1e9:.0f} GB free"
+        if number == 0 and not os.access(there, os.W_OK):
+            yield Finding(
+                FAILURE, what, f"{text}: not writable", "set UDI_STORE to a directory of your own"
+            )
+        elif kind in ("tmpfs", "ramfs"):
+            yield Finding(WARNING, what, f"{text}: images are in memory", "set UDI_STORE")
+        else:
+            yield Finding(OK, what, text)
+
+
+def filesystem(path: str) -> str:
+    """Return the type of the file system that `path` is on, from /proc/self/mountinfo."""
+    best, kind = "", "unknown"
+    path = os.path.realpath(path)
+    for line in _read("/proc/self/mountinfo").splitlines():
+        left, _, right = line.partition(" - ")
+        point = left.split()[4].encode().decode("unicode_escape")
+        inside = path == point or path.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, right.split()[0]
+    return kind
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace").strip()
+    except OSError:
+        return ""

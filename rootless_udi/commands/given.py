@@ -1,0 +1,62 @@
+"""What most commands do with their words: find the image, the stores, write files.
+
+Raises UdiError for what the user can mend.
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.process import page, say
+from rootless_udi.plan import reference as oci
+from rootless_udi.plan import site as plan_site
+from rootless_udi.store import find, resolve
+
+Arguments = argparse.Namespace
+
+
+def parsed_reference(text: str, site: plan_site.Site) -> oci.Reference:
+    found = oci.parse(text, site.registry)
+    if found.kind in ("squashfs", "directory", "path"):
+        raise UdiError(
+            f"{text} is a path, not an image of a registry or a store",
+            "an OCI image layout is oci:DIR, the output of `docker save` docker-archive:FILE; a "
+            "squashfs file or a root directory needs no pull: udi-run takes it as it is",
+        )
+    return found
+
+
+def parsed_platform(arguments: Arguments) -> oci.Platform | None:
+    return oci.parse_platform(arguments.platform) if arguments.platform else None
+
+
+def image_stores(site: plan_site.Site) -> tuple[str, ...]:
+    return resolve.all_stores(site, os.environ)
+
+
+def stored_image(
+    text: str, site: plan_site.Site, platform: oci.Platform | None = None
+) -> find.Image:
+    """Return an image of the stores by name or digest. Raises UdiError where it is in none."""
+    found = resolve.find(image_stores(site), parsed_reference(text, site), platform)
+    if found is None:
+        unseen = find.closed(image_stores(site))
+        raise UdiError(f"image {text} is in no image store{unseen}", f"udi pull {text}")
+    return found
+
+
+def write_files(files: Any, folder: str | None) -> None:
+    """Write (name, text) pairs below `folder`, or print them one after the other."""
+    for name, text in files:
+        if folder is None:
+            page(f"# {name}\n{text}\n")
+            continue
+        path = Path(folder, name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        except OSError as error:
+            raise UdiError(f"writing {path} failed: {error.strerror}") from None
+        say(str(path))

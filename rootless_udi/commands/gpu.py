@@ -1,0 +1,33 @@
+"""udi gpu: the host's GPUs, and CDI specifications of them."""
+
+import json
+import os
+
+from rootless_udi.base import jsontext
+from rootless_udi.base.process import page
+from rootless_udi.commands.given import Arguments, write_files
+from rootless_udi.config import load
+
+
+def gpu_report(arguments: Arguments) -> int:
+    """udi gpu."""
+    from rootless_udi.mpi_inject.gpu import report as reporting
+
+    places = load.load(os.environ).cdi_spec_dirs
+    devices = tuple(arguments.device)
+    request = ("" if devices else "auto") if arguments.gpu is None else arguments.gpu
+    lines = reporting.report(request, devices, os.environ, directories=places)
+    page("\n".join(lines) + "\n")
+    return 0
+
+
+def gpu_cdi(arguments: Arguments) -> int:
+    """udi gpu cdi."""
+    from rootless_udi.mpi_inject.gpu import report as reporting
+
+    found = reporting.specifications(environ=os.environ)
+    if arguments.to is None and len(found) == 1:
+        page(jsontext.text(json.loads(next(iter(found.values())))) + "\n")
+        return 0
+    write_files(found.items(), arguments.to)
+    return 0

@@ -1,0 +1,50 @@
+"""udi mpi check and udi mpi profile capture."""
+
+import os
+import shlex
+from typing import Any
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.process import page
+from rootless_udi.commands.given import Arguments
+from rootless_udi.config import load
+from rootless_udi.plan import reference as oci
+from rootless_udi.store import find, resolve
+
+
+def _facts(image: str) -> dict[str, Any]:
+    site = load.load(os.environ)
+    reference = oci.parse(image, site.registry)
+    if reference.kind in ("squashfs", "directory", "path"):
+        return resolve.local(image, os.path.abspath(reference.path)).facts
+    found = resolve.find(resolve.all_stores(site, os.environ), reference)
+    if found is None:
+        unseen = find.closed(resolve.all_stores(site, os.environ))
+        raise UdiError(f"image {image} is in no image store{unseen}", f"udi pull {image}")
+    return resolve.read(found.facts, find.owners(found))
+
+
+def mpi_check(arguments: Arguments) -> int:
+    """udi mpi check: 1 where a launch would be refused."""
+    from rootless_udi.mpi_inject.mpi import check, profiles
+
+    elf = _facts(arguments.image).get("elf")
+    if not elf:
+        raise UdiError(
+            f"nothing is known of the libraries of {arguments.image}",
+            "only images of `udi pull` can have the host's MPI put in",
+        )
+    site = load.load(os.environ)
+    known = [profiles.from_dict(name, table) for name, table in site.mpi.items()]
+    text, possible = check.check(elf, os.environ, known, arguments.profile, arguments.compat)
+    page(text if text.endswith("\n") else f"{text}\n")
+    return 0 if possible else 1
+
+
+def mpi_capture(arguments: Arguments) -> int:
+    """udi mpi profile capture: TOML on standard output."""
+    from rootless_udi.mpi_inject.mpi import check
+
+    launcher = shlex.split(arguments.launcher)
+    page(check.capture(arguments.name, os.environ, launcher, arguments.family))
+    return 0

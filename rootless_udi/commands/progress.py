@@ -1,0 +1,104 @@
+"""How a pull goes: bars (rich) on a terminal, plain lines elsewhere, both on standard error."""
+
+import contextlib
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from rootless_udi.base.errors import plain
+from rootless_udi.base.process import tell
+from rootless_udi.pull.pipeline import Progress, Silent
+
+_SAID = {
+    "resolve": "resolving {}",
+    "wait": "waiting for {}, which is pulling the same image",
+    "fetch": "fetching the layers of {}",
+    "convert": "merging the layers into a squashfs file",
+    "store": "putting the image into the store",
+    "present": "{} is in the store already",
+    "done": "{} is in the store",
+}
+
+
+def _short(digest: str) -> str:
+    return digest.partition(":")[2][:12] or digest
+
+
+class Lines(Silent):
+    """A line a step, and one for each layer that is there."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def _say(self, text: str) -> None:
+        with self._lock:
+            tell(text)
+
+    def stage(self, stage: str, text: str) -> None:
+        self._say(_SAID[stage].format(text))
+
+    def blob(self, digest: str, done: int, total: int, state: str) -> None:
+        if state == "done":
+            self._say(f"layer {_short(digest)}: {total / 1e6:.1f} MB")
+
+    def note(self, text: str) -> None:
+        self._say(f"note: {text}")
+
+
+class Bars(Silent):
+    """rich's progress bars: one a layer, and the bytes that the conversion has merged."""
+
+    def __init__(self, display: Any) -> None:
+        self._display = display
+        self._tasks: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def _task(self, key: str, text: str, total: int | None) -> Any:
+        with self._lock:
+            if key not in self._tasks:
+                self._tasks[key] = self._display.add_task(text, total=total)
+            return self._tasks[key]
+
+    def stage(self, stage: str, text: str) -> None:
+        if stage in ("wait", "present", "done"):
+            self._print(_SAID[stage].format(text))
+
+    def blob(self, digest: str, done: int, total: int, state: str) -> None:
+        task = self._task(digest, f"layer {_short(digest)}", total)
+        self._display.update(task, completed=done)
+
+    def convert(self, done: int) -> None:
+        self._display.update(self._task("convert", "merging", None), completed=done)
+
+    def note(self, text: str) -> None:
+        self._print(f"note: {text}")
+
+    def _print(self, text: str) -> None:
+        from rich.text import Text
+
+        # As it is: in a str rich reads markup of its own, [/x], and complains of it.
+        self._display.console.print(Text(plain(text)))
+
+
+@contextlib.contextmanager
+def shown(quiet: bool = False) -> Iterator[Progress]:
+    """Yield what suits standard error; nothing but errors with `quiet`."""
+    if quiet:
+        yield Silent()
+        return
+    if not sys.stderr.isatty():
+        yield Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+    from rich.progress import Progress as Display
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Display(*columns, console=Console(stderr=True)) as display:
+        yield Bars(display)

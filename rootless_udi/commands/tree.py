@@ -1,0 +1,207 @@
+"""The commands, their options and operands as data, read off the parsers themselves.
+
+`completion` and `manpages` print it; nothing is written down twice.
+"""
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+from rootless_udi.base.records import Record
+from rootless_udi.plan import options
+from rootless_udi.shifter import options as shifter
+from rootless_udi.shifter import shifterimg
+
+IMAGE, FILE, DIRECTORY, MODULES, COMMAND = "image", "file", "directory", "modules", "command"
+"""What a word can be completed to; "" for nothing that could be known."""
+_KINDS = {
+    "IMAGE": IMAGE,
+    "FILE": FILE,
+    "DIR": DIRECTORY,
+    "A,B|none": MODULES,
+    "A,B": MODULES,
+    "SRC:DST[:FLAGS]": FILE,
+    "FROM:TO[:FLAG...][;...]": FILE,
+    "image": IMAGE,
+    "file": FILE,
+    "dir": DIRECTORY,
+}
+
+
+class Opt(Record):
+    """An option: all its spellings, "none", "value" or "optional" (only with "="), and its text."""
+
+    names: tuple[str, ...]
+    takes: str
+    meta: str
+    text: str
+    choices: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """What its value is."""
+        return _KINDS.get(self.meta, "")
+
+    @property
+    def long(self) -> str:
+        """Its long spelling."""
+        return max(self.names, key=len)
+
+
+class Operand(Record):
+    """A word that is no option: its name, kind, and whether it may be missing or repeated."""
+
+    name: str
+    kind: str
+    optional: bool = False
+    many: bool = False
+    choices: tuple[str, ...] = ()
+
+
+class Command(Record):
+    """A program, or a command of one with its own options."""
+
+    name: str
+    text: str
+    options: tuple[Opt, ...] = ()
+    operands: tuple[Operand, ...] = ()
+    commands: "tuple[Command, ...]" = ()
+
+
+def udi_run() -> Command:
+    """Return udi-run, from its table."""
+    found = []
+    for option in options.OPTIONS:
+        short = (f"-{option.short}",) if option.short else ()
+        names = (*short, f"--{option.name}")
+        takes = {options.FLAG: "none", options.OPTIONAL: "optional"}.get(option.kind, "value")
+        choices = tuple(word for word in option.choices if word)
+        found.append(Opt(names, takes, option.meta, option.text, choices))
+    operands = (Operand("IMAGE", IMAGE), Operand("COMMAND", COMMAND, True))
+    return Command("udi-run", "run a command in an image", tuple(found), operands)
+
+
+def udi(parser: argparse.ArgumentParser) -> Command:
+    """Return udi, from its parser."""
+    return _of_argparse("udi", parser)
+
+
+def shifter_() -> Command:
+    """Return shifter, from its table and usage."""
+    texts = _usage(shifter.USAGE)
+    found = []
+    for long, (letter, takes) in shifter.LONG.items():
+        names = (f"--{long}",) if len(letter) > 1 else (f"-{letter}", f"--{long}")
+        meta, text = texts.get(long, ("", ""))
+        if long == "entry":
+            meta, text = texts["entrypoint"]
+        kind = {shifter.NONE: "none", shifter.OPTIONAL: "optional"}.get(takes, "value")
+        meta = "IMAGE" if long == "image" else meta
+        found.append(Opt(names, kind, meta, text))
+    operands = (Operand("COMMAND", COMMAND, True),)
+    return Command("shifter", "Shifter's command line for udi-run", tuple(found), operands)
+
+
+def shifterimg_() -> Command:
+    """Return shifterimg, its modes as commands."""
+    modes = []
+    for line in shifterimg.USAGE.splitlines():
+        name = line[2:].partition(" ")[0]
+        if line.startswith("  ") and name in shifterimg.MODES:
+            rest, _, text = line[2 + len(name) :].strip().rpartition("  ")
+            image = "IMAGE" in rest
+            operands = (Operand("IMAGE", IMAGE),) if image else ()
+            modes.append(Command(name, text.strip() or rest, (), operands))
+    flags = (
+        Opt(("-h", "--help"), "none", "", "print the modes"),
+        Opt(("-v", "--verbose"), "none", "", "say more"),
+    )
+    return Command("shifterimg", "Shifter's image commands", flags, commands=tuple(modes))
+
+
+def all_commands(parser: argparse.ArgumentParser) -> tuple[Command, ...]:
+    """Return every program; `parser` is that of udi."""
+    return (udi_run(), udi(parser), shifter_(), shifterimg_())
+
+
+def _usage(text: str) -> dict[str, tuple[str, str]]:
+    """Return (meta, text) of each long option of a usage text."""
+    found: dict[str, tuple[str, str]] = {}
+    last = ""
+    for line in text.splitlines():
+        before, dashes, after = line.partition("--")
+        if line.startswith("  ") and dashes and len(before) <= 6:
+            head, _, words = after.partition("  ")
+            name = head.partition("=")[0].partition("[")[0]
+            meta = head[len(name) :].strip("[]=") if "=" in head else ""
+            meta = f"{meta}]" if meta.count("[") > meta.count("]") else meta
+            found[name] = (meta, words.strip())
+            last = name
+        elif last and line.startswith(" " * 20) and not found[last][1]:
+            found[last] = (found[last][0], line.strip())
+    return found
+
+
+def _of_argparse(name: str, parser: argparse.ArgumentParser) -> Command:
+    found: list[Opt] = []
+    operands: list[Operand] = []
+    commands: list[Command] = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            texts = {one.dest: one.help for one in action._choices_actions}
+            for word, sub in action.choices.items():
+                one = _of_argparse(word, sub)
+                commands.append(one.replace(text=texts.get(word) or one.text))
+        elif action.option_strings:
+            found.append(_option(action))
+        else:
+            operands.append(_operand(action))
+    return Command(name, parser.description or "", tuple(found), tuple(operands), tuple(commands))
+
+
+def _option(action: argparse.Action) -> Opt:
+    names = tuple(sorted(action.option_strings, key=len))
+    takes = "none" if action.nargs == 0 else "value"
+    meta = "" if takes == "none" else str(action.metavar or action.dest.upper())
+    return Opt(names, takes, meta, _text(action), _choices(action))
+
+
+def _operand(action: argparse.Action) -> Operand:
+    name = str(action.metavar or action.dest)
+    many, optional = action.nargs in ("+", "*"), action.nargs in ("?", "*")
+    return Operand(name.upper(), _KINDS.get(name.lower(), ""), optional, many, _choices(action))
+
+
+def _choices(action: Any) -> tuple[str, ...]:
+    return tuple(str(choice) for choice in action.choices or () if choice)
+
+
+def _text(action: argparse.Action) -> str:
+    text = action.help or ""
+    return "print this" if text == "show this help message and exit" else text
+
+
+LIST_IMAGES = "udi images 2>/dev/null | sed -e 1d -e 's/ .*//' -e '/^<none>/d'"
+"""Shell: print the names of the images, one a line."""
+LIST_MODULES = (
+    "udi config show 2>/dev/null | sed -n 's/^module: \\([^ ]*\\).*/\\1/p'; echo mpi; echo gpu"
+)
+"""Shell: print the names of the modules."""
+
+
+def walk(command: Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Command]]:
+    """Yield each command below with its path, ("udi", "config", "show")."""
+    path = (*path, command.name)
+    yield path, command
+    for one in command.commands:
+        yield from walk(one, path)
+
+
+def stops(command: Command) -> bool:
+    """Tell whether options end at the first operand, as POSIX has it."""
+    return any(operand.kind == COMMAND for operand in command.operands)
+
+
+def quoted(text: str) -> str:
+    """Quote for any of the shells."""
+    return "'" + text.replace("'", "'\\''") + "'"

@@ -1,0 +1,80 @@
+"""A TOML file as it was read: its tables, the line of each key, and problems with both."""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable
+from typing import Any
+
+from rootless_udi.base.records import Record
+from rootless_udi.config import schema, tomllines
+
+
+class Problem(Record):
+    """What is wrong in a file: `line` from 1, `key` may be empty, `hint` says what is right."""
+
+    path: str
+    line: int
+    key: str
+    why: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        key = f"{self.key}: " if self.key else ""
+        return f"{self.path}:{self.line}: {key}{self.why}"
+
+
+class Document:
+    """One file being read: its values, and its problems as they are found."""
+
+    def __init__(self, path: str, text: str) -> None:
+        self.path = path
+        self.problems: list[Problem] = []
+        self.values: dict[str, Any] = {}
+        self.lines: dict[tomllines.Key, int] = {}
+        try:
+            self.values = tomllib.loads(text)
+            self.lines = tomllines.lines(text)
+        except tomllib.TOMLDecodeError as error:
+            at = re.search(r"\(at line (\d+), column \d+\)$", str(error))
+            line = int(at[1]) if at else max(1, len(text.splitlines()))
+            why = re.sub(r" \(at .*\)$", "", str(error))
+            self.problems.append(Problem(path, line, "", f"not TOML: {why}"))
+        except RecursionError:
+            self.problems.append(Problem(path, 1, "", "not TOML: nested too deeply"))
+
+    def line(self, *key: str | int) -> int:
+        """Return where a key stands."""
+        return tomllines.line_of(self.lines, key)
+
+    def wrong(self, key: tuple[str | int, ...], why: str, hint: str = "") -> None:
+        """Note a problem."""
+        self.problems.append(Problem(self.path, self.line(*key), dotted(key), why, hint))
+
+    def check(self, key: tuple[str | int, ...], check: schema.Check, value: Any) -> Any:
+        """Return the checked value; None, with the problem noted, for a wrong one."""
+        try:
+            return check(value)
+        except schema.Wrong as wrong:
+            self.wrong(key, wrong.why, wrong.hint)
+            return None
+
+    def table(self, key: tuple[str | int, ...], value: Any) -> dict[str, Any]:
+        """Return a table; an empty one, with the problem noted, for another type."""
+        found: dict[str, Any] | None = self.check(key, lambda v: schema.expect(v, dict), value)
+        return found or {}
+
+    def unknown(self, key: tuple[str | int, ...], known: Iterable[str]) -> None:
+        """Note a key that is none of `known`."""
+        names = sorted(known)
+        near = difflib.get_close_matches(str(key[-1]), names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"keys here: {', '.join(names)}"
+        self.wrong(key, "unknown key", hint)
+
+
+def dotted(key: tuple[str | int, ...]) -> str:
+    """Return a key for a message: mount[2].source counts from 1, as people do."""
+    text = ""
+    for part in key:
+        text += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if text else part
+    return text

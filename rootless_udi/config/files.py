@@ -1,0 +1,150 @@
+"""The configuration's files: where they are looked for, whose they must be, how they are read."""
+
+import os
+
+from rootless_udi.base import trust
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+SITE_DIRECTORY = "/etc/rootless_udi"
+COMPILED = "udi.cache"
+"""The flattened copy beside the site's files."""
+FORMAT = 1
+"""Of the flattened copy: another number makes it read again from TOML."""
+
+
+class Source(Record):
+    """A configuration file that exists: `kind` is "site" or "user", with "-module" or "-mpi"."""
+
+    path: str
+    kind: str
+    mtime: int
+    size: int
+    inode: int
+    owner: int = 0
+    """Who may write it, besides the caller and root."""
+
+
+def site_directory(environ: "Mapping[str, str]") -> str:
+    """Return the directory of the site's files."""
+    return environ.get("UDI_SITE_DIR") or SITE_DIRECTORY
+
+
+def user_directory(environ: "Mapping[str, str]") -> str:
+    """Return the directory of the user's files; empty where there is no HOME."""
+    return _xdg(environ, "XDG_CONFIG_HOME", ".config")
+
+
+def find(environ: "Mapping[str, str]") -> list[Source]:
+    """Return the configuration files that exist, in the order in which they are merged.
+
+    Raises UdiError for a file or folder that others may write (the site's are also its owner's),
+    and where $UDI_CONFIG names no readable file.
+    """
+    found: list[Source] = []
+    site = site_directory(environ)
+    info = _look(site, None)
+    if info is not None:
+        found += _files(site, "udi.toml", "conf.d", "site", info.st_uid)
+    user = user_directory(environ)
+    if user and _look(user) is not None:
+        found += _files(user, "config.toml", "", "user", os.getuid())
+    extra = environ.get("UDI_CONFIG", "")
+    if extra:
+        info = _look(os.path.abspath(extra))
+        if info is None:
+            raise UdiError(
+                f"configuration {extra} (from UDI_CONFIG): no such file",
+                "correct or unset UDI_CONFIG",
+            )
+        found.append(_source(os.path.abspath(extra), "user", info, os.getuid()))
+    return found
+
+
+def _files(root: str, main: str, more: str, kind: str, owner: int) -> list[Source]:
+    names = [main]
+    names += [f"{more}/{name}" for name in _listing(root, more, owner)] if more else []
+    found = []
+    for folder, suffix in ((".", ""), ("mpi.d", "-mpi"), ("modules.d", "-module")):
+        if suffix:
+            names = [f"{folder}/{name}" for name in _listing(root, folder, owner)]
+        for name in names:
+            info = _look(f"{root}/{name}", owner)
+            if info is not None:
+                found.append(_source(f"{root}/{name}", kind + suffix, info, owner))
+    return found
+
+
+def _source(path: str, kind: str, info: os.stat_result, owner: int) -> Source:
+    return Source(path, kind, info.st_mtime_ns, info.st_size, info.st_ino, owner)
+
+
+def _listing(root: str, folder: str, owner: int) -> list[str]:
+    path = f"{root}/{folder}"
+    try:
+        names = sorted(name for name in os.listdir(path) if name.endswith(".toml"))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    _look(path, owner)
+    return [name for name in names if not name.startswith(".")]
+
+
+def _look(path: str, owner: "int | None" = 0) -> os.stat_result | None:
+    """Return stat(2) of a file or folder, None where there is none; judge who may write it.
+
+    `owner` may besides the caller and root; None is whoever owns it. A launch that has the
+    flattened copy opens no other file, so this one judges by path; `read` does by descriptor.
+    """
+    try:
+        info = os.stat(path)
+        why = trust.refusal(path, (info.st_uid if owner is None else owner,))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if why:
+        hint = f"as its owner: chmod go-w {path}" if "written" in why else "write one of your own"
+        raise trust.Untrusted(f"configuration {path} is not trusted: {why}", hint)
+    return info
+
+
+def _unreadable(path: str, error: OSError) -> UdiError:
+    return UdiError(f"configuration {path}: {os.strerror(error.errno or 0)}", "make it readable")
+
+
+def read(source: Source) -> str:
+    """Return the text of a file.
+
+    Raises UdiError where that fails, others may have written it, or it is not UTF-8.
+    """
+    try:
+        return trust.read(source.path, (source.owner,), "configuration").decode()
+    except OSError as error:
+        raise _unreadable(source.path, error) from error
+    except UnicodeDecodeError as error:
+        raise UdiError(f"configuration {source.path}: not UTF-8: {error.reason}") from error
+
+
+def cache_file(sources: list[Source], environ: "Mapping[str, str]") -> str:
+    """Return where the user's flattened copy of these files lives; empty without a HOME."""
+    folder = _xdg(environ, "XDG_CACHE_HOME", ".cache")
+    name = 0xCBF29CE484222325  # FNV-1a: hashlib would be an import
+    for byte in "\0".join(source.path for source in sources).encode("utf-8", "surrogateescape"):
+        name = (name ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return f"{folder}/config-{name:016x}.json" if folder else ""
+
+
+def _xdg(environ: "Mapping[str, str]", variable: str, below: str) -> str:
+    """XDG base directories: a relative path is to be ignored."""
+    base = environ.get(variable, "")
+    if base.startswith("/"):
+        return f"{base}/rootless_udi"
+    home = environ.get("HOME", "")
+    return f"{home}/{below}/rootless_udi" if home.startswith("/") else ""

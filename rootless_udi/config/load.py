@@ -1,0 +1,154 @@
+"""What the site and the user configured, as one frozen record; and the quick way to read it.
+
+TOML is read by `rootless_udi.config.merge`, at 18 ms of imports; a launch reads what that made of
+the files before: a flattened copy (JSON) in the user's cache, or beside the site's files where
+the administrator ran `udi config compile`. Without any file a launch looks at two paths and no
+more. Nothing here is a privilege boundary: `UDI_SITE_DIR` names another site directory.
+"""
+
+import os
+
+from rootless_udi.base import trust
+from rootless_udi.base.errors import UdiError
+from rootless_udi.config.files import (
+    COMPILED,
+    FORMAT,
+    Source,
+    cache_file,
+    find,
+    read,
+    site_directory,
+)
+from rootless_udi.plan.site import Site, from_flat, to_flat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+_RACY = 2 * 10**9
+"""A file changed less than this (ns) before the copy was made may have changed again unseen."""
+
+
+def load(environ: "Mapping[str, str]") -> Site:
+    """Return the merged configuration for this environment, paths expanded.
+
+    Raises UdiError for a file that is wrong (with its line), can't be read, or may be written by
+    others.
+    """
+    sources = find(environ)
+    site = from_flat(_flattened(sources, environ)) if sources else Site()
+    return expanded(site, environ)
+
+
+def _flattened(sources: list[Source], environ: "Mapping[str, str]") -> "dict[str, Any]":
+    own = cache_file(sources, environ)
+    compiled = f"{site_directory(environ)}/{COMPILED}"
+    for path in (compiled, own) if sources[0].kind.startswith("site") else (own,):
+        flat = _from_cache(path, sources) if path else None
+        if flat is not None:
+            return flat
+    from rootless_udi.config import compiled as config_compiled
+    from rootless_udi.config import merge
+
+    texts = [read(source) for source in sources]
+    flat = to_flat(merge.merged(sources, texts))
+    if own:
+        config_compiled.write_cache(own, sources, texts, flat)
+    return flat
+
+
+def _from_cache(path: str, sources: list[Source]) -> "dict[str, Any] | None":
+    """Return a flattened copy if it is of exactly these files, else None.
+
+    A copy is good where every file has the time, size and inode that it had, or the very same
+    text: nodes of one machine have their own /etc and share one HOME.
+    """
+    from rootless_udi.base.fastjson import loads
+
+    try:
+        with open(trust.opened(path, (sources[0].owner,)), "rb") as file:
+            info = os.fstat(file.fileno())
+            copy = loads(file.read().decode())
+        rows = copy["files"]
+        if copy["format"] != FORMAT or len(rows) != len(sources):
+            return None
+        again = False
+        for source, row in zip(sources, rows, strict=True):
+            if [source.path, source.kind] != row[:2]:
+                return None
+            same = [source.mtime, source.size, source.inode] == row[2:5]
+            fresh = source.mtime > info.st_mtime_ns - _RACY
+            if (fresh or not same) and read(source) != row[5]:
+                return None
+            again = again or (fresh and same)
+        flat: dict[str, Any] = copy["site"]
+        from_flat(flat)
+    except (OSError, UdiError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return None
+    if again and info.st_uid == os.getuid():
+        # Compared just now: once this has aged, the times alone will do.
+        try:
+            os.utime(path)
+        except OSError:
+            return flat
+    return flat
+
+
+def expanded(site: Site, environ: "Mapping[str, str]") -> Site:
+    """Return the Site with `$NAME` and `${NAME}` in its paths replaced, and mounts propagated.
+
+    Where a variable is unset or empty, a candidate of a list and an optional mount are left out;
+    a required mount raises UdiError.
+    """
+    known = {**environ, "UID": str(os.getuid())}
+
+    def those(paths: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(path for path in (expand(one, known) for one in paths) if path)
+
+    rows = []
+    for row in site.mounts:
+        if site.propagation == "slave" and not {"slave", "private"}.intersection(row.options):
+            row = row.replace(options=(*row.options, "slave"))
+        source, destination = expand(row.source, known), expand(row.destination, known)
+        if source and destination:
+            rows.append(
+                row
+                if source is row.source and destination is row.destination
+                else row.replace(source=source, destination=destination)
+            )
+        elif row.required:
+            raise UdiError(
+                f"mount {row.source} on {row.destination} ({row.origin}): a variable is unset",
+                "set it, or write required = false",
+            )
+    return site.replace(
+        store=expand(site.store, known) or "",
+        site_stores=those(site.site_stores),
+        cache_paths=those(site.cache_paths),
+        cdi_spec_dirs=those(site.cdi_spec_dirs),
+        state_directories=those(site.state_directories),
+        mounts=tuple(rows),
+    )
+
+
+def expand(text: str, variables: "Mapping[str, str]") -> str | None:
+    """Return `text` with its `$NAME` and `${NAME}` replaced, None where one is unset or empty."""
+    if "$" not in text:
+        return text
+    head, *rest = text.split("$")
+    for piece in rest:
+        if piece.startswith("{"):
+            name, brace, tail = piece[1:].partition("}")
+            if not brace:
+                return None
+        else:
+            end = 0
+            while end < len(piece) and (piece[end].isalnum() or piece[end] == "_"):
+                end += 1
+            name, tail = piece[:end], piece[end:]
+        value = variables.get(name, "")
+        if not value:
+            return None
+        head += value + tail
+    return head

@@ -1,0 +1,216 @@
+"""Which keys the TOML files have and what their values may be. Pure; off the start path.
+
+A check takes a value as `tomllib` gives it and returns what the `Site` holds, or raises `Wrong`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.plan import modules, sizes, volumes
+from rootless_udi.plan.steps import Env
+
+Check = Callable[[Any], Any]
+
+_NAMES = {str: "a string", bool: "true or false", int: "an integer", float: "a number"}
+_NAMES |= {list: "a list", dict: "a table"}
+
+
+class Wrong(Exception):
+    """A value that can't be: why, and what would be right."""
+
+    def __init__(self, why: str, hint: str = "") -> None:
+        super().__init__(why)
+        self.why = why
+        self.hint = hint
+
+
+def kind(value: Any) -> str:
+    """Name a value's type as TOML does."""
+    return _NAMES.get(type(value), f"a {type(value).__name__}")
+
+
+def expect(value: Any, wanted: type, hint: str = "") -> Any:
+    """Return `value` where it is of a type; a boolean is no integer."""
+    if isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)):
+        return value
+    raise Wrong(f"expected {_NAMES[wanted]}, found {kind(value)}", hint)
+
+
+def text(value: Any) -> str:
+    """A string without NUL."""
+    expect(value, str, 'write it in double quotes: "..."')
+    if "\0" in value:
+        raise Wrong("a NUL character", "leave it out")
+    return str(value)
+
+
+def texts(value: Any) -> tuple[str, ...]:
+    """A list of strings."""
+    expect(value, list, 'write ["...", "..."]')
+    return tuple(text(one) for one in value)
+
+
+def truth(value: Any) -> bool:
+    """A boolean."""
+    return bool(expect(value, bool, "write true or false without quotes"))
+
+
+def choice(*words: str) -> Check:
+    """One of some words."""
+
+    def check(value: Any) -> str:
+        if text(value) not in words:
+            raise Wrong(f"{value!r} is none of its values", f"one of: {', '.join(words)}")
+        return str(value)
+
+    return check
+
+
+def integer(least: int, most: int) -> Check:
+    """An integer within bounds."""
+
+    def check(value: Any) -> int:
+        expect(value, int, f"a number from {least} to {most}")
+        if not least <= value <= most:
+            raise Wrong(f"{value} is out of bounds", f"from {least} to {most}")
+        return int(value)
+
+    return check
+
+
+def size(value: Any) -> int:
+    """A size in Shifter's grammar, or bytes; 0 stands for no limit."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if text(value) in ("", "0"):
+        return 0
+    try:
+        return sizes.parse(value)
+    except UdiError as error:
+        raise Wrong(error.message, error.hint) from None
+
+
+def path(value: Any) -> str:
+    """An absolute path; it may begin with a variable, as in "$SCRATCH/images"."""
+    if text(value).startswith("$"):
+        normal("/" + value)
+        return str(value)
+    return normal(value)
+
+
+def paths(value: Any) -> tuple[str, ...]:
+    """A list of paths."""
+    return tuple(path(one) for one in texts(value))
+
+
+def normal(value: str) -> str:
+    """A path as mount(2) takes it."""
+    try:
+        return volumes.normal(value, "path")
+    except UdiError as error:
+        raise Wrong(error.message, error.hint) from None
+
+
+def destination(value: Any, site: bool) -> str:
+    """A path of the container where this file may mount something."""
+    found = path(value)
+    try:
+        (volumes.allowed_for_site if site else volumes.allowed)(found, "destination")
+    except UdiError as error:
+        raise Wrong(error.message, error.hint) from None
+    return found
+
+
+def options(value: Any) -> tuple[str, ...]:
+    """Flags of a bind."""
+    words = texts(value)
+    for word in words:
+        if word not in volumes.FLAGS:
+            raise Wrong(f"unknown option {word!r}", f"options are: {', '.join(volumes.FLAGS)}")
+    for one, two in (("ro", "rw"), ("slave", "private")):
+        if one in words and two in words:
+            raise Wrong(f"{one} and {two} contradict each other", "give one of them")
+    return words
+
+
+def module_names(value: Any) -> tuple[str, ...]:
+    """Names of modules."""
+    for word in texts(value):
+        if not modules.proper_name(word):
+            raise Wrong(f"{word!r} is no name of a module", "letters, digits, and . _ + - inside")
+    return texts(value)
+
+
+def etc_name(value: Any) -> str:
+    """A name below /etc."""
+    name = text(value).removeprefix("/etc/")
+    parts = name.split("/")
+    if not name or name.startswith("/") or "" in parts or ".." in parts or "." in parts:
+        raise Wrong(f"{value!r} is no file of /etc", 'write its name: "hosts"')
+    return name
+
+
+def environment(table: Any, reason: str) -> list[Env]:
+    """The [env] table: set, append and prepend are tables of strings, unset a list; that order."""
+    found: list[Env] = []
+    for op in ("set", "append", "prepend"):
+        for name, value in expect(table.get(op, {}), dict, 'write NAME = "VALUE" below it').items():
+            _variable(name)
+            try:
+                found.append(Env(op, name, text(value), reason))
+            except Wrong as wrong:
+                raise Wrong(f"{op}.{name}: {wrong.why}", wrong.hint) from None
+    for name in texts(table.get("unset", [])):
+        _variable(name)
+        found.append(Env("unset", name, "", reason))
+    return found
+
+
+def _variable(name: str) -> None:
+    if not name or "=" in name or "\0" in name:
+        raise Wrong(f"{name!r} is no name of a variable", "no '=' in it")
+
+
+SITE_KEYS: dict[str, tuple[str, Check]] = {
+    "site.name": ("name", text),
+    "store.path": ("store", path),
+    "store.site": ("site_stores", paths),
+    "image.registry": ("registry", text),
+    "image.pull": ("pull", choice("missing", "never", "always")),
+    "image.compression": ("compression", choice("zstd", "gzip", "lz4", "xz", "lzo", "none")),
+    "image.level": ("compression_level", integer(1, 22)),
+    "container.propagation": ("propagation", choice("private", "slave")),
+    "modules.default": ("default_modules", module_names),
+    "cache.paths": ("cache_paths", paths),
+    "cache.method": ("cache_method", choice("tmpfs", "file")),
+    "cache.limit": ("cache_limit", size),
+    "gpu.cdi_spec_dirs": ("cdi_spec_dirs", paths),
+    "state.directories": ("state_directories", paths),
+    "server.program": ("server", text),
+    "server.squashfuse": ("squashfuse", path),
+    "server.options": ("server_options", texts),
+}
+"""TOML key -> field of `Site` and check; the tables beside these are in `configtoml`."""
+
+TABLES: dict[str, tuple[str, ...]] = {
+    "env": ("set", "append", "prepend", "unset"),
+    "etc": ("host", "files"),
+    "registry": (),
+    "mpi": (),
+    "mount": ("source", "destination", "options", "required", "enabled"),
+}
+REGISTRY = ("mirrors", "insecure")
+MODULE = (
+    "description",
+    "enabled",
+    "conflicts",
+    "requires",
+    "bind",
+    "devices",
+    "env",
+    "hook",
+)
+BIND = ("source", "destination", "options", "required")
+DEVICE = ("path", "required")
+HOOK = ("command", "seconds")

@@ -1,0 +1,117 @@
+"""Facts about the host and the caller, read and never changed. A launch gathers them once."""
+
+import os
+from stat import S_ISBLK, S_ISCHR, S_ISDIR, S_ISREG
+
+from rootless_udi.plan.facts import Host, Source
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+def gather(environ: "Mapping[str, str]", squashfuse: str = "") -> Host:
+    """Return the facts; `squashfuse` is the path that the site sets, empty to search for it."""
+    uid, gid = os.getuid(), os.getgid()
+    user, gecos, home, shell = _account(uid, environ)
+    system = os.uname()
+    return Host(
+        uid=uid,
+        gid=gid,
+        user=user,
+        gecos=gecos,
+        home=home,
+        shell=shell,
+        group=_group(gid, user),
+        fuse=_fuse(),
+        overlay=release(system.release) >= (5, 11),
+        squashfuse=squashfuse or which("squashfuse_ll", environ),
+        unsquashfs=which("unsquashfs", environ),
+        machine=system.machine,
+    )
+
+
+FUSE = os.makedev(10, 229)
+"""Of /dev/fuse: the kernel's Documentation/admin-guide/devices.txt."""
+
+
+def _fuse() -> bool:
+    """Tell whether /dev/fuse is there, is that, and may be opened: some put /dev/null over it."""
+    try:
+        device = os.stat("/dev/fuse").st_rdev
+    except OSError:
+        return False
+    return device == FUSE and os.access("/dev/fuse", os.R_OK | os.W_OK)
+
+
+def release(text: str) -> tuple[int, int]:
+    """Return (major, minor) of a kernel release such as "5.14.0-427.el9.x86_64"."""
+    numbers = []
+    for part in text.split(".")[:2]:
+        digits = ""
+        for c in part:
+            if not c.isdigit():
+                break
+            digits += c
+        numbers.append(int(digits or 0))
+    return (numbers[0], numbers[1]) if len(numbers) == 2 else (0, 0)
+
+
+def which(name: str, environ: "Mapping[str, str]") -> str:
+    """Return the path of a program on PATH or in the system's usual folders, or ""."""
+    folders = [*environ.get("PATH", "").split(":"), "/usr/local/bin", "/usr/bin", "/bin"]
+    folders += ["/usr/sbin", "/sbin", f"{environ.get('HOME', '')}/.local/bin"]
+    for folder in folders:
+        path = f"{folder}/{name}"
+        if folder.startswith("/") and os.access(path, os.X_OK) and os.path.isfile(path):
+            return path
+    return ""
+
+
+def look(paths: "Iterable[str]") -> dict[str, Source]:
+    """Return what is at each of `paths`, followed through symbolic links."""
+    return {path: _look(path) for path in paths}
+
+
+def _look(path: str) -> Source:
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return Source("missing", path)
+    except NotADirectoryError as error:
+        return Source("missing", path, str(error.strerror))
+    except PermissionError:
+        return Source("denied", path)
+    except OSError as error:
+        # A dead FUSE server, a file handle of NFS that is stale, a disk's error, links in a circle.
+        return Source("failed", path, str(error.strerror))
+    if S_ISDIR(mode):
+        kind = "directory"
+    elif S_ISREG(mode):
+        kind = "file"
+    elif S_ISCHR(mode) or S_ISBLK(mode):
+        kind = "device"
+    else:
+        kind = "special"
+    return Source(kind, os.path.realpath(path))
+
+
+def _account(uid: int, environ: "Mapping[str, str]") -> tuple[str, str, str, str]:
+    """Name, full name, home and shell; for a uid that no account has, from the environment."""
+    import pwd
+
+    try:
+        entry = pwd.getpwuid(uid)
+    except KeyError:
+        name = environ.get("USER") or environ.get("LOGNAME") or "user"
+        return name, "", environ.get("HOME") or "/", "/bin/sh"
+    return entry.pw_name, entry.pw_gecos, entry.pw_dir, entry.pw_shell
+
+
+def _group(gid: int, default: str) -> str:
+    import grp
+
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return default

@@ -1,0 +1,168 @@
+"""Build a container: plan, then either explain or execute and become the command."""
+
+import os
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.process import complain, page
+from rootless_udi.host import facts as host
+from rootless_udi.launch import command, execute, inject
+from rootless_udi.launch.facts import Found
+from rootless_udi.node import publish
+from rootless_udi.plan import planner, volumes
+from rootless_udi.plan.options import Request
+from rootless_udi.plan.planner import Plan
+from rootless_udi.store import find, resolve
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+    from rootless_udi.node.election import Election
+    from rootless_udi.plan.environment import Operation
+    from rootless_udi.plan.pernodecache import FileCache
+    from rootless_udi.plan.site import Site
+    from rootless_udi.plan.steps import Mount
+    from rootless_udi.plan.volumes import Volume
+    from rootless_udi.serve.helper import Helper
+
+
+def run(
+    request: Request,
+    environ: "dict[str, str]",
+    own: "list[Operation]",
+    place: tuple[str, int, str],
+    fields: dict[str, str],
+    found: Found,
+    helper: "Helper | None",
+) -> int:
+    """Start the request's command in a new container of its own, or explain what would be done.
+
+    `own` are the caller's --env and --env-file; `found` is what `early` found out; `helper` is None
+    for --explain alone; for `place` and `fields` see `build`. Returns 0 after --explain, else
+    becomes the command.
+    """
+    if helper is None:
+        from rootless_udi.base import process
+        from rootless_udi.launch import explain
+
+        process.lenient()
+        made = prepare(request, environ, found)
+        page(explain.as_json(made) if request.explain else explain.as_text(made))
+        return 0
+    return build(request, environ, own, place, fields, found, helper)
+
+
+def build(
+    request: Request,
+    environ: "dict[str, str]",
+    own: "list[Operation]",
+    place: tuple[str, int, str],
+    fields: dict[str, str],
+    found: Found,
+    helper: "Helper",
+    election: "Election | None" = None,
+) -> "NoReturn":
+    """Make the container, publish it at `place` (path, descriptor, name), become the command.
+
+    `fields` are those of the record that say what the container is for, and its token.
+    """
+    _bundle()
+    path, directory, name = place
+    made = prepare(request, environ, found)
+    for text in made.warnings:
+        complain("udi-run", f"warning: {text}")
+    start = command.Start(
+        _operations(made.before),
+        _operations(made.after),
+        made.entrypoint,
+        made.command,
+        made.workdir,
+    )
+    words = command.argv(request, start)
+    env = command.variables(environ, request, start, own)
+    names = command.workdir(request, start, command.current(environ))
+    if made.root.server == "directory" and made.digest:
+        _extract(made)
+    if made.hooks:
+        # Now: inside, there may be no file of ours.
+        from rootless_udi.launch import hooks
+    execute.run(made, helper)
+    server = helper.answer()
+    if made.hooks:
+        # Once a container: the ranks that join find what the hooks prepared.
+        hooks.run(made.hooks, env)
+    if directory >= 0:
+        try:
+            publish.write(directory, path, name, made, fields, server)
+        except UdiError:
+            if election is not None:
+                raise
+    helper.close()
+    if election is not None:
+        election.release()
+    if request.verbose:
+        _say(made)
+    command.execute(words, env, names)
+
+
+def prepare(request: Request, environ: "dict[str, str]", found: Found) -> Plan:
+    """Gather the rest of the facts and return the plan. Changes nothing.
+
+    Raises UdiError for what is impossible.
+    """
+    site, facts, image = found.site, found.host, found.image
+    asked = [v for text in request.volume for v in volumes.parse(text)]
+    mounts = volumes.together(asked)
+    injections, hooks = inject.gather(request, site, environ, image, facts)
+    if request.shifter:
+        from rootless_udi.plan import shifterconfig
+
+        injections += (shifterconfig.injection(request, image, found.root, facts),)
+    sources = host.look(planner.wanted(site, mounts, injections))
+    caches = _caches(mounts, site, environ)
+    return planner.build(
+        request, site, facts, image, found.root, sources, mounts, injections, hooks, caches
+    )
+
+
+def _caches(
+    mounts: "tuple[Volume, ...]", site: "Site", environ: "dict[str, str]"
+) -> "tuple[Mount | FileCache, ...]":
+    """Plan the perNodeCaches among the volumes; what the node has is looked at only for these."""
+    if all(volume.cache is None for volume in mounts):
+        return ()
+    from rootless_udi.host import cachefacts
+    from rootless_udi.plan import pernodecache
+
+    found = cachefacts.gather(mounts, site, environ)
+    return pernodecache.plan(mounts, site, found)
+
+
+def _bundle() -> None:
+    """Write the start path's bundle where this start had none and may write one."""
+    loader = getattr(__spec__, "loader", None)
+    if loader.__class__.__name__ != "SourceFileLoader":
+        return
+    package = os.path.dirname(os.path.dirname(__file__))
+    if os.access(f"{package}/__pycache__", os.W_OK):
+        from rootless_udi import bundle
+
+        bundle.write(package)
+
+
+def _operations(environment: "Sequence[object]") -> "list[Operation]":
+    return [(e.op, e.name, e.value) for e in environment]  # type: ignore[attr-defined]
+
+
+def _extract(made: Plan) -> None:
+    """Extract the image into the store, once for all; on the rung without FUSE."""
+    if not os.path.isdir(made.root.path):
+        status = resolve.udi(["extract", "--", made.digest], {})
+        if status:
+            raise UdiError(f"image {made.image} could not be extracted into {made.root.path}")
+    find.check_tree(made.root.path)
+
+
+def _say(made: Plan) -> None:
+    complain("udi-run", f"image {made.image} ({made.digest or 'no digest'}): {made.root.reason}")

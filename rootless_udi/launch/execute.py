@@ -1,0 +1,250 @@
+"""Carry out a Plan: system calls in the plan's order, and no decision of its own.
+
+The caller becomes root of an outer user namespace (FUSE, overlay and binds are mounted there), then
+himself in an inner one. In between the host's tree is at /host of a private tmpfs:
+
+    /host      the host's root, until the end
+    /image     the image: FUSE or a bind of a directory
+    /upper     what an overlay writes, with its work directory
+    /files     generated files, bound over their targets
+    /root      the overlay, where there is one
+"""
+
+import os
+from errno import EINVAL, ENOTCONN
+from stat import S_IMODE, S_ISDIR
+
+from rootless_udi.base.calls import restrict
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.syscalls import (
+    IN_ONLYDIR,
+    IN_UNMOUNT,
+    MNT_DETACH,
+    MS_BIND,
+    MS_NODEV,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_RDONLY,
+    MS_REC,
+    MS_SLAVE,
+    inotify_add_watch,
+    inotify_init,
+    mount,
+    open_tree,
+    pivot_root,
+    protect,
+    umount,
+)
+from rootless_udi.idmap import maps, userns
+from rootless_udi.launch import layover
+from rootless_udi.launch.rootfs import Rootfs, write
+from rootless_udi.plan.planner import Plan, layered
+from rootless_udi.plan.steps import Directory, File, Mount, Step, Symlink
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rootless_udi.serve.helper import Helper
+
+BASE = "/tmp"
+"""Any directory that every host has; the tmpfs is on it only until the first pivot_root."""
+
+
+def run(plan: Plan, helper: "Helper") -> None:
+    """Make the container of `plan` and leave the calling process inside, at "/", unprivileged.
+
+    `helper` serves the image where the plan's rung is FUSE.
+    Raises UdiError or OSError; the caller then just exits: nothing outlives the namespaces.
+    """
+    mask = os.umask(0o022)
+    userns.enter((maps.OUTER, plan.uid), (maps.OUTER, plan.gid))
+    caches = _caches(plan)
+    made = _by_itself(plan) if plan.root.server == "fuse-python" else -1
+    _base()
+    if caches or made >= 0:
+        from rootless_udi.serve import detached
+
+        detached.settle()
+    if made >= 0:
+        _attach(plan, helper, made)
+    else:
+        _image(plan, helper)
+    done = _layer(plan)
+    root = _overlay(plan) if plan.overlay else "/image"
+    tree = Rootfs(root, caches)
+    for step in plan.steps:
+        if step not in done:
+            tree.do(step)
+    tree.seal()
+    if plan.overlay and not plan.writable:
+        restrict(root, MS_RDONLY, below=False)
+    os.chdir(root)
+    pivot_root(".", ".")
+    umount(".", MNT_DETACH)
+    os.chdir("/")
+    userns.enter((plan.uid, maps.OUTER), (plan.gid, maps.OUTER))
+    protect()
+    os.umask(mask)
+
+
+def _base() -> None:
+    """Pivot into a private tmpfs with the host at /host, so that no mount hides a source."""
+    # Not private: with slave, volumes can be made to see what the host mounts later (autofs).
+    mount(None, "/", None, MS_REC | MS_SLAVE)
+    mount("tmpfs", BASE, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+    os.chdir(BASE)
+    for name in ("host", "image", "upper", "upper/upper", "upper/work", "files", "root"):
+        os.mkdir(name, 0o755)
+    pivot_root(".", "host")
+    os.chdir("/")
+
+
+def _caches(plan: Plan) -> dict[str, int]:
+    """Make the perNodeCaches that are files, while the host's tree is at "/": target -> mount."""
+    made = {}
+    for step in plan.steps:
+        if not isinstance(step, Mount | File | Symlink | Directory):
+            # Not imported by the launches that have none.
+            from rootless_udi.serve import cachefile
+
+            made[step.target] = cachefile.make(step)
+    return made
+
+
+def _image(plan: Plan, helper: "Helper") -> None:
+    """Mount the image at /image; hand the FUSE connection to the helper outside."""
+    root, watch = plan.root, _watch()
+    if root.server == "directory":
+        mount(f"/host{root.path}", "/image", None, MS_BIND | MS_REC)
+        mount(None, "/image", None, MS_REC | MS_PRIVATE)
+        restrict("/image", MS_NOSUID | MS_NODEV | (0 if plan.overlay else MS_RDONLY))
+        helper.hand_over(root, None, watch)
+        return
+    # It must be opened in the user namespace that mounts it (fuse(4)); user_id is an id in there.
+    fuse = os.open("/host/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    data = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
+    flags = MS_RDONLY | MS_NOSUID | MS_NODEV
+    mount(root.server, "/image", f"fuse.{root.server}", flags, data)
+    helper.hand_over(root, fuse, watch)
+    # A copy that stays open would make readers of a dead server hang in place of ENOTCONN.
+    os.close(fuse)
+    if watch is not None:
+        os.close(watch)
+    try:
+        # The first question. A listing, since its answer has what mount points and the command's
+        # path would be asked for one by one; its end is not asked for.
+        top = os.open("/image", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with os.scandir(top) as listing:
+            next(listing, None)
+    except PermissionError:
+        # It has answered. squashfuse_ll shows owners that are in no id map, whose root directory
+        # may be searched and not read.
+        pass
+    except OSError as error:
+        # Anything but ENOTCONN is the server's answer: it can't read the root directory.
+        why = helper.failure(root) if error.errno == ENOTCONN else error.strerror
+        raise UdiError(
+            f"serving {root.path} failed: {why}",
+            f"check the file with unsquashfs -ll {root.path}, or pull it anew (--force)",
+        ) from None
+    else:
+        os.close(top)
+        if helper.known:
+            _ask_ahead(helper)
+
+
+def _ask_ahead(helper: "Helper") -> None:
+    """Have the image asked what is known, in a copy of its mount: without an overlay the plan's
+    mounts go onto the mount itself, and nobody may be asked what the host has there."""
+    try:
+        top = open_tree("/image")
+    except OSError:
+        # Before Linux 5.2. It is asked later, by the command.
+        return
+    space = os.open("/host/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    helper.ask_ahead(space, top)
+    os.close(space)
+    os.close(top)
+
+
+def _by_itself(plan: Plan) -> int:
+    """Run a server that mounts by itself, where the host's tree is still at "/"."""
+    from rootless_udi.serve import detached, mounting
+    from rootless_udi.serve.programs import command
+
+    image = os.open(plan.root.path, os.O_RDONLY)
+    os.set_inheritable(image, True)
+    root = plan.root.replace(path=f"/dev/fd/{image}")
+    try:
+        return detached.serve(command(root, mounting.TARGET)[1], (image,))
+    except mounting.Refused as refused:
+        raise UdiError(
+            f"serving {plan.root.path} by {plan.root.server} failed: {refused}",
+            "--fuse=auto takes another server",
+        ) from None
+    finally:
+        os.close(image)
+
+
+def _attach(plan: Plan, helper: "Helper", tree: int) -> None:
+    from rootless_udi.serve import detached
+
+    target = os.open("/image", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    detached.attach(tree, target)
+    os.close(target)
+    restrict("/image", MS_RDONLY | MS_NOSUID | MS_NODEV)
+    helper.hand_over(plan.root, None, _watch())
+
+
+def _watch() -> int | None:
+    """Return an inotify descriptor that tells when the private tmpfs is gone, with the namespace.
+
+    None where the user's inotify instances are used up: then a record may stay until the next run.
+    """
+    try:
+        fd = inotify_init()
+    except OSError:
+        return None
+    inotify_add_watch(fd, "/files", IN_UNMOUNT | IN_ONLYDIR)
+    return fd
+
+
+def _layer(plan: Plan) -> "tuple[Step, ...]":
+    """Do what can be done in the overlay's upper layer; return the steps that are done.
+
+    A file's mount point is made there too, and the standard directories that the image has not, or
+    something else in their place.
+    """
+    steps = layered(plan)
+    etc = "/upper/upper/etc"
+    try:
+        mode = os.lstat("/image/etc").st_mode if steps else 0
+    except FileNotFoundError:
+        mode = 0o40755
+    if plan.overlay and not (plan.complete and (S_ISDIR(mode) or not steps)):
+        etc = f"/upper/upper{layover.directories('/image', '/upper/upper')}"
+    elif steps:
+        os.mkdir(etc)
+        os.chmod(etc, S_IMODE(mode))
+    for step in steps:
+        path = f"{etc}/{step.target.rpartition('/')[2]}"
+        if isinstance(step, File):
+            write(path, step)
+        elif isinstance(step, Symlink):
+            os.symlink(step.to, path)
+        elif not S_ISDIR(os.stat(f"/host{step.source}").st_mode):
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+    return tuple(step for step in steps if not isinstance(step, Mount))
+
+
+def _overlay(plan: Plan) -> str:
+    data = "lowerdir=/image,upperdir=/upper/upper,workdir=/upper/work,userxattr"
+    try:
+        mount("overlay", "/root", "overlay", MS_NOSUID | MS_NODEV, data)
+    except OSError as error:
+        if error.errno != EINVAL or plan.root.server != "directory":
+            raise
+        raise UdiError(
+            f"a layer over {plan.root.path} is needed ({plan.overlay}), and can't be mounted",
+            "another file system may be mounted below it, which the kernel refuses",
+        ) from None
+    return "/root"

@@ -1,0 +1,87 @@
+"""What a start finds out first, so that the image server can begin: site, host, image, rung.
+
+The planner is imported after this, beside a server that opens the image meanwhile.
+"""
+
+import os
+from time import time
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.records import Record
+from rootless_udi.config import load
+from rootless_udi.host import facts as host
+from rootless_udi.node import launcher, places
+from rootless_udi.plan.facts import Host
+from rootless_udi.plan.image import Image, Root
+from rootless_udi.plan.options import Request
+from rootless_udi.plan.site import Site
+from rootless_udi.plan.start import Start
+from rootless_udi.serve import choose
+from rootless_udi.store import resolve
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rootless_udi.serve.helper import Helper
+
+
+WEEK = 7 * 86400
+"""Seconds for which a start is taken to ask what the last one did: what it runs may change."""
+
+
+class Found(Record):
+    """The facts that the choice of the image server rests on, and the choice."""
+
+    site: Site
+    host: Host
+    image: Image
+    root: Root
+
+
+def find(request: Request, environ: "dict[str, str]", who: str, helper: "Helper | None") -> Found:
+    """Gather the facts and choose; `helper` hears which image its server will serve.
+
+    `who` is the launcher from `node`, "" for none. Changes nothing but the store.
+    Raises UdiError for what is impossible.
+    """
+    site = load.load(environ)
+    facts = host.gather(environ, site.squashfuse)
+    image = resolve.image(request, site, environ, who)
+    wanted = "udi" if request.trace else request.fuse or site.server
+    root = choose.choose(wanted, facts, image)
+    if root.program:
+        root = root.replace(options=site.server_options)
+    if request.trace:
+        trace = os.path.abspath(request.trace)
+        if not os.access(os.path.dirname(trace), os.W_OK):
+            raise UdiError(f"writing the profile {trace} failed: its folder can't be written")
+        root = root.replace(trace=trace)
+    if helper is not None and root.server == "udi":
+        words = [word for word in (request.entrypoint, *request.command) if word]
+        # A longer word is no path; the server has no use for it.
+        program = words[0] if words and len(words[0]) < 4096 else ""
+        helper.announce(root, program, _start(image, words, environ))
+    return Found(site, facts, image, root)
+
+
+def _start(image: Image, words: "list[str]", environ: "dict[str, str]") -> Start:
+    """Return what is known of a start of `words`, by the names that `starts` explains.
+
+    A start's key is that of the program and the first of its other words that is no option: what an
+    interpreter is to run. Its file on this node goes by the image's file as well.
+    """
+    about = next((word for word in words[1:] if not word.startswith("-")), "")
+    key = launcher.digest("\0".join((*words[:1], about)).encode("utf-8", "surrogateescape"))
+    try:
+        status = os.stat(image.path)
+    except OSError:
+        # The server will say so.
+        return Start(key)
+    facts = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, key
+    name = launcher.digest(repr(facts).encode())
+    path = f"{places.seen(places.directories(environ, os.getuid()))}/starts/{name}"
+    try:
+        if time() - os.stat(path).st_mtime < WEEK:
+            return Start(key, known=path)
+    except OSError:
+        pass
+    return Start(key, name, known=image.path if image.optimized else "")

@@ -1,0 +1,99 @@
+"""Run modules' hooks inside the container, before the user's command, with a time limit.
+
+A hook is the user's own process: it can prepare files (a cache, a socket, a licence), and can't
+change the command's environment.
+"""
+
+import os
+from _signal import SIGKILL
+from select import poll
+from time import monotonic, sleep
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.process import complain
+from rootless_udi.launch import command
+from rootless_udi.plan.steps import Hook
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_STEP = 0.01
+
+
+def run(hooks: "Iterable[Hook]", environ: "Mapping[str, str]") -> None:
+    """Run each hook to its end, in order, its output on stderr, its stdin empty.
+
+    Raises UdiError for one that can't be started, fails, is killed, or is not done in time: its
+    whole process group is then killed. To be called where the root is already the container's.
+    """
+    for hook in hooks:
+        _run(hook, environ)
+
+
+def _run(hook: Hook, environ: "Mapping[str, str]") -> None:
+    what = f"hook of {hook.reason}: {hook.argv[0] if len(hook.argv) == 1 else hook.argv[-1]}"
+    child = os.fork()
+    if child == 0:
+        _become(hook, environ)
+    status = _wait(child, hook.seconds)
+    if status is None:
+        try:
+            os.killpg(child, SIGKILL)
+        except OSError:
+            os.kill(child, SIGKILL)
+        os.waitpid(child, 0)
+        raise UdiError(
+            f"{what}: not done after {hook.seconds:g} s, killed",
+            "see why it hangs, or give it more `seconds` in the module's file",
+        )
+    code = os.waitstatus_to_exitcode(status)
+    if code == 127:
+        raise UdiError(f"{what}: not found, or something it runs is not", "is it in the image?")
+    if code < 0:
+        raise UdiError(f"{what}: killed by signal {-code}", "the module's author can tell why")
+    if code:
+        raise UdiError(f"{what}: failed with status {code}", "its own output is above")
+
+
+def _become(hook: Hook, environ: "Mapping[str, str]") -> None:
+    """In the child: a process group of its own, so that a time-out reaches all that it started."""
+    try:
+        os.setpgid(0, 0)
+        null = os.open("/dev/null", os.O_RDONLY)
+        os.dup2(null, 0)
+        # The command's stdout may be a pipe into another program: a hook must not write there.
+        os.dup2(2, 1)
+        command.signals()
+        os.execvpe(hook.argv[0], hook.argv, dict(environ))
+    except OSError as error:
+        complain("udi-run", f"{hook.argv[0]}: {os.strerror(error.errno or 0)}")
+    finally:
+        os._exit(127)
+
+
+def _wait(child: int, seconds: float) -> int | None:
+    """Return the wait status, None where the time is over."""
+    try:
+        handle = os.pidfd_open(child)
+    except (OSError, AttributeError):
+        return _wait_slowly(child, seconds)
+    try:
+        waiter = poll()
+        waiter.register(handle, 1)
+        ready = waiter.poll(max(1, int(seconds * 1000)))
+    finally:
+        os.close(handle)
+    return os.waitpid(child, 0)[1] if ready else None
+
+
+def _wait_slowly(child: int, seconds: float) -> int | None:
+    """Kernels before 5.3 have no pidfd, and Pythons built there no word for it."""
+    end = monotonic() + seconds
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status
+        if monotonic() > end:
+            return None
+        sleep(_STEP)

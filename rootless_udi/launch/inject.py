@@ -1,0 +1,95 @@
+"""What modules, the host's MPI and its GPUs put into the container, in this order.
+
+Each part is imported only where it is asked for.
+"""
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.plan.facts import Host
+from rootless_udi.plan.image import Image
+from rootless_udi.plan.options import Request
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rootless_udi.plan.site import Site
+    from rootless_udi.plan.steps import Hook, Injection
+
+
+def gather(
+    request: Request, site: "Site", environ: "Mapping[str, str]", image: Image, host: Host
+) -> "tuple[tuple[Injection, ...], tuple[Hook, ...]]":
+    """Return the injections and the hooks that the request and the site ask for.
+
+    Raises UdiError for a module that is unknown or can't be used on this host.
+    """
+    parts: list[Injection] = []
+    hooks: tuple[Hook, ...] = ()
+    mpi, gpu = request.mpi, request.gpu
+    if request.module is not None or site.default_modules:
+        from rootless_udi.host import globs
+        from rootless_udi.plan import modules
+
+        wanted = site.default_modules if request.module is None else modules.names(request.module)
+        chosen = modules.select(wanted, modules.available(site.modules))
+        own = [module for module in chosen if not module.built_in]
+        part, hooks = modules.plan(own, globs.matches(modules.patterns(own)))
+        parts.append(part)
+        names = {module.name for module in chosen if module.built_in}
+        mpi = "auto" if mpi is None and "mpi" in names else mpi
+        gpu = "auto" if gpu is None and "gpu" in names else gpu
+    if mpi is not None and mpi != "none":
+        parts.append(_mpi(mpi, request, site, environ, image, parts))
+    if gpu is not None or request.device:
+        from rootless_udi.mpi_inject.gpu import planner as gpus
+
+        asked = "" if gpu is None else gpu or "auto"
+        parts.append(
+            gpus.plan(
+                asked,
+                request.device,
+                image.facts,
+                environ,
+                machine=host.machine,
+                directories=site.cdi_spec_dirs,
+            )
+        )
+    return tuple(parts), hooks
+
+
+def _mpi(
+    mpi: str,
+    request: Request,
+    site: "Site",
+    environ: "Mapping[str, str]",
+    image: Image,
+    parts: "list[Injection]",
+) -> "Injection":
+    """Plan the host's MPI for the command that is asked for, in the environment it will have."""
+    from rootless_udi.launch import command as begin
+    from rootless_udi.mpi_inject.mpi import planner as injection
+    from rootless_udi.mpi_inject.mpi import profiles
+    from rootless_udi.plan import environment
+
+    elf = image.facts.get("elf")
+    if not elf:
+        raise UdiError(
+            f"--mpi: nothing is known of the libraries of {image.request}",
+            "only images of `udi pull` can have the host's MPI put in",
+        )
+    known = [profiles.from_dict(name, table) for name, table in site.mpi.items()]
+    facts = image.facts
+    entry, command = facts.get("entrypoint") or (), facts.get("cmd") or ()
+    words = begin.argv(request, begin.Start((), (), entry, command, ""))
+    # Without --env-file: it may be a pipe, which is read once.
+    inside = dict(environ)
+    for operations in (
+        environment.of_caller(request.clearenv),
+        environment.of_image(facts.get("env") or ()),
+        environment.of_options(request.env),
+        [(env.op, env.name, env.value) for part in parts for env in part.environment],
+        [(env.op, env.name, env.value) for env in site.environment],
+    ):
+        environment.apply(inside, operations)
+    compat = request.mpi_compat or ""
+    return injection.inject(mpi, compat, elf, environ, known, words=words, env=inside)

@@ -1,0 +1,328 @@
+"""The container's tree while it is made: mount points, binds, generated files, links.
+
+All paths are looked up inside it (openat2(2), RESOLVE_IN_ROOT): no link of the image leads one out.
+The host's tree is at /host and private memory at /files, as `execute` arranges them.
+"""
+
+import os
+from errno import EEXIST, ELOOP, ENOENT, ENOTDIR, EROFS
+from stat import S_ISDIR
+
+from rootless_udi.base.calls import openat2, restrict
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.syscalls import (
+    MS_BIND,
+    MS_NODEV,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_RDONLY,
+    MS_REC,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    mount,
+)
+from rootless_udi.plan import mountpoints
+from rootless_udi.plan.steps import Directory, File, Mount, Step, Symlink
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rootless_udi.plan.pernodecache import FileCache
+
+_WORDS = {"ro", "rw", "nosuid", "nodev", "noexec", "rec", "private", "slave"}
+
+
+class Rootfs:
+    """The container's tree while it is made; no link of it leads a path out."""
+
+    def __init__(self, root: str, caches: dict[str, int]) -> None:
+        self.root = root
+        self.caches = caches
+        self.fd = os.open(root, os.O_PATH | os.O_CLOEXEC)
+        self.files = 0
+        self.to_seal: list[int] = []
+        self.checked: set[str] = set()
+        self.mounts: list[tuple[str, str, str]] = []
+        """Of each mount its target by name, where that has led, and the host's path ("" where it
+        is no bind)."""
+        self.where: dict[str, str] = {}
+        """Where standard directories are, as far as that has been looked at."""
+
+    def do(self, step: "Step | FileCache") -> None:
+        """Carry out one step."""
+        if isinstance(step, Mount):
+            self.mount(step)
+        elif step.target in self.caches:
+            self.cache(step.target)
+        elif isinstance(step, File):
+            self.file(step)
+        elif isinstance(step, Symlink):
+            self.symlink(step)
+        else:
+            assert isinstance(step, Directory)
+            os.close(self.ensure(step.target, True, step.mode))
+
+    def found(self, fd: int) -> str:
+        """Return the path inside of what is open, without links."""
+        return os.readlink(f"/host/proc/self/fd/{fd}").removeprefix(self.root) or "/"
+
+    def mount(self, step: Mount) -> None:
+        """Bind the source or mount a file system on the target."""
+        words = {o for o in step.options if o in _WORDS}
+        flags = MS_NOSUID * ("nosuid" in words) | MS_NODEV * ("nodev" in words)
+        source = f"/host{step.source}"
+        is_directory = bool(step.fstype) or S_ISDIR(os.stat(source).st_mode)
+        target = self.ensure(step.target, is_directory)
+        where = f"/host/proc/self/fd/{target}"
+        self.mounts.append((step.target, self.found(target), "" if step.fstype else step.source))
+        if step.fstype:
+            data = ",".join(o for o in step.options if o not in _WORDS)
+            mount(step.source, where, step.fstype, flags, data)
+            if "ro" in words:
+                self.to_seal.append(self.open(step.target))
+        else:
+            # Always recursive: mounts of the parent namespace are locked to each other, and the
+            # kernel refuses to show a part of them (mount_namespaces(7)).
+            mount(source, where, None, MS_BIND | MS_REC)
+            os.close(target)
+            target = self.open(step.target)
+            where = f"/host/proc/self/fd/{target}"
+            if "slave" not in words:
+                mount(None, where, None, MS_REC | MS_PRIVATE)
+            flags |= MS_RDONLY * ("ro" in words)
+            if flags:
+                restrict(where, flags)
+        os.close(target)
+
+    def cache(self, path: str) -> None:
+        """Attach a perNodeCache that was made before the host's tree moved."""
+        from rootless_udi.serve import detached
+
+        target = self.ensure(path, True)
+        self.mounts.append((path, self.found(target), ""))
+        detached.attach(self.caches[path], target)
+        os.close(target)
+
+    def file(self, step: File) -> None:
+        """Bind a generated file over the target."""
+        source = f"/files/{self.files}"
+        self.files += 1
+        write(source, step)
+        folder = step.target.rpartition("/")[0] or "/"
+        if folder not in self.checked:
+            # Most files are of /etc: that no link leads it elsewhere is looked at once.
+            os.close(self.ensure(folder, True))
+            self.checked.add(folder)
+        target = self.ensure(step.target, False)
+        mount(source, f"/host/proc/self/fd/{target}", None, MS_BIND)
+        os.close(target)
+        target = self.open(step.target)
+        restrict(f"/host/proc/self/fd/{target}", MS_RDONLY | MS_NOSUID | MS_NODEV)
+        os.close(target)
+
+    def symlink(self, step: Symlink) -> None:
+        """Make a link; one that is there and says the same is left alone."""
+        folder, _, name = step.target.rpartition("/")
+        parent = self._reach(folder or "/", True)
+        try:
+            self._allow(step.target, self.found(parent), name)
+            try:
+                os.symlink(step.to, name, dir_fd=parent)
+            except OSError as error:
+                # On a read-only file system the kernel may say EROFS before EEXIST.
+                if error.errno not in (EEXIST, EROFS):
+                    raise
+                self._replace(parent, name, step)
+        finally:
+            os.close(parent)
+
+    def _replace(self, parent: int, name: str, step: Symlink) -> None:
+        try:
+            if os.readlink(name, dir_fd=parent) == step.to:
+                return
+        except OSError:
+            pass
+        try:
+            os.unlink(name, dir_fd=parent)
+            os.symlink(step.to, name, dir_fd=parent)
+        except OSError as error:
+            raise UdiError(
+                f"making the link {step.target} -> {step.to} failed: {error.strerror}",
+                f"asked for by: {step.reason}",
+            ) from None
+
+    def open(self, path: str) -> int:
+        """Open `path` inside the tree (O_PATH); links are followed but never out of it."""
+        return openat2(
+            self.fd,
+            path,
+            os.O_PATH | os.O_CLOEXEC,
+            RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+        )
+
+    def ensure(self, path: str, is_directory: bool, mode: int = 0o755) -> int:
+        """Open the mount point `path`, which is made where it is missing, with its parents.
+
+        Raises UdiError where links lead it to a place that it may not cover.
+        """
+        fd = self._reach(path, is_directory, mode)
+        if path not in mountpoints.DIRECTORIES:
+            found = self.found(fd)
+            if why := mountpoints.carried(path, found, self._places()):
+                os.close(fd)
+                raise _elsewhere(path, found, why)
+        return fd
+
+    def _reach(self, path: str, is_directory: bool, mode: int = 0o755, asked: str = "") -> int:
+        """Open `path`, which is made where it is missing. `asked` led to it, by a link."""
+        try:
+            fd = self.open(path)
+        except OSError as error:
+            if error.errno == ENOENT:
+                return self._make(path, is_directory, mode, asked or path)
+            why = {
+                ELOOP: f"the symbolic links of {self._whose(path)} lead in a circle",
+                ENOTDIR: f"a part of it is a file in {self._whose(path)}",
+            }.get(error.errno or 0, error.strerror)
+            raise UdiError(f"mount point {path} can't be opened: {why}") from None
+        if path in mountpoints.DIRECTORIES:
+            self._check(path, fd)
+        if S_ISDIR(os.fstat(fd).st_mode) != is_directory:
+            os.close(fd)
+            kinds = ("a file", "a directory")
+            raise UdiError(
+                f"mounting on {path} failed: it is {kinds[not is_directory]} in "
+                f"{self._whose(path)}, and {kinds[is_directory]} is to be mounted there",
+            )
+        return fd
+
+    def _whose(self, path: str) -> str:
+        """Return words for what has `path`, by its name: the image, or a volume's source."""
+        named = [
+            (name, source) for name, _, source in self.mounts if mountpoints.within(path, name)
+        ]
+        return max(named, key=lambda one: len(one[0]), default=("", ""))[1] or "the image"
+
+    def _places(self) -> dict[str, str]:
+        """Return where the standard directories are."""
+        for point in ("/etc", "/opt/udiImage"):
+            if point not in self.where:
+                self.where[point] = point
+                try:
+                    fd = self.open(point)
+                except OSError:
+                    continue
+                self.where[point] = self.found(fd)
+                os.close(fd)
+        return {point: self.where.get(point, point) for point in mountpoints.DIRECTORIES}
+
+    def _check(self, path: str, fd: int) -> None:
+        """Refuse a standard directory that the image's links lead where it may not be."""
+        found = self.found(fd)
+        folder, _, name = path.rpartition("/")
+        if found != path:
+            fits = path in mountpoints.FOLLOWED and mountpoints.may_lead(found)
+            if folder:
+                parent = self._reach(folder, True)
+                fits = found == f"{self.found(parent)}/{name}"
+                os.close(parent)
+            if not fits:
+                os.close(fd)
+                raise UdiError(
+                    f"mount point {path} is a symbolic link in the image, to {found}",
+                    "make the image anew (udi pull --force)",
+                )
+        self.where[path] = found
+
+    def _make(self, path: str, is_directory: bool, mode: int, asked: str) -> int:
+        folder, _, name = path.rstrip("/").rpartition("/")
+        parent = self._reach(folder or "/", True, asked=asked if asked != path else "")
+        source = ""
+        try:
+            where = self.found(parent)
+            source = self._allow(asked, where, name)
+            if is_directory and not source and (led := _link(parent, name)) is not None:
+                # It leads to nothing (/home -> var/home of an image for bootc): that is made.
+                to = led if led.startswith("/") else f"{where}/{led}"
+                return self._reach(to, True, mode, asked)
+            if path in mountpoints.FILES or not is_directory:
+                _make_file(parent, name, replace=not source)
+            elif name not in ("", ".", ".."):
+                os.mkdir(name, mode, dir_fd=parent)
+        except OSError as error:
+            if source:
+                word = "mkdir -p" if is_directory else "touch"
+                raise UdiError(
+                    f"mount point {path} is not in {source} and can't be made there: "
+                    f"{error.strerror}",
+                    f"make it on the host first ({word}), or choose another destination",
+                ) from None
+            raise UdiError(
+                f"mount point {path} is not in the image and can't be made: {error.strerror}",
+                "choose a destination that exists in the image, or make it writable (--writable)",
+            ) from None
+        finally:
+            os.close(parent)
+        return self.open(path)
+
+    def _allow(self, path: str, where: str, name: str) -> str:
+        """Refuse to make `path` as `name` in the directory `where` if only links lead there.
+
+        Return the path on the host of what is mounted there; "" for the image and private memory.
+        """
+        place = f"{where.rstrip('/')}/{name}"
+        if why := mountpoints.carried(path, place, self._places()):
+            raise _elsewhere(path, place, why)
+        inside = [mount for mount in self.mounts if mountpoints.within(where, mount[1])]
+        by_name, found, source = max(inside, key=lambda one: len(one[1]), default=("", "", ""))
+        if source and not (mountpoints.within(path, by_name) or mountpoints.within(path, found)):
+            raise _elsewhere(path, place, f"nothing is made in {source} of the host through a link")
+        return source
+
+    def seal(self) -> None:
+        """Make read-only what had to be writable while mount points were made in it.
+
+        By descriptor and without what is mounted below: a volume may be in it by now, or over it.
+        """
+        for fd in self.to_seal:
+            restrict(f"/host/proc/self/fd/{fd}", MS_RDONLY, below=False)
+            os.close(fd)
+        os.close(self.fd)
+
+
+def _elsewhere(path: str, found: str, why: str) -> UdiError:
+    led = f"symbolic links lead it to {found}, and " if found != path else ""
+    return UdiError(
+        f"mounting on {path} failed: {led}{why}",
+        "choose another destination, for example /data",
+    )
+
+
+def _link(folder: int, name: str) -> str | None:
+    try:
+        return os.readlink(name, dir_fd=folder)
+    except OSError:
+        return None
+
+
+def _make_file(folder: int, name: str, replace: bool) -> None:
+    """Make an empty file; where `replace`, a dangling link of the image in its place goes."""
+    if replace and _link(folder, name) is not None:
+        os.unlink(name, dir_fd=folder)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    os.close(os.open(name, flags, 0o644, dir_fd=folder))
+
+
+def write(path: str, step: File) -> None:
+    """Write a generated file. Raises UdiError at a limit, OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, step.mode)
+    data = step.content.encode("utf-8", "surrogateescape")
+    try:
+        while data:
+            # At a limit the first write is short, and the next one says why.
+            data = data[os.write(fd, data) :]
+    except OSError as error:
+        raise UdiError(
+            f"writing {step.target} failed: {error.strerror}",
+            "see the limits of memory and of file size (ulimit -f)",
+        ) from None
+    os.close(fd)

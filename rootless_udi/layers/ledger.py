@@ -1,0 +1,51 @@
+"""How many bytes of memory a merge holds by now because of what the image has many of."""
+
+from rootless_udi.layers.bounds import HELD, HELD_SHARE
+from rootless_udi.layers.tarfields import Stream
+
+PATH = 110
+"""A path in a table: its object and its place there, without its bytes."""
+NODE, OTHER = 100, 240
+"""A file; a folder or link with its numbers and its target's object."""
+WRITER = 250
+"""What tar2sqfs keeps of a file, folder or link beside its names (mksquashfs: 700)."""
+NOTE = 300
+"""What the look for libraries keeps of a link, beside its texts."""
+STRINGS = 24 << 20
+"""Bytes of a program's names that are looked at; they are held twice more for that."""
+LOSER = 120
+XATTR = 100
+
+
+class Ledger:
+    """Counts bytes; refuses what comes when there are more than `most`."""
+
+    def __init__(self, compressed: int = 0) -> None:
+        """`compressed` is the size of the layers, in bytes."""
+        self.most = HELD + compressed // HELD_SHARE
+        self.held = 0
+
+    def take(self, size: int, stream: Stream) -> None:
+        """Count `size` bytes more; refuse the layer that `stream` is of where it is too much."""
+        self.held += size
+        if self.held > self.most:
+            stream.refuse(
+                f"its names, links and attributes, with those of the layers above, take more than "
+                f"{self.most >> 20} MiB of memory",
+                "this is far more than an image of its size has (a million files need 2 GB of "
+                "layers); build it with fewer files, or put them into an archive",
+            )
+
+    def room(self) -> int:
+        """Return how many bytes more there may be."""
+        return self.most - self.held
+
+
+def of_xattrs(xattrs: "dict[bytes, bytes]") -> int:
+    """Return what extended attributes take, here and in the squashfs writer."""
+    return sum(XATTR + 2 * (len(name) + len(value)) for name, value in xattrs.items())
+
+
+def of_texts(*texts: bytes) -> int:
+    """Return what paths and targets take: twice as bytes, and once as text."""
+    return sum(3 * len(text) if text.isascii() else 10 * len(text) for text in texts)

@@ -1,0 +1,360 @@
+"""Merge an image's layers into one tar stream of what is visible in the end.
+
+The layers are read once each, from the top one down: what a higher layer has or takes away is known
+when a lower one passes by, so that each file is either written at once or skipped. (Headers first,
+then contents, would decompress everything twice.) Two things are only known afterwards. A file that
+is hidden at its own path may be wanted by a hard link further on: then that layer is read again for
+it. A file may be replaced by a later member of the same layer, after it was written: then all is
+begun again with that knowledge (`Again`); builders do not write such layers.
+
+What is chosen where tools differ:
+- A directory in a layer, listed or only implied by a member beneath it, replaces a symbolic link
+  or file of the layers below: as on overlayfs, where each layer is a directory of its own. So
+  nothing is ever written through a lower layer's link.
+- Within one layer, a member beneath a symbolic link of that layer goes where the link leads; an
+  absolute link begins at the image's root. One that leads out of the image is refused.
+- A hard link to a file of the layers below is to what is there at its place in the tar: a whiteout
+  after it takes away the name alone, after one before it there is nothing to link to.
+- A directory that is only implied keeps the mode and times that a lower layer gives it.
+- Files come first, in the order of the layers; then directories, symbolic links and FIFOs by name;
+  then hard links. Squashfs sorts its directories itself, so readers do not see that order.
+- Owner and group are 0:0 (one id is mapped in a container), setuid and setgid bits are dropped
+  (they can't work there), device nodes are left out (an ordinary user can't make them, and /dev is
+  the host's). FIFOs are kept. Of the extended attributes only `user.*` are kept, and not
+  `user.overlay.*`, which would speak to our own overlay mount, nor more than the squashfs writers
+  take (bounds.XATTRS).
+"""
+
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from itertools import chain
+from os import fsdecode, stat
+from typing import Protocol
+
+from rootless_udi.base.records import Record
+from rootless_udi.layers.blob import ahead, chunks, verified
+from rootless_udi.layers.bounds import CONTENT, CONTENT_RATIO, OBSERVED
+from rootless_udi.layers.hidden import Above
+from rootless_udi.layers.layer import Node, OneLayer, Replaced
+from rootless_udi.layers.ledger import (
+    NOTE,
+    OTHER,
+    PATH,
+    STRINGS,
+    WRITER,
+    Ledger,
+    of_texts,
+    of_xattrs,
+)
+from rootless_udi.layers.squashfs_tools import Again
+from rootless_udi.layers.tarfields import Stream, shown
+from rootless_udi.layers.tarreader import DEVICE, DIRECTORY, FILE, LINK, Member, members
+from rootless_udi.layers.tarwriter import TarWriter, Write
+from rootless_udi.layers.tree import Tree
+
+HEAD = 64
+
+
+class Layer:
+    """A layer's blob: a local file `path`, compressed or not.
+
+    `diff_id` is the digest of the uncompressed tar, from the image's configuration.
+    """
+
+    def __init__(self, path: str, diff_id: str) -> None:
+        self.path = path
+        self.diff_id = diff_id
+        self.losers: frozenset[int] | None = None
+        """Ordinals of files that later members of this layer replace, once that is known."""
+
+    def __repr__(self) -> str:
+        return f"Layer({self.path!r}, {self.diff_id!r})"
+
+
+class Observer(Protocol):
+    """Hears what is in the image while it passes. Paths are absolute, surrogateescape for bytes.
+
+    After `Again`, everything is heard once more: the last call for a path is the true one.
+    """
+
+    def wants(self, path: str, size: int, head: bytes) -> bool:
+        """Tell whether `file` is to be called; `head` is the first 64 bytes of content, or all.
+
+        Asked for regular files up to bounds.OBSERVED bytes that there is memory for.
+        """
+
+    def file(self, path: str, data: bytes) -> None:
+        """Take the content of a file that was wanted."""
+
+    def link(self, path: str, target: str) -> None:
+        """Take a symbolic link; `target` as it is."""
+
+    def same(self, path: str, other: str) -> None:
+        """Take a hard link: `path` is another name of the file `other`."""
+
+
+class Summary(Record):
+    """What a merge wrote and left out. Paths are absolute."""
+
+    files: int = 0
+    directories: int = 0
+    symlinks: int = 0
+    links: int = 0
+    fifos: int = 0
+    bytes: int = 0
+    """Sum of the files' sizes."""
+    devices: tuple[str, ...] = ()
+    """Device nodes left out."""
+    setuid: tuple[str, ...] = ()
+    """Files and directories whose setuid or setgid bit was dropped."""
+    xattrs: int = 0
+    """Extended attributes dropped."""
+    mount_points: bool = True
+    """The image has all of skeleton.py; else each start lays over it what must be there."""
+
+
+def merge(layers: Sequence[Layer], write: Write, observer: Observer | None = None) -> Summary:
+    """Write the merged tar of `layers` (bottom first) through `write`.
+
+    Raises UdiError for a damaged or hostile layer, and `squashfs.Again` where what was written is
+    void and the call is to be made once more, with the same `layers`, into an empty output
+    (squashfs.build does so).
+    """
+    compressed = sum(stat(path).st_size for path in {layer.path for layer in layers})
+    one = _Merge(TarWriter(write), observer, compressed)
+    for index in reversed(range(len(layers))):
+        try:
+            one.layer(layers[index], last=index == 0)
+        except Replaced:
+            for layer in layers[: index + 1]:
+                layer.losers = _survey(layer, compressed)
+            raise Again from None
+    return one.finish()
+
+
+def _open(layer: Layer, most: int, check: bool) -> Stream:
+    parts = ahead(chunks(layer.path, layer.diff_id))
+    checked = verified(parts, layer.diff_id, layer.diff_id) if check else parts
+    return Stream(checked, layer.diff_id, most)
+
+
+def _content(compressed: int) -> int:
+    """Return how many bytes layers of that size in all may come to."""
+    return CONTENT + CONTENT_RATIO * compressed
+
+
+def _survey(layer: Layer, compressed: int) -> frozenset[int]:
+    """Return the ordinals of the files that later members of the same layer replace."""
+    stream = _open(layer, _content(compressed), check=False)
+    found = OneLayer(stream, Ledger(compressed))
+    for ordinal, member in enumerate(members(stream)):
+        found.add(member, ordinal)
+    return frozenset(found.losers)
+
+
+class _Merge:
+    def __init__(self, tar: TarWriter, observer: Observer | None, compressed: int) -> None:
+        """`compressed` is the size of all layers, in bytes."""
+        self.tar = tar
+        self.ledger = Ledger(compressed)
+        self.most = self.left = _content(compressed)
+        """Bytes that tars and holes may still come to."""
+        self.observer = observer
+        self.above = Above()
+        self.tree = Tree()
+        self.pending: dict[bytes, list[bytes]] = {}
+        """Paths in the layers still to come -> the names that hard links give their contents."""
+        self.missed: dict[int, tuple[Node, list[bytes]]] = {}
+        self.files = self.bytes = self.xattrs = 0
+        self.devices: set[bytes] = set()
+        self.setuid: set[bytes] = set()
+
+    def layer(self, layer: Layer, last: bool) -> None:
+        """Write what is visible of the next lower layer, which may be the `last` one."""
+        stream = _open(layer, self.left, check=True)
+        view = OneLayer(stream, self.ledger)
+        losers = layer.losers or frozenset()
+        for ordinal, member in enumerate(members(stream)):
+            node = view.add(member, ordinal)
+            if node is None or node.kind is not FILE or ordinal in losers:
+                continue
+            names = [] if self.above.hides(node.path, FILE) else [node.path]
+            if self.pending:
+                names += self.pending.pop(node.path, [])
+            if names:
+                self._content(node, member, names)
+        view.finish()
+        self.left -= stream.offset
+        self._settle(view, stream)
+        if self.missed:
+            self._again(layer)
+        self.ledger.take(-view.held, stream)
+        if not last:
+            self.ledger.take(self.above.add(view), stream)
+        elif self.pending:
+            path, names = next(iter(self.pending.items()))
+            self._missing(path, names[0], stream)
+
+    def _content(self, node: Node, member: Member, names: list[bytes]) -> None:
+        """Write a file under the first of `names`; the others become hard links to it."""
+        path = node.primary = names[0]
+        stream = member.stream
+        for name in names[1:]:
+            self._link(name, path, stream)
+        self.ledger.take(WRITER + of_xattrs(member.xattrs), stream)
+        self.left -= member.holes
+        if self.left < 0:
+            stream.refuse(
+                f"{shown(path)} is a sparse file of {member.size} bytes, more than an image of "
+                "its compressed size may come to",
+                "shrink it in the image (often /var/log/lastlog, from a very large user id)",
+            )
+        body = member.body()
+        needed = member.size + 2 * min(member.size, STRINGS)
+        if self.observer is not None and member.size <= OBSERVED and needed <= self.ledger.room():
+            body = self._observed(self.observer, path, member.size, body)
+        mode = self._allowed(path, member, stream)
+        self.tar.file(path, member.size, mode, member.mtime, body, member.xattrs)
+        self.tree.file(path)
+        self.files += 1
+        self.bytes += member.size
+
+    @staticmethod
+    def _observed(
+        observer: Observer, path: bytes, size: int, body: Iterator[memoryview]
+    ) -> Iterator[memoryview]:
+        first = next(body, memoryview(b""))
+        while len(first) < min(HEAD, size):
+            first = memoryview(bytes(first) + bytes(next(body)))
+        name = "/" + fsdecode(path)
+        if not observer.wants(name, size, bytes(first[:HEAD])):
+            return chain((first,), body)
+        held = BytesIO()  # a join would hold all pieces and the whole at once
+        for piece in chain((first,), body):
+            held.write(piece)
+        data = held.getvalue()
+        del held
+        observer.file(name, data)
+        return iter((memoryview(data),))
+
+    def _link(self, name: bytes, path: bytes, stream: Stream) -> None:
+        self.ledger.take(PATH + WRITER + NOTE + of_texts(name, path), stream)
+        self.tree.links[name] = path
+        self.tree.file(name)
+        if self.observer is not None:
+            self.observer.same("/" + fsdecode(name), "/" + fsdecode(path))
+
+    def _allowed(self, path: bytes, one: Member | Node, stream: Stream | None) -> int:
+        """Return the mode that is kept; count what is left out."""
+        if one.mode & 0o6000:
+            if stream is not None:
+                self.ledger.take(PATH + of_texts(path), stream)
+            self.setuid.add(path)
+        self.xattrs += one.dropped
+        return one.mode & 0o1777
+
+    def _settle(self, view: OneLayer, stream: Stream) -> None:
+        """Note all of a layer that is no content: directories, links, what hard links wait for."""
+        wanted = self.pending
+        self.pending = {}
+        for path, node in view.nodes.items():
+            names = wanted.pop(path, []) if wanted else []
+            if node.kind is DIRECTORY:
+                if names:
+                    stream.refuse(
+                        f"hard link {shown(names[0])} of a higher layer to the directory "
+                        f"{shown(path)}"
+                    )
+                if not self.above.hides(path, DIRECTORY):
+                    self._keep(path, node, stream)
+                    self.tree.directory(path, node, self.above.seals(path))
+                continue
+            if node.kind is FILE and path not in view.linked:
+                continue
+            if not self.above.hides(path, node.kind):
+                names.insert(0, path)
+            if names:
+                self._names(node, names, view, stream)
+        for path, names in wanted.items():
+            if view.hides(path):
+                self._missing(path, names[0], stream)
+            self.pending.setdefault(path, []).extend(names)
+
+    def _names(self, node: Node, names: list[bytes], view: OneLayer, stream: Stream) -> None:
+        """Give `node`, whatever it is, these names in the merged tree."""
+        if node.kind is LINK:
+            # What this layer itself has at the target came after the link, or it would be found.
+            if node.lost:
+                self._missing(node.target, names[0], stream)
+            self.ledger.take((PATH + len(node.target)) * len(names), stream)
+            self.pending.setdefault(node.target, []).extend(names)
+        elif node.kind is DEVICE:
+            self.ledger.take(PATH * len(names) + of_texts(*names), stream)
+            self.devices.update(names)
+        elif node.kind is not FILE:
+            for name in names:
+                self._keep(name, node, stream)
+                self.tree.others[name] = node
+        elif node.primary is None:
+            self.ledger.take(PATH, stream)
+            self.missed.setdefault(node.ordinal, (node, []))[1].extend(names)
+        else:
+            for name in names:
+                if name != node.primary:
+                    self._link(name, node.primary, stream)
+
+    def _keep(self, path: bytes, node: Node, stream: Stream) -> None:
+        """Count what stays of `node` to the end, in the tree and in the squashfs writer."""
+        if path not in self.tree.others:
+            size = PATH + OTHER + WRITER + len(path) + of_xattrs(node.xattrs)
+            if node.target:
+                size += NOTE + of_texts(path, node.target)
+            self.ledger.take(size, stream)
+
+    @staticmethod
+    def _missing(path: bytes, name: bytes, stream: Stream) -> None:
+        stream.refuse(f"hard link {shown(name)} to {shown(path)}, which is not in the image")
+
+    def _again(self, layer: Layer) -> None:
+        """Read a layer once more, for contents that only its hard links make visible."""
+        stream = _open(layer, self.most, check=False)
+        for ordinal, member in enumerate(members(stream)):
+            if ordinal in self.missed:
+                node, names = self.missed.pop(ordinal)
+                self._content(node, member, names)
+                if not self.missed:
+                    return
+        stream.refuse("the blob has changed while it was read")
+
+    def finish(self) -> Summary:
+        """Write the end of the tar."""
+        whole = self.tree.mount_points()
+        kinds: dict[str, int] = {}
+        for path in sorted(self.tree.others):
+            node = self.tree.others[path]
+            kinds[node.kind] = kinds.get(node.kind, 0) + 1
+            mode = self._allowed(path, node, None)
+            self.tar.member(node.kind, path, mode, node.mtime, node.target, node.xattrs)
+            if self.observer is not None and node.target:
+                self.observer.link("/" + fsdecode(path), fsdecode(node.target))
+        for path in self.tree.empty:
+            self.tar.file(path, 0, 0o644, 0, ())
+        for name in sorted(self.tree.links):
+            self.tar.member(LINK, name, 0o644, 0, self.tree.links[name])
+        self.tar.close()
+
+        def paths(found: set[bytes]) -> tuple[str, ...]:
+            return tuple("/" + fsdecode(path) for path in sorted(found))
+
+        return Summary(
+            files=self.files + len(self.tree.empty),
+            directories=kinds.get(DIRECTORY, 0),
+            symlinks=kinds.get("symlink", 0),
+            links=len(self.tree.links),
+            fifos=kinds.get("fifo", 0),
+            bytes=self.bytes,
+            devices=paths(self.devices),
+            setuid=paths(self.setuid),
+            xattrs=self.xattrs,
+            mount_points=whole,
+        )

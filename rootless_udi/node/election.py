@@ -1,0 +1,193 @@
+"""Elect the builder of a node's container; the others join what it built.
+
+The builder holds an flock(2) on NAME.lock from before it plans until its record is there; who waits
+meanwhile then finds the record. A lock dies with its holder, so a killed builder blocks nobody.
+NAME.lock is made when there is a helper that takes it away, whatever becomes of the builder; until
+then the builder holds the state directory itself, as everybody does who looks for NAME.lock.
+"""
+
+import _signal
+import fcntl
+import os
+from time import sleep
+
+from rootless_udi.base.errors import UdiError, disk_hint
+from rootless_udi.base.process import complain
+from rootless_udi.node import places
+from rootless_udi.node import record as node_record
+
+_SILENT = 5.0
+"""Seconds for which a rank waits for the builder without a word."""
+_PATIENCE = 20
+"""Milliseconds that a builder-to-be waits for a member that is on its way in."""
+
+
+class Election:
+    """The right to build the container `name`: of a node's ranks one has it at a time."""
+
+    def __init__(self, path: str, directory: int, name: str) -> None:
+        """Wait for the lock. `path` and `directory` are the state directory's."""
+        self.path, self.directory, self.name = path, directory, name
+        self.lock = -1
+        while not self._locked():
+            pass
+
+    def _locked(self) -> bool:
+        """Wait for who has the lock; tell whether it is ours then, or the directory is."""
+        try:
+            fcntl.flock(self.directory, fcntl.LOCK_EX)
+            make = 0
+        except OSError:
+            # Not on NFS (flock(2)): there the file is made at once.
+            make = os.O_CREAT
+        try:
+            self.lock = self._open(make)
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            raise failed(self.path, error) from None
+        self._let_go()
+        _take(self.lock)
+        # Who ends a container unlinks its lock; one that was waited for meanwhile is no more.
+        if _same(self.lock, f"{self.name}.lock", self.directory):
+            return True
+        os.close(self.lock)
+        self.lock = -1
+        return False
+
+    def _open(self, make: int) -> int:
+        flags = os.O_RDWR | make | os.O_NOFOLLOW | os.O_CLOEXEC
+        mask = os.umask(0o077)
+        try:
+            return os.open(f"{self.name}.lock", flags, 0o600, dir_fd=self.directory)
+        finally:
+            os.umask(mask)
+
+    def _let_go(self) -> None:
+        try:
+            fcntl.flock(self.directory, fcntl.LOCK_UN)
+        except OSError:
+            pass
+
+    def make(self) -> None:
+        """Go over from the directory to a lock of our own, which somebody will take away."""
+        if self.lock >= 0:
+            return
+        try:
+            self.lock = self._open(os.O_CREAT)
+            fcntl.flock(self.lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise failed(self.path, error) from None
+        self._let_go()
+
+    def record(self) -> tuple[node_record.Record | None, int]:
+        """Return the record as it is now, waiting a moment for a member that is still entering."""
+        for _ in range(_PATIENCE):
+            record, fd = node_record.read(self.directory, self.name)
+            if record is None or record.lost() or not node_record.entering(record):
+                return record, fd
+            os.close(fd)
+            sleep(0.001)
+        return node_record.read(self.directory, self.name)
+
+    def release(self) -> None:
+        """Let the next one look."""
+        if self.lock >= 0:
+            os.close(self.lock)
+        else:
+            self._let_go()
+        self.lock = -1
+
+    def give_up(self) -> None:
+        """Release after a container that came to nothing: no lock file remains without a record."""
+        try:
+            if self.lock >= 0:
+                os.stat(self.name, dir_fd=self.directory)
+        except FileNotFoundError:
+            try:
+                os.unlink(f"{self.name}.lock", dir_fd=self.directory)
+            except OSError:
+                pass
+        self.release()
+
+
+def _take(lock: int) -> None:
+    """Lock; where another has it for long, one of those who wait says so."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    except BlockingIOError:
+        pass
+    alarm = _signal.SIGALRM
+    if any(_signal.getitimer(_signal.ITIMER_REAL)) or alarm in _signal.pthread_sigmask(0, ()):
+        # An alarm of whoever started this is the command's.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return
+    before = _signal.signal(alarm, lambda *_: _tell(lock))
+    _signal.setitimer(_signal.ITIMER_REAL, _SILENT, _SILENT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    finally:
+        _signal.setitimer(_signal.ITIMER_REAL, 0)
+        _signal.signal(alarm, before or _signal.SIG_DFL)
+    fcntl.lockf(lock, fcntl.LOCK_UN)
+
+
+def _tell(lock: int) -> None:
+    """Say who is waited for, once on a node: the ranks that wait share a lock of the other sort."""
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return
+    _signal.setitimer(_signal.ITIMER_REAL, 0)
+    pid, stopped = _holder(lock)
+    who = f"process {pid}" if pid else "another process"
+    hint = "--share=off starts without it"
+    if stopped:
+        hint = f"kill -CONT {pid} lets it go on, kill -KILL {pid} lets another rank build"
+    what = f"waiting for {who}, which builds this node's container"
+    complain("udi-run", what + (" and is stopped" if stopped else ""), hint)
+
+
+def _holder(lock: int) -> tuple[int, bool]:
+    """Return the process that has the flock(2), 0 for none, and whether it is stopped.
+
+    From proc_locks(5); a process of another pid namespace is 0 or negative there.
+    """
+    found = os.fstat(lock)
+    device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    try:
+        with open("/proc/locks") as file:
+            for line in file:
+                _, kind, _, _, pid, where, *_ = line.split()
+                if kind == "FLOCK" and where == device and int(pid) > 0:
+                    with open(f"/proc/{pid}/stat", "rb") as stat:
+                        state = stat.read().rpartition(b")")[2].split()[0]
+                    return int(pid), state in (b"T", b"t")
+    except (OSError, ValueError):
+        pass
+    return 0, False
+
+
+def _same(fd: int, name: str, directory: int) -> bool:
+    try:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(fd), status)
+
+
+def failed(path: str, error: OSError) -> UdiError:
+    return UdiError(
+        f"writing a record in the state directory {path} failed: {error.strerror}",
+        disk_hint(error.errno, "set XDG_RUNTIME_DIR to another directory, or use --share=off"),
+    )
+
+
+def _passed_over(environ: "dict[str, str]", chosen: str) -> None:
+    """Say which state directories came before the `chosen` one, and why they are not used."""
+    for path in places.directories(environ, os.getuid()):
+        why = places.refusal(path)
+        if why:
+            hint = f"{chosen} is used in its place; have it removed"
+            complain("udi-run", f"the state directory {path} is passed over: {why}", hint)

@@ -1,0 +1,114 @@
+"""Which launcher started this rank, and the name of the container of its ranks."""
+
+import os
+
+from rootless_udi.base.process import _stat, started
+from rootless_udi.plan.options import OPTIONS, Request
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PLANNED = (
+    "UDI_CONFIG",
+    "UDI_SITE_DIR",
+    "UDI_STORE",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+    "HOME",
+    "MPI_HOME",
+    "MPICH_DIR",
+    "CRAY_MPICH_DIR",
+    "I_MPI_ROOT",
+    "NVIDIA_DRIVER_CAPABILITIES",
+    "NVIDIA_DISABLE_REQUIRE",
+    "CUDA_MPS_PIPE_DIRECTORY",
+)
+"""Variables that change what is planned; the command's own differ between ranks and don't count."""
+
+_RANKS = ("PMIX_RANK", "PMI_RANK", "PMI_ID", "OMPI_COMM_WORLD_RANK", "PMI_FD")
+
+
+def launcher(environ: "Mapping[str, str]", share: str) -> str:
+    """Return a name for who started this process and its peers on this node; "" for nobody.
+
+    A Slurm or PALS step; else a PBS, Grid Engine or LSF job with the launcher's process; else,
+    where PMI or PMIx is spoken, the launcher's process alone.
+    """
+    if share == "off":
+        return ""
+    if share != "auto":
+        return f"name {share}"
+    get = environ.get
+    # Several node daemons on one machine make pretend nodes of it.
+    node = get("SLURMD_NODENAME", "")
+    if get("SLURM_JOB_ID") and get("SLURM_STEP_ID") and get("SLURM_PROCID"):
+        return f"slurm {get('SLURM_JOB_ID')}.{get('SLURM_STEP_ID')} {node}"
+    if get("PALS_APID"):
+        return f"pals {get('PALS_APID')}"
+    ranked = next((name for name in _RANKS if name in environ), None)
+    job = ""
+    if get("PBS_JOBID"):
+        job = f"pbs {get('PBS_JOBID')}"
+    elif get("SGE_TASK_ID") and get("JOB_ID"):
+        job = f"sge {get('JOB_ID')}.{get('SGE_TASK_ID')}"
+    elif get("LSB_JOBID"):
+        job = f"lsf {get('LSB_JOBID')}.{get('LSB_JOBINDEX', '0')}"
+    if ranked is not None:
+        pid, start = _starter(f"{ranked}={environ[ranked]}")
+    elif job:
+        pid, start = os.getppid(), started(os.getppid())
+    else:
+        return ""
+    return f"{job or 'mpi'} {pid}.{start}"
+
+
+def _starter(mark: str) -> tuple[int, int]:
+    """Return (pid, start) of the nearest ancestor whose environment lacks `mark`, NAME=VALUE.
+
+    A rank may come through a wrapper script, of which each has its own; the launcher is the one
+    process above them that is no rank itself.
+    """
+    pid = os.getppid()
+    wanted = mark.encode("utf-8", "surrogateescape")
+    while pid > 1:
+        try:
+            fd = os.open(f"/proc/{pid}/environ", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            break
+        try:
+            with open(fd, "rb", buffering=0) as file:
+                block = file.readall() or b""
+        except OSError:
+            break
+        if wanted not in block.split(b"\0"):
+            break
+        try:
+            pid = _stat(pid)[1]
+        except OSError:
+            break
+    return pid, started(pid)
+
+
+def key(request: Request, who: str, environ: "Mapping[str, str]") -> tuple[str, str]:
+    """Return (name, text): what a container depends on as text, and its file name in the state."""
+    parts = [who]
+    for option in OPTIONS:
+        value = getattr(request, option.field)
+        if option.shares and option.name != "share" and value:
+            parts.append(f"{option.name}={value}")
+    if request.image.startswith(".") or ":" in request.image:
+        parts.append(f"cwd={os.getcwd()}")
+    parts += [f"{name}={environ[name]}" for name in PLANNED if name in environ]
+    text = "\n".join(parts)
+    return digest(text.encode("utf-8", "surrogateescape")), text
+
+
+def digest(data: bytes) -> str:
+    """Return 32 hexadecimal digits that stand for `data`."""
+    try:
+        # hashlib brings OpenSSL in, 3 ms.
+        from _blake2 import blake2s
+    except ImportError:
+        from hashlib import blake2s
+    return blake2s(data, digest_size=16).hexdigest()

@@ -1,0 +1,167 @@
+"""Where a node's records are: a directory of the caller's own that nobody else can deny him.
+
+All ranks of a job on a node must come to the same one, though anybody may have made a directory of
+that name first. The places and their order follow from the user, the node and the job's environment
+alone. One that is not the caller's, mode 0700, is passed over, and so it is by every rank:
+
+- Where others can put something (/tmp, /dev/shm), what is refused now may be gone when the next
+  rank comes. So nothing is made there while any of these places is the caller's already, and of
+  those that are the last is taken: none is made after it.
+- Where all of these are taken, a site's configuration may name more, and the last is below HOME, a
+  folder for each node. Only then does a rank that joins read the configuration.
+"""
+
+import os
+from errno import EACCES, EDQUOT, ELOOP, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS
+from stat import S_ISDIR, S_ISLNK
+
+from rootless_udi.base import trust
+from rootless_udi.base.errors import UdiError, disk_hint
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+_LATER = (ENOENT, ENOTDIR, EACCES, EPERM, EROFS, ENAMETOOLONG, ELOOP)
+"""Why a place is passed over."""
+_FULL = (ENOSPC, EDQUOT)
+"""Among the places of all another one will do, since whoever comes when there is room again looks
+for one that is there first. Of a place of one's own not: he would make it."""
+
+
+def directories(environ: "Mapping[str, str]", uid: int) -> list[str]:
+    """Return the places that need no configuration, in the order in which they are tried."""
+    found = [f"/run/user/{uid}/rootless_udi", f"/tmp/udi-{uid}", f"/dev/shm/udi-{uid}"]
+    runtime = environ.get("XDG_RUNTIME_DIR", "")
+    if runtime.startswith("/"):
+        # Often unset, or set and missing, under a batch system.
+        found.insert(0, f"{runtime}/rootless_udi")
+    return found
+
+
+def further(environ: "Mapping[str, str]") -> list[str]:
+    """Return the places for where all those are taken: the site's, and one below HOME."""
+    from rootless_udi.config import load
+
+    found = list(load.load(environ).state_directories)
+    home = environ.get("HOME", "")
+    if home.startswith("/"):
+        found.append(f"{home}/.local/state/rootless_udi/{os.uname().nodename}")
+    return found
+
+
+def find(environ: "Mapping[str, str]", make: bool) -> tuple[str, int]:
+    """Return the state directory and a descriptor of it; ("", -1) where there is none.
+
+    With `make` it is made where it is missing. Raises UdiError where there is no room for it.
+    """
+    near = directories(environ, os.getuid())
+    found = state(near, make)
+    if found[1] < 0 and (make or any(map(refusal, near))):
+        far = further(environ)
+        if make and far:
+            try:
+                trust.make(os.path.dirname(far[-1]), 0o700)
+            except OSError:
+                # Then it can't be made either.
+                pass
+        found = state(far, make)
+    return found
+
+
+def state(paths: "Iterable[str]", make: bool) -> tuple[str, int]:
+    """Return the one of `paths` that is to be used and a descriptor; ("", -1) for none."""
+    for group in _groups(paths):
+        found = _last(group)
+        for path in group if make and found[1] < 0 else ():
+            if _make(path, group[1:]):
+                found = _last(group)
+                if found[1] >= 0:
+                    break
+        if found[1] >= 0:
+            return found
+    return "", -1
+
+
+def seen(paths: "Iterable[str]") -> str:
+    """Return what `state` would, by a look alone; "" for none."""
+    for group in _groups(paths):
+        for path in reversed(group):
+            if not refusal(path) and os.path.lexists(path):
+                return path
+    return ""
+
+
+def refusal(path: str) -> str:
+    """Say why what is at `path` can't be a state directory; "" where it is one, or nothing is."""
+    try:
+        return _judge(os.lstat(path))
+    except OSError:
+        return ""
+
+
+def _judge(status: os.stat_result) -> str:
+    if S_ISLNK(status.st_mode):
+        return "it is a symbolic link"
+    if not S_ISDIR(status.st_mode):
+        return "it is no directory"
+    if status.st_uid != os.getuid():
+        return "it is somebody else's"
+    return "it is open to others" if status.st_mode & 0o077 else ""
+
+
+def _groups(paths: "Iterable[str]") -> "Iterator[list[str]]":
+    """Yield each place of one's own alone, and where the first of those of all is, all these."""
+    paths, done = list(paths), False
+    for number, path in enumerate(paths):
+        if not _open_to_all(path):
+            yield [path]
+        elif not done:
+            done = True
+            yield [one for one in paths[number:] if _open_to_all(one)]
+
+
+def _open_to_all(path: str) -> bool:
+    """Tell whether others can make something at `path`."""
+    try:
+        return bool(trust.refusal(os.path.dirname(path)))
+    except OSError:
+        return False
+
+
+def _last(group: list[str]) -> tuple[str, int]:
+    for path in reversed(group):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in _LATER:
+                continue
+            raise _failed(path, error) from None
+        if not _judge(os.fstat(fd)):
+            return path, fd
+        os.close(fd)
+    return "", -1
+
+
+def _make(path: str, others: list[str]) -> bool:
+    """Make a place; tell whether one is there now. `others` are those that would do as well."""
+    # Whatever the caller's umask is, the owner must get in.
+    mask = os.umask(0o077)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return True
+    except OSError as error:
+        if error.errno in _LATER or (others and error.errno in _FULL):
+            return False
+        raise _failed(path, error) from None
+    finally:
+        os.umask(mask)
+    return True
+
+
+def _failed(path: str, error: OSError) -> UdiError:
+    return UdiError(
+        f"making the state directory {path} failed: {error.strerror}",
+        disk_hint(error.errno, "set XDG_RUNTIME_DIR, or run with --share=off"),
+    )

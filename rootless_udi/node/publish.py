@@ -1,0 +1,117 @@
+"""Write the record of a node's container, and take it away at the end."""
+
+import os
+from time import time
+
+from rootless_udi.base import process
+from rootless_udi.base.errors import UdiError
+from rootless_udi.node import places
+from rootless_udi.node import record as node_record
+from rootless_udi.node.election import Election, failed
+from rootless_udi.node.sweep import sweep
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rootless_udi.plan.planner import Plan
+
+
+def write(
+    directory: int, path: str, name: str, plan: "Plan", fields: "dict[str, str]", server: str
+) -> None:
+    """Publish the caller's container: a whole record, with the caller as its first member.
+
+    `fields` gives request, token and job, `server` is the image server's PID START: from in here it
+    may not be seen (proc(5), hidepid). Raises UdiError where the file can't be written.
+    """
+    spaces = {kind: os.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("user", "mnt")}
+    pairs = [
+        *fields.items(),
+        ("image", plan.image),
+        ("digest", plan.digest),
+        ("started", str(int(time()))),
+        ("user", str(spaces["user"])),
+        ("mnt", str(spaces["mnt"])),
+        ("server", server),
+        ("rung", plan.root.server),
+        *(("before", f"{e.op}\t{e.name}\t{e.value}") for e in plan.before),
+        *(("after", f"{e.op}\t{e.name}\t{e.value}") for e in plan.after),
+        *(("entrypoint", word) for word in plan.entrypoint),
+        *(("cmd", word) for word in plan.command),
+        ("workdir", plan.workdir),
+    ]
+    me = os.getpid()
+    _replace(directory, path, name, text(pairs) + f"\n{me} {process.started(me)}\n")
+
+
+def text(pairs: "list[tuple[str, str]]") -> str:
+    """Return a record's head; values that hold tabs between fields keep them."""
+    lines = [node_record.FORMAT]
+    for key, value in pairs:
+        fields = value.split("\t", 2) if key in ("before", "after") else [value]
+        lines.append(f"{key}=" + "\t".join(node_record.escape(field) for field in fields))
+    return "\n".join(lines) + "\n"
+
+
+def _replace(directory: int, path: str, name: str, content: str) -> None:
+    new = f"{name}.new"
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(new, flags, 0o600, dir_fd=directory)
+        try:
+            # Whatever the caller's umask is, the next rank must be able to read it.
+            os.fchmod(fd, 0o600)
+            data = content.encode("utf-8", "surrogateescape")
+            if os.write(fd, data) != len(data):
+                raise OSError(28, os.strerror(28))
+        finally:
+            os.close(fd)
+        os.rename(new, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError as error:
+        try:
+            os.unlink(new, dir_fd=directory)
+        except OSError:
+            pass
+        raise failed(path, error) from None
+
+
+def end(path: str, name: str, token: str, why: str = "") -> None:
+    """Note in the record that its image server has died (`why`), or take the record away.
+
+    The helper calls this. A record that another container has taken over (its token tells) stays.
+    """
+    try:
+        _, directory = places.state([path], make=False)
+        if directory < 0:
+            return
+        election = Election(path, directory, name)
+    except UdiError:
+        return
+    try:
+        record, fd = node_record.read(directory, name)
+        if fd >= 0:
+            os.close(fd)
+        if record is not None and record.get("token") != token:
+            return
+        if record is not None and why:
+            _mark(directory, path, name, record, why)
+        elif not why:
+            for left in (name, f"{name}.new", f"{name}.lock"):
+                try:
+                    os.unlink(left, dir_fd=directory)
+                except FileNotFoundError:
+                    pass
+    finally:
+        election.give_up()
+        if not why:
+            sweep(directory)
+        os.close(directory)
+
+
+def _mark(directory: int, path: str, name: str, record: node_record.Record, why: str) -> None:
+    head = [(key, value) for key, values in record.lists.items() for value in values]
+    members = "".join(f"{pid} {start}\n" for pid, start in reversed([*record.newest()]))
+    try:
+        _replace(directory, path, name, text([*head, ("dead", why)]) + f"\n{members}")
+    except UdiError:
+        # No room to say so: then nobody may join.
+        os.unlink(name, dir_fd=directory)

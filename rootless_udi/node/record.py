@@ -1,0 +1,240 @@
+"""One container per node and job step: find it, join it, publish it, forget it.
+
+Ranks in different user namespaces can't reach each other's memory, which MPI's shared-memory
+transports need; so all ranks that one launcher starts on a node share one container. Its record is
+a file in the user's state directory, of lines:
+
+    udi 1                       the format
+    KEY=VALUE                   "\n", "\t" and "\\" escaped; repeated keys make a list
+                                (an empty line)
+    PID START                   members: process id and start time (proc(5), stat, field 22)
+
+Keys: request (all that the container depends on), token (of this container), image, digest, job,
+started (seconds), user and mnt (inode numbers of the namespaces), server (PID START), rung
+(its name), before, after ("op TAB name TAB value" on the environment), entrypoint, cmd, workdir.
+`dead` says how the image server has ended while members live.
+
+A joiner reads this file and nothing else. Each one adds itself as a member, so that any living one
+can be joined when the first has gone. Nothing here imports what a joiner does not need.
+"""
+
+import os
+from errno import EINVAL, ENOENT
+
+from rootless_udi.base import trust
+from rootless_udi.base.errors import UdiError, disk_hint
+from rootless_udi.base.process import _stat, started
+from rootless_udi.base.syscalls import CLONE_NEWNS, CLONE_NEWUSER, protect, setns
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+FORMAT = "udi 1"
+
+
+class Record:
+    """A container's record as read: `lists` by key, `before` and `after` as operations on the
+    environment, `spaces` the numbers of its user and mount namespace. Raises ValueError for what
+    is no record."""
+
+    def __init__(self, data: str) -> None:
+        head, _, tail = data.partition("\n\n")
+        lines = head.split("\n")
+        if lines[0] != FORMAT:
+            raise ValueError(f"a record of format {lines[0]!r}, not {FORMAT!r}")
+        self.lists: dict[str, list[str]] = {}
+        for line in lines[1:]:
+            key, _, value = line.partition("=")
+            self.lists.setdefault(key, []).append(_unescape(value) if "\\" in value else value)
+        self.spaces = int(self.get("user")), int(self.get("mnt"))
+        self.before, self.after = self._operations("before"), self._operations("after")
+        self._tail = tail
+
+    def get(self, key: str) -> str:
+        """Return the one value of `key`, "" where it is missing."""
+        return self.lists.get(key, [""])[0]
+
+    def lost(self) -> str:
+        """Say how the image server has ended; "" while it lives, or where there is none.
+
+        After the last member's end that is as it should be. A server that died before is noted in
+        the record by its helper, if that has not died too.
+        """
+        pid, _, start = self.get("server").partition(" ")
+        if pid.isdecimal() and start.isdecimal() and not alive(int(pid), int(start)):
+            return self.get("dead") or "it has ended"
+        return self.get("dead")
+
+    def _operations(self, key: str) -> list[tuple[str, str, str]]:
+        split = [line.split("\t", 2) for line in self.lists.get(key, [])]
+        return [(op, name, value) for op, name, value in split]
+
+    def newest(self) -> "Iterator[tuple[int, int]]":
+        """Yield the members as (pid, start), who came last first.
+
+        Lazily: a container that many short commands pass through has thousands of dead ones. A line
+        that is no member (a full disk cut it off) is passed over.
+        """
+        return self._backwards(len(self._tail))
+
+    def likely(self) -> "Iterator[tuple[int, int]]":
+        """Yield the last member, the builder, then all as `newest`: one of the two mostly lives."""
+        newest = next(self.newest(), None)
+        if newest is not None:
+            yield newest
+            yield from self._backwards(self._tail.find("\n"))
+        yield from self.newest()
+
+    def _backwards(self, end: int) -> "Iterator[tuple[int, int]]":
+        while end > 0:
+            begin = self._tail.rfind("\n", 0, end) + 1
+            pid, _, start = self._tail[begin:end].partition(" ")
+            end = begin - 1
+            if pid.isdecimal() and start.isdecimal() and start != "0":
+                yield int(pid), int(start)
+
+
+def _unescape(text: str) -> str:
+    out, at = [], 0
+    while at < len(text):
+        c = text[at]
+        if c == "\\":
+            at += 1
+            c = {"n": "\n", "t": "\t"}.get(text[at : at + 1], text[at : at + 1])
+        out.append(c)
+        at += 1
+    return "".join(out)
+
+
+def escape(text: str) -> str:
+    """Return `text` on one line without tabs; `Record` reads it back."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
+
+
+def alive(pid: int, start: int) -> bool:
+    """Tell whether the process of that start time lives.
+
+    From another user namespace a process of the caller's own may be hidden (proc(5), hidepid), and
+    a /proc of another PID namespace has other numbers. That somebody of the caller's has the number
+    is all that can be known then.
+    """
+    try:
+        if _stat(pid)[0] == start:
+            return True
+        if os.readlink("/proc/self") == str(os.getpid()):
+            return False
+    except (FileNotFoundError, PermissionError):
+        pass
+    except OSError:
+        return False
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+def read(directory: int, name: str) -> tuple[Record | None, int]:
+    """Return the record `name` of a state directory and its descriptor, for appending.
+
+    (None, -1) where there is none, or none that this version understands. Raises UdiError for
+    something else of that name, and for one that others may have written.
+    """
+    try:
+        fd = os.open(name, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    except OSError as error:
+        if error.errno != ENOENT:
+            raise _failed(
+                "reading", os.readlink(f"/proc/self/fd/{directory}"), name, error
+            ) from None
+        return None, -1
+    chunks = []
+    try:
+        trust.check(fd, name, what="the record")
+        while chunk := os.read(fd, 1 << 16):
+            chunks.append(chunk)
+    except BaseException:
+        os.close(fd)
+        raise
+    try:
+        return Record(b"".join(chunks).decode("utf-8", "surrogateescape")), fd
+    except ValueError:
+        os.close(fd)
+        return None, -1
+
+
+def _failed(what: str, folder: str, name: str, error: OSError) -> UdiError:
+    return UdiError(
+        f"{what} the record {name} in the state directory {folder} failed: {error.strerror}",
+        disk_hint(error.errno, "remove what is no record of ours there, or use --share=off"),
+    )
+
+
+def join(record: Record, fd: int) -> bool:
+    """Enter the container of `record` through any living member; tell whether that was possible.
+
+    The caller is then inside, at "/", unprivileged, and a member. Adds itself first: a peer that
+    comes while this one is on its way must not find nobody. Raises UdiError where it can't.
+    """
+    for pid, start in record.likely():
+        spaces = _namespaces(pid, start, record.spaces)
+        if spaces is None:
+            continue
+        me = os.getpid()
+        try:
+            os.write(fd, b"%d %d\n" % (me, started(me)))
+        except OSError as error:
+            folder, _, name = os.readlink(f"/proc/self/fd/{fd}").rpartition("/")
+            raise _failed("joining", folder, name, error) from None
+        user, mnt = spaces
+        try:
+            setns(user, CLONE_NEWUSER)
+            setns(mnt, CLONE_NEWNS)
+        except OSError as error:
+            # What setns(2) says to a udi-run inside the container: it is there already.
+            if error.errno != EINVAL:
+                raise
+        os.close(user)
+        os.close(mnt)
+        protect()
+        return True
+    return False
+
+
+def _namespaces(pid: int, start: int, numbers: tuple[int, int]) -> tuple[int, int] | None:
+    """Return open descriptors of a member's namespaces; None where it is no member any more."""
+    fds: list[int] = []
+    try:
+        for kind in ("user", "mnt"):
+            fds.append(os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC))
+        # After the opens: the process that has this start time was there all along.
+        if tuple(os.fstat(fd).st_ino for fd in fds) == numbers and alive(pid, start):
+            return fds[0], fds[1]
+    except OSError:
+        pass
+    for fd in fds:
+        os.close(fd)
+    return None
+
+
+def living(record: Record) -> list[int]:
+    """Return the members that are alive, whether or not they have entered yet."""
+    return [pid for pid, start in record.newest() if alive(pid, start)][::-1]
+
+
+def joinable(record: Record) -> bool:
+    """Tell whether a living member is inside."""
+    for pid, start in record.likely():
+        spaces = _namespaces(pid, start, record.spaces)
+        if spaces is not None:
+            for fd in spaces:
+                os.close(fd)
+            return True
+    return False
+
+
+def entering(record: Record) -> bool:
+    """Tell whether no member can be joined now, but one is alive and may be on its way in."""
+    return not joinable(record) and bool(living(record))

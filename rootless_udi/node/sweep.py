@@ -1,0 +1,63 @@
+"""Take away what dead containers left in a state directory.
+
+A container's helper removes its record. But a batch system that kills all of a job's processes at
+its end (Grid Engine by the job's group, Slurm by the step's cgroup) may kill the helper first: a
+record or its lock remains until somebody sweeps. Off the hot path: a helper or `udi ps` does it.
+"""
+
+import fcntl
+import os
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.node import record as node
+
+_ENDINGS = (".new", ".lock")
+
+
+def sweep(directory: int) -> list[str]:
+    """Remove dead records, unfinished ones and their locks; return the containers' names.
+
+    `directory` is a descriptor of the state directory. A container is dead when nobody holds its
+    lock and no member of its record lives; a helper that is still there finds nothing more to do.
+    """
+    names = set()
+    for name in os.listdir(directory):
+        for ending in _ENDINGS:
+            name = name.removesuffix(ending)
+        names.add(name)
+    return sorted(name for name in names if _dead(directory, name))
+
+
+def _dead(directory: int, name: str) -> bool:
+    """Remove the files of `name` under its lock, where it is dead; tell whether it was."""
+    try:
+        lock = os.open(f"{name}.lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        lock = -1
+    try:
+        if lock >= 0:
+            # Held by a builder, or by a helper that is about to do this itself.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # By now it may be another builder's. Who waits for one that is unlinked starts again.
+            here = os.stat(f"{name}.lock", dir_fd=directory, follow_symlinks=False)
+            if not os.path.samestat(here, os.fstat(lock)):
+                return False
+        record, fd = node.read(directory, name)
+        if fd >= 0:
+            os.close(fd)
+        if record is not None and node.living(record):
+            return False
+        if record is None and lock < 0:
+            # A run of its own is writing its record, without a lock.
+            return False
+        for left in (name, *(name + ending for ending in _ENDINGS)):
+            try:
+                os.unlink(left, dir_fd=directory)
+            except FileNotFoundError:
+                pass
+        return True
+    except (OSError, UdiError):
+        return False
+    finally:
+        if lock >= 0:
+            os.close(lock)

@@ -1,0 +1,108 @@
+"""The command's environment, as a list of operations on the caller's. Pure.
+
+The order is Shifter's, later wins: the caller's own without what a privileged program would lose
+(or nothing, with --clearenv), the image's, --env-file, --env, the modules', the site's.
+"""
+
+from rootless_udi.base.errors import UdiError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Operation = tuple[str, str, str]
+"""(op, name, value): see steps.Env for the words."""
+
+UNSECURE = (
+    "GCONV_PATH",
+    "GETCONF_DIR",
+    "GLIBC_TUNABLES",
+    "HOSTALIASES",
+    "LD_AUDIT",
+    "LD_BIND_NOT",
+    "LD_BIND_NOW",
+    "LD_DEBUG",
+    "LD_DEBUG_OUTPUT",
+    "LD_DYNAMIC_WEAK",
+    "LD_HWCAP_MASK",
+    "LD_LIBRARY_PATH",
+    "LD_ORIGIN_PATH",
+    "LD_PRELOAD",
+    "LD_PROFILE",
+    "LD_PROFILE_OUTPUT",
+    "LD_SHOW_AUXV",
+    "LD_TRACE_LOADED_OBJECTS",
+    "LD_USE_LOAD_BIAS",
+    "LD_VERBOSE",
+    "LD_WARN",
+    "LOCALDOMAIN",
+    "LOCPATH",
+    "MALLOC_TRACE",
+    "NIS_PATH",
+    "NLSPATH",
+    "RESOLV_HOST_CONF",
+    "RES_OPTIONS",
+    "TMPDIR",
+    "TZDIR",
+)
+"""What glibc takes from a setuid program (unsecvars.h): Shifter's users never saw the host's inside
+a container, and its LD_LIBRARY_PATH is wrong there."""
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def apply(environ: "dict[str, str]", operations: "Iterable[Operation]") -> None:
+    """Carry out `operations` on `environ` in place.
+
+    "append" and "prepend" join with ":" and are a plain set where the variable is unset or empty.
+    """
+    for op, name, value in operations:
+        if op == "set":
+            environ[name] = value
+        elif op == "unset":
+            environ.pop(name, None)
+        elif op == "clear":
+            environ.clear()
+        else:
+            old = environ.get(name, "")
+            parts = [old, value] if op == "append" else [value, old]
+            environ[name] = ":".join(parts) if old else value
+
+
+def of_caller(clear: bool) -> "list[Operation]":
+    """Return what is done to the caller's environment first."""
+    return [("clear", "", "")] if clear else [("unset", name, "") for name in UNSECURE]
+
+
+def of_image(pairs: "Iterable[str]") -> "list[Operation]":
+    """Return the image's ENV as operations; pairs without "=" or without a value are left out."""
+    split = [pair.partition("=") for pair in pairs]
+    return [("set", name, value) for name, _, value in split if name and value]
+
+
+def of_options(pairs: "Iterable[str]", what: str = "--env") -> "list[Operation]":
+    """Return NAME=VALUE pairs as operations. Raises UdiError without "=" or with an empty name."""
+    operations = []
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise UdiError(f"{what} {pair!r} is not NAME=VALUE", f"{what} {name or 'NAME'}=VALUE")
+        if "\0" in pair:
+            raise UdiError(f"{what} {name}: a variable can't hold a NUL character")
+        operations.append(("set", name, value))
+    return operations
+
+
+def of_file(text: str, path: str) -> "list[Operation]":
+    """Return the operations of an --env-file's text.
+
+    A line is NAME=VALUE; blanks around it, empty lines and lines that start with "#" are left out;
+    quotes are part of the value, nothing is expanded. Raises UdiError naming `path` and line.
+    """
+    operations: list[Operation] = []
+    # Not splitlines: to it, a form feed or U+2028 in a value is the end of a line too.
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.strip()
+        if line and not line.startswith("#"):
+            operations += of_options([line], f"{path}, line {number}:")
+    return operations

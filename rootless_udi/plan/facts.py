@@ -1,0 +1,34 @@
+"""What a plan needs to know of the host, as data. `rootless_udi.host.facts` gathers it. Pure."""
+
+from rootless_udi.base.records import Record
+
+
+class Source(Record):
+    """What is at a path of the host: `kind` is "directory", "file", "device", "missing",
+    "denied", "special" (a FIFO or a socket) or "failed"; `real` is the path without symbolic links.
+    `why` is the kernel's answer where `kind` does not say it: for "failed", and for "missing" if it
+    is not that there is no such file."""
+
+    kind: str
+    real: str
+    why: str = ""
+
+
+class Host(Record):
+    """The caller and what this node can do."""
+
+    uid: int
+    gid: int
+    user: str
+    gecos: str
+    home: str
+    shell: str
+    group: str
+    fuse: bool
+    """/dev/fuse is there and may be opened."""
+    overlay: bool
+    """The kernel lets an ordinary user mount overlayfs: Linux 5.11."""
+    squashfuse: str
+    """Path of squashfuse_ll, or empty."""
+    unsquashfs: str
+    machine: str = ""

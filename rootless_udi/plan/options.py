@@ -1,0 +1,227 @@
+"""udi-run's command line: one table, from which parsing, --help, completion and man come. Pure.
+
+A hand loop reads it: argparse costs a launch 10 ms. Options stop at the first word that is none
+(POSIX, as Shifter does), so the command's own options need no "--".
+"""
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.records import Record
+
+FLAG, VALUE, LIST, OPTIONAL = "flag", "value", "list", "optional"
+
+
+class Option(Record):
+    """One option. `kind`: "flag", "value" (last wins), "list" (repeats add), "optional" ([=X])."""
+
+    name: str
+    kind: str
+    meta: str
+    text: str
+    short: str = ""
+    shares: bool = True
+    """Whether ranks must agree on it to share a container; the others are each rank's own."""
+    choices: tuple[str, ...] = ()
+
+    @property
+    def field(self) -> str:
+        """The name of the field of Request that it sets."""
+        return self.name.replace("-", "_")
+
+
+OPTIONS = (
+    Option("image", VALUE, "IMAGE", "the image, in place of the first argument", "i"),
+    Option("volume", LIST, "SRC:DST[:FLAGS]", "bind SRC of the host to DST", "V"),
+    Option("writable", FLAG, "", "a writable root in memory, gone at the end"),
+    Option("env", LIST, "NAME=VALUE", "set a variable", "e", shares=False),
+    Option("env-file", LIST, "FILE", "set the variables listed in FILE", "", shares=False),
+    Option("clearenv", FLAG, "", "start from an empty environment", "E", shares=False),
+    Option(
+        "workdir", OPTIONAL, "DIR", "start in DIR, or in the image's WORKDIR", "w", shares=False
+    ),
+    Option(
+        "entrypoint",
+        OPTIONAL,
+        "CMD",
+        "run CMD, or the image's ENTRYPOINT, before the arguments",
+        "",
+        shares=False,
+    ),
+    Option("module", VALUE, "A,B|none", "site modules, in place of the site's default ones", "m"),
+    Option("mpi", OPTIONAL, "WHICH", "the host's MPI: auto, mpich, openmpi, abi, PROFILE, none"),
+    Option(
+        "mpi-compat",
+        VALUE,
+        "HOW",
+        "how close the versions must be",
+        choices=("warn", "major", "full", "strict"),
+    ),
+    Option("gpu", OPTIONAL, "WHICH", "the host's GPUs: auto, nvidia, amd, intel, cdi:NAME, none"),
+    Option("device", LIST, "VENDOR/CLASS=NAME", "a device by its CDI name"),
+    Option("share", VALUE, "HOW", "one container for a node's ranks: auto, off, NAME"),
+    Option(
+        "fuse", VALUE, "SERVER", "who serves the image: auto, udi, squashfuse_ll, directory, ..."
+    ),
+    Option("trace", VALUE, "FILE", "write what is read of the image to FILE (see udi profile)"),
+    Option(
+        "pull",
+        VALUE,
+        "WHEN",
+        "fetch the image: missing, never, always",
+        shares=False,
+        choices=("missing", "never", "always"),
+    ),
+    Option("platform", VALUE, "OS/ARCH[/VARIANT]", "the image for that, e.g. linux/amd64/v2"),
+    Option("insecure", FLAG, "", "fetch over plain HTTP", shares=False),
+    Option(
+        "explain",
+        OPTIONAL,
+        "json",
+        "print what would be done and why, and do nothing",
+        "",
+        shares=False,
+        choices=("", "json"),
+    ),
+    Option("shifter", FLAG, "", "what Shifter's containers have besides: /var/shifterConfig.json"),
+    Option("verbose", FLAG, "", "say what is done", "v", shares=False),
+    Option("version", FLAG, "", "print the version", "", shares=False),
+    Option("help", FLAG, "", "print this", "h", shares=False),
+)
+_BY_NAME = {option.name: option for option in OPTIONS}
+_BY_SHORT = {option.short: option for option in OPTIONS if option.short}
+
+
+class Request(Record):
+    """What the caller asks for: the fields are the options of the table, and the command.
+
+    OPTIONAL options are None where not given, "" where given bare.
+    """
+
+    image: str = ""
+    command: tuple[str, ...] = ()
+    volume: tuple[str, ...] = ()
+    writable: bool = False
+    env: tuple[str, ...] = ()
+    env_file: tuple[str, ...] = ()
+    clearenv: bool = False
+    workdir: str | None = None
+    entrypoint: str | None = None
+    module: str | None = None
+    mpi: str | None = None
+    mpi_compat: str | None = None
+    gpu: str | None = None
+    device: tuple[str, ...] = ()
+    share: str | None = None
+    fuse: str | None = None
+    trace: str | None = None
+    pull: str | None = None
+    platform: str | None = None
+    insecure: bool = False
+    explain: str | None = None
+    shifter: bool = False
+    verbose: bool = False
+    version: bool = False
+    help: bool = False
+
+
+def parse(argv: "list[str]", environ: "dict[str, str]") -> Request:
+    """Read `argv` (without the program's name) and the UDI_* variables behind it.
+
+    UDI_IMAGE, UDI_VOLUME, UDI_MODULE, UDI_MPI, UDI_GPU, UDI_FUSE and UDI_SHARE stand for options
+    that are not given; a workload manager's plugin sets them. With an image from --image or
+    UDI_IMAGE, every word is the command's. Raises UdiError for what it does not understand.
+    """
+    values: dict[str, object] = {}
+    rest = _options(argv, values)
+    for name in ("image", "module", "mpi", "gpu", "fuse", "share"):
+        text = environ.get("UDI_" + name.upper())
+        if text and name not in values:
+            values[name] = text
+    if environ.get("UDI_VOLUME") and "volume" not in values:
+        values["volume"] = (environ["UDI_VOLUME"],)
+    image = str(values.pop("image", ""))
+    if not image and rest:
+        image, rest = rest[0], rest[1:]
+    request = Request(image=image, command=tuple(rest), **values)  # type: ignore[arg-type]
+    if not image and not (request.help or request.version):
+        raise UdiError("no image is given", "udi-run [OPTIONS] IMAGE [COMMAND [ARG...]]")
+    return request
+
+
+def _options(argv: "list[str]", values: "dict[str, object]") -> "list[str]":
+    """Put the leading options of `argv` into `values`; return what follows them."""
+    at = 0
+    while at < len(argv):
+        word = argv[at]
+        if word == "--":
+            return argv[at + 1 :]
+        if not word.startswith("-") or word == "-":
+            break
+        at += 1
+        if word.startswith("--"):
+            name, equals, text = word[2:].partition("=")
+            option = _BY_NAME.get(name)
+            given = text if equals else None
+        else:
+            option, given = _BY_SHORT.get(word[1]), word[2:] or None
+            if option is not None and option.kind == FLAG and given:
+                argv = [*argv[:at], "-" + given, *argv[at:]]
+                given = None
+        if option is None:
+            raise UdiError(f"unknown option {word}", _suggest(word))
+        if given is None and option.kind in (VALUE, LIST):
+            if at == len(argv):
+                raise UdiError(f"option {word} needs a value: {option.meta}")
+            given = argv[at]
+            at += 1
+        _set(values, option, given)
+    return argv[at:]
+
+
+def _set(values: "dict[str, object]", option: Option, given: str | None) -> None:
+    if option.kind == FLAG:
+        if given is not None:
+            raise UdiError(f"option --{option.name} takes no value, got {given!r}")
+        values[option.field] = True
+        return
+    text = given or ""
+    if not text and option.kind in (VALUE, LIST):
+        raise UdiError(f"option --{option.name} needs a value: {option.meta}")
+    if option.choices and text not in option.choices:
+        known = ", ".join(c for c in option.choices if c)
+        raise UdiError(f"option --{option.name}: unknown {text!r}", f"one of {known}")
+    if option.kind == LIST:
+        before = values.get(option.field, ())
+        assert isinstance(before, tuple)
+        values[option.field] = (*before, text)
+    else:
+        values[option.field] = text
+
+
+def _suggest(word: str) -> str:
+    """Return a hint naming the options that share the most with `word`."""
+    bare = word.lstrip("-").partition("=")[0]
+    near = [f"--{o.name}" for o in OPTIONS if bare and o.name.startswith(bare[:3])]
+    return (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else "see udi-run --help; the command's own options come after the image"
+    )
+
+
+def usage() -> str:
+    """Return the text of --help."""
+    lines = ["usage: udi-run [OPTIONS] IMAGE [COMMAND [ARG...]]", "", "options:"]
+    for option in OPTIONS:
+        meta = {FLAG: "", OPTIONAL: f"[={option.meta}]"}.get(option.kind, f"={option.meta}")
+        short = f"-{option.short}, " if option.short else ""
+        left = f"  {short}--{option.name}{meta}"
+        lines.append(
+            f"{left:<34}{option.text}" if len(left) < 33 else f"{left}\n{'':34}{option.text}"
+        )
+    lines += [
+        "",
+        "IMAGE is NAME[:TAG], HOST[:PORT]/NAME[:TAG], NAME@sha256:HEX, oci:DIR[:TAG],",
+        "docker-archive:FILE, a .sqfs file or a directory. Options end at the first other word.",
+        "The exit status is the command's; 125: ours, 126: not runnable, 127: not found.",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,281 @@
+"""build(request, site, host, image) -> Plan: everything that a launch will do, as data. Pure.
+
+No file is read here and nothing is changed; what the host and the image are like comes in as
+facts. `explain` prints a plan, `execute` carries it out.
+"""
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.records import Record
+from rootless_udi.idmap import accounts
+from rootless_udi.plan import environment, mountpoints
+from rootless_udi.plan.facts import Host, Source
+from rootless_udi.plan.image import Image, Root
+from rootless_udi.plan.options import Request
+from rootless_udi.plan.steps import Env, File, Hook, Injection, Mount, Step, Symlink
+from rootless_udi.plan.volumes import Volume, parents
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from rootless_udi.plan.pernodecache import FileCache
+    from rootless_udi.plan.site import Site
+
+NSSWITCH = (
+    "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files\n"
+    "protocols: files\nservices: files\nethers: files\nrpc: files\n"
+)
+ADDED = "/opt/udiImage"
+
+
+class Plan(Record):
+    """A launch as data; the order of `steps` is the order in which they are done.
+
+    `before` and `after` surround the caller's own --env-file and --env: see `environment`.
+    `overlay` says why there is one, and is empty where there is none.
+    """
+
+    image: str
+    digest: str
+    root: Root
+    writable: bool
+    overlay: str
+    steps: "tuple[Step | FileCache, ...]"
+    before: tuple[Env, ...]
+    after: tuple[Env, ...]
+    entrypoint: tuple[str, ...]
+    command: tuple[str, ...]
+    workdir: str
+    uid: int
+    gid: int
+    hooks: tuple[Hook, ...] = ()
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    complete: bool = True
+    """The image has all of skeleton.py, where it belongs; else it is laid over the image."""
+
+
+def build(
+    request: Request,
+    site: "Site",
+    host: Host,
+    image: Image,
+    root: Root,
+    sources: "Mapping[str, Source]",
+    volumes: "tuple[Volume, ...]" = (),
+    injections: "Iterable[Injection]" = (),
+    hooks: "tuple[Hook, ...]" = (),
+    caches: "tuple[Mount | FileCache, ...]" = (),
+) -> Plan:
+    """Return the plan of a launch.
+
+    `sources` says what is at each path of the host that may be mounted: those of `wanted`. `caches`
+    are the steps of the volumes that are perNodeCaches.
+    Raises UdiError for what is asked for and impossible.
+    """
+    injections = tuple(injections)
+    steps: list[Step | FileCache] = []
+    standard = _defaults(site) + _accounts(host, site)
+    for step in standard:
+        kept = _look(step, sources)
+        if kept is not None:
+            steps.append(kept)
+    added = [step for injection in injections for step in injection.steps]
+    if any(step.target == ADDED or step.target.startswith(ADDED + "/") for step in added):
+        options = ("mode=755", "nosuid", "nodev", "ro")
+        reason = "private memory for what is added to the image"
+        steps.append(Mount(ADDED, "tmpfs", "tmpfs", options, reason=reason))
+    steps += [kept for step in added if (kept := _look(step, sources)) is not None]
+    made = {cache.target: cache for cache in caches}
+    for volume in volumes:
+        mount = made.get(volume.destination) or _look(_volume(volume), sources)
+        assert mount is not None
+        steps.append(mount)
+    overlay = _overlay(request, host, image, root, steps)
+    facts = image.facts
+    return Plan(
+        image=image.request,
+        digest=image.digest,
+        root=root,
+        writable=request.writable,
+        overlay=overlay,
+        steps=tuple(steps),
+        before=tuple(_before(image)),
+        after=tuple(_after(site, injections)),
+        entrypoint=tuple(facts.get("entrypoint") or ()),
+        command=tuple(facts.get("cmd") or ()),
+        workdir=facts.get("workdir") or "",
+        uid=host.uid,
+        gid=host.gid,
+        hooks=hooks,
+        notes=tuple(note for injection in injections for note in injection.notes),
+        warnings=(
+            *_left_out([*standard, *added], sources),
+            *(text for injection in injections for text in injection.warnings),
+        ),
+        complete=bool(facts.get("mount_points")),
+    )
+
+
+def layered(made: Plan) -> "tuple[File | Symlink | Mount, ...]":
+    """Return the steps that the overlay's upper layer can prepare before it is mounted.
+
+    Those of /etc, where nothing is mounted over it. In the layer a generated file costs a third of
+    the system calls of a bind and the image server none of its questions; and with --writable it
+    can be replaced by rename(2), as package managers do, which a mount point can't.
+    """
+    found: dict[str, File | Symlink | Mount] = {}
+    for step in made.steps if made.overlay else ():
+        if step.target == "/etc":
+            return ()
+        if step.target.rpartition("/")[0] != "/etc":
+            continue
+        if isinstance(step, File | Symlink) or (isinstance(step, Mount) and not step.fstype):
+            found.setdefault(step.target, step)
+    return tuple(found.values())
+
+
+def wanted(
+    site: "Site", volumes: "Iterable[Volume]", injections: "Iterable[Injection]"
+) -> list[str]:
+    """Return the paths of the host that the plan will ask about."""
+    steps: list[Step] = [*_defaults(site), *_host_files(site)]
+    steps += [step for injection in injections for step in injection.steps]
+    paths = [s.source for s in steps if isinstance(s, Mount) and not s.fstype]
+    return [*paths, *(volume.source for volume in volumes if volume.cache is None)]
+
+
+def _defaults(site: "Site") -> list[Step]:
+    """The site's default mounts; those of a site without configuration are in `config`."""
+    steps: list[Step] = [
+        Mount(
+            row.destination,
+            row.source,
+            options=("nosuid", *(() if row.destination == "/dev" else ("nodev",)), *row.options),
+            required=row.required,
+            reason=f"default mount ({row.origin})",
+        )
+        for row in site.mounts
+    ]
+    if not any(row.destination == "/run" for row in site.mounts):
+        # Shifter's fresh /var/run: daemons' leftovers in an image help nobody.
+        options = ("mode=755", "nosuid", "nodev", "ro")
+        steps.insert(0, Mount("/run", "tmpfs", "tmpfs", options, reason="default: a fresh /run"))
+    return steps
+
+
+def _host_files(site: "Site") -> list[Step]:
+    return [
+        Mount(
+            f"/etc/{name}",
+            path,
+            options=("nosuid", "nodev", "ro"),
+            required=False,
+            reason=f"the host's {path}",
+        )
+        for name, path in site.etc
+    ]
+
+
+def _accounts(host: Host, site: "Site") -> list[Step]:
+    """The files of /etc that every container gets: the caller's accounts, name resolution."""
+    who = "default: the caller's accounts"
+    passwd = accounts.passwd(host.uid, host.gid, host.user, host.gecos, host.home, host.shell)
+    group = accounts.group(host.gid, host.group, host.user)
+    generated: list[Step] = [
+        File("/etc/passwd", passwd, reason=who),
+        File("/etc/group", group, reason=who),
+        File("/etc/shadow", "", 0o600, reason=who),
+        File("/etc/nsswitch.conf", NSSWITCH, reason="default: names come from these files"),
+        File("/etc/host.conf", "multi on\n", reason="default: name resolution"),
+    ]
+    own = {f"/etc/{name}" for name, _ in site.etc}
+    links: list[Step] = [Symlink("/etc/mtab", "/proc/mounts", reason="default: the mount table")]
+    return [*(s for s in generated if s.target not in own), *_host_files(site), *links]
+
+
+def _volume(volume: Volume) -> Mount:
+    return Mount(
+        volume.destination,
+        volume.source,
+        options=("nosuid", "nodev", *volume.options),
+        reason=f"volume ({volume.origin})",
+    )
+
+
+def _look(step: Step, sources: "Mapping[str, Source]") -> Step | None:
+    """Return the step with its source resolved; None where it is optional and missing."""
+    if not isinstance(step, Mount) or step.fstype:
+        return step
+    source = sources[step.source]
+    if source.kind in ("directory", "file", "device"):
+        return step.replace(source=source.real)
+    if not step.required:
+        return None
+    raise UdiError(_refused(step, source), f"asked for by: {step.reason}")
+
+
+def _refused(step: Mount, source: Source) -> str:
+    why = {
+        "missing": "no such file or directory on the host",
+        "denied": "permission denied",
+        "special": "it is a FIFO or a socket, not a file or a directory",
+    }.get(source.kind, "")
+    if source.why:
+        why = f"{source.why} on the host"
+    return f"mounting {step.source} on {step.target} failed: {why}"
+
+
+def _left_out(steps: "Iterable[Step]", sources: "Mapping[str, Source]") -> "Iterable[str]":
+    """Yield what is to be said of optional mounts: of a source that is there and does not work."""
+    for step in steps:
+        if isinstance(step, Mount) and not step.fstype and not step.required:
+            source = sources[step.source]
+            if source.kind == "failed":
+                yield f"{_refused(step, source)}; it is left out (required = false)"
+
+
+def _overlay(
+    request: Request, host: Host, image: Image, root: Root, steps: "list[Step | FileCache]"
+) -> str:
+    """Say why this launch needs an overlay over the image, or return ""."""
+    why = ""
+    if request.writable:
+        why = "--writable: changes go to memory and are gone at the end"
+    elif not image.facts.get("mount_points"):
+        why = "the image was not made by udi pull and may lack mount points"
+        if "mount_points" in image.facts:
+            why = "the image has a file where a directory must be, or the other way round"
+    else:
+        made = {*mountpoints.DIRECTORIES, *mountpoints.FILES, *mountpoints.SYMLINKS}
+        covered = {s.target for s in steps if isinstance(s, Mount)}
+        for step in steps:
+            over = isinstance(step, Mount) and step.over
+            inside = any(parent in covered for parent in parents(step.target))
+            if step.target not in made and not over and not inside:
+                why = f"mount point {step.target} is not in the image"
+                break
+    if not why and root.server == "udi" and host.overlay:
+        # The kernel's overlay answers isatty's ioctl itself; over this server it pays for itself.
+        return "so that the kernel asks the image server nothing after the first rank"
+    if why and not host.overlay:
+        raise UdiError(
+            f"an overlay is needed ({why}), and this kernel lets no ordinary user mount one",
+            "Linux 5.11 or newer can; images of `udi pull` need none for standard mount points",
+        )
+    return why
+
+
+def _before(image: Image) -> list[Env]:
+    shifter = [
+        ("set", "SHIFTER_RUNTIME", "1"),
+        ("set", "SHIFTER_IMAGEREQUEST", image.request),
+        ("set", "SHIFTER_IMAGE", image.identifier),
+    ]
+    said = [Env(*operation, "Shifter's marks of a container") for operation in shifter]
+    pairs = environment.of_image(image.facts.get("env") or ())
+    return said + [Env(*operation, "the image's ENV") for operation in pairs]
+
+
+def _after(site: "Site", injections: "Iterable[Injection]") -> list[Env]:
+    return [e for injection in injections for e in injection.environment] + list(site.environment)

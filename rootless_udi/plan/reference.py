@@ -1,0 +1,286 @@
+"""Image references and platforms as text. Pure: no file, no network; a launch imports this.
+
+Where a path is given, whether it is a file or a directory is left to the caller's stat.
+Documents (indexes, manifests, configs) are in `manifest`, which only a pull needs.
+Grammar: distribution/reference (names, tags, digests), containers-transports(5) (prefixes).
+"""
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.records import Record
+
+DOCKER_HUB = "docker.io"
+SQUASHFS_SUFFIXES = (".sqfs", ".squashfs", ".squash", ".sqsh")
+FORMS = (
+    "one of NAME[:TAG], HOST[:PORT]/NAME[:TAG], NAME@sha256:HEX, oci:DIR[:TAG], "
+    "docker-archive:FILE, a .sqfs file, a directory (./DIR)"
+)
+_HUB_ALIASES = (DOCKER_HUB, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com")
+_OTHER_TRANSPORTS = (
+    "containers-storage",
+    "dir",
+    "docker-daemon",
+    "library",
+    "oras",
+    "ostree",
+    "shub",
+    "sif",
+    "tarball",
+)
+_HEX = "0123456789abcdef"
+_LOWER = "abcdefghijklmnopqrstuvwxyz0123456789"
+_WORD = _LOWER + "ABCDEFGHIJKLMNOPQRSTUVWXYZ_"
+_DIGEST_LENGTHS = {"sha256": 64, "sha512": 128}
+
+
+class Reference(Record):
+    """What a user means by IMAGE.
+
+    kind: "registry" (registry, repository, and a tag or a digest or both: then the digest counts),
+    "oci" (path of an image layout; tag may be empty: its only image), "archive" (path of a
+    docker-archive or oci-archive file; tag may be empty), "squashfs" (path), "directory" (path),
+    "path" (a file or a directory: stat decides), "store" (an image of the store by its digest).
+    `canonical` is the full text, the same for all spellings of one image; paths are as given.
+    """
+
+    kind: str
+    canonical: str
+    registry: str = ""
+    repository: str = ""
+    tag: str = ""
+    digest: str = ""
+    path: str = ""
+
+
+class Platform(Record):
+    """os, architecture and variant as Go and the OCI image index name them."""
+
+    os: str
+    architecture: str
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return "/".join(part for part in self.values() if part)
+
+    def key(self) -> str:
+        """Return the text that tells platforms apart in a file name: amd64, arm64, arm-v7."""
+        if self.architecture == "arm64" and self.variant in ("", "v8"):
+            return "arm64"
+        return self.architecture + (f"-{self.variant}" if self.variant else "")
+
+
+_MACHINES = {
+    "x86_64": ("amd64", ""),
+    "amd64": ("amd64", ""),
+    "i386": ("386", ""),
+    "i486": ("386", ""),
+    "i586": ("386", ""),
+    "i686": ("386", ""),
+    "aarch64": ("arm64", "v8"),
+    "arm64": ("arm64", "v8"),
+    "armv8l": ("arm", "v8"),
+    "armv7l": ("arm", "v7"),
+    "armv6l": ("arm", "v6"),
+    "armv5tel": ("arm", "v5"),
+    "armv5tejl": ("arm", "v5"),
+    "loongarch64": ("loong64", ""),
+}
+_SPELLINGS = {
+    "x86_64": ("amd64", ""),
+    "x86-64": ("amd64", ""),
+    "i386": ("386", ""),
+    "i686": ("386", ""),
+    "aarch64": ("arm64", ""),
+    "armhf": ("arm", "v7"),
+    "armel": ("arm", "v6"),
+    "loongarch64": ("loong64", ""),
+}
+"""What people and tools write for Go's names (containerd's platforms, normalizeArch)."""
+
+
+def platform_of(machine: str) -> Platform:
+    """Return the platform of uname(2)'s machine; an unknown machine is its own architecture."""
+    architecture, variant = _MACHINES.get(machine, (machine, ""))
+    return Platform("linux", architecture, variant)
+
+
+def normal(platform: Platform) -> Platform:
+    """Return a platform in Go's spelling: linux/amd64 for Linux/x86_64, no variant for its v1."""
+    architecture = platform.architecture.lower()
+    architecture, variant = _SPELLINGS.get(architecture, (architecture, ""))
+    variant = platform.variant.lower() or variant
+    if variant[:1].isdigit():
+        variant = f"v{variant}"
+    if (architecture, variant) == ("amd64", "v1"):
+        variant = ""
+    return Platform(platform.os.lower(), architecture, variant)
+
+
+def parse_platform(text: str) -> Platform:
+    """Parse "linux/arm64", "linux/arm/v7" or "arm64". Raises UdiError."""
+    parts = text.split("/")
+    if len(parts) == 1:
+        parts = ["linux", *parts]
+    if len(parts) > 3 or not all(part and _only(part, _LOWER + "_.-") for part in parts):
+        raise UdiError(f"platform {text!r}: not of the form OS/ARCHITECTURE[/VARIANT]")
+    if parts[0] != "linux":
+        raise UdiError(f"platform {text!r}: only linux images can be run")
+    found = normal(Platform(parts[0], parts[1], parts[2] if len(parts) == 3 else ""))
+    usual = {"arm64": "v8", "arm": "v7"}.get(found.architecture, "")
+    return found if found.variant else found.replace(variant=usual)
+
+
+def parse(text: str, default_registry: str = DOCKER_HUB) -> Reference:
+    """Return what `text` refers to.
+
+    A short name (`alpine`) is looked for in `default_registry`; Docker Hub's are `library/alpine`
+    there. Raises UdiError with the exact reason.
+    """
+    if not text:
+        raise UdiError("image reference is empty", FORMS)
+    if text in (".", "..") or text.startswith(("/", "./", "../")):
+        kind = "squashfs" if text.endswith(SQUASHFS_SUFFIXES) else "path"
+        return Reference(kind, text, path=text)
+    prefix, colon, rest = text.partition(":")
+    if colon and prefix in ("oci", "docker-archive", "oci-archive"):
+        return _local(text, "oci" if prefix == "oci" else "archive", rest)
+    if colon and prefix in _OTHER_TRANSPORTS:
+        raise UdiError(f"image reference {text!r}: {prefix}: is not supported", FORMS)
+    if colon and prefix == "docker":
+        # docker://NAME is containers' form, docker:NAME is Shifter's.
+        return _registry(text, rest.removeprefix("//"), default_registry)
+    if colon and prefix in ("id", *_DIGEST_LENGTHS) and _is_hex_digest(prefix, rest):
+        digest = f"sha256:{rest}" if prefix == "id" else text
+        return Reference("store", digest, digest=digest)
+    if "://" in text:
+        raise UdiError(f"image reference {text!r}: no URL can be used here", FORMS)
+    if text.endswith(SQUASHFS_SUFFIXES):
+        return Reference("squashfs", text, path=text)
+    return _registry(text, text, default_registry)
+
+
+def _local(text: str, kind: str, rest: str) -> Reference:
+    """PATH[:TAG] or PATH@DIGEST; the first colon ends the path (containers-transports(5))."""
+    path, _, digest = rest.partition("@sha256:")
+    if digest and not _is_hex_digest("sha256", digest):
+        raise UdiError(f"image reference {text!r}: a sha256 digest has 64 of 0-9 and a-f")
+    tag = ""
+    if not digest:
+        path, colon, tag = rest.partition(":")
+        if colon and not tag:
+            raise UdiError(f"image reference {text!r}: the tag is empty")
+    if not path:
+        raise UdiError(f"image reference {text!r}: the path is empty", FORMS)
+    return Reference(kind, text, path=path, tag=tag, digest=f"sha256:{digest}" if digest else "")
+
+
+def _registry(text: str, name: str, default_registry: str) -> Reference:
+    """[HOST[:PORT]/]NAME[:TAG][@DIGEST]."""
+    for character in text:
+        if character.isspace() or not character.isprintable():
+            raise UdiError(f"image reference {text!r}: has a space or a control character", FORMS)
+    digest = ""
+    if "@" in name:
+        name, _, digest = name.partition("@")
+        reason = digest_fault(digest)
+        if reason:
+            raise UdiError(f"image reference {text!r}: {reason}")
+    registry = default_registry
+    first, slash, rest = name.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost" or first != first.lower()):
+        registry, name = first, rest
+    tag = ""
+    if ":" in name:
+        name, _, tag = name.rpartition(":")
+        reason = tag_fault(tag)
+        if reason:
+            raise UdiError(f"image reference {text!r}: {reason}")
+    for reason in (_host_fault(registry), _name_fault(name)):
+        if reason:
+            raise UdiError(f"image reference {text!r}: {reason}", FORMS)
+    registry = registry.lower()
+    if registry in _HUB_ALIASES:
+        registry = DOCKER_HUB
+        if "/" not in name:
+            name = f"library/{name}"
+    if not tag and not digest:
+        tag = "latest"
+    # A digest says all; the tag beside it is for people.
+    canonical = f"{registry}/{name}" + (f"@{digest}" if digest else f":{tag}")
+    return Reference(
+        "registry", canonical, registry=registry, repository=name, tag=tag, digest=digest
+    )
+
+
+def digest_fault(digest: object) -> str:
+    """Return why `digest` is none (ALGORITHM:HEX, sha256 or sha512), or an empty string."""
+    if not isinstance(digest, str) or ":" not in digest:
+        return f"{digest!r} is no digest: sha256:HEX is"
+    algorithm, _, text = digest.partition(":")
+    if algorithm not in _DIGEST_LENGTHS:
+        return f"digest algorithm {algorithm!r} is unknown; sha256 and sha512 are known"
+    if not _is_hex_digest(algorithm, text):
+        return f"a {algorithm} digest has {_DIGEST_LENGTHS[algorithm]} of 0-9 and a-f"
+    return ""
+
+
+def tag_fault(tag: str) -> str:
+    """Return why `tag` is none ([A-Za-z0-9_][A-Za-z0-9_.-]{0,127}), or an empty string."""
+    if not tag:
+        return "the tag is empty"
+    if len(tag) > 128:
+        return "the tag has more than 128 characters"
+    if tag[0] not in _WORD or not _only(tag, _WORD + ".-"):
+        return f"{tag!r} is no tag: letters, digits, '_', '.' and '-' only, no '.' or '-' first"
+    return ""
+
+
+def _only(text: str, allowed: str) -> bool:
+    return all(character in allowed for character in text)
+
+
+def _is_hex_digest(algorithm: str, text: str) -> bool:
+    return len(text) == _DIGEST_LENGTHS.get(algorithm, 64) and _only(text, _HEX)
+
+
+def _host_fault(host: str) -> str:
+    """Return why `host` is no HOST[:PORT], or an empty string; [IPv6]:PORT is one."""
+    name, colon, port = host.rpartition(":")
+    if not colon or port.endswith("]"):
+        name, port = host, "0"
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        return f"{port!r} is no port"
+    if name.startswith("[") and name.endswith("]"):
+        known = name != "[]" and _only(name[1:-1].lower(), _HEX + ":.")
+        return "" if known else f"{name!r} is no IPv6 address"
+    for label in name.lower().split("."):
+        if (
+            not 0 < len(label) < 64
+            or not _only(label, _LOWER + "-_")
+            or "-" in (label[0], label[-1])
+        ):
+            return f"{name!r} is no host name"
+    return ""
+
+
+def _name_fault(name: str) -> str:
+    """Return why `name` is no repository name, or an empty string."""
+    if not name:
+        return "the name is empty"
+    if len(name) > 255:
+        return "the name has more than 255 characters"
+    if name != name.lower():
+        return f"repository name {name!r} must be lower case"
+    for part in name.split("/"):
+        if not part:
+            return f"repository name {name!r} has an empty part"
+        if not _only(part, _LOWER + "._-"):
+            return f"repository name {name!r}: letters, digits, '.', '_' and '-' only"
+        if part[0] not in _LOWER or part[-1] not in _LOWER:
+            return f"repository name {name!r}: each part begins and ends with a letter or digit"
+        if ".." in part or "___" in part or "._" in part or "_." in part or _mixed(part):
+            return f"repository name {name!r}: separators in {part!r} must be '.', '_', '__' or '-'"
+    return ""
+
+
+def _mixed(part: str) -> bool:
+    return any(pair in part for pair in ("-.", ".-", "-_", "_-"))

@@ -1,0 +1,118 @@
+"""The merged configuration as one frozen record, and its form as JSON. Pure."""
+
+from rootless_udi.base.records import Record
+from rootless_udi.plan.steps import Env
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+BUILT_IN = "built-in default"
+
+
+class MountRow(Record):
+    """A mount that every container gets: a bind of `source` (host) on `destination`.
+
+    `options` as for a volume. Where `required` is false, a missing source leaves it out.
+    """
+
+    source: str
+    destination: str
+    options: tuple[str, ...] = ()
+    required: bool = True
+    origin: str = BUILT_IN
+
+
+DEFAULT_MOUNTS = (
+    # A fresh /proc needs a PID namespace, which MPI's shared memory transports can't live with.
+    MountRow("/proc", "/proc", ("rec",)),
+    MountRow("/sys", "/sys", ("rec",)),
+    MountRow("/dev", "/dev", ("rec",)),
+    MountRow("/tmp", "/tmp", ("rec",)),
+    MountRow("/var/tmp", "/var/tmp", ("rec",), False),
+)
+
+
+class Site(Record):
+    """The merged configuration; the defaults work without any file.
+
+    `$NAME` in paths is expanded by `load` from the caller's environment ($UID is always known).
+    `modules` maps a name to the module's checked TOML; `rootless_udi.plan.modules.available` makes
+    records of it; `mpi` a name to an MPI profile's table (`mpi_inject.profiles.from_dict`).
+    `origins` are (key, "FILE:LINE") pairs for what a file gave; the rest is built in.
+    """
+
+    name: str = ""
+    """The machine's name, as `shifterimg images` prints it."""
+    store: str = ""
+    """The user's own image store; empty: the default, see `rootless_udi.store.find`."""
+    site_stores: tuple[str, ...] = ()
+    registry: str = "docker.io"
+    mirrors: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    insecure: tuple[str, ...] = ()
+    """Registries that are spoken to over plain HTTP."""
+    pull: str = "missing"
+    """"missing", "never" or "always"."""
+    compression: str = "zstd"
+    compression_level: int = 3
+    mounts: tuple[MountRow, ...] = DEFAULT_MOUNTS
+    propagation: str = "private"
+    """"private" or "slave": whether mounts that the host makes later appear inside (autofs)."""
+    environment: tuple[Env, ...] = ()
+    default_modules: tuple[str, ...] = ()
+    if TYPE_CHECKING:
+        modules: Mapping[str, Any] = {}
+        mpi: Mapping[str, Any] = {}
+    else:
+        modules: dict = {}
+        mpi: dict = {}
+    cache_paths: tuple[str, ...] = ()
+    """Where perNodeCache files are made; empty: in the volume's own source."""
+    cache_method: str = "tmpfs"
+    cache_limit: int = 0
+    """Largest perNodeCache in bytes; 0: no limit but memory's or the file system's."""
+    cdi_spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
+    """Where CDI specifications lie; a later directory wins over an earlier one, none: no CDI."""
+    etc: tuple[tuple[str, str], ...] = (
+        ("hosts", "/etc/hosts"),
+        ("resolv.conf", "/etc/resolv.conf"),
+    )
+    """(name below the container's /etc, file of the host)."""
+    server: str = "auto"
+    """Who serves the image: see `rootless_udi.fuse`."""
+    squashfuse: str = ""
+    """Path of squashfuse_ll; empty: searched for."""
+    server_options: tuple[str, ...] = ()
+    state_directories: tuple[str, ...] = ()
+    """Further places for a node's records: see `rootless_udi.node.places`."""
+    origins: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def host_etc(self) -> tuple[str, ...]:
+        """The container's paths that `etc` fills."""
+        return tuple(f"/etc/{name}" for name, _ in self.etc)
+
+    def origin(self, key: str) -> str:
+        """Return the file that gave a key ("cache.method"), or "built-in default"."""
+        return dict(self.origins).get(key, BUILT_IN)
+
+
+def to_flat(site: Site) -> "dict[str, Any]":
+    """Return what JSON can hold of a Site that came from files."""
+    flat = dict(zip(site.FIELDS, site.values(), strict=True))
+    flat["mounts"] = [row.values() for row in site.mounts]
+    flat["environment"] = [one.values() for one in site.environment]
+    return flat
+
+
+def from_flat(flat: "dict[str, Any]") -> Site:
+    """Return the Site of `to_flat`'s value, after JSON made lists of its tuples."""
+    values = {name: _tuples(value) for name, value in flat.items()}
+    values["mounts"] = tuple(MountRow(*row) for row in values["mounts"])
+    values["environment"] = tuple(Env(*one) for one in values["environment"])
+    return Site(**values)
+
+
+def _tuples(value: "Any") -> "Any":
+    return tuple(_tuples(one) for one in value) if isinstance(value, list | tuple) else value

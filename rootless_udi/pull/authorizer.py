@@ -1,0 +1,226 @@
+"""Answer a registry's WWW-Authenticate: basic, bearer tokens, identity tokens.
+
+RFC 9110 11.6.1; Docker Registry v2 token and OAuth2 authentication (distribution, "token/").
+"""
+
+import http.client
+import re
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rootless_udi.base import fastjson
+from rootless_udi.base.errors import UdiError
+from rootless_udi.pull import credentials, parties
+from rootless_udi.pull.http import Reply, Transport
+from rootless_udi.pull.parties import Pass
+from rootless_udi.pull.retry import TRANSIENT
+
+_TOKEN_MAX = 1 << 20
+_TOKEN_SECONDS = 60
+"""A token's life where the server does not say, and the least (Docker's token specification)."""
+_TOKEN_SECONDS_MAX = 86400
+_NAME = re.compile(r"\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)")
+_VALUE = re.compile(r'\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+
+Lookup = Callable[[str, str], credentials.Credentials | None]
+"""(registry, repository) -> credentials; `auth.find` is one."""
+
+
+def challenges(values: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    """Parse WWW-Authenticate headers (RFC 9110, 11.6.1): [(scheme in lower case, parameters)].
+
+    What cannot be parsed ends the list.
+    """
+    found: list[tuple[str, dict[str, str]]] = []
+    for text in values:
+        at = 0
+        while at < len(text):
+            while at < len(text) and text[at] in ", \t":
+                at += 1
+            name = _NAME.match(text, at)
+            if name is None:
+                break
+            value = _VALUE.match(text, name.end())
+            if value is not None and found:
+                quoted, bare = value.groups()
+                plain = bare if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+                found[-1][1].setdefault(name[1].lower(), plain)
+                at = value.end()
+            else:
+                found.append((name[1].lower(), {}))
+                at = name.end()
+    return found
+
+
+class Authorizer:
+    """The Authorization for one repository, made when asked for, renewed when refused.
+
+    The registry's first challenge by each scheme stays: which token server there is does not change
+    from request to request, and Docker asks no other either.
+    """
+
+    def __init__(
+        self, registry: str, repository: str, transport: Transport, insecure: bool, lookup: Lookup
+    ) -> None:
+        self.registry = registry
+        self.repository = repository
+        self._transport = transport
+        self._insecure = insecure
+        self._lookup = lookup
+        self._lock = threading.Lock()
+        self._pass = parties.NOTHING
+        self._expires = 0.0
+        self._accepted = False
+        self._schemes: dict[str, dict[str, str]] = {}
+
+    def pinged(self, reply: Reply, base: str) -> None:
+        """Note what GET /v2/ was refused with. The scope there is nobody's, or somebody else's
+        (GHCR: "repository:user/image:pull"): only a request's own challenge tells what it needs.
+        """
+        with self._lock:
+            self._learn(reply, base, with_scope=False)
+
+    def accepted(self, used: Pass) -> None:
+        """Note that the registry took `used`: where it is refused later, it has run out."""
+        with self._lock:
+            self._accepted = self._accepted or used == self._pass
+
+    def refused(self, reply: Reply, base: str, used: Pass) -> bool:
+        """Note a request's refusal with `used`; return whether to ask again with `right`.
+
+        That is so after a 401 with a challenge or with a token, and after any refusal (400, 403) of
+        a token that was good before: some registries say so of one that has run out.
+        """
+        with self._lock:
+            news = reply.status == 401 and self._learn(reply, base, with_scope=True)
+            if self._pass != used:
+                # Another thread has a new one already.
+                return True
+            bearer = used.value.startswith("Bearer ")
+            again = news or (bearer and (reply.status == 401 or self._accepted))
+            if again:
+                self._pass, self._accepted = parties.NOTHING, False
+            return again
+
+    def _learn(self, reply: Reply, base: str, with_scope: bool) -> bool:
+        """Take a challenge in; return whether it asks for something that was not asked before."""
+        values = reply.headers.get_all("WWW-Authenticate") or []
+        news = False
+        for scheme, parameters in challenges(parties.challenge(values, reply.url, base)):
+            scope = parameters.pop("scope", "") if with_scope else ""
+            parameters.pop("scope", None)
+            if scheme == "bearer" and not parameters.get("realm"):
+                continue
+            if scheme not in self._schemes:
+                self._schemes[scheme] = parameters
+                news = True
+            if scope:
+                self._schemes[scheme]["scope"] = scope
+        return news
+
+    def right(self, what: str, base: str) -> Pass:
+        """Return what to send to the registry at `base`, NOTHING where it asks for nothing.
+
+        Raises UdiError where there are no credentials or they are refused, OSError and
+        HTTPException as the network does.
+        """
+        with self._lock:
+            if self._pass.value and time.monotonic() < self._expires:
+                return self._pass
+            if "bearer" in self._schemes:
+                token, seconds = self._token(self._schemes["bearer"], what, base)
+                self._pass = parties.for_registry(f"Bearer {token}", base)
+                # A little early: the token must outlive its way to the registry.
+                self._expires = time.monotonic() + seconds * 0.9
+            elif "basic" in self._schemes:
+                found = self._lookup(self.registry, self.repository)
+                if found is None or not found.username:
+                    raise self.denied(what, "")
+                value = parties.basic(found.username, found.password)
+                self._pass = parties.for_registry(value, base)
+                self._expires = float("inf")
+            elif self._schemes:
+                asked = ", ".join(self._schemes)
+                raise UdiError(f"{what}: authentication by {asked} is not supported")
+            return self._pass
+
+    def denied(self, what: str, body: str) -> UdiError:
+        """Return the error for a refusal, which says whose credentials were used."""
+        found = self._lookup(self.registry, self.repository)
+        if found is None:
+            return UdiError(
+                f"{what}: access denied{said(body)}",
+                f"no credentials for {self.registry} were found: `udi login {self.registry}`; "
+                "or the name is wrong",
+            )
+        return UdiError(
+            f"{what}: access denied to {found.username or 'the identity token'}{said(body)}",
+            f"the credentials are from {found.origin}; `udi login {self.registry}` renews them",
+        )
+
+    def _token(self, parameters: dict[str, str], what: str, base: str) -> tuple[str, float]:
+        """Return a token and its seconds."""
+        found = self._lookup(self.registry, self.repository)
+        realm = parameters["realm"]
+        asked = {}
+        if self.repository:
+            asked["scope"] = parameters.get("scope") or f"repository:{self.repository}:pull"
+        if parameters.get("service"):
+            asked["service"] = parameters["service"]
+        given = parties.NOTHING
+        if found:
+            secret = "" if found.token else parties.basic(found.username, found.password)
+            given = parties.for_token_server(secret, realm, base, self._insecure, what)
+        headers = {"Accept": "application/json"}
+        if found and found.token:
+            form = {**asked, "grant_type": "refresh_token", "client_id": "rootless_udi"}
+            form["refresh_token"] = found.token
+            headers["Content-Type"] = "application/x-www-form-urlencoded"
+            data = urllib.parse.urlencode(form).encode()
+            reply = self._transport.get(realm, headers, given, self._insecure, "POST", data)
+        else:
+            mark = "&" if "?" in realm else "?"
+            url = realm + mark + urllib.parse.urlencode(asked)
+            reply = self._transport.get(url, headers, given, self._insecure)
+        try:
+            body = reply.read_all(_TOKEN_MAX, what).decode("utf-8", "replace")
+        finally:
+            reply.close()
+        if reply.status in TRANSIENT:
+            raise http.client.HTTPException(f"the token server answers {reply.status}{said(body)}")
+        if reply.status not in (200, 400, 401, 403):
+            raise UdiError(f"{what}: the token server {realm} answers {reply.status}{said(body)}")
+        if reply.status != 200:
+            raise self.denied(what, body)
+        return _parse(body, realm, what)
+
+
+def _parse(body: str, realm: str, what: str) -> tuple[str, float]:
+    try:
+        answer: Any = fastjson.loads(body)
+        token = answer.get("token") or answer["access_token"]
+        seconds = float(answer.get("expires_in") or _TOKEN_SECONDS)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        raise UdiError(f"{what}: the answer of {realm} is no token") from None
+    # It becomes a word of a header (RFC 6750: visible ASCII).
+    if not isinstance(token, str) or not all("!" <= c <= "~" for c in token):
+        raise UdiError(f"{what}: the answer of {realm} is no token")
+    # NaN is less than nothing.
+    seconds = seconds if seconds > _TOKEN_SECONDS else _TOKEN_SECONDS
+    return token, min(seconds, _TOKEN_SECONDS_MAX)
+
+
+def said(body: str) -> str:
+    """Return ": MESSAGE" of an error document (distribution-spec, "Error Codes"), or nothing."""
+    try:
+        first = fastjson.loads(body)["errors"][0]
+        message, code = first.get("message") or first["code"], first.get("code", "")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return ""
+    if not isinstance(message, str):
+        return ""
+    text = " ".join(message.split())[:200]
+    return f": {text}" + (f" ({code[:40]})" if isinstance(code, str) and code else "")

@@ -1,0 +1,52 @@
+"""The facts of an image, which a pull writes beside it and a launch reads."""
+
+from typing import Any
+
+from rootless_udi.layers import merge
+from rootless_udi.plan.reference import Reference
+from rootless_udi.pull.sources import Resolved
+
+FACTS_VERSION = 1
+_NAMED_MAX = 20
+"""Left-out members that the facts name; of the rest they have the number."""
+
+
+def facts(
+    reference: Reference,
+    resolved: Resolved,
+    compression: str,
+    summary: "merge.Summary",
+    elf: dict[str, Any],
+) -> dict[str, Any]:
+    """Return what a launch wants to know of an image, as JSON's types."""
+    config = resolved.config
+    return {
+        "version": FACTS_VERSION,
+        "digest": resolved.digest,
+        "index": resolved.index,
+        "reference": reference.canonical,
+        "created": config.created,
+        "architecture": config.platform.architecture,
+        "variant": config.platform.variant,
+        "os": config.platform.os,
+        "env": list(config.env),
+        "entrypoint": list(config.entrypoint),
+        "cmd": list(config.cmd),
+        "workdir": config.workdir,
+        "user": config.user,
+        "labels": dict(config.labels),
+        "volumes": list(config.volumes),
+        "layers": [layer.digest for layer in resolved.manifest.layers],
+        "mount_points": summary.mount_points,
+        "compression": compression,
+        "size": summary.bytes,
+        "files": summary.files,
+        "left_out": {
+            "devices": len(summary.devices),
+            "device_paths": list(summary.devices[:_NAMED_MAX]),
+            "setuid": len(summary.setuid),
+            "setuid_paths": list(summary.setuid[:_NAMED_MAX]),
+            "xattrs": summary.xattrs,
+        },
+        "elf": elf,
+    }

@@ -1,0 +1,347 @@
+"""HTTP for the registry client: one request with redirects, proxies and TLS.
+
+On http.client, in worker threads. Redirects are followed by hand: what is sent to whom is decided
+in `parties`, at each of them. Nothing here knows what a registry is.
+"""
+
+import glob
+import http.client
+import ipaddress
+import os
+import socket
+import ssl
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.pull import parties
+from rootless_udi.pull.parties import Origin, Pass, origin
+from rootless_udi.pull.retry import within
+from rootless_udi.pull.stop import Stop
+
+CONNECT_SECONDS = 30
+IDLE_SECONDS = 60
+ANSWER_SECONDS = 300
+"""The longest for an answer's head, for a whole document, and for 64 KiB of a blob."""
+REDIRECTS_MAX = 10
+_SAFE = "%/:=&?~#+!$,;'@()*[]|"
+USER_AGENT = "rootless_udi/1"
+_BUNDLES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+
+
+_Place = tuple[Origin, bool, str]
+"""Where a connection leads, whether its certificate was taken unseen, and through which proxy."""
+
+
+class Reply:
+    """An answer whose body is read by the caller, who must `close` it.
+
+    `url` is what answered, after redirects; `proxy` what it came through, or empty.
+    """
+
+    def __init__(
+        self,
+        transport: "Transport",
+        place: "_Place",
+        connection: http.client.HTTPConnection,
+        response: http.client.HTTPResponse,
+        url: str,
+        sock: socket.socket | None,
+    ) -> None:
+        self.status = response.status
+        self.headers = response.headers
+        self.url = url
+        self.proxy = place[2]
+        self._transport = transport
+        self._place = place
+        self._connection = connection
+        self._response = response
+        self._sock = sock
+
+    def read_some(self, most: int) -> bytes:
+        """Return the bytes that have arrived, at most `most`; empty at the end or at a cut."""
+        return self._response.read1(most)
+
+    def read_all(self, most: int, what: str) -> bytes:
+        """Return the whole body. Raises UdiError where it has more than `most` bytes."""
+        parts = []
+        left = most + 1
+        with within(ANSWER_SECONDS, self._sock):
+            while left > 0:
+                part = self._response.read1(min(left, 1 << 16))
+                if not part:
+                    break
+                parts.append(part)
+                left -= len(part)
+        if left <= 0:
+            raise UdiError(f"{what}: the answer has more than {most} bytes")
+        body = b"".join(parts)
+        length = self.length()
+        if length is not None and length != len(body):
+            raise http.client.IncompleteRead(body, length - len(body))
+        return body
+
+    def length(self) -> int | None:
+        """Return Content-Length, None where it is not given or no number of bytes."""
+        text = self.headers.get("Content-Length", "").strip()
+        # int() refuses thousands of digits; no file has more bytes than 18 can say.
+        return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
+
+    def close(self) -> None:
+        """Give the connection back for the next request where the body was read to its end."""
+        self._transport.done(self._place, self._connection, self._response)
+
+
+class Transport:
+    """GETs for one pull. Safe for several threads; keeps connections for the next request.
+
+    `insecure` hosts (HOST:PORT as in a reference) have their certificates taken unseen.
+    """
+
+    def __init__(self, stop: Stop | None = None, environ: Mapping[str, str] | None = None) -> None:
+        self.stop = stop or Stop()
+        self.reached: set[str] = set()
+        self._environ = os.environ if environ is None else environ
+        self._proxies = urllib.request.getproxies()
+        self._idle: dict[_Place, list[http.client.HTTPConnection]] = {}
+        self._contexts: dict[tuple[str, bool], ssl.SSLContext] = {}
+        self._lock = threading.Lock()
+
+    def get(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        given: Pass = parties.NOTHING,
+        insecure: bool = False,
+        method: str = "GET",
+        body: bytes | None = None,
+    ) -> Reply:
+        """Return the answer after redirects; any status that is no redirect is an answer.
+
+        Raises OSError and HTTPException for what the network does, UdiError for what no repetition
+        mends.
+        """
+        visited = []
+        for _ in range(REDIRECTS_MAX):
+            visited.append(url)
+            sent = dict(headers)
+            authorization = parties.sent(given, visited)
+            if authorization:
+                sent["Authorization"] = authorization
+            reply = self._once(method, url, sent, body, insecure)
+            # A token asked for by POST goes to the server that was named, and to no other.
+            if reply.status not in (301, 302, 303, 307, 308) or method != "GET":
+                return reply
+            location = reply.headers.get("Location", "")
+            reply.read_some(1 << 16)
+            reply.close()
+            url = _target(url, location, insecure)
+        raise UdiError(f"GET {url} failed: more than {REDIRECTS_MAX} redirects")
+
+    def _once(
+        self, method: str, url: str, headers: dict[str, str], body: bytes | None, insecure: bool
+    ) -> Reply:
+        scheme, host, port = origin(url)
+        proxy = self._proxy(scheme, host, port)
+        place = (scheme, host, port), insecure, proxy
+        # Of a Location or a realm: http.client refuses a blank and what is not ASCII.
+        parts = urllib.parse.urlsplit(urllib.parse.quote(url, safe=_SAFE))
+        target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
+        if proxy and scheme == "http":
+            # Without the name and password that a Location may have in it.
+            netloc = parts.netloc.rpartition("@")[2]
+            target = urllib.parse.urlunsplit((scheme, netloc, parts.path, parts.query, ""))
+            headers |= parties.for_proxy(proxy)
+        headers.setdefault("User-Agent", USER_AGENT)
+        while True:
+            self.stop.check()
+            connection, fresh = self._connection(place)
+            try:
+                self.stop.watch(connection)
+                if fresh:
+                    connection.connect()
+                    if connection.sock is not None:
+                        connection.sock.settimeout(IDLE_SECONDS)
+                    self.stop.watch(connection)
+                # The reply of a server that closes takes it away from the connection.
+                sock = connection.sock
+                with within(ANSWER_SECONDS, sock):
+                    connection.request(method, target, body, headers)
+                    response = connection.getresponse()
+            except BaseException as error:
+                self._drop(connection)
+                if isinstance(error, UnicodeError):
+                    raise UdiError(f"GET {url} failed: {host!r} is no host name") from None
+                # The server may close a connection while it is idle: that is no failure.
+                if not fresh and isinstance(error, OSError | http.client.HTTPException):
+                    continue
+                self.stop.check()
+                raise
+            self.reached.add(host)
+            return Reply(self, place, connection, response, url, sock)
+
+    def _connection(self, place: _Place) -> tuple[http.client.HTTPConnection, bool]:
+        with self._lock:
+            idle = self._idle.get(place)
+            if idle:
+                return idle.pop(), False
+        (scheme, host, port), insecure, proxy = place
+        if scheme == "http":
+            if proxy:
+                at = urllib.parse.urlsplit(proxy)
+                return _plain(at.hostname or "", at.port or 80), True
+            return _plain(host, port), True
+        context = self._context(host, port, insecure)
+        if not proxy:
+            return http.client.HTTPSConnection(
+                host, port, timeout=CONNECT_SECONDS, context=context
+            ), True
+        at = urllib.parse.urlsplit(proxy)
+        tunnel = http.client.HTTPSConnection(
+            at.hostname or "", at.port or 80, timeout=CONNECT_SECONDS, context=context
+        )
+        tunnel.set_tunnel(host, port, parties.for_proxy(proxy))
+        return tunnel, True
+
+    def done(
+        self,
+        place: _Place,
+        connection: http.client.HTTPConnection,
+        response: http.client.HTTPResponse,
+    ) -> None:
+        """Take a connection back (see `Reply.close`)."""
+        whole = response.isclosed() or response.length == 0
+        response.close()
+        if whole and not response.will_close:
+            self.stop.forget(connection)
+            with self._lock:
+                self._idle.setdefault(place, []).append(connection)
+        else:
+            self._drop(connection)
+
+    def _drop(self, connection: http.client.HTTPConnection) -> None:
+        self.stop.forget(connection)
+        connection.close()
+
+    def close(self) -> None:
+        with self._lock:
+            for connections in self._idle.values():
+                for connection in connections:
+                    connection.close()
+            self._idle.clear()
+
+    def _proxy(self, scheme: str, host: str, port: int) -> str:
+        proxy = self._proxies.get(scheme) or self._proxies.get("all") or ""
+        if not proxy or is_loopback(host) or self._direct(host, port):
+            return ""
+        proxy = proxy if "://" in proxy else f"http://{proxy}"
+        try:
+            at = urllib.parse.urlsplit(proxy)
+            usable = at.scheme == "http" and bool(at.hostname) and (at.port or 80) > 0
+        except ValueError:
+            usable = False
+        if not usable:
+            shown = proxy.rpartition("@")[2]
+            raise UdiError(
+                f"connecting to {host} failed: cannot use the proxy {shown}",
+                f"only http:// proxies are supported: set {scheme}_proxy, or no_proxy={host}",
+            )
+        return proxy
+
+    def _direct(self, host: str, port: int) -> bool:
+        """Tell whether no_proxy names the host."""
+        words = self._proxies.get("no", "").lower().replace(",", " ").split()
+        return any(_names(word, host.lower().rstrip("."), port) for word in words)
+
+    def _context(self, host: str, port: int, insecure: bool) -> ssl.SSLContext:
+        key = (f"{host}:{port}", insecure)
+        with self._lock:
+            if key not in self._contexts:
+                self._contexts[key] = self._new_context(*key)
+            return self._contexts[key]
+
+    def _new_context(self, host: str, insecure: bool) -> ssl.SSLContext:
+        """System CAs, $SSL_CERT_FILE and $SSL_CERT_DIR (OpenSSL reads them), certs.d folders."""
+        context = ssl.create_default_context()
+        if insecure:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            return context
+        paths = ssl.get_default_verify_paths()
+        if paths.cafile is None and not context.get_ca_certs():
+            # A Python that was built elsewhere looks where this distribution has nothing.
+            for bundle in _BUNDLES:
+                if os.path.exists(bundle):
+                    context.load_verify_locations(bundle)
+                    break
+        home = self._environ.get("HOME", "/")
+        for top in (f"{home}/.config/containers", "/etc/containers", "/etc/docker"):
+            for name in {host, host.removesuffix(":443")}:
+                folder = f"{top}/certs.d/{glob.escape(name)}"
+                try:
+                    for file in glob.glob(f"{folder}/*.crt"):
+                        context.load_verify_locations(file)
+                    for file in glob.glob(f"{folder}/*.cert"):
+                        context.load_cert_chain(file, f"{file.removesuffix('.cert')}.key")
+                except (OSError, ssl.SSLError) as error:
+                    raise UdiError(f"loading certificates failed on {folder}: {error}") from None
+        return context
+
+
+def _names(word: str, host: str, port: int) -> bool:
+    """Tell whether a word of no_proxy names a host.
+
+    A name is good for all below it, also as .NAME and *.NAME; with :PORT for that port only; *
+    is for all, and 10.0.0.0/8 for a network, as Go's tools have it.
+    """
+    name, _, number = word.rpartition(":")
+    if name and number.isascii() and number.isdigit() and (":" not in name or name[-1] == "]"):
+        if int(number[:6]) != port:
+            return False
+        word = name
+    word = word.strip("[]")
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(word, strict=False)
+    except ValueError:
+        pass
+    name = word.removeprefix("*").strip(".")
+    return word == "*" or (bool(name) and (host == name or host.endswith(f".{name}")))
+
+
+def _plain(host: str, port: int) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection(host, port, timeout=CONNECT_SECONDS)
+
+
+def _target(url: str, location: str, insecure: bool) -> str:
+    """Return where a redirect leads."""
+    if not location:
+        raise UdiError(f"GET {url} failed: it redirects to nowhere")
+    # http.client reads headers as Latin-1, whatever they are.
+    location = urllib.parse.quote(location.encode("latin-1", "replace"), safe=_SAFE)
+    try:
+        target = urllib.parse.urljoin(url, location)
+    except ValueError as error:
+        raise UdiError(f"GET {url} failed: it redirects to {location!r}: {error}") from None
+    if url.startswith("https:") and not target.startswith("https:") and not insecure:
+        raise UdiError(
+            f"GET {url} failed: it redirects from https to plain http",
+            "--insecure allows it",
+        )
+    return target
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether `host` (no port) is this machine by name or by address."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,40 @@
+"""From a reference to the source that gives its image."""
+
+from collections.abc import Mapping, Sequence
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.plan.reference import Reference
+from rootless_udi.pull import credentials
+from rootless_udi.pull.authorizer import Lookup
+from rootless_udi.pull.blobs import Blobs
+from rootless_udi.pull.from_layout import LayoutSource
+from rootless_udi.pull.from_registry import RegistrySource
+from rootless_udi.pull.registry import Note
+from rootless_udi.pull.retry import Patience
+from rootless_udi.pull.sources import Source
+from rootless_udi.pull.stop import Stop
+
+
+def open_source(
+    reference: Reference,
+    blobs: Blobs,
+    stop: Stop,
+    insecure: bool = False,
+    mirrors: Mapping[str, Sequence[str]] | None = None,
+    patience: Patience | None = None,
+    note: Note = lambda text: None,
+    lookup: Lookup = credentials.find,
+) -> Source:
+    """Return the source that `reference` names. Raises UdiError where there is nothing to pull."""
+    if reference.kind == "registry":
+        return RegistrySource(reference, blobs, stop, insecure, mirrors, patience, note, lookup)
+    if reference.kind == "oci":
+        return LayoutSource(reference, stop)
+    if reference.kind == "archive":
+        from rootless_udi.pull.from_archive import ArchiveSource
+
+        return ArchiveSource(reference, blobs, stop)
+    raise UdiError(
+        f"pulling {reference.canonical}: there is nothing to pull",
+        "a digest names an image of the store, a path a file or directory that udi-run takes as is",
+    )

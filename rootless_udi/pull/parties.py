@@ -1,0 +1,100 @@
+"""Who may be sent which secret: a pull meets several parties, and this is where it is decided.
+
+    party              known by                                      may be sent
+    registry, mirror   origin (scheme, host, port) of its own URL    Basic or a token, if it asked
+    its token server   realm in a challenge of that very origin      Basic, or the identity token
+    redirect target    a Location, from whomever                     nothing, whatever it asks for
+    proxy              http_proxy, https_proxy                       the user of that URL
+
+A secret is a `Pass`: it carries the origin that it is good for. An identity token travels in the
+body of a POST, which is never redirected. Pure. Of this kind was CVE-2020-15157: a manifest named a
+foreign layer, the server of that answered 401 with a realm of its own, and the client sent the
+registry's password there.
+"""
+
+import base64
+import urllib.parse
+from collections.abc import Sequence
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.records import Record
+
+Origin = tuple[str, str, int]
+"""(scheme, host, port)."""
+_PORTS = {"http": 80, "https": 443}
+
+
+class Pass(Record):
+    """An Authorization header's value and the only origin that it may be sent to."""
+
+    value: str = ""
+    good_for: Origin = ("", "", 0)
+
+    def __repr__(self) -> str:
+        return f"Pass(for {self.good_for})"
+
+
+NOTHING = Pass()
+
+
+def origin(url: str) -> Origin:
+    """Return where a URL leads; raises UdiError for what is no URL of a web server."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        scheme, host, port = parts.scheme, parts.hostname, parts.port
+    except ValueError as error:
+        raise UdiError(f"GET {url!r} failed: {error}") from None
+    if scheme not in _PORTS or not host:
+        raise UdiError(f"GET {url!r} failed: is no http or https URL")
+    return scheme, host, port or _PORTS[scheme]
+
+
+def sent(given: Pass, visited: Sequence[str]) -> str:
+    """Return the Authorization for the last of the `visited` URLs of a request, empty for none.
+
+    The earlier ones are the redirects' way there. Who has once sent us to another origin is not
+    trusted with the way back: that target would choose what our right is used for.
+    """
+    if given.value and all(origin(url) == given.good_for for url in visited):
+        return given.value
+    return ""
+
+
+def challenge(values: Sequence[str], answered: str, asked: str) -> Sequence[str]:
+    """Return the WWW-Authenticate `values` that count: those of the registry that was asked.
+
+    `asked` is the registry's URL, `answered` that which the answer is from, after redirects.
+    """
+    return values if origin(answered) == origin(asked) else ()
+
+
+def for_registry(value: str, base: str) -> Pass:
+    """Return a registry's own right: its token, or the password that it asked for by Basic."""
+    return Pass(value, origin(base))
+
+
+def for_token_server(value: str, realm: str, base: str, insecure: bool, what: str) -> Pass:
+    """Return the right to be used at `realm`, the token server that the registry at `base` named.
+
+    `value` is empty with an identity token. Raises UdiError where a secret of a registry that is
+    reached over TLS would be sent in the clear.
+    """
+    place = origin(realm)
+    if origin(base)[0] == "https" and place[0] != "https" and not insecure:
+        raise UdiError(f"{what}: its token server {realm} is plain http", "--insecure allows it")
+    return Pass(value, place)
+
+
+def for_proxy(proxy: str) -> dict[str, str]:
+    """Return the header for a proxy: the name and password of its own URL, nobody else's."""
+    at = urllib.parse.urlsplit(proxy)
+    if at.username is None:
+        return {}
+    user = urllib.parse.unquote(at.username)
+    return {"Proxy-Authorization": basic(user, urllib.parse.unquote(at.password or ""))}
+
+
+def basic(user: str, password: str) -> str:
+    """Return Basic's credentials (RFC 7617)."""
+    text = f"{user}:{password}".encode("utf-8", "surrogateescape")
+    return "Basic " + base64.b64encode(text).decode()

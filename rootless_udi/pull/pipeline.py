@@ -1,0 +1,361 @@
+"""Pull an image: resolve, lock, fetch, merge, store. trio waits, threads work.
+
+Nothing is in the store before it is whole: an image appears by one rename, its name after it.
+Whatever is given up leaves at most partial downloads, which the next pull goes on with.
+"""
+
+import contextlib
+import os
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import trio
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.records import Record
+from rootless_udi.layers import bounds, merge, squashfs_tools
+from rootless_udi.layers.tarwriter import Write
+from rootless_udi.plan.reference import Platform, Reference, platform_of
+from rootless_udi.pull.blobs import Blobs
+from rootless_udi.pull.facts import facts
+from rootless_udi.pull.manifest import LAYERS, Descriptor
+from rootless_udi.pull.open import open_source
+from rootless_udi.pull.retry import GaveUp, Patience
+from rootless_udi.pull.sources import Resolved, Source
+from rootless_udi.pull.stop import Stop
+from rootless_udi.store import find, platforms
+from rootless_udi.store.find import Image
+from rootless_udi.store.locks import Holder, Lock
+from rootless_udi.store.store import Store, discard
+
+COMPRESSION = "zstd:3"
+_GRACE_SECONDS = 2.0
+_LEAVE_SECONDS = 0.5
+
+_Answer = TypeVar("_Answer")
+
+
+class Progress(Protocol):
+    """Hears how a pull goes. All but `stage` are called from worker threads, several at once."""
+
+    def stage(self, stage: str, text: str) -> None:
+        """A step begins: "resolve", "wait", "fetch", "convert", "store", then "present" or "done".
+
+        `text` says of what: the reference, who is waited for, the digest.
+        """
+
+    def blob(self, digest: str, done: int, total: int, state: str) -> None:
+        """A layer: `done` of `total` bytes; state "waiting", "running" or "done"."""
+
+    def convert(self, done: int) -> None:
+        """The merged tar has this many bytes by now; how many it will have nobody knows."""
+
+    def note(self, text: str) -> None:
+        """Something a person should see: an attempt that failed and will be repeated."""
+
+
+class Silent:
+    """A `Progress` that says nothing."""
+
+    def stage(self, stage: str, text: str) -> None:
+        pass
+
+    def blob(self, digest: str, done: int, total: int, state: str) -> None:
+        pass
+
+    def convert(self, done: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+class Options(Record):
+    """What `udi pull` can be told. `mirrors`: registry -> hosts or URLs that are tried before it.
+
+    `platform` None is the best that this machine can run; `writer` is "" (choose), or tar2sqfs or
+    mksquashfs by name or path.
+    """
+
+    platform: Platform | None = None
+    compression: str = COMPRESSION
+    insecure: bool = False
+    force: bool = False
+    keep_blobs: bool = False
+    writer: str = ""
+    mirrors: Mapping[str, Sequence[str]] = {}
+    patience: Patience = Patience()
+
+
+def pull_sync(
+    reference: Reference, store: Store, options: Options, progress: Progress | None = None
+) -> Image:
+    """Do `pull` from code that is not trio's."""
+    try:
+        return trio.run(pull, reference, store, options, progress)
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+
+
+async def pull(
+    reference: Reference, store: Store, options: Options, progress: Progress | None = None
+) -> Image:
+    """Bring the image that `reference` names into `store` and return it.
+
+    Where its digest is there already, only the name is renewed. Raises UdiError for all that a
+    user, a registry or a full disk can do; the store is then as it was.
+    """
+    one = _Pull(reference, store, options, progress or Silent())
+    failure: BaseException | None = None
+    image: Image | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_stop_when_cancelled, one.stop)
+        try:
+            image = await one.run()
+        except Exception as error:
+            # Not through the nursery, which would wrap it in a group.
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    assert image is not None
+    return image
+
+
+async def _stop_when_cancelled(stop: Stop) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        stop.set()
+
+
+class _Pull:
+    def __init__(
+        self, reference: Reference, store: Store, options: Options, progress: Progress
+    ) -> None:
+        self.stop = Stop()
+        self._reference = reference
+        self._store = store
+        self._options = options
+        self._progress = progress
+        self._platform = options.platform or platforms.here()
+        # A node's starts look for the name of its architecture, whatever its CPU has.
+        self._named = options.platform or platform_of(os.uname().machine)
+        self._blobs = Blobs(store, self.stop, options.keep_blobs, progress.note)
+
+    async def run(self) -> Image:
+        options = self._options
+        # What can't work is said before anything is downloaded.
+        check_writer(options)
+        source = open_source(
+            self._reference,
+            self._blobs,
+            self.stop,
+            options.insecure,
+            options.mirrors,
+            options.patience,
+            self._progress.note,
+        )
+        name = find.name_of(self._reference)
+        self._store.create()
+        self._progress.stage("resolve", self._reference.canonical)
+        used = False
+        resolved: Resolved | None = None
+        try:
+            resolved = await self._in_thread(source.resolve, self._platform)
+            image = None if options.force else self._store.image(resolved.digest, name)
+            if image is None:
+                image = await self._under_lock(source, resolved, name)
+            else:
+                self._progress.stage("present", resolved.digest)
+            self._store.set_name(name, self._named, resolved.digest)
+            used = True
+            return image
+        except UdiError as error:
+            # Partial downloads are for a network that will be back, not for a wrong image or a
+            # full disk; what else ends a pull (Ctrl-C) says nothing against them.
+            used = not isinstance(error, GaveUp)
+            raise
+        finally:
+            source.close(used)
+            if used and resolved is not None:
+                self._blobs.forget(resolved.manifest.layers)
+
+    async def _in_thread(self, call: Callable[..., _Answer], *args: Any) -> _Answer:
+        """Run what may wait for the network. Cancelled, it is told to stop and given a moment.
+
+        A thread that is deep in a connect is left behind: Ctrl-C must end a pull at once. The
+        others are waited for, since the process's end would keep them from removing their locks.
+        """
+        begun, ended = threading.Event(), threading.Event()
+
+        def run() -> _Answer:
+            begun.set()
+            try:
+                return call(*args)
+            finally:
+                ended.set()
+
+        try:
+            return await trio.to_thread.run_sync(run, abandon_on_cancel=True)
+        except trio.Cancelled:
+            self.stop.set()
+            with trio.move_on_after(_LEAVE_SECONDS, shield=True):
+                while begun.is_set() and not ended.is_set():
+                    await trio.sleep(0.005)
+            raise
+
+    async def _under_lock(self, source: Source, resolved: Resolved, name: str) -> Image:
+        """Make the image, or wait for the pull that is making it."""
+        lock = self._store.lock(resolved.digest)
+        try:
+            waited = await self._acquire(lock, resolved.digest)
+            image = self._store.image(resolved.digest, name)
+            if image is not None and (waited or not self._options.force):
+                self._progress.stage("present", resolved.digest)
+                return image
+            await trio.to_thread.run_sync(self._store.sweep, resolved.digest if lock.works else "")
+            return await self._make(source, resolved, name)
+        finally:
+            lock.release()
+
+    async def _acquire(self, lock: Lock, digest: str) -> bool:
+        """Take the lock; return whether another pull had it before."""
+        waited, said, holder = 0, "", Holder(lock)
+        try:
+            while not lock.acquire():
+                if holder.gone():
+                    self._progress.note(
+                        f"no sign of life from whoever holds {lock.path}: going on without it"
+                    )
+                    lock.do_without()
+                    break
+                name = holder.name() or said or "another process"
+                if name != said:
+                    self._progress.stage("wait", name)
+                said = name
+                waited += 1
+                # Looked at, not waited for in the kernel: Ctrl-C must end this at once.
+                await trio.sleep(min(0.05 * waited, 1.0))
+        except OSError as error:
+            raise self._store.refused(f"locking {digest}", error) from None
+        return bool(waited)
+
+    async def _make(self, source: Source, resolved: Resolved, name: str) -> Image:
+        blobs = list({x.digest: x for x in resolved.manifest.layers}.values())
+        await trio.to_thread.run_sync(self._check_room, source, blobs)
+        self._progress.stage("fetch", resolved.digest)
+        paths = await self._fetch(source, source.order(blobs))
+        self._progress.stage("convert", resolved.digest)
+        target = self._store.temporary("images", resolved.digest)
+        try:
+            facts = await trio.to_thread.run_sync(self._convert, resolved, paths, target)
+            self._progress.stage("store", resolved.digest)
+            image = await trio.to_thread.run_sync(
+                self._store.commit, resolved.digest, target, facts
+            )
+        except OSError as error:
+            raise self._store.refused(f"converting {name}", error) from None
+        finally:
+            with contextlib.suppress(OSError):
+                discard(target)
+        self._progress.stage("done", resolved.digest)
+        return image.replace(name=name)
+
+    def _check_room(self, source: Source, blobs: list[Descriptor]) -> None:
+        """Refuse early what can't fit: the downloads, and half of what the image usually has."""
+        download = source.room(blobs)
+        image = sum(x.size if LAYERS[x.media_type] != "none" else x.size // 3 for x in blobs)
+        free = self._store.free()
+        if download + image // 2 > free:
+            raise UdiError(
+                f"pulling {self._reference.canonical} failed on {self._store.root}: needs about "
+                f"{_mega(download + image)} MB, {_mega(free)} MB are free",
+                f"make room on {self._store.filesystem()} (`udi images`, `udi rm`), or set "
+                "UDI_STORE to a directory on another file system",
+            )
+
+    async def _fetch(self, source: Source, blobs: list[Descriptor]) -> dict[str, str]:
+        """Return digest -> path of every layer's blob, fetched side by side."""
+        limiter = trio.CapacityLimiter(source.parallel)
+        paths: dict[str, str] = {}
+        failures: list[Exception] = []
+        for blob in blobs:
+            self._progress.blob(blob.digest, 0, blob.size, "waiting")
+        async with trio.open_nursery() as nursery:
+
+            async def one(blob: Descriptor) -> None:
+                try:
+                    async with limiter:
+                        paths[blob.digest] = await self._in_thread(self._fetch_one, source, blob)
+                except Exception as error:
+                    failures.append(error)
+                    self.stop.set()
+                    # The others end by that, unless they are deep in a connect.
+                    nursery.cancel_scope.deadline = trio.current_time() + _GRACE_SECONDS
+
+            for blob in blobs:
+                nursery.start_soon(one, blob)
+        if failures:
+            raise failures[0]
+        return paths
+
+    def _fetch_one(self, source: Source, blob: Descriptor) -> str:
+        def report(done: int) -> None:
+            self._progress.blob(blob.digest, done, blob.size, "running")
+
+        path = source.fetch(blob, report)
+        self._progress.blob(blob.digest, blob.size, blob.size, "done")
+        return path
+
+    def _convert(self, resolved: Resolved, paths: dict[str, str], target: str) -> dict[str, Any]:
+        """Write the squashfs file and return the image's facts."""
+        parts = [
+            merge.Layer(paths[blob.digest], diff_id)
+            for blob, diff_id in zip(
+                resolved.manifest.layers, resolved.config.diff_ids, strict=True
+            )
+        ]
+        found: list[tuple[merge.Summary, dict[str, Any]]] = []
+
+        def feed(write: Write) -> None:
+            from rootless_udi.mpi_inject.libraries.image_facts import Inspector
+
+            inspector = Inspector(bounds.FACTS)
+            done = 0
+
+            def counted(data: bytes | bytearray | memoryview) -> None:
+                nonlocal done
+                self.stop.check()
+                write(data)
+                done += len(data)
+                self._progress.convert(done)
+
+            summary = merge.merge(parts, counted, inspector)
+            found.append((summary, inspector.result()))
+
+        squashfs_tools.build(target, self._options.compression, feed, self._options.writer)
+        summary, elf = found[-1]
+        return facts(self._reference, resolved, self._options.compression, summary, elf)
+
+
+def check_writer(options: Options) -> None:
+    """Raise UdiError where no squashfs file can be written: no program, unknown compression."""
+    if not options.writer:
+        squashfs_tools.find(options.compression)
+        return
+    squashfs_tools.command("image", options.compression, options.writer)
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    if shutil.which(options.writer, path=path) is None:
+        raise UdiError(
+            f"making a squashfs file failed: {options.writer} was not found",
+            "leave the writer out to use tar2sqfs or mksquashfs, whichever is there",
+        )
+
+
+def _mega(size: int) -> str:
+    return f"{size / 1e6:.0f}"

@@ -1,0 +1,53 @@
+"""How all threads of a pull are stopped at once: their sockets are shut."""
+
+import contextlib
+import http.client
+import socket
+import threading
+
+
+class Stopped(Exception):
+    """The pull was given up while this thread was at work."""
+
+
+class Stop:
+    """Ends all threads of a pull: wakes those that sleep, and those that wait for the network."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._lock = threading.Lock()
+        self._connections: dict[http.client.HTTPConnection, socket.socket | None] = {}
+
+    def set(self) -> None:
+        self._event.set()
+        with self._lock:
+            for connection, sock in self._connections.items():
+                _shut(connection.sock or sock)
+
+    def check(self) -> None:
+        if self._event.is_set():
+            raise Stopped
+
+    def sleep(self, seconds: float) -> None:
+        if self._event.wait(seconds):
+            raise Stopped
+
+    def watch(self, connection: http.client.HTTPConnection) -> None:
+        """Shut it when all is to stop; to be called before and after connecting. Raises Stopped.
+
+        After, because there is nothing to shut before, and because http.client forgets the socket
+        of a reply that ends with its connection, whose body may still be read.
+        """
+        with self._lock:
+            self._connections[connection] = connection.sock
+        self.check()
+
+    def forget(self, connection: http.client.HTTPConnection) -> None:
+        with self._lock:
+            self._connections.pop(connection, None)
+
+
+def _shut(sock: socket.socket | None) -> None:
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)

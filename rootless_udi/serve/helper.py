@@ -1,0 +1,263 @@
+"""The launcher's end of the processes outside the container: start them, say what to serve."""
+
+import os
+from sys import meta_path
+
+from rootless_udi.base.calls import close_others, spawn
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.messages import pair, receive, send, tell
+from rootless_udi.base.process import started
+from rootless_udi.base.syscalls import CLONE_NEWUSER, setns
+from rootless_udi.serve import outside
+from rootless_udi.serve.outside import AHEAD, HELPER
+from rootless_udi.serve.programs import command
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+
+    from rootless_udi.plan.image import Root
+    from rootless_udi.plan.start import Start
+
+    Place = tuple[str, str, str]
+    """The state directory, a record's name and its token; the first is empty where none is."""
+
+
+_LIMITS = "a limit may be reached: of processes (ulimit -u, the job's), or of memory (ulimit -v)"
+
+
+class Helper:
+    """The launcher's end. `known` is the file with what the last such start asked."""
+
+    def __init__(self, place: "Place") -> None:
+        """Fork the helper, which loads the image server while the launcher gathers and plans.
+
+        What is at `place` goes with the container.
+        """
+        self._server = ""
+        self._said = ""
+        self.known = self._key = self._keep = ""
+        self._mine, theirs = pair()
+        self._source, source = pair()
+        try:
+            child = os.fork()
+        except OSError as error:
+            raise UdiError(f"starting a process failed: {error.strerror}", _LIMITS) from None
+        if child == 0:
+            status = 70
+            try:
+                if os.fork():
+                    os._exit(0)
+                outside.leave(HELPER, theirs.fileno(), source.fileno())
+                work(theirs, source, place)
+                status = 0
+            finally:
+                os._exit(status)
+        # Half of the time the kernel puts the child on this very CPU, where it would wait for the
+        # end of a slice, 3 ms, while another CPU is idle.
+        os.sched_yield()
+        # Ends at once; reaped in `close`, not waited for here.
+        self._between = child
+        theirs.close()
+        source.close()
+
+    def announce(self, root: "Root", program: str, start: "Start") -> None:
+        """Say what our own server will serve, so that it opens it while the launcher goes on.
+
+        `program` is the command's first word, which is read next if it is in the image.
+        """
+        if not root.trace:
+            self.known = start.known
+        self._key, self._keep = start.key, start.keep
+        try:
+            send(self._source, (root.path, root.trace, program, start.keep, start.key), [])
+        except OSError:
+            # It has ended, which `failure` will say.
+            pass
+
+    def hand_over(self, root: "Root", fuse: int | None, watch: int | None) -> None:
+        """Say what is to be served and cleaned up, and send the descriptors.
+
+        Raises UdiError where the helper is dead already.
+        """
+        fds = [] if watch is None else [watch]
+        kinds = "w" * len(fds)
+        if root.server != "udi":
+            # Our own server is not wanted, and ends.
+            self._source.close()
+            if fuse is not None:
+                fds.append(fuse)
+                kinds += "f"
+        elif fuse is not None:
+            try:
+                send(self._source, ("fuse",), [fuse])
+            except OSError:
+                # It could not open the image, and has said so: who looks at the mount asks
+                # `failure`.
+                pass
+        what = root.server, kinds, root.path, root.program, self.known, self._key, self._keep
+        try:
+            send(self._mine, (*what, *root.options), fds)
+        except OSError:
+            raise UdiError("the image server ended before it began", _LIMITS) from None
+
+    def ask_ahead(self, space: int, top: int) -> None:
+        """Have what is known to be asked of the image asked now, by another process.
+
+        `space` is a descriptor of the mount's user namespace, `top` one of a copy of the mount.
+        Only where something is known, after `hand_over`.
+        """
+        try:
+            send(self._mine, ("ask",), [space, top])
+        except OSError:
+            # The helper is dead, which `answer` will say.
+            pass
+
+    def answer(self) -> str:
+        """Wait for the image server to be started; return its process id and start time ("12 345"),
+        "" where there is none. Raises UdiError where the helper has been killed."""
+        if not self._said:
+            self._said, _ = receive(self._mine)
+            if not self._said:
+                raise UdiError("the image server's helper ended before it began", _LIMITS)
+            if self._said.startswith("pid "):
+                self._server = self._said[4:]
+        return self._server
+
+    def failure(self, root: "Root") -> str:
+        """Say why the image server does not serve; call this after a reader met ENOTCONN."""
+        sock = self._source if root.server == "udi" else self._mine
+        said = self._said
+        try:
+            while not said.startswith("! "):
+                said = receive(sock)[0] or "! it ended"
+        except OSError:
+            return "the image server ended"
+        return said[2:]
+
+    def close(self) -> None:
+        """Close the launcher's ends and reap what is left, before the command is executed."""
+        self._mine.close()
+        self._source.close()
+        os.waitpid(self._between, 0)
+
+
+def work(sock: "_socket.socket", source: "_socket.socket", place: "Place") -> None:
+    """Receive the descriptors, see that the image is served, wait for the end, clean up."""
+    child = os.fork()
+    if child == 0:
+        sock.close()
+        from rootless_udi.serve import server as serving
+
+        serving.run(source, place)
+    source.close()
+    message, fds = receive(sock)
+    if not message:
+        # The launcher has given up. The server sees that too.
+        _end(place)
+        return
+    server, kinds, path, program, known, key, keep, *options = message.split("\0")
+    watch = fds.pop(0) if "w" in kinds else None
+    fuse = fds.pop(0) if "f" in kinds else None
+    if server == "udi":
+        tell(sock, f"pid {child} {started(child)}")
+    if known:
+        _, fds = receive(sock)
+        if fds:
+            _ask_ahead(known, path, key, fds, watch)
+    if server == "udi":
+        sock.close()
+    ended, status = os.wait()
+    while ended != child:
+        ended, status = os.wait()
+    status = os.waitstatus_to_exitcode(status)
+    why = ""
+    if server == "udi":
+        if status == 0:
+            # The mount has gone, and the server has taken the record away.
+            return
+        why = f"it was killed by signal {-status}" if status < 0 else "it failed"
+        if keep and place[0]:
+            from rootless_udi.serve import prefetch
+
+            prefetch.drop(place[0], keep, child)
+    elif fuse is None:
+        tell(sock, "pid ")
+    else:
+        from rootless_udi.plan.image import Root
+
+        why = _program(sock, Root(server, path, program, options=tuple(options)), fuse)
+    sock.close()
+    if why:
+        _end(place, why)
+    if watch is not None:
+        # One event: the tmpfs is gone, and the namespace with it.
+        os.read(watch, 4096)
+    if watch is not None or fuse is not None or server == "udi":
+        _end(place)
+
+
+def _end(place: "Place", why: str = "") -> None:
+    if place[0]:
+        from rootless_udi.node import publish
+
+        publish.end(*place, why)
+
+
+def _ask_ahead(known: str, image: str, key: str, fds: list[int], watch: int | None) -> None:
+    """Have a child ask what is known. `fds` are a user namespace and a directory."""
+    from rootless_udi.serve import prefetch
+
+    questions = prefetch.behind(image, key) if known == image else prefetch.find(known)
+    try:
+        child = os.fork() if questions else -1
+    except OSError:
+        # Of the limits on processes the command needs what is left.
+        child = -1
+    if child == 0:
+        try:
+            outside.title(AHEAD)
+            space, top = fds
+            over = prefetch.over(watch)
+            # FUSE answers those in the mount's user namespace (fuse(4), allow_other).
+            setns(space, CLONE_NEWUSER)
+            # Somebody waits for the end of each of these. The copy of the mount goes with its own.
+            close_others(top, *(() if watch is None else (watch,)))
+            os.fchdir(top)
+            # So that no link leads out of the image; and nothing is imported from there.
+            os.chroot(".")
+            meta_path.clear()
+            prefetch.ask(questions, over)
+        finally:
+            os._exit(0)
+    for fd in fds:
+        os.close(fd)
+
+
+def _program(sock: "_socket.socket", root: "Root", fuse: int) -> str:
+    """Run another program on the connection; return how it ended, "" for well."""
+    program, argv = command(root, f"/dev/fd/{fuse}")
+    os.set_inheritable(fuse, True)
+    # Not a pipe: nobody reads it before the server's end, and a full one would stop the server.
+    said = os.memfd_create("stderr")
+    try:
+        # A program of an environment module may find its libraries by LD_LIBRARY_PATH alone.
+        known = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+        env = {"PATH": "/usr/bin:/bin", **known}
+        pid = spawn(program, argv, env, [(said, 2)])
+    except OSError as error:
+        tell(sock, f"! starting {program} failed: {error.strerror}")
+        return f"{program} could not be started"
+    finally:
+        os.close(fuse)
+    tell(sock, f"pid {pid} {started(pid)}")
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code == 0:
+        return ""
+    words = os.pread(said, 2048, 0).decode("utf-8", "replace").strip().replace("\n", "; ")
+    name = root.server
+    how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+    why = f"{name} ended ({how}){': ' + words if words else ''}"
+    tell(sock, f"! {why}")
+    return why

@@ -1,0 +1,176 @@
+"""Another program's FUSE mount, made in a mount namespace of its own."""
+
+import os
+from _signal import SIGKILL
+from select import POLLERR, POLLIN, POLLPRI, poll
+
+from rootless_udi.base.calls import close_others, spawn
+from rootless_udi.base.messages import pair, receive, send
+from rootless_udi.base.syscalls import (
+    CLONE_NEWNS,
+    MNT_DETACH,
+    MS_NODEV,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_REC,
+    mount,
+    open_tree,
+    umount,
+    unshare,
+)
+from rootless_udi.serve.outside import deafen, spread
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+    from collections.abc import Sequence
+
+
+TARGET = "{target}"
+"""Stands for the mount point in a server's argv."""
+SERVED = "served"
+_BASES = ("/mnt", "/media", "/srv", "/tmp")
+_SECONDS = 60
+_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+
+
+class Refused(Exception):
+    """The server did not mount; the words are its own, or why it could not be started."""
+
+
+def run(argv: "Sequence[str]", keep: "Sequence[int]", gone: str, shared: str = "") -> int:
+    """Have a child serve; return the descriptor that it sends. With `shared`, a folder whose mounts
+    its namespace shares with this one, the mount is there, and -1 is returned. Raises Refused."""
+    mine, theirs = pair()
+    said = os.memfd_create("said")
+    child = os.fork()
+    if child == 0:
+        _helper(argv, keep, gone, theirs, said, shared)
+    theirs.close()
+    message, fds = receive(mine)
+    mine.close()
+    os.waitpid(child, 0)
+    if message != "+":
+        if message.startswith("!"):
+            os.write(said, f"\n{message[1:]}".encode("utf-8", "surrogateescape"))
+        raise Refused(words(said))
+    os.close(said)
+    return fds[0] if fds else -1
+
+
+def words(said: int) -> str:
+    """Return the last line of what a program said; closes `said`."""
+    text = os.pread(said, 4000, 0).decode("utf-8", "replace").strip()
+    os.close(said)
+    return text.splitlines()[-1] if text else "it said nothing"
+
+
+def start(argv: list[str], said: int) -> int:
+    """Start a program with nothing to read, and what it says in a file of memory.
+
+    Not a pipe: the server outlives its readers, and a write to a broken one would end it.
+    """
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return spawn(argv[0], argv, _ENVIRONMENT, [(null, 0), (said, 1), (said, 2)])
+    finally:
+        os.close(null)
+
+
+def _helper(
+    argv: "Sequence[str]",
+    keep: "Sequence[int]",
+    gone: str,
+    sock: "_socket.socket",
+    said: int,
+    shared: str,
+) -> None:
+    """In the child: mount in a namespace of its own, send the mount, leave the server behind.
+
+    Does not return: it ends the child.
+    """
+    server = 0
+    try:
+        deafen()
+        os.setsid()
+        os.chdir("/")
+        close_others(*keep, sock.fileno(), said)
+        spread()
+        unshare(CLONE_NEWNS)
+        if not shared:
+            mount(None, "/", None, MS_REC | MS_PRIVATE)
+        place = f"{shared or cover(argv)}/{SERVED}"
+        os.mkdir(place, 0o755)
+        server = start([word.replace(TARGET, place) for word in argv], said)
+        if not _mounted(server, place):
+            sock.send(b"?")
+            return
+        # The first access waits until the server answers.
+        os.stat(f"{place}/.")
+        if gone:
+            os.rmdir(f"{place}/{gone}")
+        trees = [] if shared else [open_tree(place)]
+        if shared:
+            # It has arrived there, where it would vanish too.
+            mount(None, shared, None, MS_REC | MS_PRIVATE)
+        umount(place, MNT_DETACH)
+        send(sock, ("+",), trees)
+        server = 0
+        os._exit(0)
+    except OSError as error:
+        sock.send(f"!{getattr(error, 'call', '')} {error.strerror}".encode())
+    finally:
+        if server:
+            _stop(server)
+        os._exit(1)
+
+
+def _stop(server: int) -> None:
+    """End a server whose mount came to nothing; its own namespace would keep it for ever."""
+    try:
+        if os.waitpid(server, os.WNOHANG)[0] == 0:
+            os.kill(server, SIGKILL)
+    except ChildProcessError:
+        pass
+
+
+def cover(argv: "Sequence[str]") -> str:
+    """Mount private memory on a folder of the host that hides nothing `argv` names."""
+    for base in _BASES:
+        if os.path.isdir(base) and not any(f"{base}/" in word for word in argv):
+            mount("tmpfs", base, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+            return base
+    raise OSError(0, f"no folder to mount on: tried {', '.join(_BASES)}")
+
+
+def _mounted(server: int, place: str) -> bool:
+    """Wait until the server has mounted; false where it ended or took too long.
+
+    The kernel reports each change of mountinfo as POLLPRI (proc(5)).
+    """
+    table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+    waiter = poll()
+    waiter.register(table, POLLPRI | POLLERR)
+    step, steps = _SECONDS * 1000, 1
+    try:
+        waiter.register(os.pidfd_open(server), POLLIN)
+    except (OSError, AttributeError):
+        # Before Linux 5.3, or a Python built there: it is asked now and then.
+        step, steps = 50, _SECONDS * 20
+    mark = f" {place} ".encode()
+    while mark not in _all(table):
+        ready = waiter.poll(step)
+        steps -= not ready
+        ended = steps and not ready and os.waitpid(server, os.WNOHANG)[0]
+        if not steps or ended or any(fd != table for fd, _ in ready):
+            return False
+    os.close(table)
+    return True
+
+
+def _all(fd: int) -> bytes:
+    os.lseek(fd, 0, os.SEEK_SET)
+    text = b""
+    while chunk := os.read(fd, 1 << 16):
+        text += chunk
+    return text

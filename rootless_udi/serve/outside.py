@@ -1,0 +1,100 @@
+"""What our processes outside the container have in common: they are its, and not the caller's.
+
+They leave the caller's session, folder, terminal, descriptors, signals, command line, CPUs and
+umask: none of what is meant for the command may reach the file system that it runs from.
+"""
+
+import _signal
+import os
+
+from rootless_udi.base.calls import close_others
+from rootless_udi.base.syscalls import (
+    PR_SET_NAME,
+    PR_SET_NO_NEW_PRIVS,
+    poke,
+    prctl,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    Place = tuple[str, str, str]
+    """The state directory, a record's name and its token; the first is empty where none is."""
+
+HELPER, SERVER, AHEAD = "udi-helper", "udi-image", "udi-ahead"
+"""What ps(1) shows; at most 15 bytes."""
+
+
+_HARD = {
+    *(_signal.SIGKILL, _signal.SIGSTOP, _signal.SIGCHLD, _signal.SIGABRT, _signal.SIGSEGV),
+    *(_signal.SIGBUS, _signal.SIGFPE, _signal.SIGILL, _signal.SIGTRAP, _signal.SIGSYS),
+}
+"""Signals that stay: two can't be ignored, one is waited for, the others say that we are broken."""
+
+_CPUS = 4096
+"""More than a machine has."""
+
+
+def leave(name: str, *keep: int) -> None:
+    """Become a process `name` that has nothing of the caller's but the descriptors `keep`."""
+    deafen()
+    os.setsid()
+    os.chdir("/")
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    close_others(*keep)
+    # Whatever the caller's umask is, its owner must be able to read what we make.
+    os.umask(0o077)
+    spread()
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    title(name)
+
+
+def deafen() -> None:
+    """Ignore the signals that are meant for jobs: to a group, a cgroup, all of a user, by a name.
+
+    A job that is told to checkpoint needs its file system while it does. The end of the mount ends
+    our processes, and SIGKILL does, which batch systems send after their patience.
+    """
+    for number in _signal.valid_signals() - _HARD:
+        try:
+            _signal.signal(number, _signal.SIG_IGN)
+        except (OSError, ValueError):
+            # The C library keeps some for itself (signal(7)).
+            pass
+
+
+def spread() -> None:
+    """Take all CPUs of the job's cpuset, and no less time than others get.
+
+    A rank may be bound to one CPU, and be nice; its node's image server is all ranks'. The kernel
+    cuts a mask to the cpuset (sched_setaffinity(2)), and refuses what an ordinary user may not.
+    """
+    try:
+        os.sched_setaffinity(0, range(_CPUS))
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
+    except OSError:
+        pass
+
+
+def title(name: str) -> None:
+    """Show `name`, of at most 15 bytes, as name and as whole command line (proc(5), comm, cmdline).
+
+    The command line that we were forked with is the caller's, and names the command: `pkill -f app`
+    must mean the command alone.
+    """
+    text = name.encode()
+    prctl(PR_SET_NAME, text)
+    try:
+        fd = os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    fields = os.read(fd, 4096).rpartition(b")")[2].split()
+    os.close(fd)
+    start, end = (int(field) for field in fields[45:47])
+    room = end - start
+    if start and room > len(text) + 1:
+        # Where the last byte is not zero the kernel shows what is before the first zero, as it does
+        # for setproctitle(3).
+        poke(start, text + bytes(room - len(text) - 1) + b"\1")

@@ -1,0 +1,271 @@
+"""What the starts of a program asked of an image, kept on the node and asked again by the next.
+
+A program that starts asks its image for a thousand names, links and pages, and waits for each. What
+the first start on a node asked is kept; from the second on a process of its own asks for the same
+while the container is still being made, so that the ranks find it with the kernel. It can only be
+early, never wrong: questions change nothing, and nobody waits for their answers.
+
+The file is in the state directory, which is the node's and the user's alone, in the folder
+`starts`; its name, which `early` makes, stands for the image's file and for what is run. It holds
+NUL-ended texts, HEAD first, then the questions in order, paths from the image's root:
+
+    s PATH                  is looked up, whether or not it is there
+    d PATH                  a directory that is listed
+    l PATH                  a link whose target is read
+    r OFFSET LENGTH PATH    a file of which a part is read, in bytes
+
+`udi optimize` writes what its profiles asked behind the image itself, for the first start on each
+node: such texts, each after a start's key (32 digits) and its length (4 bytes), zeros that fill a
+block, and last TAIL and the length of all of it.
+"""
+
+import os
+from errno import ENOTCONN
+from time import monotonic
+
+from rootless_udi.base import trust
+from rootless_udi.base.syscalls import is_local
+from rootless_udi.node import places
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from rootless_udi.fuse.recorder import Question
+
+
+FOLDER = "starts"
+HEAD = b"udi start 1"
+TAIL = b"udi-asks"
+BLOCK = 4096
+LARGEST = 256 << 10
+"""Bytes of such a file."""
+BEHIND = 1000
+"""Starts that an image knows."""
+BYTES = 64 << 20
+"""Of an image's files: a start reads programs and libraries; what comes after them may be data."""
+FILES = 64
+"""Of which the oldest go."""
+PATIENCE = 5.0
+"""Seconds for asking. As long as it takes, the mount can't end."""
+
+
+def pack(questions: "Iterable[Question]") -> bytes:
+    """Return questions as the bytes of a file: as many of the first as it may hold."""
+    parts, size, room = [HEAD], len(HEAD), BYTES
+    for kind, path, offset, length in questions:
+        if length > room:
+            continue
+        room -= length
+        word = kind.encode() + b" "
+        if kind == "r":
+            word += b"%d %d " % (offset, length)
+        size += len(word) + len(path) + 1
+        if size >= LARGEST:
+            break
+        parts.append(word + path)
+    return b"\0".join([*parts, b""])
+
+
+def unpack(data: bytes) -> "list[Question]":
+    """Return the questions in a file. Raises ValueError where it is none of ours, or damaged."""
+    head, *words, rest = data.split(b"\0")
+    if head != HEAD or rest:
+        raise ValueError("not the questions of a start")
+    found: list[Question] = []
+    room = BYTES
+    for word in words:
+        kind, path = word[:2], word[2:]
+        if kind == b"r ":
+            offset, length, path = path.split(b" ", 2)
+            found.append(("r", path, _number(offset), _number(length)))
+            room -= found[-1][3]
+        elif kind in (b"s ", b"d ", b"l "):
+            found.append((kind[:1].decode(), path, 0, 0))
+        else:
+            raise ValueError(f"an unknown question {word[:20]!r}")
+    if room < 0:
+        raise ValueError("more bytes than a start reads")
+    return found
+
+
+def _number(text: bytes) -> int:
+    if not text.isdigit() or len(text) > 18:
+        raise ValueError(f"not a number: {text[:20]!r}")
+    return int(text)
+
+
+def tail(starts: "Mapping[str, Iterable[Question]]") -> bytes:
+    """Return what comes behind an image for these starts by key; nothing for none."""
+    data = b""
+    for key, questions in list(starts.items())[:BEHIND]:
+        packed = pack(questions)
+        data += key.encode() + len(packed).to_bytes(4, "little") + packed
+    if not data:
+        return b""
+    data += bytes(-(len(data) + 16) % BLOCK)
+    return data + TAIL + (len(data) + 16).to_bytes(8, "little")
+
+
+def behind(image: str, key: str) -> "list[Question]":
+    """Return the questions of a start behind an image; empty where there are none."""
+    try:
+        fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(fd).st_size
+            last = os.pread(fd, 16, max(size - 16, 0))
+            at, end = size - int.from_bytes(last[8:], "little"), size - 16
+            for _ in range(BEHIND):
+                if last[:8] != TAIL or not 0 <= at < end:
+                    break
+                head = os.pread(fd, 36, at)
+                length = int.from_bytes(head[32:], "little")
+                if not 0 < length <= LARGEST:
+                    # Zeros fill the last block; another length is none of ours.
+                    break
+                if head[:32] == key.encode():
+                    return unpack(os.pread(fd, length, at + 36))
+                at += 36 + length
+        finally:
+            os.close(fd)
+    except (OSError, ValueError):
+        pass
+    return []
+
+
+def find(path: str) -> "list[Question]":
+    """Return the questions in a file; empty where there is none. A damaged one is removed."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if trust.refusal(fd):
+                return []
+            return unpack(os.read(fd, LARGEST))
+        except ValueError:
+            # So that the next start's are kept.
+            os.unlink(path)
+        finally:
+            os.close(fd)
+    except OSError:
+        pass
+    return []
+
+
+def keep(
+    environ: "Mapping[str, str]", uid: int, name: str, questions: "Iterable[Question]"
+) -> bool:
+    """Keep what a start asked in a file of that name; tell whether there was room, on a file system
+    of this node's own.
+
+    The state directory is there: a container's record is in it. Raises OSError, UdiError.
+    """
+    _, directory = places.state(places.directories(environ, uid), make=False)
+    if directory < 0:
+        return False
+    try:
+        if not is_local(directory):
+            return False
+        try:
+            os.mkdir(FOLDER, 0o700, dir_fd=directory)
+        except FileExistsError:
+            pass
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        folder = os.open(FOLDER, flags, dir_fd=directory)
+    finally:
+        os.close(directory)
+    try:
+        _thin_out(folder)
+        new = f"{name}.{os.getpid()}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(new, flags, 0o600, dir_fd=folder)
+        try:
+            data = pack(questions)
+            whole = os.write(fd, data) == len(data)
+        except OSError:
+            whole = False
+        finally:
+            os.close(fd)
+        try:
+            if whole:
+                os.rename(new, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except OSError:
+            whole = False
+        if not whole:
+            os.unlink(new, dir_fd=folder)
+        return whole
+    finally:
+        os.close(folder)
+
+
+def _thin_out(folder: int) -> None:
+    """Make room for one more file: the oldest go, unfinished ones of the killed with them."""
+    names = os.listdir(folder)
+    if len(names) < FILES:
+        return
+    ages = {}
+    for one in names:
+        try:
+            ages[one] = os.stat(one, dir_fd=folder, follow_symlinks=False).st_mtime
+        except FileNotFoundError:
+            pass
+    for one in sorted(ages, key=lambda each: ages[each])[: len(ages) - FILES + 1]:
+        try:
+            os.unlink(one, dir_fd=folder)
+        except OSError:
+            pass
+
+
+def drop(state: str, name: str, pid: int) -> None:
+    """Remove what process `pid` has not written to the end, in the state directory `state`."""
+    try:
+        os.unlink(f"{state}/{FOLDER}/{name}.{pid}")
+    except OSError:
+        pass
+
+
+def over(watch: int | None) -> "Callable[[], bool]":
+    """Return what tells whether asking is to end: after PATIENCE, or when `watch` can be read."""
+    from select import POLLIN, poll
+
+    gone, end = poll(), monotonic() + PATIENCE
+    if watch is not None:
+        gone.register(watch, POLLIN)
+    return lambda: bool(gone.poll(0)) or monotonic() > end
+
+
+def ask(questions: "Iterable[Question]", over: "Callable[[], bool]") -> None:
+    """Ask an image, whose root is the calling process's root and folder.
+
+    Ends where the image server has, or when it is `over`.
+    """
+    opened, fd = b"", -1
+    for kind, path, offset, length in questions:
+        if over():
+            return
+        try:
+            if kind == "s":
+                os.lstat(path)
+            elif kind == "d":
+                _list(path or b".", over)
+            elif kind == "l":
+                os.readlink(path)
+            else:
+                if path != opened:
+                    if fd >= 0:
+                        os.close(fd)
+                    opened, fd = path, -1
+                    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
+        except OSError as error:
+            if error.errno == ENOTCONN:
+                return
+        except ValueError:
+            return
+
+
+def _list(path: bytes, over: "Callable[[], bool]") -> None:
+    """Have a directory listed, a part at a time: an image may have one without end."""
+    with os.scandir(path) as entries:
+        for number, _ in enumerate(entries, 1):
+            if number % 1000 == 0 and over():
+                return

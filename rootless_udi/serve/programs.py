@@ -1,0 +1,20 @@
+"""The command lines of other programs that can serve an image (squashfuse_ll and others)."""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rootless_udi.plan.image import Root
+
+    Place = tuple[str, str, str]
+    """The state directory, a record's name and its token; the first is empty where none is."""
+
+
+def command(root: "Root", connection: str) -> tuple[str, list[str]]:
+    """Return program and argv of a server that is another program, on a connection or a folder."""
+    if root.program:
+        return root.program, [root.program, "-f", *root.options, root.path, connection]
+    from rootless_udi.base import program as child
+
+    # pyfuse3 and fuse-python are in site-packages, which this interpreter was started without.
+    words = f"--transport={root.server}", root.path, connection
+    argv = child.argv("from rootless_udi.fuse.main import main; sys.exit(main())", *words)
+    return argv[0], argv

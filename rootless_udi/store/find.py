@@ -1,0 +1,232 @@
+"""Find an image in the stores: name -> digest -> squashfs and facts. A launch imports this.
+
+    STORE/names/ARCH/ESCAPED-NAME -> sha256-HEX     a symbolic link's text: one readlink, no open
+    STORE/images/sha256-HEX.sqfs                    the image
+    STORE/images/sha256-HEX.json                    its facts
+    STORE/dirs/sha256-HEX/                          extracted, where there is no FUSE
+    STORE/blobs/, STORE/locks/                      see `store`, which writes all this
+
+Names are kept per architecture: clusters of mixed nodes share one file system.
+"""
+
+import os
+
+from rootless_udi.base import trust
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.records import Record
+from rootless_udi.plan.reference import Platform, Reference, platform_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-+,=:@#")
+_CHUNK = 240
+OPTIMIZED = ".optimized.sqfs"
+_GOES_ON = "%+"
+
+
+class Image(Record):
+    """An image of a store. `directory` is where its extracted tree is, or would be."""
+
+    digest: str
+    name: str
+    store: str
+    squashfs: str
+    facts: str
+    directory: str
+    size: int = 0
+
+
+def user_store(environ: "Mapping[str, str]") -> str:
+    """Return the user's own store: $UDI_STORE, else in $XDG_DATA_HOME, else in ~/.local/share.
+
+    Raises UdiError where none of these is set to an absolute path.
+    """
+    own = environ.get("UDI_STORE", "")
+    if own:
+        if not own.startswith("/"):
+            raise UdiError(f"UDI_STORE={own}: is not an absolute path", "set it to one")
+        return own.rstrip("/") or "/"
+    data = environ.get("XDG_DATA_HOME", "")
+    if data.startswith("/"):
+        # The XDG specification says to ignore a relative path.
+        return f"{data.rstrip('/')}/rootless_udi"
+    home = environ.get("HOME", "")
+    if home.startswith("/"):
+        return f"{home.rstrip('/')}/.local/share/rootless_udi"
+    raise UdiError("no place for the image store: HOME is not set", "set UDI_STORE to a directory")
+
+
+def find(
+    stores: "tuple[str, ...]", reference: Reference, platform: Platform | None = None
+) -> Image | None:
+    """Return the image that `reference` names in the first of `stores` that has it, or None.
+
+    `platform` is this machine's where it is not given. Costs an open and a stat in each store,
+    and one stat for "oci:" and "docker-archive:", whose changed file is a miss; an image that a
+    person deleted by hand is one too. Raises UdiError where such a file cannot be looked at, or
+    others than the store's owner may have named the image, and ValueError for a reference to a path
+    that no store holds.
+    """
+    platform = platform or platform_of(os.uname().machine)
+    if reference.kind == "store":
+        return _first(stores, reference.digest, reference.canonical)
+    name = name_of(reference)
+    link = f"names/{platform.key()}/{escape(name)}"
+    for store in stores:
+        try:
+            digest = _named(store, link)
+        except OSError:
+            continue
+        image = at(store, digest, name)
+        if image is not None:
+            return image
+    # Content is content: a digest that was pulled under another name will do.
+    return _first(stores, reference.digest, name) if reference.digest else None
+
+
+def _named(store: str, link: str) -> str:
+    """Return the digest that a name of `store` means.
+
+    Raises OSError where there is none, and UdiError where it may be somebody else's word. In a
+    store that is closed to others nobody else can be.
+    """
+    path = f"{store}/{link}"
+    status = os.stat(store)
+    if trust.closed(status):
+        text = os.readlink(path)
+    else:
+        text = trust.link(path, (status.st_uid,), "the image name")
+        judge(store, link.rpartition("/")[0])
+    return text.replace("-", ":", 1)
+
+
+def judge(store: str, folder: str = "") -> None:
+    """Raise Untrusted where others than its owner may put something into a store's `folder`.
+
+    Each folder from the store's own down is looked at. Raises OSError.
+    """
+    owner, path = os.stat(store).st_uid, ""
+    for part in (store, *filter(None, folder.split("/"))):
+        path = f"{path}/{part}" if path else part
+        why = trust.refusal(path, (owner,))
+        if why:
+            raise trust.Untrusted(
+                f"the image store {store} is not trusted: {path}: {why}",
+                f"as its owner: chmod -R go-w {store}",
+            )
+
+
+def owners(image: Image) -> tuple[int, ...]:
+    """Return who besides the caller and root may have written an image and its facts.
+
+    Raises UdiError where the folder that they are in may be written by others.
+    """
+    try:
+        status = os.stat(image.store)
+        if not trust.closed(status):
+            judge(image.store, "images")
+    except OSError as error:
+        raise UdiError(f"looking at image store {image.store} failed: {error.strerror}") from None
+    return (status.st_uid,)
+
+
+def check_tree(directory: str) -> None:
+    """Raise UdiError where others may change a store's extracted image, of `Image.directory`."""
+    folder, _, name = directory.rpartition("/")
+    store, _, folder = folder.rpartition("/")
+    if not trust.closed(os.stat(store)):
+        judge(store, f"{folder}/{name}")
+
+
+def closed(stores: "tuple[str, ...]") -> str:
+    """Say which of `stores` the caller may not search, to end a message with; "" for none.
+
+    A store is its owner's alone until he opens it.
+    """
+    names = [store for store in stores if os.path.isdir(store) and not os.access(store, os.X_OK)]
+    return f"; permission denied on {', '.join(names)}" if names else ""
+
+
+def _first(stores: "tuple[str, ...]", digest: str, name: str) -> Image | None:
+    for store in stores:
+        image = at(store, digest, name)
+        if image is not None:
+            return image
+    return None
+
+
+def at(store: str, digest: str, name: str) -> Image | None:
+    """Return the image with this digest in `store`, or None.
+
+    One that `udi optimize` has laid out anew is preferred: its content is the same.
+    """
+    stem = digest.replace(":", "-", 1)
+    if "/" in stem or not stem.startswith(("sha256-", "sha512-")):
+        return None
+    base = f"{store}/images/{stem}"
+    for path in (base + OPTIMIZED, base + ".sqfs"):
+        try:
+            size = os.stat(path).st_size
+        except OSError:
+            continue
+        return Image(digest, name, store, path, base + ".json", f"{store}/dirs/{stem}", size)
+    return None
+
+
+def name_of(reference: Reference) -> str:
+    """Return the name that a store knows `reference` by.
+
+    That of "oci:" and "docker-archive:" has, after a "#", modification time (ns) and size of the
+    file that changes with the image. Raises UdiError where that is missing.
+    """
+    place = place_of(reference)
+    if reference.kind == "registry":
+        return place
+    path = os.path.abspath(reference.path)
+    changes = f"{path}/index.json" if reference.kind == "oci" else path
+    try:
+        found = os.stat(changes)
+    except OSError as error:
+        raise UdiError(
+            f"reading image {reference.canonical} failed on {changes}: {error.strerror}",
+            "the path ends at the first ':'; what follows is the tag",
+        ) from None
+    return f"{place}#{found.st_mtime_ns}-{found.st_size}"
+
+
+def place_of(reference: Reference) -> str:
+    """Return where an image comes from, its path absolute; ValueError for plain paths."""
+    if reference.kind == "registry":
+        return reference.canonical
+    if reference.kind not in ("oci", "archive"):
+        raise ValueError(f"{reference.canonical}: is not kept in a store")
+    which = f"@{reference.digest}" if reference.digest else ""
+    if reference.tag:
+        which = f":{reference.tag}"
+    prefix = "oci" if reference.kind == "oci" else "docker-archive"
+    return f"{prefix}:{os.path.abspath(reference.path)}{which}"
+
+
+def escape(name: str) -> str:
+    """Return a relative path for any name: percent-encoded, in parts of at most 242 bytes."""
+    text = "".join(
+        chr(byte) if chr(byte) in _PLAIN else f"%{byte:02x}" for byte in os.fsencode(name)
+    )
+    if text.startswith("."):
+        # Dot files are temporary files here.
+        text = f"%2e{text[1:]}"
+    parts = [text[i : i + _CHUNK] for i in range(0, len(text), _CHUNK)]
+    return "/".join([part + _GOES_ON for part in parts[:-1]] + parts[-1:])
+
+
+def unescape(path: str) -> str:
+    """Return the name whose escaped form is `path`."""
+    text = path.replace(f"{_GOES_ON}/", "")
+    first, *others = text.split("%")
+    out = bytearray(first.encode())
+    for other in others:
+        out.append(int(other[:2], 16))
+        out += other[2:].encode()
+    return os.fsdecode(bytes(out))

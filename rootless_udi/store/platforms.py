@@ -1,0 +1,55 @@
+"""The platform of this machine, and the images of the stores that it can run."""
+
+import os
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.plan.image import Image
+from rootless_udi.plan.platforms import suitability, variant
+from rootless_udi.plan.reference import Platform, Reference, platform_of
+from rootless_udi.store import find as store_find
+
+_FIRST_CPU = 1 << 14
+
+
+def here() -> Platform:
+    """Return this machine's platform with the best variant that its CPU has."""
+    found = platform_of(os.uname().machine)
+    try:
+        with open("/proc/cpuinfo", "rb") as file:
+            text = file.read(_FIRST_CPU).decode(errors="replace")
+    except OSError:
+        return found
+    return found.replace(variant=variant(found.architecture, text) or found.variant)
+
+
+def find(stores: tuple[str, ...], reference: Reference) -> store_find.Image | None:
+    """Return the image of that name for the best variant that this CPU has, or None."""
+    ours = here()
+    keys: set[str] = set()
+    for store in stores:
+        try:
+            keys.update(os.listdir(f"{store}/names"))
+        except OSError:
+            continue
+    known = [Platform("linux", *key.split("-", 1)) for key in keys if "-" in key]
+    fitting = [one for one in known if suitability(one, ours) >= 0]
+    for one in sorted(fitting, key=lambda one: -suitability(one, ours)):
+        found = store_find.find(stores, reference, one)
+        if found is not None:
+            return found
+    return None
+
+
+def check(image: Image, asked: Platform | None) -> None:
+    """Raise UdiError where an image is of a variant that was not `asked` for or, where none was,
+    that this CPU has not: what is pulled without a platform is the best for who pulls."""
+    theirs = Platform("linux", *(str(image.facts.get(key)) for key in ("architecture", "variant")))
+    ours = asked or here()
+    if theirs.architecture == ours.architecture and suitability(theirs, ours) < 0:
+        wanted = f"{asked} is asked for" if asked else f"this node's CPU is {ours}"
+        least = asked or Platform("linux", theirs.architecture)
+        raise UdiError(
+            f"image {image.request} of the store is for {theirs}, and {wanted}",
+            f"udi pull --platform={least} {image.request} takes one that "
+            + ("suits" if asked else "every node runs"),
+        )

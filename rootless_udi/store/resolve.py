@@ -1,0 +1,257 @@
+"""From the word IMAGE to an image on this node: the stores, files and folders, and the pull policy.
+
+The pull itself is another program (`udi pull`): a launch never imports it.
+"""
+
+import os
+from stat import S_ISDIR, S_ISREG
+
+from rootless_udi.base import fastjson, trust
+from rootless_udi.base.calls import spawn
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.process import complain
+from rootless_udi.plan import reference as oci
+from rootless_udi.plan.image import Image
+from rootless_udi.plan.options import Request
+from rootless_udi.store import find as store_find
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from rootless_udi.plan.site import Site
+
+_MAGIC = b"hsqs"
+_OPTIMIZED = b"udi-hot1"
+"""What `udi optimize` writes behind the superblock (rootless_udi.fuse.format)."""
+_COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
+"""Numbers of the superblock's field at byte 20."""
+_AGAIN = "make it anew: udi pull --force IMAGE"
+
+
+def image(request: Request, site: "Site", environ: "Mapping[str, str]", who: str) -> Image:
+    """Return the image that the request names, pulled first where the policy says so.
+
+    In a job of several ranks (`who` is their launcher) nothing is pulled: 10,000 nodes would.
+    Raises UdiError where there is no such image, or it needs another CPU than this node's.
+    """
+    reference = oci.parse(request.image, site.registry)
+    platform = oci.parse_platform(request.platform) if request.platform else None
+    if reference.kind not in ("squashfs", "directory", "path"):
+        found = _stored(request, reference, platform, site, environ, who)
+    elif platform is not None:
+        raise UdiError(
+            f"--platform={request.platform}: image {request.image} is a file or a directory, "
+            "which is for one machine",
+            "leave it out; it chooses among the images of one name",
+        )
+    else:
+        found = local(request.image, os.path.abspath(reference.path))
+    if found.facts.get("variant") not in (None, "", "v1", "v8"):
+        # Few images name one, and a look at the CPU costs an open.
+        from rootless_udi.store import platforms
+
+        platforms.check(found, platform)
+    return found
+
+
+def _stored(
+    request: Request,
+    reference: oci.Reference,
+    platform: oci.Platform | None,
+    site: "Site",
+    environ: "Mapping[str, str]",
+    who: str,
+) -> Image:
+    stores = all_stores(site, environ)
+    policy = request.pull or site.pull
+    found = None if policy == "always" and not who else find(stores, reference, platform)
+    if found is None:
+        if who or policy == "never":
+            why = "a job of several ranks never pulls" if who else "--pull=never"
+            raise UdiError(
+                f"image {request.image} is in no image store ({', '.join(stores)}), and {why}"
+                + store_find.closed(stores),
+                f"run this first, once: udi pull {_chosen(request)}{request.image}",
+            )
+        if unseen := store_find.closed(stores):
+            complain("udi-run", f"image {request.image} is in no image store{unseen}")
+        pull(request, stores[0])
+        found = find(stores, reference, platform)
+        if found is None:
+            raise UdiError(f"image {request.image} is not in the store after its pull")
+    owners = store_find.owners(found)
+    packed = check(found.squashfs, _AGAIN, owners)
+    facts = read(found.facts, owners)
+    return Image(request.image, found.digest, found.squashfs, found.directory, facts, *packed)
+
+
+def find(
+    stores: tuple[str, ...], reference: oci.Reference, platform: oci.Platform | None = None
+) -> store_find.Image | None:
+    """Return what `store_find.find` does; without `platform`, a name's lesser variants too.
+
+    `udi pull --platform=linux/amd64/v2 NAME` gives an image that every NAME may mean here.
+    """
+    found = store_find.find(stores, reference, platform)
+    if found is None and platform is None and reference.kind != "store":
+        from rootless_udi.store import platforms
+
+        found = platforms.find(stores, reference)
+    return found
+
+
+def all_stores(site: "Site", environ: "Mapping[str, str]") -> tuple[str, ...]:
+    """Return the user's store and then the site's; HOME is the account's where it is unset."""
+    if site.store and not environ.get("UDI_STORE"):
+        return (site.store, *site.site_stores)
+    environ = dict(environ)
+    if not environ.get("HOME"):
+        import pwd
+
+        try:
+            environ["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:
+            if site.site_stores:
+                return site.site_stores
+    return (store_find.user_store(environ), *site.site_stores)
+
+
+def local(text: str, path: str) -> Image:
+    """Return the image in a squashfs file or a root directory at `path`."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise UdiError(f"opening image {path} failed: {error.strerror}") from None
+    if S_ISDIR(status.st_mode):
+        # Links of the image (Nix: /bin -> /nix/store/...) lead nowhere on the host.
+        if not os.path.lexists(f"{path}/usr") and not os.path.lexists(f"{path}/bin"):
+            raise UdiError(
+                f"directory {path} is no root file system: it has neither /usr nor /bin",
+                f"an OCI image layout is named oci:{path}",
+            )
+        return Image(text, "", "", os.path.realpath(path), {})
+    if not S_ISREG(status.st_mode):
+        raise UdiError(f"image {path} is neither a file nor a directory")
+    packed = check(path)
+    known = _beside(path, status.st_uid)
+    return Image(text, known.get("digest", ""), os.path.realpath(path), "", known, *packed)
+
+
+def _beside(path: str, owner: int) -> "dict[str, Any]":
+    """Return the facts in the file beside the image at `path`, whose owner may have written it.
+
+    Nobody asked for that file by name, and in a folder like /tmp anybody may put one there: where
+    it is not to be trusted, or can't be read, the image is run without it, and a line says so.
+    """
+    facts = os.path.splitext(path)[0] + ".json"
+    try:
+        return _facts(facts, (owner,))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        complain("udi-run", f"{facts} is not read: {error.strerror}")
+    except trust.Untrusted as error:
+        complain("udi-run", f"{error.message}; the image is used without it", error.hint)
+    return {}
+
+
+def check(path: str, hint: str = "", owners: "tuple[int, ...] | None" = None) -> tuple[str, bool]:
+    """Return the compressor of the squashfs file at `path`, by name, and whether it is optimised.
+
+    Raises UdiError, with `hint`, where it is no whole squashfs 4.0 (its superblock says), and where
+    others than the caller, root and `owners` may have written it (None: anybody may).
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if owners is not None:
+                trust.check(fd, path, owners, "image")
+            head = os.pread(fd, 512, 0)
+            size = os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise UdiError(f"opening image {path} failed: {error.strerror}") from None
+    used = int.from_bytes(head[40:48], "little")
+    if len(head) < 96 or head[:4] != _MAGIC:
+        why = "it does not begin with squashfs's magic number"
+    elif head[28:32] != b"\x04\0\0\0":
+        why = "it is not of squashfs version 4.0"
+    elif used > size:
+        why = f"it is cut off: {size} bytes of {used}"
+        hint = hint or "copy it again, or pull it anew (udi pull --force)"
+    else:
+        name = _COMPRESSORS.get(int.from_bytes(head[20:22], "little"), "unknown")
+        return name, _OPTIMIZED in head
+    hint = hint or "a name without / is looked up in the store; a tar is docker-archive:FILE"
+    raise UdiError(f"image {path} is no squashfs file: {why}", hint)
+
+
+def read(path: str, owners: "tuple[int, ...]") -> "dict[str, Any]":
+    """Return an image's facts; none where there is no such file.
+
+    Raises UdiError for a file that is damaged, not ours, or may be the work of others than the
+    caller, root and `owners`.
+    """
+    try:
+        return _facts(path, owners)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UdiError(f"reading {path} failed: {error.strerror}") from None
+
+
+def _facts(path: str, owners: "tuple[int, ...]") -> "dict[str, Any]":
+    data = trust.read(path, owners)
+    try:
+        found = fastjson.loads(data.decode())
+        if not isinstance(found, dict) or found.get("version") != 1:
+            # A file that happens to lie beside a foreign squashfs, or of a later version.
+            return {}
+        _check_shape(found)
+    except ValueError as error:
+        raise UdiError(f"reading {path} failed: {error}", _AGAIN) from None
+    return found
+
+
+def _check_shape(facts: "dict[str, Any]") -> None:
+    """Raise ValueError where facts that become words of the command are no text."""
+    for name in ("env", "entrypoint", "cmd", "workdir", "digest"):
+        value = facts.get(name) or ()
+        words = [value] if name in ("workdir", "digest") and value else value
+        if not isinstance(words, list | tuple) or not all(isinstance(w, str) for w in words):
+            raise ValueError(f"its {name} is not what udi pull writes")
+        text = "".join(words)
+        # Raises ValueError too, for half a surrogate pair: JSON can spell one.
+        text.encode("utf-8", "surrogateescape")
+        if "\0" in text:
+            raise ValueError(f"its {name} holds a NUL character")
+
+
+def _chosen(request: Request) -> str:
+    return f"--platform={request.platform} " if request.platform else ""
+
+
+def pull(request: Request, store: str) -> None:
+    """Run `udi pull` for the request's image. Raises UdiError where that fails (it said why)."""
+    words = ["pull", *(["--insecure"] if request.insecure else []), *_chosen(request).split()]
+    words += ["--", request.image]
+    status = udi(words, {"UDI_STORE": store})
+    if status:
+        raise UdiError(f"image {request.image} could not be pulled")
+
+
+def udi(words: "list[str]", more: "Mapping[str, str]") -> int:
+    """Run the udi command of this very package; return its exit status."""
+    from rootless_udi.base import program
+
+    argv = program.argv("from rootless_udi.commands.udi import main; main()", *words)
+    # Standard output is the command's; a digest or path that `udi` prints is for scripts.
+    null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        pid = spawn(argv[0], argv, {**os.environ, **more}, [(null, 1)])
+    finally:
+        os.close(null)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -1,0 +1,124 @@
+"""MPI inside the image under MPICH's and Open MPI's own launchers: right results, one container."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import User
+from tests.kit import mpiprogs
+from tests.kit.mpiprogs import KINDS, Kind, Result, contained, parse
+from tests.kit.nodes import Leftovers, counted, servers
+
+pytestmark = pytest.mark.needs("userns", "fuse", "mksquashfs", "mmdebstrap")
+
+kinds = pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.needs(name), id=name) for name, kind in KINDS.items()],
+)
+
+
+@pytest.fixture
+def left(user: User) -> Iterator[Leftovers]:
+    with counted(user) as found:
+        yield found
+
+
+def run(user: User, argv: list[str]) -> Result:
+    done = user.run(*argv, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return parse(done.stdout)
+
+
+def check(result: Result, kind: Kind, ranks: int, most: int) -> None:
+    """All ranks are there, in one container, of this MPI; all contents were right."""
+    assert result.done, "mpicheck verifies every content and says so at its end"
+    assert set(result.namespaces) == set(range(ranks))
+    (one,) = set(result.namespaces.values())
+    assert one[0] != os.readlink("/proc/self/ns/user")
+    assert set(result.node.values()) == {ranks}
+    assert set(result.vm_readv.values()) == {"ok"}
+    assert all(text.startswith(kind.version) for text in result.library.values())
+    sizes = [8, 64, 1024, 8192, 65536, 524288, 4 << 20]
+    expected = [(what, n) for n in sizes if n <= most for what in ("pingpong", "allreduce")]
+    assert sorted(result.times) == sorted(expected)
+
+
+@kinds
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_messages_of_every_size_arrive(user: User, left: Leftovers, kind: Kind, ranks: int) -> None:
+    # MPICH's ranks spin while they wait: more of them than cores take 50 ms for every step.
+    iterations = 20 if ranks == 2 else 2
+    result = run(user, contained(kind, ranks, iterations))
+    check(result, kind, ranks, 4 << 20)
+
+
+@kinds
+def test_the_same_program_bare(user: User, kind: Kind) -> None:
+    """What the tests compare with: were this to fail, it would be the machine's MPI."""
+    result = run(user, mpiprogs.bare(kind, 2, 5))
+    assert result.done
+    assert {user for user, _ in result.namespaces.values()} == {os.readlink("/proc/self/ns/user")}
+
+
+@pytest.mark.needs("openmpi")
+def test_ranks_apart_cannot_read_each_others_memory(user: User, left: Leftovers) -> None:
+    """Why they share: with --share=off the kernel refuses what the transports rely on."""
+    argv = contained(mpiprogs.OPENMPI, 2, 2, 8, options=("--share=off",))
+    result = run(user, argv)
+    assert len(set(result.namespaces.values())) == 2
+    assert set(result.vm_readv.values()) == {"EPERM"}
+
+
+@kinds
+def test_one_launcher_in_the_container_of_another_is_apart(
+    user: User, left: Leftovers, kind: Kind
+) -> None:
+    """Two mpiexec at once on one node: two containers."""
+    argv = contained(kind, 2, 2, 8)
+    # Open MPI's mpiexec removes /tmp/ompi.HOST.UID as it ends, under another that is making its
+    # own folder in it: bare, 3 of 200 fail ("A call to mkdir was unable to create").
+    folders = [user.home / "one", user.home / "other"]
+    user.run("mkdir", *folders, check=True)
+    both = [
+        user.popen(
+            *argv, env={"TMPDIR": str(folder)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for folder in folders
+    ]
+    outputs = [one.communicate(timeout=120) for one in both]
+    assert [one.returncode for one in both] == [0, 0], outputs
+    results = [parse(out) for out, _ in outputs]
+    assert [len(set(result.namespaces.values())) for result in results] == [1, 1]
+    assert results[0].namespaces[0] != results[1].namespaces[0]
+
+
+@kinds
+def test_a_singleton_needs_no_launcher(user: User, left: Leftovers, kind: Kind) -> None:
+    words = contained(kind, 1, 2, 8)
+    result = run(user, words[words.index("udi-run") :])
+    assert result.done and set(result.node.values()) == {1}
+
+
+@kinds
+def test_the_status_of_a_rank_comes_through(user: User, left: Leftovers, kind: Kind) -> None:
+    image = mpiprogs.image(kind)
+    done = user.run(*kind.launcher, "-n", "2", "udi-run", image, "sh", "-c", "exit 7")
+    assert done.returncode == 7
+
+
+@kinds
+def test_a_killed_launcher_leaves_nothing(user: User, left: Leftovers, kind: Kind) -> None:
+    words = ["udi-run", str(mpiprogs.image(kind)), "sh", "-c", "echo up; exec sleep 1000"]
+    launcher = user.popen(
+        *kind.launcher, "-n", "4", *words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert launcher.stdout
+    for _ in range(4):
+        assert launcher.stdout.readline() == "up\n"
+    assert len(servers(left)) == 1
+    launcher.send_signal(signal.SIGTERM)
+    launcher.communicate(timeout=60)
+    left.check_processes()

@@ -1,0 +1,104 @@
+"""The environment's grammar and operations, apart from a container."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.host import facts
+from rootless_udi.idmap import accounts, maps
+from rootless_udi.node import record as node
+from rootless_udi.plan import environment
+
+
+def applied(before: dict[str, str], *operations: tuple[str, str, str]) -> dict[str, str]:
+    result = dict(before)
+    environment.apply(result, operations)
+    return result
+
+
+def test_append_and_prepend_join_or_set() -> None:
+    """[5]"""
+    assert applied({"A": "1"}, ("append", "A", "2")) == {"A": "1:2"}
+    assert applied({"A": "1"}, ("prepend", "A", "2")) == {"A": "2:1"}
+    for before in ({}, {"A": ""}):
+        assert applied(before, ("append", "A", "2")) == {"A": "2"}
+    assert applied({"A": "1", "B": "2"}, ("unset", "A", "")) == {"B": "2"}
+    assert applied({"A": "1"}, ("clear", "", ""), ("set", "B", "2")) == {"B": "2"}
+
+
+def test_an_images_odd_variables_are_left_out() -> None:
+    """[3]"""
+    pairs = ["A=1", "B=", "BARE", "=x", "C=a=b"]
+    assert environment.of_image(pairs) == [("set", "A", "1"), ("set", "C", "a=b")]
+
+
+@given(st.text())
+def test_env_files_are_read_or_refused(text: str) -> None:
+    try:
+        found = environment.of_file(text, "file")
+    except UdiError as error:
+        assert error.message.startswith("file, line ")
+    else:
+        assert all(op == "set" and name and "=" not in name for op, name, _ in found)
+
+
+def test_nul_is_refused() -> None:
+    with pytest.raises(UdiError, match="NUL"):
+        environment.of_options(["A=x\0y"])
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("5.14.0-427.el9.x86_64", (5, 14)),
+        ("6.18.44", (6, 18)),
+        ("6.1-rc3", (6, 1)),
+        ("6", (0, 0)),
+        ("", (0, 0)),
+    ],
+)
+def test_kernel_releases(text: str, numbers: tuple[int, int]) -> None:
+    assert facts.release(text) == numbers
+
+
+def test_an_account_that_nobody_has() -> None:
+    found = facts._account(4_000_000_000, {"USER": "ghost", "HOME": "/h"})
+    assert found == ("ghost", "", "/h", "/bin/sh")
+    assert facts._account(4_000_000_000, {})[0] == "user"
+
+
+def test_group_file_names_what_is_seen_inside() -> None:
+    """[14]: all supplementary groups show as the overflow id."""
+    assert accounts.group(100, "a:b", "ada").splitlines() == [
+        "root:x:0:",
+        "a?b:x:100:ada",
+        "nogroup:x:65534:ada",
+    ]
+    assert "nobody" not in accounts.passwd(65534, 65534, "me", "", "/", "/bin/sh")
+
+
+def test_maps_have_one_entry() -> None:
+    assert maps.entry(0, 1000) == "0 1000 1\n"
+
+
+@given(st.text())
+def test_records_keep_any_text(text: str) -> None:
+    line = node.escape(text)
+    assert "\n" not in line and "\t" not in line
+    read = node.Record(f"{node.FORMAT}\nuser=1\nmnt=1\nkey={line}\n\n1 2\n")
+    assert read.get("key") == text and [*read.newest()] == [(1, 2)]
+
+
+def test_members_are_tried_in_an_order_that_finds_a_living_one() -> None:
+    """The last, the builder, then backwards; a torn line and a start of 0 are nobody's."""
+
+    def members(tail: str) -> list[int]:
+        record = node.Record(f"{node.FORMAT}\nuser=1\nmnt=2\n\n{tail}")
+        return [pid for pid, _ in record.likely()]
+
+    assert members("1 5\n2 5\n3 5\n4 5\n") == [4, 1, 4, 3, 2, 1]
+    assert members("1 5\n") == [1, 1, 1]
+    assert members("") == []
+    assert members("1 5\n2 5\n3") == [2, 1, 2, 1]
+    assert members("x y\n2 0\n3 7\n") == [3, 3]

@@ -1,0 +1,169 @@
+"""Plans are data: golden files, and what a plan refuses. UDI_GOLDEN=write writes the files anew."""
+
+import os
+from typing import Any
+
+import pytest
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.launch import explain
+from rootless_udi.plan import planner
+from rootless_udi.plan.facts import Host, Source
+from rootless_udi.plan.image import Image, Root
+from rootless_udi.plan.options import Request
+from rootless_udi.plan.site import MountRow, Site
+from rootless_udi.plan.steps import Directory, Env, Hook, Injection, Mount, Symlink
+from rootless_udi.plan.volumes import parse
+from tests.kit import places
+
+GOLDEN = places.GOLDEN / "plan"
+
+HOST = Host(
+    uid=1000,
+    gid=100,
+    user="ada",
+    gecos="Ada: L",
+    home="/home/ada",
+    shell="/bin/zsh",
+    group="users",
+    fuse=True,
+    overlay=True,
+    squashfuse="/usr/bin/squashfuse_ll",
+    unsquashfs="",
+    machine="x86_64",
+)
+FACTS = {
+    "mount_points": True,
+    "env": ["PATH=/usr/bin", "EMPTY=", "BARE"],
+    "entrypoint": ["/init"],
+    "cmd": ["run"],
+    "workdir": "/srv",
+}
+IMAGE = Image("app:1", "sha256:" + "a" * 64, "/store/a.sqfs", "/store/dirs/a", FACTS, "zstd")
+UDI = Root("udi", "/store/a.sqfs", reason="our own server")
+LL = Root("squashfuse_ll", "/store/a.sqfs", "/usr/bin/squashfuse_ll", "a C program")
+
+
+class Anything(dict[str, Source]):
+    """A host where every path is a directory, but for those given."""
+
+    def __missing__(self, path: str) -> Source:
+        return Source("directory", path)
+
+
+def build(**changes: Any) -> planner.Plan:
+    """Return the plan of `udi-run app:1` with some arguments changed."""
+    arguments: dict[str, Any] = {
+        "request": Request(image="app:1"),
+        "site": Site(),
+        "host": HOST,
+        "image": IMAGE,
+        "root": LL,
+        "sources": Anything({"/etc/resolv.conf": Source("file", "/run/resolve/stub")}),
+    }
+    return planner.build(**{**arguments, **changes})
+
+
+SITE = Site(
+    mounts=(
+        MountRow("/proc", "/proc", ("rec",)),
+        MountRow("/global/home", "/home", ("slave",), True, "/etc/rootless_udi/udi.toml:4"),
+        MountRow("/gone", "/gone", (), False, "/etc/rootless_udi/udi.toml:9"),
+    ),
+    environment=(Env("prepend", "PATH", "/site/bin", "/etc/rootless_udi/udi.toml:12"),),
+)
+MODULE = Injection(
+    steps=(
+        Directory("/opt/udiImage/modules/x", reason="module x"),
+        Mount("/opt/udiImage/modules/x/libx.so.1", "/site/libx.so.1", options=("ro",), reason="x"),
+        Symlink("/opt/udiImage/modules/x/libx.so", "libx.so.1", reason="module x"),
+        Mount("/usr/lib/liby.so.2", "/site/liby.so.2", reason="module x", over=True),
+    ),
+    environment=(Env("append", "LD_LIBRARY_PATH", "/opt/udiImage/modules/x", "module x"),),
+    notes=("x: y",),
+)
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "own-server": {"root": UDI},
+    "writable": {"request": Request(image="app:1", writable=True)},
+    "foreign": {"image": Image("./x.sqfs", "", "/x.sqfs", "", {}, "gzip")},
+    "directory": {
+        "image": Image("./tree", "", "", "/tree", {}),
+        "root": Root("directory", "/tree", reason="the image is a directory"),
+    },
+    "volumes": {"volumes": parse("/scratch:/data:ro;/scratch/x:/tmp/deep/x:slave")},
+    "new-mount-point": {"volumes": parse("/scratch:/new/place")},
+    "site": {"site": SITE, "sources": Anything({"/gone": Source("missing", "/gone")})},
+    "module": {"injections": (MODULE,), "hooks": (Hook(("/bin/sh", "-c", "true"), 5.0, "x"),)},
+    "old-kernel": {"host": HOST.replace(overlay=False)},
+}
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_golden(name: str) -> None:
+    made = build(**CASES[name])
+    text = explain.as_json(made)
+    path = GOLDEN / f"{name}.json"
+    if os.environ.get("UDI_GOLDEN") == "write":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert text == path.read_text()
+    assert explain.from_json(text) == made
+    assert explain.as_text(made).count("\n") > 15
+
+
+def test_overlay_only_where_something_asks_for_it() -> None:
+    assert not build().overlay
+    assert not build(**CASES["module"]).overlay
+    assert not build(volumes=parse("/a:/tmp/deep/er")).overlay
+    assert "/new/place is not in the image" in build(**CASES["new-mount-point"]).overlay
+    assert "not made by udi pull" in build(**CASES["foreign"]).overlay
+    assert "asks the image server nothing" in build(root=UDI).overlay
+    assert not build(root=UDI, host=HOST.replace(overlay=False)).overlay
+
+
+@pytest.mark.parametrize("case", ["writable", "foreign", "new-mount-point"])
+def test_an_overlay_that_the_kernel_refuses(case: str) -> None:
+    with pytest.raises(UdiError, match="lets no ordinary user mount one") as caught:
+        build(**{**CASES[case], "host": HOST.replace(overlay=False)})
+    assert "Linux 5.11" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("missing", "no such file or directory on the host"),
+        ("denied", "permission denied"),
+        ("special", "it is a FIFO or a socket"),
+    ],
+)
+def test_required_sources(kind: str, why: str) -> None:
+    with pytest.raises(UdiError, match=why) as caught:
+        build(volumes=parse("/x:/data"), sources=Anything({"/x": Source(kind, "/x")}))
+    assert "--volume" in caught.value.hint
+
+
+def test_a_source_that_answers_with_an_error_is_named() -> None:
+    for why in ("Transport endpoint is not connected", "Stale file handle", "Input/output error"):
+        sources = Anything(
+            {"/gone": Source("failed", "/gone", why), "/x": Source("failed", "", why)}
+        )
+        made = build(site=SITE, sources=sources)
+        assert made.warnings == (
+            f"mounting /gone on /gone failed: {why} on the host; it is left out (required = false)",
+        )
+        with pytest.raises(UdiError, match=f"mounting /x on /data failed: {why} on the host"):
+            build(volumes=parse("/x:/data"), sources=sources)
+
+
+def test_accounts_cannot_break_a_line() -> None:
+    made = build(host=HOST.replace(user="a\nroot::0", gecos="x:y"))
+    passwd = next(s for s in made.steps if s.target == "/etc/passwd")
+    assert "a?root??0:x:1000:100:x?y:" in getattr(passwd, "content", "")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"type": "Plan"}', '{"type": "Nope"}', "nope"])
+def test_what_is_no_plan(text: str) -> None:
+    with pytest.raises(ValueError):
+        explain.from_json(text)
