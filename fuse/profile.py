@@ -2,8 +2,8 @@
 
 A profile is a text file: a first line with its version and the key of the start (as in
 `rootless_udi.serve.prefetch`), then one JSON array a read, in order, [seconds since the first
-request, path, offset, length, kind]. Kinds are those of `serve.prefetch`; where it is not "r", for a
-part of a file, offset and length are 0: where inodes of directories and links lie matters as well.
+request, path, offset, length, kind]. Kinds are those of `serve.prefetch`; for all but "r", a part
+of a file, offset and length are 0: where inodes of directories and links lie matters as well.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Indexes, manifests and configs: check parsed JSON, choose by platform. On bytes alone; for the pull only.
+"""Indexes, manifests and configs: check parsed JSON, choose by platform. For the pull only.
 
 OCI image-spec 1.1 (index, manifest, config) and Docker image manifest version 2, schema 2. Every
 document comes from outside: whatever is used of it is checked here. What a document is, its content

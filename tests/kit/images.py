@@ -137,11 +137,15 @@ def debian_root(suite: str, packages: tuple[str, ...] = ()) -> Path:
     return target
 
 
-def _mmdebstrap(suite: str, packages: tuple[str, ...], target: Path) -> None:
-    """Use the mirror that this machine's own apt uses."""
+def mirror() -> str:
+    """Return the address of the mirror that this machine's own apt uses."""
     argv = ["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages"]
     sites = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
     mirrors = [s for s in sites if "security" not in s]
+    return max(set(mirrors), key=mirrors.count)
+
+
+def _mmdebstrap(suite: str, packages: tuple[str, ...], target: Path) -> None:
     partial = target.with_suffix(".part.tar")
     subprocess.run(
         [
@@ -155,7 +159,7 @@ def _mmdebstrap(suite: str, packages: tuple[str, ...], target: Path) -> None:
             "--dpkgopt=path-exclude=/usr/share/doc/*",
             suite,
             str(partial),
-            f"deb {max(set(mirrors), key=mirrors.count)} {suite} main",
+            f"deb {mirror()} {suite} main",
         ],
         check=True,
         stdin=subprocess.DEVNULL,

@@ -77,6 +77,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "openmpi": _command("mpicc.openmpi", "mpiexec.openmpi"),
     "openmpi-c++": lambda: any(Path("/usr/lib").glob("*/libmpi_cxx.so.40")),
     "fuse2fs": _command("fuse2fs", "mke2fs"),
+    "qemu": _command("qemu-system-x86_64", "cpio", "mmdebstrap"),
     "zsh": _command("zsh"),
     "fish": _command("fish"),
     "pyfuse3": _module("pyfuse3"),

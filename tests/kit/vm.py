@@ -1,0 +1,211 @@
+"""A small virtual machine with another kernel: Debian's cloud kernels of other suites, in qemu.
+
+The root file system is the initramfs: a Debian root with the tree in /opt/udi, packed once and kept
+beside the other roots (see `images.cache`). What a test adds, files and the list of commands, is a
+second archive that the kernel unpacks over it. qemu translates (no KVM is needed), as an ordinary
+user, without a network. `tests/programs/vminit` is the first process there, `vmguest.py` runs the
+commands; both speak on the console, in lines that begin with "@@".
+"""
+
+import fcntl
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.kit import images
+from tests.kit.places import PROGRAMS, TREE
+
+PACKAGES = (
+    "python3-minimal",
+    "libpython3-stdlib",
+    "squashfs-tools",
+    "squashfuse",
+    "fuse3",
+    "fuse2fs",
+    "kmod",
+    "procps",
+    "strace",
+)
+MODULES = ("fuse", "overlay", "loop", "squashfs")
+USER = 1500
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command of the guest: `user` runs as uid 1500 with HOME /home/u, else as root."""
+
+    name: str
+    argv: tuple[str, ...]
+    user: bool = True
+    env: tuple[tuple[str, str], ...] = ()
+    seconds: int = 60
+    """After which it is killed: everything takes ten times as long as outside."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a step did; `status` is negative for a signal, as in subprocess."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def step(name: str, *argv: str, user: bool = True, seconds: int = 60, **env: str) -> Step:
+    """Return a Step."""
+    return Step(name, argv, user, tuple(env.items()), seconds)
+
+
+def kernel(suite: str) -> Path:
+    """Return the folder of a suite's newest cloud kernel, unpacked: boot/, lib/modules/."""
+    with open(images.cache() / f"kernel-{suite}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        target = images.cache() / f"kernel-{suite}"
+        if not target.exists():
+            _fetch(suite, target)
+        return target
+
+
+def _fetch(suite: str, target: Path) -> None:
+    work = target.with_suffix(".part")
+    shutil.rmtree(work, ignore_errors=True)
+    for folder in ("lists/partial", "cache/archives/partial", "deb"):
+        (work / folder).mkdir(parents=True)
+    (work / "status").touch()
+    (work / "list").write_text(f"deb {images.mirror()} {suite} main\n")
+    options = [
+        f"-oDir::Etc::sourcelist={work}/list",
+        "-oDir::Etc::sourceparts=/dev/null",
+        f"-oDir::State::lists={work}/lists",
+        f"-oDir::State::status={work}/status",
+        f"-oDir::Cache={work}/cache",
+        "-oAPT::Sandbox::User=",
+        "-oAcquire::Languages=none",
+        "-qq",
+    ]
+
+    def run(*argv: str) -> str:
+        argv = (argv[0], *options, *argv[1:])
+        return subprocess.run(
+            argv, cwd=work / "deb", check=True, capture_output=True, text=True
+        ).stdout
+
+    run("apt-get", "update")
+    found = run("apt-cache", "search", "^linux-image-[0-9].*-cloud-amd64$").splitlines()
+    names = [line.split()[0] for line in found if "-rt-" not in line and "unsigned" not in line]
+    newest = max(names, key=lambda name: [int(x) for x in re.findall(r"\d+", name)])
+    run("apt-get", "download", newest)
+    (package,) = (work / "deb").glob("*.deb")
+    unpacked = work / "unpacked"
+    subprocess.run(["dpkg-deb", "-x", package, unpacked], check=True)
+    unpacked.rename(target)
+    shutil.rmtree(work)
+
+
+def _root() -> Path:
+    """Return the packed root file system, without the tree."""
+    tar = images.debian_root("bookworm", PACKAGES)
+    target = tar.with_suffix(".cpio.gz")
+    with open(images.cache() / "vm.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            work = target.with_suffix(".part")
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            subprocess.run(
+                ["tar", "-xf", tar, "-C", work, "--exclude=./dev/*", "--no-same-owner"], check=True
+            )
+            _pack(work, target)
+            shutil.rmtree(work)
+    return target
+
+
+def _pack(folder: Path, target: Path) -> None:
+    """Pack `folder` as an archive for the kernel, all of it root's."""
+    names = b"\0".join(os.fsencode(path.relative_to(folder)) for path in sorted(folder.rglob("*")))
+    with open(f"{target}.part", "wb") as file:
+        cpio = subprocess.Popen(
+            ["cpio", "-o0", "-H", "newc", "-R", "0:0", "--quiet"],
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        gzip = subprocess.Popen(["gzip", "-1n"], stdin=cpio.stdout, stdout=file)
+        assert cpio.stdout is not None
+        cpio.stdout.close()
+        cpio.communicate(names + b"\0")
+        assert (cpio.returncode, gzip.wait()) == (0, 0)
+    os.rename(f"{target}.part", target)
+
+
+def _added(work: Path, release: str, source: Path, files: Mapping[str, Path]) -> None:
+    """Lay out what this boot adds: modules, the tree, the first process, the test's files."""
+    for module in MODULES:
+        for found in (source / "lib/modules").rglob(f"{module}.ko*"):
+            (work / "mods" / release).mkdir(parents=True, exist_ok=True)
+            shutil.copy(found, work / "mods" / release)
+    (work / "opt/udi").mkdir(parents=True)
+    for name in ("bin", "rootless_udi", "fuse", "idmap", "mpi_inject"):
+        subprocess.run(["cp", "-a", TREE / name, work / "opt/udi" / name], check=True)
+    for name in ("vminit", "vmguest.py"):
+        shutil.copy(PROGRAMS / name, work / name)
+    (work / "vminit").chmod(0o755)
+    for name, path in files.items():
+        target = work / name.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["cp", "-a", path, target], check=True)
+
+
+def boot(
+    suite: str, steps: Iterable[Step], work: Path, files: Mapping[str, Path] | None = None
+) -> dict[str, Done]:
+    """Boot the kernel of `suite`, run `steps` in order there and return what each did.
+
+    `files` are the test's own, {path in the guest: path here}; `work` is an empty folder.
+    """
+    source = kernel(suite)
+    (image,) = (source / "boot").glob("vmlinuz-*")
+    tree = work / "added"
+    tree.mkdir(parents=True)
+    _added(tree, image.name.removeprefix("vmlinuz-"), source, files or {})
+    rows = [[s.name, list(s.argv), s.user, dict(s.env), s.seconds] for s in steps]
+    (tree / "steps.json").write_text(json.dumps(rows))
+    _pack(tree, work / "added.cpio.gz")
+    shutil.rmtree(tree)
+    with open(work / "initramfs", "wb") as whole:
+        for part in (_root(), work / "added.cpio.gz"):
+            with open(part, "rb") as file:
+                shutil.copyfileobj(file, whole)
+    done = subprocess.run(
+        [
+            *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"),
+            *("-m", "3000", "-nographic", "-no-reboot", "-nic", "none", "-kernel", image),
+            *("-initrd", work / "initramfs"),
+            *("-append", "console=ttyS0 quiet loglevel=3 panic=-1 rdinit=/vminit"),
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=1200,
+    )
+    (work / "initramfs").unlink()
+    return _said(done.stdout)
+
+
+def _said(console: bytes) -> dict[str, Done]:
+    found: dict[str, Done] = {}
+    text = console.decode(errors="replace").replace("\r", "")
+    ended = False
+    for line in io.StringIO(text):
+        _, mark, rest = line.partition("@@")
+        if mark and rest.startswith("done "):
+            name, status, out, err = json.loads(rest[5:])
+            found[name] = Done(status, out, err)
+        ended = ended or (bool(mark) and rest.startswith("end"))
+    assert ended, f"the machine did not come to its end:\n{text[-4000:]}"
+    return found
