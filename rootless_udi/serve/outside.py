@@ -86,15 +86,27 @@ def title(name: str) -> None:
     """
     text = name.encode()
     prctl(PR_SET_NAME, text)
-    try:
-        fd = os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return
-    fields = os.read(fd, 4096).rpartition(b")")[2].split()
-    os.close(fd)
-    start, end = (int(field) for field in fields[45:47])
-    room = end - start
-    if start and room > len(text) + 1:
+    start, room = _arguments()
+    if not start:
+        try:
+            # It asks the interpreter where the command line lies (Py_GetArgcArgv), and not /proc.
+            from prctl import set_proctitle
+        except ImportError:
+            return
+        set_proctitle(name)
+    elif room > len(text) + 1:
         # Where the last byte is not zero the kernel shows what is before the first zero, as it does
         # for setproctitle(3).
         poke(start, text + bytes(room - len(text) - 1) + b"\1")
+
+
+def _arguments() -> tuple[int, int]:
+    """Return where this process's command line lies and its bytes; (0, 0) where /proc hides it."""
+    try:
+        fd = os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0, 0
+    fields = os.read(fd, 4096).rpartition(b")")[2].split()
+    os.close(fd)
+    start, end = (int(field) for field in fields[45:47])
+    return start, end - start

@@ -414,6 +414,18 @@ def test_profile_needs_a_command(user: User, pulled: str) -> None:
     assert done.returncode == 125 and "--output is missing" in done.stderr
 
 
+@pytest.mark.needs("prctl")
+def test_a_process_outside_shows_its_own_words_without_proc() -> None:
+    """Where /proc is not there python-prctl knows where the command line lies."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(TREE)!r}); from rootless_udi.serve import outside; "
+        "outside._arguments = lambda: (0, 0); outside.title('udi-image'); "
+        "print(open('/proc/self/cmdline').read().split(chr(0))[0], open('/proc/self/comm').read())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["udi-image", "udi-image"], done.stderr
+
+
 def test_nothing_is_imported_from_the_current_folder(user: User, tmp_path: Path) -> None:
     """Which may be /tmp: of a checkout, too, whose path may have a quote in it."""
     for name in ("argparse", "trio", "rich", "json"):
