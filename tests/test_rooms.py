@@ -211,3 +211,31 @@ def test_contributing_shows_the_same_map() -> None:
         assert loads.startswith("never") != start, name
     assert not shown
     assert text.count("\n") <= 120
+
+
+TEXTS = sorted(
+    path
+    for folder, pattern in (
+        *((".", name) for name in ("*.md", "Makefile")),
+        *((folder, "**/*") for folder in (".ci", "bin", "bench", "contrib", "docs", "tests")),
+    )
+    for path in (TREE / folder).glob(pattern)
+    if path.is_file() and path.suffix not in (".json", ".pyc") and path.name != "CHANGELOG.md"
+)
+A_FILE = r"(?<![\w./$-])(?:tests|rootless_udi|contrib|bench|docs|mpi_inject)/[\w/.-]*\w"
+A_MODULE = r"\b(?:from|import|-m) ((?:tests|bench|rootless_udi)\.[\w.]*\w)"
+
+
+def test_what_scripts_and_documents_name_is_there() -> None:
+    """Imports are checked elsewhere; a shell script's Python, a hint or a document is by no one."""
+    lost = []
+    for path in TEXTS:
+        text = path.read_text()
+        found = [m[0] for m in re.finditer(A_FILE, text)] if path.suffix != ".py" else []
+        found += [m[1].replace(".", "/") for m in re.finditer(A_MODULE, text)]
+        lost += [
+            f"{path.relative_to(TREE)}: {name}"
+            for name in found
+            if not (TREE / name).exists() and not (TREE / f"{name}.py").exists()
+        ]
+    assert not lost
