@@ -26,7 +26,7 @@ _udi_images() {
     local -a names
     names=(${(f)"$(%(images)s)"})
     compadd -a names
-    write_files -g '*.(sqfs|squashfs)(-.)'
+    _files -g '*.(sqfs|squashfs)(-.)'
 }
 _udi_modules() {
     local -a names
@@ -36,8 +36,8 @@ _udi_modules() {
 """
 _ZSH_ACTIONS = {
     IMAGE: "_udi_images",
-    FILE: "write_files",
-    DIRECTORY: "write_files -/",
+    FILE: "_files",
+    DIRECTORY: "_files -/",
     MODULES: "_udi_modules",
 }
 
