@@ -14,7 +14,7 @@ from rootless_udi.base.privilege import refuse_privilege
 from rootless_udi.base.process import guarded, occupy, page
 from rootless_udi.launch import command
 from rootless_udi.node import launcher, places
-from rootless_udi.node import record as node_record
+from rootless_udi.node.record import read_record
 from rootless_udi.plan import options
 
 TYPE_CHECKING = False
@@ -88,7 +88,7 @@ def _join(
     _, directory = places.find(environ, make=False)
     if directory < 0:
         return
-    record, fd = node_record.read(directory, name)
+    record, fd = read_record(directory, name)
     os.close(directory)
     if record is None:
         return

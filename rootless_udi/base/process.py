@@ -148,7 +148,7 @@ def page(text: str) -> None:
     print(plain(text, keep=f"\n\t{BYTES}"), end="")
 
 
-def _stat(pid: int) -> tuple[int, int]:
+def start_and_parent(pid: int) -> tuple[int, int]:
     """Return (start time, parent) of a process from /proc/PID/stat."""
     # A /proc of another PID namespace knows us by another number.
     name = "self" if pid == os.getpid() else pid
@@ -168,6 +168,6 @@ def started(pid: int) -> int:
     With the process id it names a process for good: ids are used again, start times are not.
     """
     try:
-        return _stat(pid)[0]
+        return start_and_parent(pid)[0]
     except OSError:
         return 0

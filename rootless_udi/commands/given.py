@@ -38,9 +38,9 @@ def image_stores(site: plan_site.Site) -> tuple[str, ...]:
 
 def stored_image(
     text: str, site: plan_site.Site, platform: oci.Platform | None = None
-) -> find.Image:
+) -> find.StoredImage:
     """Return an image of the stores by name or digest. Raises UdiError where it is in none."""
-    found = resolve.find(image_stores(site), parsed_reference(text, site), platform)
+    found = resolve.lookup(image_stores(site), parsed_reference(text, site), platform)
     if found is None:
         unseen = find.closed(image_stores(site))
         raise UdiError(f"image {text} is in no image store{unseen}", f"udi pull {text}")

@@ -17,7 +17,7 @@ def _facts(image: str) -> dict[str, Any]:
     reference = oci.parse(image, site.registry)
     if reference.kind in ("squashfs", "directory", "path"):
         return resolve.local(image, os.path.abspath(reference.path)).facts
-    found = resolve.find(resolve.all_stores(site, os.environ), reference)
+    found = resolve.lookup(resolve.all_stores(site, os.environ), reference)
     if found is None:
         unseen = find.closed(resolve.all_stores(site, os.environ))
         raise UdiError(f"image {image} is in no image store{unseen}", f"udi pull {image}")

@@ -10,7 +10,7 @@ from rootless_udi.base.errors import UdiError, plain
 from rootless_udi.base.process import complain
 from rootless_udi.base.records import Record
 from rootless_udi.node import places
-from rootless_udi.node import record as node
+from rootless_udi.node.record import living, read_record
 from rootless_udi.node.sweep import sweep
 
 
@@ -54,14 +54,14 @@ def containers(environ: dict[str, str]) -> list[Container]:
 
 def _container(directory: int, name: str) -> Container | None:
     try:
-        record, fd = node.read(directory, name)
+        record, fd = read_record(directory, name)
     except UdiError:
         # Nobody's record: ours are for their owner to read.
         return None
     if record is None:
         return None
     os.close(fd)
-    members = node.living(record)
+    members = living(record)
     pid = _number(record.get("server").partition(" ")[0])
     if not members:
         return None

@@ -9,13 +9,13 @@ from typing import Any
 from rootless_udi.base import trust
 from rootless_udi.base.errors import UdiError, disk_hint
 from rootless_udi.config import files
-from rootless_udi.config.files import Source
+from rootless_udi.config.files import ConfigFile
 from rootless_udi.config.merge import merged
-from rootless_udi.plan import site as plan_site
+from rootless_udi.plan.site import to_flat
 
 
 def write_cache(
-    path: str, sources: list[Source], texts: list[str], flat: Mapping[str, Any]
+    path: str, sources: list[ConfigFile], texts: list[str], flat: Mapping[str, Any]
 ) -> None:
     """Write a flattened copy in one rename; where that fails, launches go on without it."""
     try:
@@ -37,7 +37,7 @@ def compile_site(environ: Mapping[str, str]) -> str:
         raise UdiError(f"no configuration in {own['UDI_SITE_DIR']}", "write udi.toml there first")
     texts = [files.read(source) for source in sources]
     try:
-        _write(path, sources, texts, plan_site.to_flat(merged(sources, texts)), 0o644)
+        _write(path, sources, texts, to_flat(merged(sources, texts)), 0o644)
     except OSError as error:
         raise UdiError(
             f"writing {path} failed: {error.strerror}",
@@ -47,7 +47,7 @@ def compile_site(environ: Mapping[str, str]) -> str:
 
 
 def _write(
-    path: str, sources: list[Source], texts: list[str], flat: Mapping[str, Any], mode: int
+    path: str, sources: list[ConfigFile], texts: list[str], flat: Mapping[str, Any], mode: int
 ) -> None:
     rows = [
         [s.path, s.kind, s.mtime, s.size, s.inode, t] for s, t in zip(sources, texts, strict=True)

@@ -18,7 +18,7 @@ FORMAT = 1
 """Of the flattened copy: another number makes it read again from TOML."""
 
 
-class Source(Record):
+class ConfigFile(Record):
     """A configuration file that exists: `kind` is "site" or "user", with "-module" or "-mpi"."""
 
     path: str
@@ -40,13 +40,13 @@ def user_directory(environ: "Mapping[str, str]") -> str:
     return _xdg(environ, "XDG_CONFIG_HOME", ".config")
 
 
-def find(environ: "Mapping[str, str]") -> list[Source]:
+def find(environ: "Mapping[str, str]") -> list[ConfigFile]:
     """Return the configuration files that exist, in the order in which they are merged.
 
     Raises UdiError for a file or folder that others may write (the site's are also its owner's),
     and where $UDI_CONFIG names no readable file.
     """
-    found: list[Source] = []
+    found: list[ConfigFile] = []
     site = site_directory(environ)
     info = _look(site, None)
     if info is not None:
@@ -66,7 +66,7 @@ def find(environ: "Mapping[str, str]") -> list[Source]:
     return found
 
 
-def _files(root: str, main: str, more: str, kind: str, owner: int) -> list[Source]:
+def _files(root: str, main: str, more: str, kind: str, owner: int) -> list[ConfigFile]:
     names = [main]
     names += [f"{more}/{name}" for name in _listing(root, more, owner)] if more else []
     found = []
@@ -80,8 +80,8 @@ def _files(root: str, main: str, more: str, kind: str, owner: int) -> list[Sourc
     return found
 
 
-def _source(path: str, kind: str, info: os.stat_result, owner: int) -> Source:
-    return Source(path, kind, info.st_mtime_ns, info.st_size, info.st_ino, owner)
+def _source(path: str, kind: str, info: os.stat_result, owner: int) -> ConfigFile:
+    return ConfigFile(path, kind, info.st_mtime_ns, info.st_size, info.st_ino, owner)
 
 
 def _listing(root: str, folder: str, owner: int) -> list[str]:
@@ -119,7 +119,7 @@ def _unreadable(path: str, error: OSError) -> UdiError:
     return UdiError(f"configuration {path}: {os.strerror(error.errno or 0)}", "make it readable")
 
 
-def read(source: Source) -> str:
+def read(source: ConfigFile) -> str:
     """Return the text of a file.
 
     Raises UdiError where that fails, others may have written it, or it is not UTF-8.
@@ -132,7 +132,7 @@ def read(source: Source) -> str:
         raise UdiError(f"configuration {source.path}: not UTF-8: {error.reason}") from error
 
 
-def cache_file(sources: list[Source], environ: "Mapping[str, str]") -> str:
+def cache_file(sources: list[ConfigFile], environ: "Mapping[str, str]") -> str:
     """Return where the user's flattened copy of these files lives; empty without a HOME."""
     folder = _xdg(environ, "XDG_CACHE_HOME", ".cache")
     name = 0xCBF29CE484222325  # FNV-1a: hashlib would be an import

@@ -13,7 +13,7 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.config.files import (
     COMPILED,
     FORMAT,
-    Source,
+    ConfigFile,
     cache_file,
     find,
     read,
@@ -41,24 +41,24 @@ def load(environ: "Mapping[str, str]") -> Site:
     return expanded(site, environ)
 
 
-def _flattened(sources: list[Source], environ: "Mapping[str, str]") -> "dict[str, Any]":
+def _flattened(sources: list[ConfigFile], environ: "Mapping[str, str]") -> "dict[str, Any]":
     own = cache_file(sources, environ)
     compiled = f"{site_directory(environ)}/{COMPILED}"
     for path in (compiled, own) if sources[0].kind.startswith("site") else (own,):
         flat = _from_cache(path, sources) if path else None
         if flat is not None:
             return flat
-    from rootless_udi.config import compiled as config_compiled
-    from rootless_udi.config import merge
+    from rootless_udi.config.compiled import write_cache
+    from rootless_udi.config.merge import merged
 
     texts = [read(source) for source in sources]
-    flat = to_flat(merge.merged(sources, texts))
+    flat = to_flat(merged(sources, texts))
     if own:
-        config_compiled.write_cache(own, sources, texts, flat)
+        write_cache(own, sources, texts, flat)
     return flat
 
 
-def _from_cache(path: str, sources: list[Source]) -> "dict[str, Any] | None":
+def _from_cache(path: str, sources: list[ConfigFile]) -> "dict[str, Any] | None":
     """Return a flattened copy if it is of exactly these files, else None.
 
     A copy is good where every file has the time, size and inode that it had, or the very same

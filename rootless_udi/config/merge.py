@@ -15,7 +15,7 @@ from typing import Any
 from rootless_udi.base.errors import UdiError
 from rootless_udi.config import modulefile, schema
 from rootless_udi.config.document import Document, Problem, dotted
-from rootless_udi.config.files import Source
+from rootless_udi.config.files import ConfigFile
 from rootless_udi.mpi_inject.mpi import profiles
 from rootless_udi.plan import modules
 from rootless_udi.plan.site import DEFAULT_MOUNTS, MountRow, Site
@@ -183,7 +183,7 @@ class _Merge:
         )
 
 
-def merge(sources: Iterable[Source], texts: Iterable[str]) -> tuple[Site, list[Problem]]:
+def merge(sources: Iterable[ConfigFile], texts: Iterable[str]) -> tuple[Site, list[Problem]]:
     """Return the merged Site, without what is wrong, and every problem found.
 
     A module's problems are also kept in the module, so that only who selects it meets them.
@@ -204,7 +204,7 @@ def merge(sources: Iterable[Source], texts: Iterable[str]) -> tuple[Site, list[P
     return result.site(), problems
 
 
-def merged(sources: Iterable[Source], texts: Iterable[str]) -> Site:
+def merged(sources: Iterable[ConfigFile], texts: Iterable[str]) -> Site:
     """Return the merged Site. Raises UdiError for the first problem outside modules."""
     sources = list(sources)
     site, problems = merge(sources, texts)

@@ -4,7 +4,7 @@ import os
 
 from rootless_udi.base.calls import spawn
 from rootless_udi.plan import pernodecache
-from rootless_udi.plan.pernodecache import Facts, Place
+from rootless_udi.plan.pernodecache import CacheFacts, Place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from rootless_udi.plan.volumes import Volume
 
 
-def gather(volumes: "Iterable[Volume]", site: "Site", environ: "Mapping[str, str]") -> Facts:
+def gather(volumes: "Iterable[Volume]", site: "Site", environ: "Mapping[str, str]") -> CacheFacts:
     """Return the facts that the caches among `volumes` rest on."""
     files = pernodecache.cgroup_files(_text("/proc/self/cgroup"))
     limits = {path: text for path in files if (text := _text(path))}
     memory, by = pernodecache.smallest(limits, _text("/proc/meminfo"))
     directories = pernodecache.candidates(volumes, site, memory)
     if not directories:
-        return Facts(memory, by)
+        return CacheFacts(memory, by)
     from rootless_udi.host.facts import which
 
     fuse2fs = which("fuse2fs", environ)
-    return Facts(
+    return CacheFacts(
         memory,
         by,
         tuple(_place(path) for path in directories),

@@ -3,7 +3,7 @@
 import os
 from stat import S_ISBLK, S_ISCHR, S_ISDIR, S_ISREG
 
-from rootless_udi.plan.facts import Host, Source
+from rootless_udi.plan.facts import Host, HostPath
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,23 +68,23 @@ def which(name: str, environ: "Mapping[str, str]") -> str:
     return ""
 
 
-def look(paths: "Iterable[str]") -> dict[str, Source]:
+def look(paths: "Iterable[str]") -> dict[str, HostPath]:
     """Return what is at each of `paths`, followed through symbolic links."""
     return {path: _look(path) for path in paths}
 
 
-def _look(path: str) -> Source:
+def _look(path: str) -> HostPath:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        return Source("missing", path)
+        return HostPath("missing", path)
     except NotADirectoryError as error:
-        return Source("missing", path, str(error.strerror))
+        return HostPath("missing", path, str(error.strerror))
     except PermissionError:
-        return Source("denied", path)
+        return HostPath("denied", path)
     except OSError as error:
         # A dead FUSE server, a file handle of NFS that is stale, a disk's error, links in a circle.
-        return Source("failed", path, str(error.strerror))
+        return HostPath("failed", path, str(error.strerror))
     if S_ISDIR(mode):
         kind = "directory"
     elif S_ISREG(mode):
@@ -93,7 +93,7 @@ def _look(path: str) -> Source:
         kind = "device"
     else:
         kind = "special"
-    return Source(kind, os.path.realpath(path))
+    return HostPath(kind, os.path.realpath(path))
 
 
 def _account(uid: int, environ: "Mapping[str, str]") -> tuple[str, str, str, str]:

@@ -19,7 +19,7 @@ from errno import (
 
 from rootless_udi.base.errors import NOT_EXECUTABLE, NOT_FOUND, UdiError
 from rootless_udi.base.process import complain
-from rootless_udi.node import record as node
+from rootless_udi.node.record import NodeRecord, join
 from rootless_udi.plan import environment
 from rootless_udi.plan.options import Request
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 SHELL = "/bin/sh"
 
 
-class Start:
+class Defaults:
     """What a container gives to each of its commands, from the plan or from the node's record."""
 
     def __init__(
@@ -61,35 +61,35 @@ def own_variables(request: Request) -> "list[Operation]":
     return operations + environment.of_options(request.env)
 
 
-def argv(request: Request, start: Start) -> list[str]:
+def argv(request: Request, defaults: Defaults) -> list[str]:
     """Return the command line, by Shifter's rules: see docs/semantics.md."""
     if request.entrypoint:
         return [request.entrypoint, *request.command]
     if request.entrypoint is None:
         return list(request.command) or [SHELL]
-    if not start.entrypoint:
+    if not defaults.entrypoint:
         raise UdiError(
             "--entrypoint: the image has no ENTRYPOINT", "give one: --entrypoint=COMMAND"
         )
-    return [*start.entrypoint, *(request.command or start.command)]
+    return [*defaults.entrypoint, *(request.command or defaults.command)]
 
 
-def workdir(request: Request, start: Start, names: "list[str]") -> "list[str]":
+def workdir(request: Request, defaults: Defaults, names: "list[str]") -> "list[str]":
     """Return names of the folder to start in: the caller's, or --workdir's or the image's one."""
     if request.workdir is None:
         return names
-    if request.workdir or start.workdir:
-        return [request.workdir or start.workdir]
+    if request.workdir or defaults.workdir:
+        return [request.workdir or defaults.workdir]
     raise UdiError("--workdir: the image has no WORKDIR", "give one: --workdir=DIR")
 
 
 def variables(
-    environ: "dict[str, str]", request: Request, start: Start, own: "Sequence[Operation]"
+    environ: "dict[str, str]", request: Request, defaults: Defaults, own: "Sequence[Operation]"
 ) -> dict[str, str]:
     """Return the command's environment."""
     result = dict(environ)
     environment.apply(result, environment.of_caller(request.clearenv))
-    for operations in (start.before, own, start.after):
+    for operations in (defaults.before, own, defaults.after):
         environment.apply(result, operations)
     result.setdefault("PATH", environment.DEFAULT_PATH)
     if "NVIDIA_VISIBLE_DEVICES" in result or "NVIDIA_VISIBLE_DEVICES" in environ:
@@ -101,24 +101,24 @@ def variables(
 
 
 def enter(
-    record: node.Record,
+    record: NodeRecord,
     fd: int,
     request: Request,
     environ: "dict[str, str]",
     own: "list[tuple[str, str, str]]",
 ) -> None:
     """Join through `record` and become the command; return where no member lives."""
-    start = Start(
+    defaults = Defaults(
         record.before,
         record.after,
         record.lists.get("entrypoint", []),
         record.lists.get("cmd", []),
         record.get("workdir"),
     )
-    words = argv(request, start)
-    env = variables(environ, request, start, own)
-    names = workdir(request, start, current(environ))
-    if node.join(record, fd):
+    words = argv(request, defaults)
+    env = variables(environ, request, defaults, own)
+    names = workdir(request, defaults, current(environ))
+    if join(record, fd):
         execute(words, env, names)
 
 

@@ -4,9 +4,9 @@ import os
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import complain, page
-from rootless_udi.host import facts as host
+from rootless_udi.host.facts import look
 from rootless_udi.launch import command, execute, inject
-from rootless_udi.launch.facts import Found
+from rootless_udi.launch.facts import StartFacts
 from rootless_udi.node import publish
 from rootless_udi.plan import planner, volumes
 from rootless_udi.plan.options import Request
@@ -33,7 +33,7 @@ def run(
     own: "list[Operation]",
     place: tuple[str, int, str],
     fields: dict[str, str],
-    found: Found,
+    found: StartFacts,
     helper: "Helper | None",
 ) -> int:
     """Start the request's command in a new container of its own, or explain what would be done.
@@ -59,7 +59,7 @@ def build(
     own: "list[Operation]",
     place: tuple[str, int, str],
     fields: dict[str, str],
-    found: Found,
+    found: StartFacts,
     helper: "Helper",
     election: "Election | None" = None,
 ) -> "NoReturn":
@@ -72,16 +72,16 @@ def build(
     made = prepare(request, environ, found)
     for text in made.warnings:
         complain("udi-run", f"warning: {text}")
-    start = command.Start(
+    defaults = command.Defaults(
         _operations(made.before),
         _operations(made.after),
         made.entrypoint,
         made.command,
         made.workdir,
     )
-    words = command.argv(request, start)
-    env = command.variables(environ, request, start, own)
-    names = command.workdir(request, start, command.current(environ))
+    words = command.argv(request, defaults)
+    env = command.variables(environ, request, defaults, own)
+    names = command.workdir(request, defaults, command.current(environ))
     if made.root.server == "directory" and made.digest:
         _extract(made)
     if made.hooks:
@@ -106,7 +106,7 @@ def build(
     command.execute(words, env, names)
 
 
-def prepare(request: Request, environ: "dict[str, str]", found: Found) -> Plan:
+def prepare(request: Request, environ: "dict[str, str]", found: StartFacts) -> Plan:
     """Gather the rest of the facts and return the plan. Changes nothing.
 
     Raises UdiError for what is impossible.
@@ -119,7 +119,7 @@ def prepare(request: Request, environ: "dict[str, str]", found: Found) -> Plan:
         from rootless_udi.plan import shifterconfig
 
         injections += (shifterconfig.injection(request, image, found.root, facts),)
-    sources = host.look(planner.wanted(site, mounts, injections))
+    sources = look(planner.wanted(site, mounts, injections))
     caches = _caches(mounts, site, environ)
     return planner.build(
         request, site, facts, image, found.root, sources, mounts, injections, hooks, caches

@@ -9,7 +9,7 @@ from time import time
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
 from rootless_udi.config import load
-from rootless_udi.host import facts as host
+from rootless_udi.host import facts
 from rootless_udi.node import launcher, places
 from rootless_udi.plan.facts import Host
 from rootless_udi.plan.image import Image, Root
@@ -28,7 +28,7 @@ WEEK = 7 * 86400
 """Seconds for which a start is taken to ask what the last one did: what it runs may change."""
 
 
-class Found(Record):
+class StartFacts(Record):
     """The facts that the choice of the image server rests on, and the choice."""
 
     site: Site
@@ -37,17 +37,19 @@ class Found(Record):
     root: Root
 
 
-def find(request: Request, environ: "dict[str, str]", who: str, helper: "Helper | None") -> Found:
+def find(
+    request: Request, environ: "dict[str, str]", who: str, helper: "Helper | None"
+) -> StartFacts:
     """Gather the facts and choose; `helper` hears which image its server will serve.
 
     `who` is the launcher from `node`, "" for none. Changes nothing but the store.
     Raises UdiError for what is impossible.
     """
     site = load.load(environ)
-    facts = host.gather(environ, site.squashfuse)
+    host = facts.gather(environ, site.squashfuse)
     image = resolve.image(request, site, environ, who)
     wanted = "udi" if request.trace else request.fuse or site.server
-    root = choose.choose(wanted, facts, image)
+    root = choose.choose(wanted, host, image)
     if root.program:
         root = root.replace(options=site.server_options)
     if request.trace:
@@ -60,7 +62,7 @@ def find(request: Request, environ: "dict[str, str]", who: str, helper: "Helper 
         # A longer word is no path; the server has no use for it.
         program = words[0] if words and len(words[0]) < 4096 else ""
         helper.announce(root, program, _start(image, words, environ))
-    return Found(site, facts, image, root)
+    return StartFacts(site, host, image, root)
 
 
 def _start(image: Image, words: "list[str]", environ: "dict[str, str]") -> Start:
@@ -76,8 +78,8 @@ def _start(image: Image, words: "list[str]", environ: "dict[str, str]") -> Start
     except OSError:
         # The server will say so.
         return Start(key)
-    facts = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, key
-    name = launcher.digest(repr(facts).encode())
+    parts = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, key
+    name = launcher.digest(repr(parts).encode())
     path = f"{places.seen(places.directories(environ, os.getuid()))}/starts/{name}"
     try:
         if time() - os.stat(path).st_mtime < WEEK:

@@ -41,11 +41,11 @@ def gather(
     if mpi is not None and mpi != "none":
         parts.append(_mpi(mpi, request, site, environ, image, parts))
     if gpu is not None or request.device:
-        from rootless_udi.mpi_inject.gpu import planner as gpus
+        from rootless_udi.mpi_inject.gpu import planner
 
         asked = "" if gpu is None else gpu or "auto"
         parts.append(
-            gpus.plan(
+            planner.plan(
                 asked,
                 request.device,
                 image.facts,
@@ -66,9 +66,8 @@ def _mpi(
     parts: "list[Injection]",
 ) -> "Injection":
     """Plan the host's MPI for the command that is asked for, in the environment it will have."""
-    from rootless_udi.launch import command as begin
-    from rootless_udi.mpi_inject.mpi import planner as injection
-    from rootless_udi.mpi_inject.mpi import profiles
+    from rootless_udi.launch import command
+    from rootless_udi.mpi_inject.mpi import planner, profiles
     from rootless_udi.plan import environment
 
     elf = image.facts.get("elf")
@@ -79,8 +78,8 @@ def _mpi(
         )
     known = [profiles.from_dict(name, table) for name, table in site.mpi.items()]
     facts = image.facts
-    entry, command = facts.get("entrypoint") or (), facts.get("cmd") or ()
-    words = begin.argv(request, begin.Start((), (), entry, command, ""))
+    entrypoint, cmd = facts.get("entrypoint") or (), facts.get("cmd") or ()
+    words = command.argv(request, command.Defaults((), (), entrypoint, cmd, ""))
     # Without --env-file: it may be a pipe, which is read once.
     inside = dict(environ)
     for operations in (
@@ -92,4 +91,4 @@ def _mpi(
     ):
         environment.apply(inside, operations)
     compat = request.mpi_compat or ""
-    return injection.inject(mpi, compat, elf, environ, known, words=words, env=inside)
+    return planner.inject(mpi, compat, elf, environ, known, words=words, env=inside)

@@ -11,8 +11,8 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import complain
 from rootless_udi.launch import command
 from rootless_udi.node import places
-from rootless_udi.node import record as node_record
-from rootless_udi.node.election import Election, _passed_over
+from rootless_udi.node.election import Election, say_passed_over
+from rootless_udi.node.record import NodeRecord, joinable
 from rootless_udi.plan.options import Request
 
 TYPE_CHECKING = False
@@ -55,7 +55,7 @@ def run(
             election.release()
         command.enter(record, fd, request, environ, own)
         os.close(fd)
-    _passed_over(environ, path)
+    say_passed_over(environ, path)
     try:
         from rootless_udi.serve.helper import Helper
 
@@ -76,9 +76,9 @@ def run(
         raise
 
 
-def _say_why_rebuilt(record: node_record.Record, lost: str) -> None:
+def _say_why_rebuilt(record: NodeRecord, lost: str) -> None:
     """Say why a container that has living members is not joined."""
-    if lost and node_record.joinable(record):
+    if lost and joinable(record):
         complain(
             "udi-run",
             f"this node's container of {record.get('image')} has lost its image server "

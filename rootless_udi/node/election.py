@@ -14,7 +14,7 @@ from time import sleep
 from rootless_udi.base.errors import UdiError, disk_hint
 from rootless_udi.base.process import complain
 from rootless_udi.node import places
-from rootless_udi.node import record as node_record
+from rootless_udi.node.record import NodeRecord, entering, read_record
 
 _SILENT = 5.0
 """Seconds for which a rank waits for the builder without a word."""
@@ -80,15 +80,15 @@ class Election:
             raise failed(self.path, error) from None
         self._let_go()
 
-    def record(self) -> tuple[node_record.Record | None, int]:
+    def record(self) -> tuple[NodeRecord | None, int]:
         """Return the record as it is now, waiting a moment for a member that is still entering."""
         for _ in range(_PATIENCE):
-            record, fd = node_record.read(self.directory, self.name)
-            if record is None or record.lost() or not node_record.entering(record):
+            record, fd = read_record(self.directory, self.name)
+            if record is None or record.lost() or not entering(record):
                 return record, fd
             os.close(fd)
             sleep(0.001)
-        return node_record.read(self.directory, self.name)
+        return read_record(self.directory, self.name)
 
     def release(self) -> None:
         """Let the next one look."""
@@ -184,7 +184,7 @@ def failed(path: str, error: OSError) -> UdiError:
     )
 
 
-def _passed_over(environ: "dict[str, str]", chosen: str) -> None:
+def say_passed_over(environ: "dict[str, str]", chosen: str) -> None:
     """Say which state directories came before the `chosen` one, and why they are not used."""
     for path in places.directories(environ, os.getuid()):
         why = places.refusal(path)

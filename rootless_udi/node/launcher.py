@@ -2,7 +2,7 @@
 
 import os
 
-from rootless_udi.base.process import _stat, started
+from rootless_udi.base.process import start_and_parent, started
 from rootless_udi.plan.options import OPTIONS, Request
 
 TYPE_CHECKING = False
@@ -84,7 +84,7 @@ def _starter(mark: str) -> tuple[int, int]:
         if wanted not in block.split(b"\0"):
             break
         try:
-            pid = _stat(pid)[1]
+            pid = start_and_parent(pid)[1]
         except OSError:
             break
     return pid, started(pid)

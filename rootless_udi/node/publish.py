@@ -6,8 +6,8 @@ from time import time
 from rootless_udi.base import process
 from rootless_udi.base.errors import UdiError
 from rootless_udi.node import places
-from rootless_udi.node import record as node_record
 from rootless_udi.node.election import Election, failed
+from rootless_udi.node.record import FORMAT, NodeRecord, escape, read_record
 from rootless_udi.node.sweep import sweep
 
 TYPE_CHECKING = False
@@ -45,10 +45,10 @@ def write(
 
 def text(pairs: "list[tuple[str, str]]") -> str:
     """Return a record's head; values that hold tabs between fields keep them."""
-    lines = [node_record.FORMAT]
+    lines = [FORMAT]
     for key, value in pairs:
         fields = value.split("\t", 2) if key in ("before", "after") else [value]
-        lines.append(f"{key}=" + "\t".join(node_record.escape(field) for field in fields))
+        lines.append(f"{key}=" + "\t".join(escape(field) for field in fields))
     return "\n".join(lines) + "\n"
 
 
@@ -87,7 +87,7 @@ def end(path: str, name: str, token: str, why: str = "") -> None:
     except UdiError:
         return
     try:
-        record, fd = node_record.read(directory, name)
+        record, fd = read_record(directory, name)
         if fd >= 0:
             os.close(fd)
         if record is not None and record.get("token") != token:
@@ -107,7 +107,7 @@ def end(path: str, name: str, token: str, why: str = "") -> None:
         os.close(directory)
 
 
-def _mark(directory: int, path: str, name: str, record: node_record.Record, why: str) -> None:
+def _mark(directory: int, path: str, name: str, record: NodeRecord, why: str) -> None:
     head = [(key, value) for key, values in record.lists.items() for value in values]
     members = "".join(f"{pid} {start}\n" for pid, start in reversed([*record.newest()]))
     try:

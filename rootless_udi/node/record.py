@@ -23,7 +23,7 @@ from errno import EINVAL, ENOENT
 
 from rootless_udi.base import trust
 from rootless_udi.base.errors import UdiError, disk_hint
-from rootless_udi.base.process import _stat, started
+from rootless_udi.base.process import start_and_parent, started
 from rootless_udi.base.syscalls import CLONE_NEWNS, CLONE_NEWUSER, protect, setns
 
 TYPE_CHECKING = False
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 FORMAT = "udi 1"
 
 
-class Record:
+class NodeRecord:
     """A container's record as read: `lists` by key, `before` and `after` as operations on the
     environment, `spaces` the numbers of its user and mount namespace. Raises ValueError for what
     is no record."""
@@ -109,7 +109,7 @@ def _unescape(text: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Return `text` on one line without tabs; `Record` reads it back."""
+    """Return `text` on one line without tabs; `NodeRecord` reads it back."""
     return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
 
 
@@ -121,7 +121,7 @@ def alive(pid: int, start: int) -> bool:
     is all that can be known then.
     """
     try:
-        if _stat(pid)[0] == start:
+        if start_and_parent(pid)[0] == start:
             return True
         if os.readlink("/proc/self") == str(os.getpid()):
             return False
@@ -136,7 +136,7 @@ def alive(pid: int, start: int) -> bool:
     return True
 
 
-def read(directory: int, name: str) -> tuple[Record | None, int]:
+def read_record(directory: int, name: str) -> tuple[NodeRecord | None, int]:
     """Return the record `name` of a state directory and its descriptor, for appending.
 
     (None, -1) where there is none, or none that this version understands. Raises UdiError for
@@ -159,7 +159,7 @@ def read(directory: int, name: str) -> tuple[Record | None, int]:
         os.close(fd)
         raise
     try:
-        return Record(b"".join(chunks).decode("utf-8", "surrogateescape")), fd
+        return NodeRecord(b"".join(chunks).decode("utf-8", "surrogateescape")), fd
     except ValueError:
         os.close(fd)
         return None, -1
@@ -172,7 +172,7 @@ def _failed(what: str, folder: str, name: str, error: OSError) -> UdiError:
     )
 
 
-def join(record: Record, fd: int) -> bool:
+def join(record: NodeRecord, fd: int) -> bool:
     """Enter the container of `record` through any living member; tell whether that was possible.
 
     The caller is then inside, at "/", unprivileged, and a member. Adds itself first: a peer that
@@ -219,12 +219,12 @@ def _namespaces(pid: int, start: int, numbers: tuple[int, int]) -> tuple[int, in
     return None
 
 
-def living(record: Record) -> list[int]:
+def living(record: NodeRecord) -> list[int]:
     """Return the members that are alive, whether or not they have entered yet."""
     return [pid for pid, start in record.newest() if alive(pid, start)][::-1]
 
 
-def joinable(record: Record) -> bool:
+def joinable(record: NodeRecord) -> bool:
     """Tell whether a living member is inside."""
     for pid, start in record.likely():
         spaces = _namespaces(pid, start, record.spaces)
@@ -235,6 +235,6 @@ def joinable(record: Record) -> bool:
     return False
 
 
-def entering(record: Record) -> bool:
+def entering(record: NodeRecord) -> bool:
     """Tell whether no member can be joined now, but one is alive and may be on its way in."""
     return not joinable(record) and bool(living(record))

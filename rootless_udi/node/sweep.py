@@ -9,7 +9,7 @@ import fcntl
 import os
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.node import record as node
+from rootless_udi.node.record import living, read_record
 
 _ENDINGS = (".new", ".lock")
 
@@ -42,10 +42,10 @@ def _dead(directory: int, name: str) -> bool:
             here = os.stat(f"{name}.lock", dir_fd=directory, follow_symlinks=False)
             if not os.path.samestat(here, os.fstat(lock)):
                 return False
-        record, fd = node.read(directory, name)
+        record, fd = read_record(directory, name)
         if fd >= 0:
             os.close(fd)
-        if record is not None and node.living(record):
+        if record is not None and living(record):
             return False
         if record is None and lock < 0:
             # A run of its own is writing its record, without a lock.

@@ -3,7 +3,7 @@
 from rootless_udi.base.records import Record
 
 
-class Source(Record):
+class HostPath(Record):
     """What is at a path of the host: `kind` is "directory", "file", "device", "missing",
     "denied", "special" (a FIFO or a socket) or "failed"; `real` is the path without symbolic links.
     `why` is the kernel's answer where `kind` does not say it: for "failed", and for "missing" if it

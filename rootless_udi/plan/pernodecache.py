@@ -33,7 +33,7 @@ class Place(Record):
     free: int
 
 
-class Facts(Record):
+class CacheFacts(Record):
     """What this node has. `memory` in bytes (0: no limit known), `limited_by` says what sets it."""
 
     memory: int
@@ -89,7 +89,7 @@ def candidates(volumes: "Iterable[Volume]", site: "Site", memory: int) -> tuple[
 
 
 def plan(
-    volumes: "Iterable[Volume]", site: "Site", facts: Facts
+    volumes: "Iterable[Volume]", site: "Site", facts: CacheFacts
 ) -> "tuple[Mount | FileCache, ...]":
     """Return the steps of the volumes that are caches, in their order.
 
@@ -130,7 +130,7 @@ def _within_limit(volume: "Volume", site: "Site") -> None:
         )
 
 
-def _tmpfs(volume: "Volume", total: int, site: "Site", facts: Facts) -> Mount:
+def _tmpfs(volume: "Volume", total: int, site: "Site", facts: CacheFacts) -> Mount:
     assert volume.cache is not None
     size = _size(volume)
     if facts.memory and total > facts.memory:
@@ -152,7 +152,7 @@ def _tmpfs(volume: "Volume", total: int, site: "Site", facts: Facts) -> Mount:
     )
 
 
-def _file(volume: "Volume", site: "Site", facts: Facts) -> FileCache:
+def _file(volume: "Volume", site: "Site", facts: CacheFacts) -> FileCache:
     size = _size(volume)
     if size < LEAST_FILE:
         raise UdiError(
@@ -177,7 +177,7 @@ def _file(volume: "Volume", site: "Site", facts: Facts) -> FileCache:
     )
 
 
-def _place(volume: "Volume", size: int, site: "Site", facts: Facts) -> Place:
+def _place(volume: "Volume", size: int, site: "Site", facts: CacheFacts) -> Place:
     """Return the first directory that will do: the site's in their order, else the volume's own."""
     wanted = site.cache_paths or (volume.source,)
     whys = []
@@ -202,14 +202,14 @@ def _unsaid(volume: "Volume", site: "Site") -> bool:
     return not said and site.cache_method == "tmpfs"
 
 
-def _how(volume: "Volume", site: "Site", facts: Facts) -> str:
+def _how(volume: "Volume", site: "Site", facts: CacheFacts) -> str:
     """Say why a cache is to be a file: the volume or the site says so, or the memory does."""
     if not _unsaid(volume, site):
         return ",method=file"
     return f" does not fit into {about(facts.memory)}, the limit of {facts.limited_by}; in a file"
 
 
-def _less(volume: "Volume", site: "Site", facts: Facts) -> str:
+def _less(volume: "Volume", site: "Site", facts: CacheFacts) -> str:
     if _unsaid(volume, site):
         return f"ask for less: {about(facts.memory)} of all caches fit into memory"
     return "ask for less, or keep it in memory: method=tmpfs"

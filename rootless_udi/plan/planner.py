@@ -8,7 +8,7 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
 from rootless_udi.idmap import accounts
 from rootless_udi.plan import environment, mountpoints
-from rootless_udi.plan.facts import Host, Source
+from rootless_udi.plan.facts import Host, HostPath
 from rootless_udi.plan.image import Image, Root
 from rootless_udi.plan.options import Request
 from rootless_udi.plan.steps import Env, File, Hook, Injection, Mount, Step, Symlink
@@ -61,7 +61,7 @@ def build(
     host: Host,
     image: Image,
     root: Root,
-    sources: "Mapping[str, Source]",
+    sources: "Mapping[str, HostPath]",
     volumes: "tuple[Volume, ...]" = (),
     injections: "Iterable[Injection]" = (),
     hooks: "tuple[Hook, ...]" = (),
@@ -203,7 +203,7 @@ def _volume(volume: Volume) -> Mount:
     )
 
 
-def _look(step: Step, sources: "Mapping[str, Source]") -> Step | None:
+def _look(step: Step, sources: "Mapping[str, HostPath]") -> Step | None:
     """Return the step with its source resolved; None where it is optional and missing."""
     if not isinstance(step, Mount) or step.fstype:
         return step
@@ -215,7 +215,7 @@ def _look(step: Step, sources: "Mapping[str, Source]") -> Step | None:
     raise UdiError(_refused(step, source), f"asked for by: {step.reason}")
 
 
-def _refused(step: Mount, source: Source) -> str:
+def _refused(step: Mount, source: HostPath) -> str:
     why = {
         "missing": "no such file or directory on the host",
         "denied": "permission denied",
@@ -226,7 +226,7 @@ def _refused(step: Mount, source: Source) -> str:
     return f"mounting {step.source} on {step.target} failed: {why}"
 
 
-def _left_out(steps: "Iterable[Step]", sources: "Mapping[str, Source]") -> "Iterable[str]":
+def _left_out(steps: "Iterable[Step]", sources: "Mapping[str, HostPath]") -> "Iterable[str]":
     """Yield what is to be said of optional mounts: of a source that is there and does not work."""
     for step in steps:
         if isinstance(step, Mount) and not step.fstype and not step.required:

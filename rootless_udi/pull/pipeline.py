@@ -26,7 +26,7 @@ from rootless_udi.pull.retry import GaveUp, Patience
 from rootless_udi.pull.sources import Resolved, Source
 from rootless_udi.pull.stop import Stop
 from rootless_udi.store import find, platforms
-from rootless_udi.store.find import Image
+from rootless_udi.store.find import StoredImage
 from rootless_udi.store.locks import Holder, Lock
 from rootless_udi.store.store import Store, discard
 
@@ -91,7 +91,7 @@ class Options(Record):
 
 def pull_sync(
     reference: Reference, store: Store, options: Options, progress: Progress | None = None
-) -> Image:
+) -> StoredImage:
     """Do `pull` from code that is not trio's."""
     try:
         return trio.run(pull, reference, store, options, progress)
@@ -103,7 +103,7 @@ def pull_sync(
 
 async def pull(
     reference: Reference, store: Store, options: Options, progress: Progress | None = None
-) -> Image:
+) -> StoredImage:
     """Bring the image that `reference` names into `store` and return it.
 
     Where its digest is there already, only the name is renewed. Raises UdiError for all that a
@@ -111,7 +111,7 @@ async def pull(
     """
     one = _Pull(reference, store, options, progress or Silent())
     failure: BaseException | None = None
-    image: Image | None = None
+    image: StoredImage | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_when_cancelled, one.stop)
         try:
@@ -147,7 +147,7 @@ class _Pull:
         self._named = options.platform or platform_of(os.uname().machine)
         self._blobs = Blobs(store, self.stop, options.keep_blobs, progress.note)
 
-    async def run(self) -> Image:
+    async def run(self) -> StoredImage:
         options = self._options
         # What can't work is said before anything is downloaded.
         check_writer(options)
@@ -209,7 +209,7 @@ class _Pull:
                     await trio.sleep(0.005)
             raise
 
-    async def _under_lock(self, source: Source, resolved: Resolved, name: str) -> Image:
+    async def _under_lock(self, source: Source, resolved: Resolved, name: str) -> StoredImage:
         """Make the image, or wait for the pull that is making it."""
         lock = self._store.lock(resolved.digest)
         try:
@@ -245,7 +245,7 @@ class _Pull:
             raise self._store.refused(f"locking {digest}", error) from None
         return bool(waited)
 
-    async def _make(self, source: Source, resolved: Resolved, name: str) -> Image:
+    async def _make(self, source: Source, resolved: Resolved, name: str) -> StoredImage:
         blobs = list({x.digest: x for x in resolved.manifest.layers}.values())
         await trio.to_thread.run_sync(self._check_room, source, blobs)
         self._progress.stage("fetch", resolved.digest)

@@ -1,11 +1,11 @@
-"""The rung on which an image becomes a file system: facts for `fuse.server.choose`, and its answer.
+"""The rung on which an image becomes a file system: facts for `fuse.choice.choose`, and its answer.
 
 A look at the host, not a decision: that is the pure function's.
 """
 
 import os
 
-from rootless_udi.fuse import choice as server
+from rootless_udi.fuse import choice
 from rootless_udi.plan.facts import Host
 from rootless_udi.plan.image import Image, Root
 
@@ -20,7 +20,7 @@ def choose(wanted: str, host: Host, image: Image) -> Root:
     """
     if not image.path:
         return Root("directory", image.directory, reason="the image is a directory")
-    facts = server.Facts(
+    facts = choice.Facts(
         wanted=wanted,
         fuse=host.fuse,
         compressor=image.compressor,
@@ -31,10 +31,10 @@ def choose(wanted: str, host: Host, image: Image) -> Root:
         directory=bool(image.directory)
         and (bool(host.unsquashfs) or os.path.isdir(image.directory)),
     )
-    choice = server.choose(facts)
-    path = image.directory if choice.name == "directory" else image.path
-    program = host.squashfuse if choice.name == "squashfuse_ll" else ""
-    return Root(choice.name, path, program, choice.reason)
+    chosen = choice.choose(facts)
+    path = image.directory if chosen.name == "directory" else image.path
+    program = host.squashfuse if chosen.name == "squashfuse_ll" else ""
+    return Root(chosen.name, path, program, chosen.reason)
 
 
 def _installed(name: str) -> bool:
@@ -42,7 +42,7 @@ def _installed(name: str) -> bool:
     import site
 
     site.main()
-    return server.importable(name)
+    return choice.importable(name)
 
 
 def decompresses(compressor: str, machine: str) -> bool:

@@ -147,9 +147,9 @@ def work(sock: "_socket.socket", source: "_socket.socket", place: "Place") -> No
     child = os.fork()
     if child == 0:
         sock.close()
-        from rootless_udi.serve import server as serving
+        from rootless_udi.serve.server import run
 
-        serving.run(source, place)
+        run(source, place)
     source.close()
     message, fds = receive(sock)
     if not message:

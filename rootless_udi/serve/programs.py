@@ -12,9 +12,9 @@ def command(root: "Root", connection: str) -> tuple[str, list[str]]:
     """Return program and argv of a server that is another program, on a connection or a folder."""
     if root.program:
         return root.program, [root.program, "-f", *root.options, root.path, connection]
-    from rootless_udi.base import program as child
+    from rootless_udi.base import program
 
     # pyfuse3 and fuse-python are in site-packages, which this interpreter was started without.
     words = f"--transport={root.server}", root.path, connection
-    argv = child.argv("from rootless_udi.fuse.main import main; sys.exit(main())", *words)
+    argv = program.argv("from rootless_udi.fuse.main import main; sys.exit(main())", *words)
     return argv[0], argv

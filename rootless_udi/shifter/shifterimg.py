@@ -180,7 +180,7 @@ class _Command:
         return 0
 
     def lookup(self) -> int:
-        found = resolve.find(self.stores, self.reference())
+        found = resolve.lookup(self.stores, self.reference())
         if found is None:
             raise UdiError(
                 f"{self.given.operand} is not among the images",

@@ -26,7 +26,7 @@ OPTIMIZED = ".optimized.sqfs"
 _GOES_ON = "%+"
 
 
-class Image(Record):
+class StoredImage(Record):
     """An image of a store. `directory` is where its extracted tree is, or would be."""
 
     digest: str
@@ -60,7 +60,7 @@ def user_store(environ: "Mapping[str, str]") -> str:
 
 def find(
     stores: "tuple[str, ...]", reference: Reference, platform: Platform | None = None
-) -> Image | None:
+) -> StoredImage | None:
     """Return the image that `reference` names in the first of `stores` that has it, or None.
 
     `platform` is this machine's where it is not given. Costs an open and a stat in each store,
@@ -118,7 +118,7 @@ def judge(store: str, folder: str = "") -> None:
             )
 
 
-def owners(image: Image) -> tuple[int, ...]:
+def owners(image: StoredImage) -> tuple[int, ...]:
     """Return who besides the caller and root may have written an image and its facts.
 
     Raises UdiError where the folder that they are in may be written by others.
@@ -133,7 +133,7 @@ def owners(image: Image) -> tuple[int, ...]:
 
 
 def check_tree(directory: str) -> None:
-    """Raise UdiError where others may change a store's extracted image, of `Image.directory`."""
+    """Raise UdiError where others may change an extracted image (`StoredImage.directory`)."""
     folder, _, name = directory.rpartition("/")
     store, _, folder = folder.rpartition("/")
     if not trust.closed(os.stat(store)):
@@ -149,7 +149,7 @@ def closed(stores: "tuple[str, ...]") -> str:
     return f"; permission denied on {', '.join(names)}" if names else ""
 
 
-def _first(stores: "tuple[str, ...]", digest: str, name: str) -> Image | None:
+def _first(stores: "tuple[str, ...]", digest: str, name: str) -> StoredImage | None:
     for store in stores:
         image = at(store, digest, name)
         if image is not None:
@@ -157,7 +157,7 @@ def _first(stores: "tuple[str, ...]", digest: str, name: str) -> Image | None:
     return None
 
 
-def at(store: str, digest: str, name: str) -> Image | None:
+def at(store: str, digest: str, name: str) -> StoredImage | None:
     """Return the image with this digest in `store`, or None.
 
     One that `udi optimize` has laid out anew is preferred: its content is the same.
@@ -171,7 +171,7 @@ def at(store: str, digest: str, name: str) -> Image | None:
             size = os.stat(path).st_size
         except OSError:
             continue
-        return Image(digest, name, store, path, base + ".json", f"{store}/dirs/{stem}", size)
+        return StoredImage(digest, name, store, path, base + ".json", f"{store}/dirs/{stem}", size)
     return None
 
 

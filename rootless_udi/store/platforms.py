@@ -6,7 +6,7 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.plan.image import Image
 from rootless_udi.plan.platforms import suitability, variant
 from rootless_udi.plan.reference import Platform, Reference, platform_of
-from rootless_udi.store import find as store_find
+from rootless_udi.store import find
 
 _FIRST_CPU = 1 << 14
 
@@ -22,7 +22,7 @@ def here() -> Platform:
     return found.replace(variant=variant(found.architecture, text) or found.variant)
 
 
-def find(stores: tuple[str, ...], reference: Reference) -> store_find.Image | None:
+def best(stores: tuple[str, ...], reference: Reference) -> find.StoredImage | None:
     """Return the image of that name for the best variant that this CPU has, or None."""
     ours = here()
     keys: set[str] = set()
@@ -34,7 +34,7 @@ def find(stores: tuple[str, ...], reference: Reference) -> store_find.Image | No
     known = [Platform("linux", *key.split("-", 1)) for key in keys if "-" in key]
     fitting = [one for one in known if suitability(one, ours) >= 0]
     for one in sorted(fitting, key=lambda one: -suitability(one, ours)):
-        found = store_find.find(stores, reference, one)
+        found = find.find(stores, reference, one)
         if found is not None:
             return found
     return None

@@ -10,10 +10,10 @@ from rootless_udi.base import fastjson, trust
 from rootless_udi.base.calls import spawn
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import complain
-from rootless_udi.plan import reference as oci
 from rootless_udi.plan.image import Image
 from rootless_udi.plan.options import Request
-from rootless_udi.store import find as store_find
+from rootless_udi.plan.reference import Platform, Reference, parse, parse_platform
+from rootless_udi.store import find
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ def image(request: Request, site: "Site", environ: "Mapping[str, str]", who: str
     In a job of several ranks (`who` is their launcher) nothing is pulled: 10,000 nodes would.
     Raises UdiError where there is no such image, or it needs another CPU than this node's.
     """
-    reference = oci.parse(request.image, site.registry)
-    platform = oci.parse_platform(request.platform) if request.platform else None
+    reference = parse(request.image, site.registry)
+    platform = parse_platform(request.platform) if request.platform else None
     if reference.kind not in ("squashfs", "directory", "path"):
         found = _stored(request, reference, platform, site, environ, who)
     elif platform is not None:
@@ -58,47 +58,47 @@ def image(request: Request, site: "Site", environ: "Mapping[str, str]", who: str
 
 def _stored(
     request: Request,
-    reference: oci.Reference,
-    platform: oci.Platform | None,
+    reference: Reference,
+    platform: Platform | None,
     site: "Site",
     environ: "Mapping[str, str]",
     who: str,
 ) -> Image:
     stores = all_stores(site, environ)
     policy = request.pull or site.pull
-    found = None if policy == "always" and not who else find(stores, reference, platform)
+    found = None if policy == "always" and not who else lookup(stores, reference, platform)
     if found is None:
         if who or policy == "never":
             why = "a job of several ranks never pulls" if who else "--pull=never"
             raise UdiError(
                 f"image {request.image} is in no image store ({', '.join(stores)}), and {why}"
-                + store_find.closed(stores),
+                + find.closed(stores),
                 f"run this first, once: udi pull {_chosen(request)}{request.image}",
             )
-        if unseen := store_find.closed(stores):
+        if unseen := find.closed(stores):
             complain("udi-run", f"image {request.image} is in no image store{unseen}")
         pull(request, stores[0])
-        found = find(stores, reference, platform)
+        found = lookup(stores, reference, platform)
         if found is None:
             raise UdiError(f"image {request.image} is not in the store after its pull")
-    owners = store_find.owners(found)
+    owners = find.owners(found)
     packed = check(found.squashfs, _AGAIN, owners)
     facts = read(found.facts, owners)
     return Image(request.image, found.digest, found.squashfs, found.directory, facts, *packed)
 
 
-def find(
-    stores: tuple[str, ...], reference: oci.Reference, platform: oci.Platform | None = None
-) -> store_find.Image | None:
-    """Return what `store_find.find` does; without `platform`, a name's lesser variants too.
+def lookup(
+    stores: tuple[str, ...], reference: Reference, platform: Platform | None = None
+) -> find.StoredImage | None:
+    """Return what `find.find` does; without `platform`, a name's lesser variants too.
 
     `udi pull --platform=linux/amd64/v2 NAME` gives an image that every NAME may mean here.
     """
-    found = store_find.find(stores, reference, platform)
+    found = find.find(stores, reference, platform)
     if found is None and platform is None and reference.kind != "store":
         from rootless_udi.store import platforms
 
-        found = platforms.find(stores, reference)
+        found = platforms.best(stores, reference)
     return found
 
 
@@ -115,7 +115,7 @@ def all_stores(site: "Site", environ: "Mapping[str, str]") -> tuple[str, ...]:
         except KeyError:
             if site.site_stores:
                 return site.site_stores
-    return (store_find.user_store(environ), *site.site_stores)
+    return (find.user_store(environ), *site.site_stores)
 
 
 def local(text: str, path: str) -> Image:

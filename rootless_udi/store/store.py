@@ -1,4 +1,4 @@
-"""Write the content-addressed store: commit, name, list, remove. `store_find` has its layout.
+"""Write the content-addressed store: commit, name, list, remove. `find` has its layout.
 
 Safe for many nodes on one file system: everything is written under a temporary name in its own
 folder, synced, renamed, and its folder synced; an image is there wholly or not at all, and a name
@@ -21,7 +21,7 @@ from rootless_udi.base.errors import UdiError, disk_hint
 from rootless_udi.base.records import Record
 from rootless_udi.plan.reference import Platform, Reference
 from rootless_udi.store import find
-from rootless_udi.store.find import Image
+from rootless_udi.store.find import StoredImage
 from rootless_udi.store.locks import Lock
 
 FOLDERS = ("images", "names", "blobs", "dirs", "locks")
@@ -30,10 +30,10 @@ PARTIAL_KEPT = 24 * 3600
 _LINK_KEPT = 3600
 
 
-class Entry(Record):
+class ListedImage(Record):
     """An image in a store as `udi images` shows it. `names`: (platform key, name), sorted."""
 
-    image: Image
+    image: StoredImage
     names: tuple[tuple[str, str], ...]
     pulled: float
 
@@ -94,14 +94,14 @@ class Store:
     def lock(self, digest: str) -> Lock:
         return Lock(self.path("locks", f"{stem(digest)}.lock"))
 
-    def image(self, digest: str, name: str = "") -> Image | None:
+    def image(self, digest: str, name: str = "") -> StoredImage | None:
         return find.at(self.root, digest, name or digest)
 
     def temporary(self, folder: str, digest: str) -> str:
         """Return a new path in `folder` for what becomes `digest`; `sweep` knows it."""
         return self.path(folder, f".{stem(digest)}.{os.getpid()}-{secrets.token_hex(6)}.tmp")
 
-    def commit(self, digest: str, squashfs: str, facts: Mapping[str, Any]) -> Image:
+    def commit(self, digest: str, squashfs: str, facts: Mapping[str, Any]) -> StoredImage:
         """Make the temporary file `squashfs` and `facts` the image `digest`, in one rename.
 
         The facts are there before the image: whoever finds it finds them.
@@ -137,7 +137,7 @@ class Store:
         return found
 
     def set_name(self, name: str, platform: Platform, digest: str) -> None:
-        """Let `name` (of `store_find.name_of`) mean `digest` on `platform`.
+        """Let `name` (of `find.name_of`) mean `digest` on `platform`.
 
         Names of earlier states of the same layout or archive are removed; their images are not.
         """
@@ -174,7 +174,7 @@ class Store:
                     continue
                 yield key, name, path
 
-    def images(self) -> list[Entry]:
+    def images(self) -> list[ListedImage]:
         """Return every image of the store, the last pulled first; also those without a name."""
         names: dict[str, list[tuple[str, str]]] = {}
         for key, name, path in self._links():
@@ -193,10 +193,10 @@ class Store:
             own = tuple(sorted(names.get(base, [])))
             image = self.image(base.replace("-", ":", 1), own[0][1] if own else "")
             if image is not None:
-                found.append(Entry(image, own, os.stat(image.squashfs).st_mtime))
+                found.append(ListedImage(image, own, os.stat(image.squashfs).st_mtime))
         return sorted(found, key=lambda entry: (-entry.pulled, entry.image.digest))
 
-    def facts(self, image: Image) -> dict[str, Any]:
+    def facts(self, image: StoredImage) -> dict[str, Any]:
         """Return an image's facts; raises UdiError where the file is missing or damaged."""
         try:
             found = fastjson.loads(trust.read(image.facts, find.owners(image)).decode())
@@ -261,7 +261,7 @@ class Store:
                 lock.release()
         return images
 
-    def discard_directory(self, image: Image) -> None:
+    def discard_directory(self, image: StoredImage) -> None:
         """Remove an image's extracted tree, if any: out of sight first, then file by file."""
         if os.path.lexists(image.directory):
             aside = self.temporary("dirs", image.digest)

@@ -17,7 +17,7 @@ import pytest
 from rootless_udi.base import program as child
 from rootless_udi.base import trust
 from rootless_udi.base.errors import UdiError
-from rootless_udi.node import record as node
+from rootless_udi.node.record import read_record
 from rootless_udi.pull import credentials
 from tests.conftest import User
 from tests.kit import images
@@ -288,12 +288,12 @@ def test_a_record_that_others_may_write(tmp_path: Path) -> None:
     path = tmp_path / "name"
     path.write_text("udi 1\nuser=1\nmnt=1\n\n")
     directory = os.open(tmp_path, os.O_RDONLY)
-    record, fd = node.read(directory, "name")
+    record, fd = read_record(directory, "name")
     os.close(fd)
     assert record is not None
     path.chmod(0o666)
     with pytest.raises(UdiError, match="name is not trusted: it may be written by everybody"):
-        node.read(directory, "name")
+        read_record(directory, "name")
     os.close(directory)
 
 

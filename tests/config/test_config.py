@@ -473,7 +473,7 @@ def test_the_examples_are_right() -> None:
     folder = TREE / "contrib/site"
     for path in [*folder.glob("*.toml"), *folder.glob("modules.d/*.toml")]:
         kind = "site-module" if path.parent.name == "modules.d" else "site"
-        source = files.Source(str(path), kind, 0, 0, 0)
+        source = files.ConfigFile(str(path), kind, 0, 0, 0)
         assert merge.merge([source], [path.read_text()])[1] == []
 
 
@@ -508,7 +508,7 @@ def _toml(value: object) -> str:
 def test_any_values_are_a_site_or_problems(values: dict[str, object]) -> None:
     text = "\n".join(f"{key} = {_toml(value)}" for key, value in values.items())
     for kind in ("site", "site-module"):
-        source = files.Source("/x/name.toml", kind, 0, 0, 0)
+        source = files.ConfigFile("/x/name.toml", kind, 0, 0, 0)
         site, problems = merge.merge([source], [text])
         assert all(problem.path == "/x/name.toml" and problem.line >= 1 for problem in problems)
         flat = json.loads(json.dumps(plan_site.to_flat(site)))
@@ -518,7 +518,7 @@ def test_any_values_are_a_site_or_problems(values: dict[str, object]) -> None:
 @QUIET
 @given(st.text(max_size=60))
 def test_any_text_is_a_site_or_problems(text: str) -> None:
-    merge.merge([files.Source("/x", "site", 0, 0, 0)], [text])
+    merge.merge([files.ConfigFile("/x", "site", 0, 0, 0)], [text])
 
 
 @QUIET

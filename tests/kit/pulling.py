@@ -12,7 +12,7 @@ import pytest
 from rootless_udi.plan.reference import parse, platform_of
 from rootless_udi.pull.pipeline import Options, Silent, pull_sync
 from rootless_udi.pull.retry import Patience
-from rootless_udi.store.find import Image
+from rootless_udi.store.find import StoredImage
 from rootless_udi.store.store import Store
 from tests.kit import images
 from tests.kit.registry import Flaky, Registry, flaky, open_registry
@@ -53,12 +53,12 @@ class Sink(Silent):
         self.notes.append(text)
 
 
-def pull(store: Store, text: str, sink: Sink | None = None, **options: object) -> Image:
+def pull(store: Store, text: str, sink: Sink | None = None, **options: object) -> StoredImage:
     chosen = Options(**{"patience": QUICK, **options})
     return pull_sync(parse(text), store, chosen, sink or Sink())
 
 
-def inside(image: Image) -> list[str]:
+def inside(image: StoredImage) -> list[str]:
     argv = ["unsquashfs", "-l", "-d", "", image.squashfs]
     out = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     return [line for line in out.splitlines() if line.startswith("/")]

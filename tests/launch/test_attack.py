@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rootless_udi.base import process
-from rootless_udi.node import record as node_record
+from rootless_udi.node.record import FORMAT, NodeRecord, living
 from rootless_udi.plan import environment
 from tests.conftest import User
 from tests.kit import probes
@@ -245,7 +245,7 @@ def test_what_is_no_record_is_named(user: User, box: Path, left: Leftovers, kind
 def test_a_record_without_numbers_is_listed(user: User, box: Path, left: Leftovers) -> None:
     path = place(user, box, left)
     start = process.started(os.getpid())
-    head = f"{node_record.FORMAT}\nuser=1\nmnt=1\nserver=x\nstarted=x\nimage=odd"
+    head = f"{FORMAT}\nuser=1\nmnt=1\nserver=x\nstarted=x\nimage=odd"
     path.write_text(f"{head}\n\n{os.getpid()} {start}\n")
     done = user.run("udi", "ps")
     assert (done.returncode, done.stderr) == (0, "") and "odd" in done.stdout
@@ -255,14 +255,14 @@ def test_a_record_without_numbers_is_listed(user: User, box: Path, left: Leftove
 @pytest.mark.parametrize("line", ["before=x", "after=set\tX"])
 def test_a_record_with_half_an_operation_is_none(line: str) -> None:
     with pytest.raises(ValueError):
-        node_record.Record(f"{node_record.FORMAT}\nuser=1\nmnt=1\n{line}\n\n1 2\n")
+        NodeRecord(f"{FORMAT}\nuser=1\nmnt=1\n{line}\n\n1 2\n")
 
 
 def test_members_are_read_from_the_end_and_torn_lines_passed_over() -> None:
     tail = "1 2\n\n3\n4 x\nx 5\n-6 7\n8 0\n9 10\n11 12"
-    record = node_record.Record(f"{node_record.FORMAT}\nuser=1\nmnt=1\n\n{tail}")
+    record = NodeRecord(f"{FORMAT}\nuser=1\nmnt=1\n\n{tail}")
     assert [*record.newest()] == [(11, 12), (9, 10), (1, 2)]
-    assert node_record.living(record) == []
+    assert living(record) == []
 
 
 def test_udi_run_inside_the_container_that_it_would_join(user: User, left: Leftovers) -> None:

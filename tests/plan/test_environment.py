@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from rootless_udi.base.errors import UdiError
 from rootless_udi.host import facts
 from rootless_udi.idmap import accounts, maps
-from rootless_udi.node import record as node
+from rootless_udi.node.record import FORMAT, NodeRecord, escape
 from rootless_udi.plan import environment
 
 
@@ -84,9 +84,9 @@ def test_maps_have_one_entry() -> None:
 
 @given(st.text())
 def test_records_keep_any_text(text: str) -> None:
-    line = node.escape(text)
+    line = escape(text)
     assert "\n" not in line and "\t" not in line
-    read = node.Record(f"{node.FORMAT}\nuser=1\nmnt=1\nkey={line}\n\n1 2\n")
+    read = NodeRecord(f"{FORMAT}\nuser=1\nmnt=1\nkey={line}\n\n1 2\n")
     assert read.get("key") == text and [*read.newest()] == [(1, 2)]
 
 
@@ -94,7 +94,7 @@ def test_members_are_tried_in_an_order_that_finds_a_living_one() -> None:
     """The last, the builder, then backwards; a torn line and a start of 0 are nobody's."""
 
     def members(tail: str) -> list[int]:
-        record = node.Record(f"{node.FORMAT}\nuser=1\nmnt=2\n\n{tail}")
+        record = NodeRecord(f"{FORMAT}\nuser=1\nmnt=2\n\n{tail}")
         return [pid for pid, _ in record.likely()]
 
     assert members("1 5\n2 5\n3 5\n4 5\n") == [4, 1, 4, 3, 2, 1]

@@ -21,7 +21,7 @@ from rootless_udi.plan.steps import Env, Hook, Mount
 
 def read(text: str, name: str = "m") -> Module:
     """Read one module's TOML as a launch does: through JSON's types."""
-    source = files.Source(f"/site/modules.d/{name}.toml", "site-module", 0, 0, 0)
+    source = files.ConfigFile(f"/site/modules.d/{name}.toml", "site-module", 0, 0, 0)
     site = merge.merged([source], [text])
     return modules.available(site.modules)[name]
 
@@ -118,7 +118,7 @@ def test_a_wrong_file_is_met_by_who_selects_it(text: str, why: str) -> None:
 
 def test_names_of_files() -> None:
     assert "no name of a module" in read("", "-x").problem
-    source = files.Source("/site/modules.d/gpu.toml", "site-module", 0, 0, 0)
+    source = files.ConfigFile("/site/modules.d/gpu.toml", "site-module", 0, 0, 0)
     _, problems = merge.merge([source], [""])
     assert "module gpu is built in" in str(problems[0])
 

@@ -10,13 +10,13 @@ import pytest
 from rootless_udi.base.errors import UdiError
 from rootless_udi.host import cachefacts
 from rootless_udi.plan import pernodecache, volumes
-from rootless_udi.plan.pernodecache import Facts, FileCache, Place
+from rootless_udi.plan.pernodecache import CacheFacts, FileCache, Place
 from rootless_udi.plan.site import Site
 from rootless_udi.plan.steps import Mount
 from tests.kit.places import TREE
 
 G = 1024**3
-NODE = Facts(
+NODE = CacheFacts(
     8 * G,
     "this node's memory",
     (Place("/local", "", 50 * G), Place("/full", "", 5), Place("/closed", "no", 0)),
@@ -26,7 +26,7 @@ NODE = Facts(
 
 
 def steps(
-    text: str, site: Site | None = None, facts: Facts = NODE
+    text: str, site: Site | None = None, facts: CacheFacts = NODE
 ) -> tuple[Mount | FileCache, ...]:
     return pernodecache.plan(volumes.parse(text), site or Site(), facts)
 
@@ -93,7 +93,7 @@ def test_more_than_the_memory_is_a_file_in_the_named_directory() -> None:
     assert (b.directory, b.size) == ("/local", 40 * G)
     (b, d) = steps("/s:/b:perNodeCache=size=5G;/local:/d:perNodeCache=size=5G")
     assert isinstance(b, Mount) and isinstance(d, FileCache)
-    (one,) = steps("/s:/c:perNodeCache=size=100G", facts=Facts(0, ""))
+    (one,) = steps("/s:/c:perNodeCache=size=100G", facts=CacheFacts(0, ""))
     assert isinstance(one, Mount)
 
 
@@ -173,7 +173,7 @@ def test_more_than_the_memory_is_a_file_in_the_named_directory() -> None:
         ),
     ],
 )
-def test_refused(text: str, site: Site, facts: Facts, why: str, hint: str) -> None:
+def test_refused(text: str, site: Site, facts: CacheFacts, why: str, hint: str) -> None:
     with pytest.raises(UdiError) as caught:
         steps(text, site, facts)
     assert why in caught.value.message

@@ -8,7 +8,7 @@ import pytest
 from rootless_udi.base.errors import UdiError
 from rootless_udi.launch import explain
 from rootless_udi.plan import planner
-from rootless_udi.plan.facts import Host, Source
+from rootless_udi.plan.facts import Host, HostPath
 from rootless_udi.plan.image import Image, Root
 from rootless_udi.plan.options import Request
 from rootless_udi.plan.site import MountRow, Site
@@ -44,11 +44,11 @@ UDI = Root("udi", "/store/a.sqfs", reason="our own server")
 LL = Root("squashfuse_ll", "/store/a.sqfs", "/usr/bin/squashfuse_ll", "a C program")
 
 
-class Anything(dict[str, Source]):
+class Anything(dict[str, HostPath]):
     """A host where every path is a directory, but for those given."""
 
-    def __missing__(self, path: str) -> Source:
-        return Source("directory", path)
+    def __missing__(self, path: str) -> HostPath:
+        return HostPath("directory", path)
 
 
 def build(**changes: Any) -> planner.Plan:
@@ -59,7 +59,7 @@ def build(**changes: Any) -> planner.Plan:
         "host": HOST,
         "image": IMAGE,
         "root": LL,
-        "sources": Anything({"/etc/resolv.conf": Source("file", "/run/resolve/stub")}),
+        "sources": Anything({"/etc/resolv.conf": HostPath("file", "/run/resolve/stub")}),
     }
     return planner.build(**{**arguments, **changes})
 
@@ -94,7 +94,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "volumes": {"volumes": parse("/scratch:/data:ro;/scratch/x:/tmp/deep/x:slave")},
     "new-mount-point": {"volumes": parse("/scratch:/new/place")},
-    "site": {"site": SITE, "sources": Anything({"/gone": Source("missing", "/gone")})},
+    "site": {"site": SITE, "sources": Anything({"/gone": HostPath("missing", "/gone")})},
     "module": {"injections": (MODULE,), "hooks": (Hook(("/bin/sh", "-c", "true"), 5.0, "x"),)},
     "old-kernel": {"host": HOST.replace(overlay=False)},
 }
@@ -140,14 +140,14 @@ def test_an_overlay_that_the_kernel_refuses(case: str) -> None:
 )
 def test_required_sources(kind: str, why: str) -> None:
     with pytest.raises(UdiError, match=why) as caught:
-        build(volumes=parse("/x:/data"), sources=Anything({"/x": Source(kind, "/x")}))
+        build(volumes=parse("/x:/data"), sources=Anything({"/x": HostPath(kind, "/x")}))
     assert "--volume" in caught.value.hint
 
 
 def test_a_source_that_answers_with_an_error_is_named() -> None:
     for why in ("Transport endpoint is not connected", "Stale file handle", "Input/output error"):
         sources = Anything(
-            {"/gone": Source("failed", "/gone", why), "/x": Source("failed", "", why)}
+            {"/gone": HostPath("failed", "/gone", why), "/x": HostPath("failed", "", why)}
         )
         made = build(site=SITE, sources=sources)
         assert made.warnings == (

@@ -16,7 +16,7 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.plan.reference import parse
 from rootless_udi.pull.manifest import OCI_MANIFEST
 from rootless_udi.store import find
-from rootless_udi.store.find import Image
+from rootless_udi.store.find import StoredImage
 from rootless_udi.store.locks import Lock
 from rootless_udi.store.store import Store
 from tests.kit import images
@@ -119,7 +119,7 @@ def test_two_pulls_of_one_digest_download_once(proxy: Flaky, store: Store) -> No
     sinks = [Sink(act), Sink(act)]
     for sink in sinks:
         sink.act = lambda *event: (act(*event), event[1] == "wait" and waiting.set())
-    results: list[Image] = []
+    results: list[StoredImage] = []
     threads = [
         threading.Thread(target=lambda s=sink: results.append(pull(store, f"{proxy.host}/a:1", s)))
         for sink in sinks
@@ -143,7 +143,7 @@ def test_a_layer_of_two_images_is_downloaded_once(proxy: Flaky, store: Store) ->
         if event in (("stage", "resolve"), ("stage", "convert")):
             both.wait()
 
-    results: list[Image] = []
+    results: list[StoredImage] = []
     threads = [
         threading.Thread(
             target=lambda n=name: results.append(pull(store, f"{proxy.host}/{n}", Sink(act)))

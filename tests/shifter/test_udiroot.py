@@ -20,7 +20,7 @@ def read(converted: Converted) -> Site:
     sources, texts = [], []
     for name, text in converted.files:
         kind = "site-module" if name.startswith("modules.d/") else "site"
-        sources.append(files.Source(f"/s/{name}", kind, 0, 0, 0))
+        sources.append(files.ConfigFile(f"/s/{name}", kind, 0, 0, 0))
         texts.append(text)
     site, problems = merge.merge(sources, texts)
     assert [str(problem) for problem in problems] == []

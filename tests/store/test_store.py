@@ -16,7 +16,7 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.plan import reference
 from rootless_udi.plan.reference import parse
 from rootless_udi.store import find, locks
-from rootless_udi.store.find import Image
+from rootless_udi.store.find import StoredImage
 from rootless_udi.store.locks import Holder, Lock
 from rootless_udi.store.store import Store, remove_tree
 from tests.kit.places import TREE
@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> Store:
     return one
 
 
-def commit(store: Store, digest: str, *names: str, content: bytes = b"image") -> Image:
+def commit(store: Store, digest: str, *names: str, content: bytes = b"image") -> StoredImage:
     temporary = store.temporary("images", digest)
     Path(temporary).write_bytes(content)
     image = store.commit(digest, temporary, {"version": 1, "digest": digest})
