@@ -1,14 +1,19 @@
-"""Completion scripts for bash, zsh and fish, printed by `udi completion SHELL`.
+"""Completion scripts for bash, zsh, fish and tcsh, printed by `udi completion SHELL`.
 
 Image names come from `udi images` when somebody presses Tab; udi-run itself is never asked.
 """
 
 import argparse
 
-from rootless_udi.commands import completion_bash, completion_fish, completion_zsh
+from rootless_udi.commands import (
+    completion_bash,
+    completion_fish,
+    completion_tcsh,
+    completion_zsh,
+)
 from rootless_udi.commands.tree import all_commands
 
-SHELLS = ("bash", "zsh", "fish")
+SHELLS = ("bash", "zsh", "fish", "tcsh")
 
 
 def script(shell: str, parser: argparse.ArgumentParser) -> str:
@@ -17,5 +22,6 @@ def script(shell: str, parser: argparse.ArgumentParser) -> str:
         "bash": completion_bash.script,
         "zsh": completion_zsh.script,
         "fish": completion_fish.script,
+        "tcsh": completion_tcsh.script,
     }[shell]
     return make(all_commands(parser))

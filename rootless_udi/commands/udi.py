@@ -96,8 +96,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--compact", action="store_true", help="leave what starts read compressed")
     one.add_argument("image")
     one.add_argument("profile", nargs="+")
-    one = add("completion", completion, "print a completion script: bash, zsh or fish")
-    one.add_argument("shell", choices=("bash", "zsh", "fish"))
+    one = add("completion", completion, "print a completion script for a shell")
+    one.add_argument("shell", choices=("bash", "zsh", "fish", "tcsh"))
     site_parsers.add(commands)
     add("doctor", doctor, "check what this machine lets an ordinary user do, with the remedies")
     return top

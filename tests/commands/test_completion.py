@@ -1,6 +1,7 @@
 """Completion in the real shells, and manual pages by the real formatter."""
 
 import os
+import pty
 import shutil
 import subprocess
 from pathlib import Path
@@ -124,6 +125,68 @@ def test_bash(place: Path, line: str, words: list[str]) -> None:
 )
 def test_fish(place: Path, line: str, words: list[str]) -> None:
     assert fish(place, line) == words
+
+
+def tcsh(place: Path, line: str) -> list[str]:
+    """Return what tcsh lists for a line, typed at a terminal: it completes nowhere else."""
+    child, fd = pty.fork()
+    if child == 0:
+        os.chdir(place)
+        env = {"PATH": f"{place}/bin:/usr/bin:/bin", "HOME": f"{place}/home", "TERM": "vt100"}
+        os.execvpe("tcsh", ["tcsh", "-f"], env | {"LANG": "C.UTF-8"})
+
+    def typed(text: str) -> str:
+        """Return what is written from here to the next prompt."""
+        os.write(fd, text.encode())
+        found = b""
+        while b"@> " not in found:
+            found += os.read(fd, 4096)
+        return found.decode().partition("@> ")[0]
+
+    try:
+        typed('set prompt="@""> "; source udi.tcsh\n')  # in two parts: a terminal has an echo
+        listed = typed(f"{line}\4")  # Control-D at the end of a line lists
+        os.write(fd, b"\25exit\n")
+    finally:
+        os.close(fd)
+        os.waitpid(child, 0)
+    return sorted(listed.removeprefix(line).split())
+
+
+@pytest.mark.needs("tcsh")
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("udi-run --cl", ["clearenv"]),
+        ("udi-run --mo", ["module="]),
+        ("udi-run ", [ALPINE, UBUNTU, "host:5000/me/app:1"]),
+        ("udi-run docker.io/library/ubuntu:2", [UBUNTU]),
+        ("udi-run --verbose host:50", ["host:5000/me/app:1"]),
+        ("udi-run --module mpi docker.io/library/u", [UBUNTU]),
+        ("udi-run -i docker.io/library/a", [ALPINE]),
+        ("udi-run --image=docker.io/library/a", [ALPINE]),
+        ("udi-run --image=alpine datu", ["datum/"]),
+        ("udi-run -i alpine datu", ["datum/"]),
+        ("udi-run --pull=", ["always", "missing", "never"]),
+        ("udi-run --pull n", ["never"]),
+        ("udi-run --explain=", ["json"]),
+        ("udi-run -m ", ["cvmfs", "gpu", "mpi", "mpich", "none"]),
+        ("udi-run --env-file=va", ["vars.env"]),
+        ("udi-run --volume da", ["data/", "datum/"]),
+        ("udi-run alpine datu", ["datum/"]),
+        ("udi pu", ["pull"]),
+        ("udi config s", ["show"]),
+        ("udi mpi profile ", ["capture"]),
+        ("udi images --d", ["device=", "digests"]),
+        ("udi config import va", ["vars.env"]),
+        ("shifter --im", ["image="]),
+        ("shifter --image=docker.io/library/a", [ALPINE]),
+        ("shifterimg pu", ["pull", "pullnb"]),
+        ("shifterimg pull docker.io/library/a", [ALPINE]),
+    ],
+)
+def test_tcsh(place: Path, line: str, words: list[str]) -> None:
+    assert tcsh(place, line) == words
 
 
 @pytest.mark.needs("zsh")

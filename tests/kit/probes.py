@@ -80,6 +80,8 @@ PROBES: dict[str, Callable[[], bool]] = {
     "qemu": _command("qemu-system-x86_64", "cpio", "mmdebstrap"),
     "zsh": _command("zsh"),
     "fish": _command("fish"),
+    "tcsh": _command("tcsh"),
+    "man": _command("man", "groff"),
     "pyfuse3": _module("pyfuse3"),
     "fuse-python": _module("fuse"),
     "pyroute2": _module("pyroute2"),

@@ -1,0 +1,164 @@
+"""What a wheel and a source distribution bring: the tree's modules, its programs, and share/."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from rootless_udi.commands import share
+from rootless_udi.version import VERSION
+from tests.kit.places import TREE
+
+DATA = f"rootless_udi-{VERSION}.data"
+SKIPPED = {".git", ".venv", "build", "__pycache__"}
+
+
+def built(source: Path, what: str, target: Path) -> Path:
+    """Return the distribution that setuptools makes of `source`, as pip and build ask for it."""
+    code = (
+        "import sys; from setuptools import build_meta as b; getattr(b, sys.argv[1])(sys.argv[2])"
+    )
+    argv = [sys.executable, "-I", "-W", "ignore", "-c", code, what, str(target)]
+    done = subprocess.run(argv, cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (made,) = target.iterdir()
+    return made
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tree, in which a build may write."""
+    target = tmp_path_factory.mktemp("checkout")
+    names = sorted(path.name for path in TREE.iterdir() if path.name not in SKIPPED)
+    subprocess.run(["cp", "-a", *names, target], cwd=TREE, check=True)
+    return target
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(checkout, "build_wheel", tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def unpacked(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tree that a source distribution has."""
+    target = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(built(checkout, "build_sdist", tmp_path_factory.mktemp("sdist"))) as archive:
+        archive.extractall(target)
+    (top,) = target.iterdir()
+    return top
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    """Return the wheel's files but for its metadata."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if ".dist-info/" not in name]
+        return {name: archive.read(name) for name in names}
+
+
+def expected() -> dict[str, bytes]:
+    """Return what the tree says is in it: every module, also of the rooms behind symbolic links."""
+    found = {}
+    for folder, names, files in os.walk(TREE / "rootless_udi", followlinks=True):
+        names[:] = [name for name in names if name not in SKIPPED]
+        for name in files:
+            path = Path(folder, name)
+            if path.suffix == ".py" or name == "py.typed":
+                found[str(path.relative_to(TREE))] = path.read_bytes()
+    for name in ("udi-run", "udi", "shifter", "shifterimg"):
+        found[f"{DATA}/scripts/{name}"] = (TREE / "bin" / name).read_bytes()
+    for name, text in share.files().items():
+        found[f"{DATA}/data/share/{name}"] = text.encode()
+    return found
+
+
+def test_a_wheel_is_the_tree(wheel: Path) -> None:
+    found, wanted = contents(wheel), expected()
+    assert sorted(found) == sorted(wanted)
+    assert [name for name in wanted if found[name] != wanted[name]] == []
+
+
+def test_every_room_is_in_it(wheel: Path) -> None:
+    folders = {os.path.dirname(name) for name in contents(wheel) if name.endswith(".py")}
+    links = {"rootless_udi/fuse", "rootless_udi/idmap", "rootless_udi/mpi_inject/gpu"}
+    assert links <= folders
+    rooms = {path.name for path in (TREE / "rootless_udi").iterdir() if path.is_dir()}
+    assert rooms - SKIPPED == {name.split("/")[1] for name in folders if "/" in name}
+
+
+def test_a_wheel_of_the_source_distribution_is_the_same(
+    wheel: Path, unpacked: Path, tmp_path: Path
+) -> None:
+    again = built(unpacked, "build_wheel", tmp_path)
+    assert contents(again) == contents(wheel)
+
+
+def installed(wheel: Path, venv: Path) -> Path:
+    """Make `venv` and let pip install the wheel there."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "--python"]
+    python = venv / "bin/python3"
+    subprocess.run([*pip, python, "install", "--no-deps", "--no-index", wheel], check=True)
+    return venv
+
+
+@pytest.fixture(scope="module")
+def prefix(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return installed(wheel, tmp_path_factory.mktemp("venv"))
+
+
+def test_shells_and_man_find_what_a_wheel_installs(prefix: Path) -> None:
+    for name in share.files():
+        assert (prefix / "share" / name).is_file()
+    # bash-completion sources COMMAND's own file; it must know the command then.
+    for name in ("udi-run", "udi", "shifter", "shifterimg"):
+        code = f'. "$1/{name}" && complete -p {name}'
+        folder = prefix / "share/bash-completion/completions"
+        done = subprocess.run(["bash", "-c", code, "bash", folder], capture_output=True, text=True)
+        assert done.stdout == f"complete -F _udi_complete {name}\n", done.stderr
+
+
+@pytest.mark.needs("fish")
+def test_fish_finds_it_by_the_command(prefix: Path, tmp_path: Path) -> None:
+    env = {"PATH": f"{prefix}/bin:/usr/bin:/bin", "HOME": str(tmp_path)}
+    env["XDG_DATA_DIRS"] = f"{prefix}/share"
+    for line, words in {"udi-run --cl": "--clearenv", "shifterimg pu": "pull pullnb"}.items():
+        argv = ["fish", "-c", 'complete -C "$argv[1]"', line]
+        done = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True)
+        found = [one.partition("\t")[0] for one in done.stdout.splitlines()]
+        assert found == words.split(), done.stderr
+
+
+@pytest.mark.needs("zsh")
+def test_zsh_finds_it_by_its_first_line(prefix: Path, tmp_path: Path) -> None:
+    code = (
+        'fpath=("$1/share/zsh/site-functions" $fpath); autoload -U compinit; compinit -D -u; '
+        "print ${_comps[udi-run]} ${_comps[shifter]}"
+    )
+    argv = ["zsh", "-f", "-c", code, "zsh", prefix]
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    assert subprocess.run(argv, env=env, capture_output=True, text=True).stdout == "_udi _udi\n"
+
+
+@pytest.mark.needs("man")
+def test_man_finds_its_pages_beside_the_programs(prefix: Path) -> None:
+    """man(1) looks into PREFIX/share/man for each PREFIX/bin of the PATH."""
+    env = {"PATH": f"{prefix}/bin:/usr/bin:/bin"}
+    for name in ("udi-run", "udi", "shifter", "shifterimg"):
+        done = subprocess.run(["man", "-w", name], env=env, capture_output=True, text=True)
+        assert done.stdout == f"{prefix}/share/man/man1/{name}.1\n", done.stderr
+
+
+def test_an_editable_install_runs_the_checkout(checkout: Path, tmp_path: Path) -> None:
+    """It has no share/: setuptools installs no data files of an editable wheel."""
+    (tmp_path / "wheel").mkdir()
+    prefix = installed(built(checkout, "build_editable", tmp_path / "wheel"), tmp_path / "venv")
+    code = "import rootless_udi.mpi_inject.gpu.planner as m; print(m.__file__)"
+    done = subprocess.run(
+        [prefix / "bin/python3", "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == f"{checkout}/rootless_udi/mpi_inject/gpu/planner.py\n", done.stderr
