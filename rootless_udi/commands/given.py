@@ -12,7 +12,7 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import page, say
 from rootless_udi.plan import reference as oci
 from rootless_udi.plan import site as plan_site
-from rootless_udi.store import find, resolve
+from rootless_udi.store import find, resolve, upkeep
 
 Arguments = argparse.Namespace
 
@@ -39,8 +39,14 @@ def image_stores(site: plan_site.Site) -> tuple[str, ...]:
 def stored_image(
     text: str, site: plan_site.Site, platform: oci.Platform | None = None
 ) -> find.StoredImage:
-    """Return an image of the stores by name or digest. Raises UdiError where it is in none."""
+    """Return an image of the stores by name, digest or its first digits; a name goes first.
+
+    Raises UdiError where it is in none.
+    """
     found = resolve.lookup(image_stores(site), parsed_reference(text, site), platform)
+    if found is None and upkeep.short(text):
+        digest = upkeep.by_digits(image_stores(site), upkeep.short(text))
+        found = find.find(image_stores(site), oci.parse(digest)) if digest else None
     if found is None:
         unseen = find.closed(image_stores(site))
         raise UdiError(f"image {text} is in no image store{unseen}", f"udi pull {text}")

@@ -1,56 +1,119 @@
-"""udi images, inspect, rm and extract: the images of the stores."""
+"""udi images, inspect and extract: the images of the stores."""
 
+import fnmatch
 import os
+import shutil
 import time
+from collections.abc import Callable, Sequence
 
 from rootless_udi.base import jsontext, trust
-from rootless_udi.base.errors import BYTES, plain
-from rootless_udi.base.process import page, say
-from rootless_udi.commands.given import (
-    Arguments,
-    image_stores,
-    parsed_platform,
-    parsed_reference,
-    stored_image,
-)
+from rootless_udi.base.errors import BYTES, UdiError, plain
+from rootless_udi.base.process import page, say, tell
+from rootless_udi.base.records import Record
+from rootless_udi.commands import names
+from rootless_udi.commands.given import Arguments, image_stores, parsed_platform, stored_image
 from rootless_udi.config import load
-from rootless_udi.plan import reference as oci
+from rootless_udi.plan.site import Site
 from rootless_udi.store import find, resolve
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rootless_udi.store.store import ListedImage
+
+
+class Row(Record):
+    """A name of an image, as it is typed and in full; both "" where it has none."""
+
+    name: str
+    reference: str
+    platform: str
+    entry: "ListedImage"
 
 
 def images(arguments: Arguments) -> int:
     """udi images: a row a name, the newest first; the site's stores after the user's."""
-    from rootless_udi.store.store import Store
-
-    rows = []
-    for root in image_stores(load.load(os.environ)):
-        for entry in Store(root).images():
-            for platform, name in entry.names or (("", "<none>"),):
-                # After the "#" is the state of the file that it was pulled from.
-                name = name.partition("#")[0]
-                rows.append(
-                    (name, entry.image.digest, platform, entry.image.size, entry.pulled, root)
-                )
+    site = load.load(os.environ)
+    rows = _rows(site, _filters(arguments.filter))
     if arguments.json:
-        keys = ("name", "digest", "platform", "size", "pulled", "store")
-        page(jsontext.text([dict(zip(keys, row, strict=True)) for row in rows]) + "\n")
-        return 0
-    table = [("NAME", "DIGEST", "PLATFORM", "SIZE", "PULLED")]
-    for name, digest, platform, size, pulled, _ in rows:
-        shown = digest if arguments.digests else digest.partition(":")[2][:12]
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(pulled))
-        table.append((plain(name, keep=BYTES), shown, plain(platform), _size(size), when))
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    for row in table:
-        say("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip())
+        page(jsontext.text([_document(row) for row in rows]) + "\n")
+    elif arguments.quiet or arguments.names:
+        texts = [names.digits(r.entry.image.digest) if arguments.quiet else r.name for r in rows]
+        for text in dict.fromkeys(filter(None, texts)):
+            say(text)
+    else:
+        _print(rows, arguments.digests)
     return 0
 
 
-def _size(size: int) -> str:
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} B"
+def _rows(site: Site, wanted: Sequence[Callable[[Row], bool]]) -> list[Row]:
+    from rootless_udi.store.store import Store
+
+    rows = []
+    for root in image_stores(site):
+        for entry in Store(root).images():
+            for platform, name in entry.names or (("", ""),):
+                full = name.partition("#")[0]
+                row = Row(names.familiar(name, site.registry), full, platform, entry)
+                rows += [row] if all(fits(row) for fits in wanted) else []
+    return rows
+
+
+def _document(row: Row) -> dict[str, object]:
+    image = row.entry.image
+    return {
+        "name": row.name or None,
+        "reference": row.reference or None,
+        "digest": image.digest,
+        "platform": row.platform,
+        "size": image.size,
+        "pulled": row.entry.pulled,
+        "store": image.store,
+    }
+
+
+def _print(rows: Sequence[Row], whole: bool) -> None:
+    shown = []
+    for row in rows:
+        image = row.entry.image
+        digest = image.digest if whole else names.digits(image.digest)
+        name = plain(row.name or "<none>", keep=BYTES)
+        cells = (digest, plain(row.platform), names.amount(image.size))
+        shown.append((name, *cells, names.when(row.entry.pulled)))
+    head = ("NAME", "DIGEST", "PLATFORM", "SIZE", "PULLED")
+    for line in names.table(head, shown, shutil.get_terminal_size().columns):
+        say(line)
+    images = {(r.entry.image.store, r.entry.image.digest): r.entry.image.size for r in rows}
+    shared = sum(row.entry.image.size for row in rows) - sum(images.values())
+    again = f"; shared by several names: {names.amount(shared)}" if shared else ""
+    if rows:
+        tell(f"{len(images)} images, {names.amount(sum(images.values()))}{again}")
+
+
+_FILTERS = "reference=PATTERN, platform=ARCH, untagged=true, older=AGE"
+
+
+def _filters(texts: Sequence[str]) -> list[Callable[[Row], bool]]:
+    """Return what each KEY=VALUE asks of a row; all must hold. Raises UdiError."""
+    return [_filter(text) for text in texts]
+
+
+def _filter(text: str) -> Callable[[Row], bool]:
+    key, _, value = text.partition("=")
+    if key in ("reference", "name"):
+        # docker's patterns leave the tag out.
+        patterns = (value, f"{value}:*")
+        return lambda row: any(
+            fnmatch.fnmatchcase(one, p) for p in patterns for one in (row.name, row.reference)
+        )
+    if key == "platform":
+        wanted = value.removeprefix("linux/").replace("/", "-")
+        return lambda row: row.platform == wanted
+    if key in ("untagged", "dangling") and value in ("true", "false"):
+        return lambda row: bool(row.name) == (value == "false")
+    if key in ("older", "until"):
+        before = time.time() - names.age(value, f"--filter={key}")
+        return lambda row: row.entry.pulled < before
+    raise UdiError(f"--filter={text}: unknown", f"filters are: {_FILTERS}")
 
 
 def inspect(arguments: Arguments) -> int:
@@ -59,22 +122,6 @@ def inspect(arguments: Arguments) -> int:
     place = {"squashfs": image.squashfs, "store": image.store, "size": image.size}
     facts = resolve.read(image.facts, find.owners(image))
     page(jsontext.text({**facts, **place}) + "\n")
-    return 0
-
-
-def remove(arguments: Arguments) -> int:
-    """udi rm: print each name and image that is gone."""
-    from rootless_udi.store.store import Store
-
-    site = load.load(os.environ)
-    store = Store(image_stores(site)[0])
-    platform = parsed_platform(arguments) or oci.platform_of(os.uname().machine)
-    for text in arguments.image:
-        names, digests = store.remove(parsed_reference(text, site), platform)
-        for name in names:
-            say(f"untagged {name}")
-        for digest in digests:
-            say(f"removed {digest}")
     return 0
 
 

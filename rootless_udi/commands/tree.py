@@ -181,7 +181,7 @@ def _text(action: argparse.Action) -> str:
     return "print this" if text == "show this help message and exit" else text
 
 
-LIST_IMAGES = "udi images 2>/dev/null | sed -e 1d -e 's/ .*//' -e '/^<none>/d'"
+LIST_IMAGES = "udi images --names 2>/dev/null"
 """Shell: print the names of the images, one a line."""
 LIST_MODULES = (
     "udi config show 2>/dev/null | sed -n 's/^module: \\([^ ]*\\).*/\\1/p'; echo mpi; echo gpu"

@@ -13,9 +13,9 @@ from rootless_udi.base import jsontext
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.privilege import refuse_privilege
 from rootless_udi.base.process import guarded, page, say, streams
-from rootless_udi.commands import site_parsers
+from rootless_udi.commands import site_parsers, store_parsers
 from rootless_udi.commands.given import Arguments
-from rootless_udi.commands.images import extract, images, inspect, remove
+from rootless_udi.commands.images import extract, inspect
 from rootless_udi.commands.login import login, logout
 from rootless_udi.commands.optimize import optimize, profile
 from rootless_udi.commands.pull import pull
@@ -65,14 +65,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--keep-blobs", action="store_true", help="keep the compressed layers")
     one.add_argument("--writer", default="", help="tar2sqfs or mksquashfs, by name or path")
     one.add_argument("--quiet", "-q", action="store_true", help="say nothing but errors")
-    one = add("images", images, "list the images of the stores")
-    one.add_argument("--json", action="store_true", help="as JSON")
-    one.add_argument("--digests", action="store_true", help="whole digests")
+    store_parsers.add(add)
     one = add("inspect", inspect, "print what is known of an image, as JSON")
     one.add_argument("image")
-    one.add_argument("--platform", help="that of the image, as it was pulled")
-    one = add("rm", remove, "remove images from the store")
-    one.add_argument("image", nargs="+")
     one.add_argument("--platform", help="that of the image, as it was pulled")
     one = add("login", login, "try a registry's credentials and keep them")
     one.add_argument("registry", nargs="?", default="docker.io")

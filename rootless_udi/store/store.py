@@ -153,13 +153,13 @@ class Store:
             finally:
                 discard(temporary)
             sync(folder)
-            for key, other, path in self._links() if place else ():
+            for key, other, path in self.links() if place else ():
                 if key == platform.key() and other != name and _state_of(other) == place:
                     discard(path)
         except OSError as error:
             raise self.refused(f"naming image {name}", error) from None
 
-    def _links(self) -> Iterator[tuple[str, str, str]]:
+    def links(self) -> Iterator[tuple[str, str, str]]:
         """Yield (platform key, name, path of the link) of every name."""
         top = self.path("names")
         for folder, _, files in os.walk(top):
@@ -177,7 +177,7 @@ class Store:
     def images(self) -> list[ListedImage]:
         """Return every image of the store, the last pulled first; also those without a name."""
         names: dict[str, list[tuple[str, str]]] = {}
-        for key, name, path in self._links():
+        for key, name, path in self.links():
             names.setdefault(_target(path), []).append((key, name))
         found = []
         try:
@@ -220,7 +220,7 @@ class Store:
         this node; on NFS other nodes that have it open lose it. Raises UdiError where there is
         nothing of that name.
         """
-        links = list(self._links())
+        links = list(self.links())
         if reference.kind == "store":
             stems = {stem(reference.digest)} if self.image(reference.digest) else set()
             gone = [x for x in links if _target(x[2]) in stems]
@@ -235,11 +235,12 @@ class Store:
                 "`udi images` lists what is there; another platform's is removed with --platform",
             )
         try:
-            return [x[1] for x in gone], self._remove([x[2] for x in gone], sorted(stems))
+            return [x[1] for x in gone], self.drop([x[2] for x in gone], sorted(stems))
         except OSError as error:
             raise self.refused(f"removing {reference.canonical}", error) from None
 
-    def _remove(self, paths: list[str], stems: list[str]) -> list[str]:
+    def drop(self, paths: list[str], stems: list[str]) -> list[str]:
+        """Remove links, then of the images those without a name; returns these, as digests."""
         for path in paths:
             discard(path)
         images = []
@@ -249,7 +250,7 @@ class Store:
             lock.wait()
             try:
                 image = self.image(digest)
-                if image is None or any(_target(x[2]) == base for x in self._links()):
+                if image is None or any(_target(x[2]) == base for x in self.links()):
                     continue
                 # The image before its facts: whoever still finds it finds them.
                 for suffix in (find.OPTIMIZED, ".sqfs"):

@@ -66,7 +66,7 @@ def test_images_inspect_rm(user: User, pulled: str) -> None:
     assert row["name"] == pulled and row["size"] > 100_000
     table = user.run("udi", "images").stdout.splitlines()
     assert table[0].split() == ["NAME", "DIGEST", "PLATFORM", "SIZE", "PULLED"]
-    assert table[1].split()[:2] == [pulled, row["digest"][7:19]]
+    assert "\n".join(table[1:]).split()[:2] == [pulled, row["digest"][7:19]]
     facts = json.loads(user.run("udi", "inspect", pulled).stdout)
     assert facts["digest"] == row["digest"] and facts["cmd"] == ["/bin/sh"]
     done = user.run("udi", "rm", pulled)

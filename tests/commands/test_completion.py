@@ -18,11 +18,9 @@ from tests.kit.places import TREE
 
 UDI = """#!/bin/sh
 case "$1 $2" in
-"images "*) echo 'NAME  DIGEST  PLATFORM
-docker.io/library/ubuntu:24.04  0123  amd64
-docker.io/library/alpine:3  4567  amd64
-host:5000/me/app:1  89ab  amd64
-<none>  cdef  amd64' ;;
+"images --names") echo 'ubuntu:24.04
+alpine:3
+host:5000/me/app:1' ;;
 "config show") echo 'module: mpich (enabled) The MPICH  # /x
 module: cvmfs (enabled)  # /x' ;;
 esac
@@ -64,7 +62,7 @@ def fish(place: Path, line: str) -> list[str]:
     return sorted({one.partition("\t")[0] for one in found})
 
 
-ALPINE, UBUNTU = "docker.io/library/alpine:3", "docker.io/library/ubuntu:24.04"
+ALPINE, UBUNTU = "alpine:3", "ubuntu:24.04"
 
 
 @pytest.mark.parametrize(
@@ -72,12 +70,12 @@ ALPINE, UBUNTU = "docker.io/library/alpine:3", "docker.io/library/ubuntu:24.04"
     [
         ("udi-run --cl", ["--clearenv"]),
         ("udi-run --mo", ["--module="]),
-        ("udi-run ", [ALPINE, UBUNTU, "host:5000/me/app:1"]),
-        ("udi-run docker.io/library/u", [UBUNTU]),
-        ("udi-run docker.io/library/ubuntu:2", ["24.04"]),
+        ("udi-run ", [ALPINE, "host:5000/me/app:1", UBUNTU]),
+        ("udi-run ubu", [UBUNTU]),
+        ("udi-run ubuntu:2", ["24.04"]),
         ("udi-run --verbose host:50", ["5000/me/app:1"]),
-        ("udi-run -i docker.io/library/a", [ALPINE]),
-        ("udi-run --image=docker.io/library/a", [ALPINE]),
+        ("udi-run -i a", [ALPINE]),
+        ("udi-run --image=a", [ALPINE]),
         ("udi-run --pull=", ["always", "missing", "never"]),
         ("udi-run --pull n", ["never"]),
         ("udi-run --explain=", ["json"]),
@@ -91,14 +89,14 @@ ALPINE, UBUNTU = "docker.io/library/alpine:3", "docker.io/library/ubuntu:24.04"
         ("udi pu", ["pull"]),
         ("udi config s", ["show"]),
         ("udi images --d", ["--digests"]),
-        ("udi rm one docker.io/library/a", [ALPINE]),
-        ("udi inspect one docker.io/library/a", [""]),
+        ("udi rm one a", [ALPINE]),
+        ("udi inspect one a", [""]),
         ("udi config import va", ["vars.env"]),
         ("shifter --im", ["--image="]),
-        ("shifter --image=docker.io/library/a", [ALPINE]),
+        ("shifter --image=a", [ALPINE]),
         ("shifter --image=a datu", ["datum"]),
         ("shifterimg pu", ["pull", "pullnb"]),
-        ("shifterimg pull docker.io/library/a", [ALPINE]),
+        ("shifterimg pull a", [ALPINE]),
         ("/usr/bin/shifterimg lo", ["login", "lookup"]),
     ],
 )
@@ -111,8 +109,8 @@ def test_bash(place: Path, line: str, words: list[str]) -> None:
     ("line", "words"),
     [
         ("udi-run --cl", ["--clearenv"]),
-        ("udi-run -i docker.io/library/a", [ALPINE]),
-        ("udi-run docker.io/library/u", [UBUNTU]),
+        ("udi-run -i a", [ALPINE]),
+        ("udi-run ubu", [UBUNTU]),
         ("udi-run --pull=", ["--pull=always", "--pull=missing", "--pull=never"]),
         ("udi-run -m mp", ["mpi", "mpich"]),
         ("udi-run alpine ls --clearenv", []),
@@ -120,7 +118,7 @@ def test_bash(place: Path, line: str, words: list[str]) -> None:
         ("udi config s", ["show"]),
         ("udi images --d", ["--digests"]),
         ("shifterimg pu", ["pull", "pullnb"]),
-        ("shifterimg pull docker.io/library/a", [ALPINE]),
+        ("shifterimg pull a", [ALPINE]),
     ],
 )
 def test_fish(place: Path, line: str, words: list[str]) -> None:

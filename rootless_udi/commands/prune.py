@@ -1,0 +1,66 @@
+"""udi prune: remove images that are not needed any more, by rules that are given."""
+
+import os
+import time
+
+from rootless_udi.base.errors import OURS
+from rootless_udi.base.process import complain, say, tell
+from rootless_udi.commands import names
+from rootless_udi.commands.given import Arguments, image_stores
+from rootless_udi.config import load
+from rootless_udi.plan import sizes
+from rootless_udi.store import upkeep
+from rootless_udi.store.store import Store
+from rootless_udi.store.upkeep import Use
+
+
+def prune(arguments: Arguments) -> int:
+    """udi prune: print each image that is gone; 125 where there is not as much free as asked."""
+    before = (
+        time.time() - names.age(arguments.older_than, "--older-than") if arguments.older_than else 0
+    )
+    wanted = sizes.parse(arguments.until_free, "--until-free") if arguments.until_free else 0
+    site = load.load(os.environ)
+    store = Store(image_stores(site)[0])
+    if not os.path.isdir(store.root):
+        tell(f"there is no image store at {store.root}")
+        return 0
+    idle = _idle(upkeep.uses(store))
+    chosen = _chosen(store, idle, before, wanted)
+    total = 0
+    for use in chosen:
+        named = bool(use.entry.names) and bool(before or wanted)
+        if arguments.dry_run or upkeep.remove(store, use, named):
+            total += use.size
+            texts = [names.familiar(name, site.registry) for _, name in use.entry.names]
+            say(f"{names.digits(use.entry.image.digest)}  {' '.join(texts) or '<none>'}")
+    if not arguments.dry_run:
+        store.sweep()
+    tell(f"{'would free' if arguments.dry_run else 'freed'} {names.amount(total)}")
+    if wanted and not arguments.dry_run and store.free() < wanted:
+        complain(
+            "udi",
+            f"--until-free={arguments.until_free}: {names.amount(store.free())} are free on "
+            f"{store.filesystem()}, and no image that may go is left",
+            "what else takes room there? `udi df` shows what images take",
+        )
+        return OURS
+    return 0
+
+
+def _chosen(store: Store, found: list[Use], before: float, wanted: int) -> list[Use]:
+    if wanted:
+        # With both, only what is that old goes, and only as much as is needed.
+        return upkeep.until(
+            upkeep.unused(found, before) if before else found, wanted - store.free()
+        )
+    old = upkeep.unused(found, before)
+    return [use for use in found if not use.entry.names or use in old]
+
+
+def _idle(found: list[Use]) -> list[Use]:
+    """Leave out the images of containers that live on this node."""
+    from rootless_udi.commands import ps
+
+    living = {one.digest for one in ps.containers(dict(os.environ))}
+    return [use for use in found if use.entry.image.digest not in living]

@@ -1,0 +1,48 @@
+"""udi rm: remove names and images from the user's store."""
+
+import os
+
+from rootless_udi.base.errors import OURS, UdiError
+from rootless_udi.base.process import complain, say
+from rootless_udi.commands import names
+from rootless_udi.commands.given import (
+    Arguments,
+    image_stores,
+    parsed_platform,
+    parsed_reference,
+)
+from rootless_udi.config import load
+from rootless_udi.plan import reference as oci
+from rootless_udi.plan.site import Site
+from rootless_udi.store import find, upkeep
+from rootless_udi.store.store import Store
+
+
+def remove(arguments: Arguments) -> int:
+    """udi rm: print each name and image that is gone; goes on where one is not there."""
+    site = load.load(os.environ)
+    store = Store(image_stores(site)[0])
+    platform = parsed_platform(arguments) or oci.platform_of(os.uname().machine)
+    status = 0
+    for text in arguments.image:
+        try:
+            reference = _meant(text, site, store, platform)
+            gone, digests = store.remove(reference, platform)
+        except UdiError as error:
+            complain("udi", error.message, error.hint)
+            status = OURS
+            continue
+        for name in gone:
+            say(f"untagged {names.familiar(name, site.registry)}")
+        for digest in digests:
+            say(f"removed {digest}")
+    return status
+
+
+def _meant(text: str, site: Site, store: Store, platform: oci.Platform) -> oci.Reference:
+    """Return what `text` names: a name goes before the first digits of a digest."""
+    reference = parsed_reference(text, site)
+    if upkeep.short(text) and find.find((store.root,), reference, platform) is None:
+        digest = upkeep.by_digits((store.root,), upkeep.short(text))
+        return oci.parse(digest) if digest else reference
+    return reference

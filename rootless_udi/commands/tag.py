@@ -1,0 +1,48 @@
+"""udi tag: give an image of the user's store another name."""
+
+import os
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.process import say
+from rootless_udi.commands import names
+from rootless_udi.commands.given import Arguments, image_stores, parsed_platform, stored_image
+from rootless_udi.config import load
+from rootless_udi.plan import reference as oci
+from rootless_udi.plan.site import Site
+from rootless_udi.store import find, resolve, upkeep
+from rootless_udi.store.store import Store
+
+
+def tag(arguments: Arguments) -> int:
+    """udi tag: print the name; the image that had it keeps its other names."""
+    site = load.load(os.environ)
+    image = stored_image(arguments.image, site, parsed_platform(arguments))
+    own = image_stores(site)[0]
+    if image.store != own:
+        raise UdiError(
+            f"image {arguments.image} is in {image.store}, and names are given in {own}",
+            f"udi pull {arguments.image} brings it there",
+        )
+    name = new_name(arguments.name, site)
+    Store(own).set_name(name, platform_of(image), image.digest)
+    say(names.familiar(name, site.registry))
+    return 0
+
+
+def new_name(text: str, site: Site) -> str:
+    """Return the name that `text` gives an image in a store. Raises UdiError for what is none."""
+    reference = oci.parse(text, site.registry)
+    if reference.kind != "registry" or reference.digest:
+        raise UdiError(
+            f"{text} can't be given as a name", "a name is [HOST[:PORT]/]NAME[:TAG]: my/app:2.1"
+        )
+    return find.name_of(reference)
+
+
+def platform_of(image: find.StoredImage) -> oci.Platform:
+    """Return the platform whose names an image has, else that of its facts, else this machine's."""
+    for key, _ in upkeep.links_of(Store(image.store), image.digest):
+        return oci.Platform("linux", *key.split("-", 1))
+    facts = resolve.read(image.facts, find.owners(image))
+    known = [str(facts.get(key) or "") for key in ("architecture", "variant")]
+    return oci.Platform("linux", *known) if known[0] else oci.platform_of(os.uname().machine)
