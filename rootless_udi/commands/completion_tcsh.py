@@ -11,6 +11,7 @@ from rootless_udi.commands.tree import (
     DIRECTORY,
     FILE,
     IMAGE,
+    LIST_IMAGES,
     MODULES,
     Command,
     Operand,
@@ -22,7 +23,7 @@ from rootless_udi.commands.tree import (
 _TCSH = """\
 # tcsh completion for udi-run, udi, shifter and shifterimg, made by `udi completion tcsh`
 
-alias _udi_images 'sh -c "udi images 2>/dev/null" | sed -e 1d -e "s/ .*//" -e "/^<none>/d"'
+alias _udi_images 'sh -c "%(images)s"'
 alias _udi_modules 'sh -c "udi config show 2>/dev/null; echo module: mpi; echo module: gpu; \
 echo module: none" | sed -n "s/^module: \\([^ ]*\\).*/\\1/p"'
 """
@@ -31,7 +32,7 @@ _LISTS = {IMAGE: "`_udi_images`", MODULES: "`_udi_modules`", FILE: "f", DIRECTOR
 
 def script(commands: Iterable[Command]) -> str:
     """Return the script for all programs."""
-    lines = [_TCSH]
+    lines = [_TCSH.replace("%(images)s", LIST_IMAGES)]
     for command in commands:
         rules = dict.fromkeys(f"'{rule}'" for rule in _rules(command))
         lines.append(" \\\n    ".join([f"complete {command.name}", *rules]))
