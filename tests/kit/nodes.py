@@ -1,7 +1,8 @@
 """What the tests of shared containers have in common: images, ranks, and counting what remains.
 
-The test process makes itself a subreaper, so that every process which a test leaves behind is its
-descendant, whoever forked it and however often, and none of another's is counted.
+While such a test runs, the test process is a subreaper: every process that is left behind is its
+descendant, whoever forked it and however often, and none of another's is counted. Not afterwards:
+the processes of tests that count nothing would stay as zombies.
 """
 
 import ctypes
@@ -87,7 +88,7 @@ class Leftovers:
     def __init__(self, user: User) -> None:
         self.user = user
         self.state = Path(user.env["XDG_RUNTIME_DIR"])
-        subreaper()
+        subreaper(True)
         self._before = set(descendants())
         self._mounts = Path("/proc/self/mountinfo").read_text()
 
@@ -139,9 +140,9 @@ class Leftovers:
             os.kill(pid, signal.SIGKILL)
 
 
-def subreaper() -> None:
-    """Become the parent of every descendant whose own parent ends (prctl(2))."""
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+def subreaper(is_one: bool) -> None:
+    """Become the parent of every descendant whose own parent ends (prctl(2)), or no more."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(is_one), 0, 0, 0)
 
 
 def descendants() -> dict[int, str]:
@@ -233,13 +234,10 @@ def counted(user: User) -> Iterator[Leftovers]:
     left = Leftovers(user)
     try:
         yield left
-    except BaseException:
-        left.kill()
-        raise
-    try:
         left.check()
     finally:
         left.kill()
+        subreaper(False)
 
 
 def servers(left: Leftovers) -> dict[int, str]:

@@ -132,7 +132,7 @@ def cache(user: User, before: Words, pulled: str) -> None:
     script = f"""
     echo kept > /tmp/cache/f && cat /tmp/cache/f; grep -c served /proc/self/mountinfo
     ls {" ".join(HOLDERS)} | grep served
-    for p in /proc/[0-9]*; do [ -O $p ] && grep -q fuse2fs $p/comm && echo ${{p#/proc/}}; done
+    for p in /proc/[0-9]*; do [ -O $p ] && grep -sq fuse2fs $p/comm && echo ${{p#/proc/}}; done
     true
     """
     others = set(servers())
