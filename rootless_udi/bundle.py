@@ -100,6 +100,7 @@ GROUPS = {
         "rootless_udi.idmap.accounts",
         "rootless_udi.plan.sizes",
         "rootless_udi.plan.volumes",
+        "rootless_udi.plan.folder",
         "rootless_udi.plan.planner",
         "rootless_udi.launch.execute",
         "rootless_udi.launch.inject",

@@ -20,7 +20,7 @@ _KINDS = {
     "DIR": DIRECTORY,
     "A,B|none": MODULES,
     "A,B": MODULES,
-    "SRC:DST[:FLAGS]": FILE,
+    "SRC[:DST[:FLAGS]]": FILE,
     "FROM:TO[:FLAG...][;...]": FILE,
     "image": IMAGE,
     "file": FILE,

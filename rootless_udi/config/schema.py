@@ -187,6 +187,8 @@ SITE_KEYS: dict[str, tuple[str, Check]] = {
     "cache.limit": ("cache_limit", size),
     "gpu.cdi_spec_dirs": ("cdi_spec_dirs", paths),
     "state.directories": ("state_directories", paths),
+    "user.cwd": ("cwd", truth),
+    "user.home": ("home", truth),
     "server.program": ("server", text),
     "server.squashfuse": ("squashfuse", path),
     "server.options": ("server_options", texts),

@@ -19,7 +19,7 @@ from errno import (
 
 from rootless_udi.base.errors import NOT_EXECUTABLE, NOT_FOUND, UdiError
 from rootless_udi.base.process import complain
-from rootless_udi.node.record import NodeRecord, join
+from rootless_udi.node.record import NodeRecord, first_to_tell, join
 from rootless_udi.plan import environment
 from rootless_udi.plan.options import Request
 
@@ -119,7 +119,10 @@ def enter(
     env = variables(environ, request, defaults, own)
     names = workdir(request, defaults, current(environ))
     if join(record, fd):
-        execute(words, env, names)
+        folder, lost = arrive(request, names)
+        if lost and first_to_tell(fd):
+            complain("udi-run", *outside(request, lost, environ))
+        execute(words, env, folder)
 
 
 def current(environ: "dict[str, str]") -> "list[str]":
@@ -137,21 +140,44 @@ def current(environ: "dict[str, str]") -> "list[str]":
         return ["/"]
 
 
-def execute(words: "list[str]", env: "dict[str, str]", names: "list[str]") -> "NoReturn":
-    """Become the command, in the first folder of `names` that is inside.
+def arrive(request: Request, names: "list[str]") -> tuple[str, str]:
+    """Change to the first folder of `names` that is inside; return (folder, what is to be told).
 
-    Raises UdiError with status 127 (not found) or 126 (not executable).
+    Where none is, that is "/", and the name of the caller's folder unless he does not want to be
+    told. Raises UdiError for one that --workdir asks for.
     """
+    why = ""
     for folder in names:
         try:
             os.chdir(folder)
-            break
-        except OSError:
-            pass
-    else:
-        if names != ["/"]:
-            complain("udi-run", f"Failed to switch to working dir: {names[0]}, staying in /")
-        folder = "/"
+            return folder, ""
+        except OSError as error:
+            why = error.strerror or str(error)
+    if request.workdir is not None and not request.shifter:
+        asked = f"--workdir={names[0]}" if request.workdir else f"--workdir: {names[0]}"
+        raise UdiError(
+            f"{asked} can't be entered in the container: {why}",
+            "a folder of the host comes in by --volume=DIR",
+        )
+    told = names != ["/"] and not request.quiet and not request.no_cwd
+    return "/", names[0] if told else ""
+
+
+def outside(request: Request, folder: str, environ: "dict[str, str]") -> tuple[str, str]:
+    """Return the message about a `folder` of the caller's that is not inside, and its hint."""
+    if request.shifter:
+        return f"Failed to switch to working dir: {folder}, staying in /", ""
+    hint = "--volume=$PWD brings it in, --workdir=DIR starts elsewhere, --quiet says nothing"
+    if folder == environ.get("HOME"):
+        hint = "--home brings it in, --workdir=DIR starts elsewhere, --quiet says nothing"
+    return f"the folder {folder} is not in the container; starting in /", hint
+
+
+def execute(words: "list[str]", env: "dict[str, str]", folder: str) -> "NoReturn":
+    """Become the command in `folder`, the current one.
+
+    Raises UdiError with status 127 (not found) or 126 (not executable).
+    """
     if "PWD" in env:
         env["PWD"] = folder
     signals()

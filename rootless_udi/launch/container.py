@@ -8,7 +8,7 @@ from rootless_udi.host.facts import look
 from rootless_udi.launch import command, execute, inject
 from rootless_udi.launch.facts import StartFacts
 from rootless_udi.node import publish
-from rootless_udi.plan import planner, volumes
+from rootless_udi.plan import folder, planner, volumes
 from rootless_udi.plan.options import Request
 from rootless_udi.plan.planner import Plan
 from rootless_udi.store import find, resolve
@@ -70,7 +70,7 @@ def build(
     _bundle()
     path, directory, name = place
     made = prepare(request, environ, found)
-    for text in made.warnings:
+    for text in () if request.quiet else made.warnings:
         complain("udi-run", f"warning: {text}")
     defaults = command.Defaults(
         _operations(made.before),
@@ -92,9 +92,10 @@ def build(
     if made.hooks:
         # Once a container: the ranks that join find what the hooks prepared.
         hooks.run(made.hooks, env)
+    folder, lost = command.arrive(request, names)
     if directory >= 0:
         try:
-            publish.write(directory, path, name, made, fields, server)
+            publish.write(directory, path, name, made, fields, server, told=bool(lost))
         except UdiError:
             if election is not None:
                 raise
@@ -103,7 +104,9 @@ def build(
         election.release()
     if request.verbose:
         _say(made)
-    command.execute(words, env, names)
+    if lost:
+        complain("udi-run", *command.outside(request, lost, environ))
+    command.execute(words, env, folder)
 
 
 def prepare(request: Request, environ: "dict[str, str]", found: StartFacts) -> Plan:
@@ -113,17 +116,38 @@ def prepare(request: Request, environ: "dict[str, str]", found: StartFacts) -> P
     """
     site, facts, image = found.site, found.host, found.image
     asked = [v for text in request.volume for v in volumes.parse(text)]
+    home = environ.get("HOME") or facts.home
+    if request.home:
+        asked += _home(home, asked)
     mounts = volumes.together(asked)
     injections, hooks = inject.gather(request, site, environ, image, facts)
     if request.shifter:
         from rootless_udi.plan import shifterconfig
 
         injections += (shifterconfig.injection(request, image, found.root, facts),)
-    sources = look(planner.wanted(site, mounts, injections))
+    homes = (os.path.realpath(home), os.path.normpath(home))
+    folders = folder.wanted(request, site, command.current(environ), homes)
+    sources = look(planner.wanted(site, mounts, injections, folders))
     caches = _caches(mounts, site, environ)
     return planner.build(
-        request, site, facts, image, found.root, sources, mounts, injections, hooks, caches
+        request,
+        site,
+        facts,
+        image,
+        found.root,
+        sources,
+        mounts,
+        injections,
+        hooks,
+        caches,
+        folders,
     )
+
+
+def _home(home: str, asked: "list[Volume]") -> "list[Volume]":
+    """Return the volume that --home stands for; none where another volume is there."""
+    volume = volumes.parse(volumes.quote(home), origin="--home")
+    return [one for one in volume if all(one.destination != a.destination for a in asked)]
 
 
 def _caches(

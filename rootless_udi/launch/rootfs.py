@@ -50,7 +50,10 @@ class Rootfs:
     def do(self, step: "Step | FileCache") -> None:
         """Carry out one step."""
         if isinstance(step, Mount):
-            self.mount(step)
+            if step.only_empty:
+                self.mount_if_empty(step)
+            else:
+                self.mount(step)
         elif step.target in self.caches:
             self.cache(step.target)
         elif isinstance(step, File):
@@ -64,6 +67,29 @@ class Rootfs:
     def found(self, fd: int) -> str:
         """Return the path inside of what is open, without links."""
         return os.readlink(f"/host/proc/self/fd/{fd}").removeprefix(self.root) or "/"
+
+    def mount_if_empty(self, step: Mount) -> None:
+        """Mount what nobody asked for by name, where the image has nothing and it is possible."""
+        try:
+            target = self.open(step.target)
+        except OSError as error:
+            if error.errno != ENOENT:
+                return
+        else:
+            try:
+                with os.scandir(f"/host/proc/self/fd/{target}") as listing:
+                    if next(listing, None) is not None:
+                        return
+            except OSError:
+                # No directory, or one that can't be read: it is the image's.
+                return
+            finally:
+                os.close(target)
+        before = len(self.mounts)
+        try:
+            self.mount(step)
+        except (OSError, UdiError):
+            del self.mounts[before:]
 
     def mount(self, step: Mount) -> None:
         """Bind the source or mount a file system on the target."""

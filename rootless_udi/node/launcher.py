@@ -3,7 +3,7 @@
 import os
 
 from rootless_udi.base.process import start_and_parent, started
-from rootless_udi.plan.options import OPTIONS, Request
+from rootless_udi.plan.options import OPTIONS, SQUASHFS_SUFFIXES, Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,11 +97,19 @@ def key(request: Request, who: str, environ: "Mapping[str, str]") -> tuple[str, 
         value = getattr(request, option.field)
         if option.shares and option.name != "share" and value:
             parts.append(f"{option.name}={value}")
-    if request.image.startswith(".") or ":" in request.image:
+    if _relative(request.image):
         parts.append(f"cwd={os.getcwd()}")
     parts += [f"{name}={environ[name]}" for name in PLANNED if name in environ]
     text = "\n".join(parts)
     return digest(text.encode("utf-8", "surrogateescape")), text
+
+
+def _relative(image: str) -> bool:
+    """Tell whether an image is named by a path from the current folder."""
+    scheme, colon, path = image.partition(":")
+    if colon and scheme in ("oci", "oci-archive", "docker-archive"):
+        return not path.startswith("/")
+    return image.startswith(".") or ("/" not in image[:1] and image.endswith(SQUASHFS_SUFFIXES))
 
 
 def digest(data: bytes) -> str:

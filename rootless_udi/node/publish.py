@@ -7,7 +7,7 @@ from rootless_udi.base import process
 from rootless_udi.base.errors import UdiError
 from rootless_udi.node import places
 from rootless_udi.node.election import Election, failed
-from rootless_udi.node.record import FORMAT, NodeRecord, escape, read_record
+from rootless_udi.node.record import FORMAT, TOLD, NodeRecord, escape, read_record
 from rootless_udi.node.sweep import sweep
 
 TYPE_CHECKING = False
@@ -16,12 +16,19 @@ if TYPE_CHECKING:
 
 
 def write(
-    directory: int, path: str, name: str, plan: "Plan", fields: "dict[str, str]", server: str
+    directory: int,
+    path: str,
+    name: str,
+    plan: "Plan",
+    fields: "dict[str, str]",
+    server: str,
+    told: bool = False,
 ) -> None:
     """Publish the caller's container: a whole record, with the caller as its first member.
 
     `fields` gives request, token and job, `server` is the image server's PID START: from in here it
-    may not be seen (proc(5), hidepid). Raises UdiError where the file can't be written.
+    may not be seen (proc(5), hidepid). `told`: it says for all ranks that
+    its folder is not inside. Raises UdiError where the file can't be written.
     """
     spaces = {kind: os.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("user", "mnt")}
     pairs = [
@@ -40,7 +47,8 @@ def write(
         ("workdir", plan.workdir),
     ]
     me = os.getpid()
-    _replace(directory, path, name, text(pairs) + f"\n{me} {process.started(me)}\n")
+    said = f"{TOLD}\n" if told else ""
+    _replace(directory, path, name, text(pairs) + f"\n{me} {process.started(me)}\n{said}")
 
 
 def text(pairs: "list[tuple[str, str]]") -> str:

@@ -12,7 +12,8 @@ a file in the user's state directory, of lines:
 Keys: request (all that the container depends on), token (of this container), image, digest, job,
 started (seconds), user and mnt (inode numbers of the namespaces), server (PID START), rung
 (its name), before, after ("op TAB name TAB value" on the environment), entrypoint, cmd, workdir.
-`dead` says how the image server has ended while members live.
+`dead` says how the image server has ended while members live. Among the members there are lines
+that begin with `told`: the rank of the first one has said that the ranks' folder is not inside.
 
 A joiner reads this file and nothing else. Each one adds itself as a member, so that any living one
 can be joined when the first has gone. Nothing here imports what a joiner does not need.
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 
 FORMAT = "udi 1"
+TOLD = "told"
 
 
 class NodeRecord:
@@ -201,6 +203,23 @@ def join(record: NodeRecord, fd: int) -> bool:
         protect()
         return True
     return False
+
+
+def first_to_tell(fd: int) -> bool:
+    """Tell whether the caller is the first of the node's ranks to say that its folder is missing.
+
+    Each adds a line to the record; whose is first, speaks. `fd` is the record's, open for both.
+    """
+    mine = f"{TOLD} {os.getpid()}\n".encode()
+    try:
+        os.write(fd, b"\n" + mine)
+        data, at = b"", 0
+        while chunk := os.pread(fd, 1 << 16, at):
+            data, at = data + chunk, at + len(chunk)
+    except OSError:
+        return True
+    first = data.find(b"\n" + TOLD.encode())
+    return first < 0 or data.startswith(mine, first + 1)
 
 
 def _namespaces(pid: int, start: int, numbers: tuple[int, int]) -> tuple[int, int] | None:

@@ -7,6 +7,8 @@ A hand loop reads it: argparse costs a launch 10 ms. Options stop at the first w
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
 
+SQUASHFS_SUFFIXES = (".sqfs", ".squashfs", ".squash", ".sqsh")
+"""Of a file that is an image by its name alone."""
 FLAG, VALUE, LIST, OPTIONAL = "flag", "value", "list", "optional"
 
 
@@ -30,7 +32,9 @@ class Option(Record):
 
 OPTIONS = (
     Option("image", VALUE, "IMAGE", "the image, in place of the first argument", "i"),
-    Option("volume", LIST, "SRC:DST[:FLAGS]", "bind SRC of the host to DST", "V"),
+    Option("volume", LIST, "SRC[:DST[:FLAGS]]", "bind SRC of the host to DST", "V"),
+    Option("no-cwd", FLAG, "", "the current folder stays outside"),
+    Option("home", FLAG, "", "your home directory inside, at its own path"),
     Option("writable", FLAG, "", "a writable root in memory, gone at the end"),
     Option("env", LIST, "NAME=VALUE", "set a variable", "e", shares=False),
     Option("env-file", LIST, "FILE", "set the variables listed in FILE", "", shares=False),
@@ -83,6 +87,7 @@ OPTIONS = (
     ),
     Option("shifter", FLAG, "", "what Shifter's containers have besides: /var/shifterConfig.json"),
     Option("verbose", FLAG, "", "say what is done", "v", shares=False),
+    Option("quiet", FLAG, "", "no warnings and notes, errors only", "q", shares=False),
     Option("version", FLAG, "", "print the version", "", shares=False),
     Option("help", FLAG, "", "print this", "h", shares=False),
 )
@@ -99,6 +104,8 @@ class Request(Record):
     image: str = ""
     command: tuple[str, ...] = ()
     volume: tuple[str, ...] = ()
+    no_cwd: bool = False
+    home: bool = False
     writable: bool = False
     env: tuple[str, ...] = ()
     env_file: tuple[str, ...] = ()
@@ -119,6 +126,7 @@ class Request(Record):
     explain: str | None = None
     shifter: bool = False
     verbose: bool = False
+    quiet: bool = False
     version: bool = False
     help: bool = False
 

@@ -7,7 +7,7 @@ facts. `explain` prints a plan, `execute` carries it out.
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
 from rootless_udi.idmap import accounts
-from rootless_udi.plan import environment, mountpoints
+from rootless_udi.plan import environment, folder, mountpoints
 from rootless_udi.plan.facts import Host, HostPath
 from rootless_udi.plan.image import Image, Root
 from rootless_udi.plan.options import Request
@@ -66,12 +66,12 @@ def build(
     injections: "Iterable[Injection]" = (),
     hooks: "tuple[Hook, ...]" = (),
     caches: "tuple[Mount | FileCache, ...]" = (),
+    folders: tuple[Mount, ...] = (),
 ) -> Plan:
     """Return the plan of a launch.
 
-    `sources` says what is at each path of the host that may be mounted: those of `wanted`. `caches`
-    are the steps of the volumes that are perNodeCaches.
-    Raises UdiError for what is asked for and impossible.
+    `sources` says what is at the paths of `wanted`, `caches` are perNodeCaches, `folders` those of
+    `folder.wanted`. Raises UdiError for what is asked for and impossible.
     """
     injections = tuple(injections)
     steps: list[Step | FileCache] = []
@@ -86,13 +86,13 @@ def build(
         reason = "private memory for what is added to the image"
         steps.append(Mount(ADDED, "tmpfs", "tmpfs", options, reason=reason))
     steps += [kept for step in added if (kept := _look(step, sources)) is not None]
+    steps += folder.fitting(folders, steps, volumes, sources)
     made = {cache.target: cache for cache in caches}
     for volume in volumes:
         mount = made.get(volume.destination) or _look(_volume(volume), sources)
         assert mount is not None
         steps.append(mount)
-    overlay = _overlay(request, host, image, root, steps)
-    facts = image.facts
+    overlay, facts = _overlay(request, host, image, root, steps), image.facts
     return Plan(
         image=image.request,
         digest=image.digest,
@@ -136,12 +136,16 @@ def layered(made: Plan) -> "tuple[File | Symlink | Mount, ...]":
 
 
 def wanted(
-    site: "Site", volumes: "Iterable[Volume]", injections: "Iterable[Injection]"
+    site: "Site",
+    volumes: "tuple[Volume, ...]",
+    injections: "Iterable[Injection]",
+    folders: tuple[Mount, ...] = (),
 ) -> list[str]:
     """Return the paths of the host that the plan will ask about."""
-    steps: list[Step] = [*_defaults(site), *_host_files(site)]
+    steps: list[Step] = [*_defaults(site), *_host_files(site), *folders]
     steps += [step for injection in injections for step in injection.steps]
     paths = [s.source for s in steps if isinstance(s, Mount) and not s.fstype]
+    paths += folder.below(folders, volumes)
     return [*paths, *(volume.source for volume in volumes if volume.cache is None)]
 
 
@@ -252,6 +256,9 @@ def _overlay(
         for step in steps:
             over = isinstance(step, Mount) and step.over
             inside = any(parent in covered for parent in parents(step.target))
+            if isinstance(step, Mount) and step.only_empty and not host.overlay:
+                # It is mounted where the image has its place.
+                continue
             if step.target not in made and not over and not inside:
                 why = f"mount point {step.target} is not in the image"
                 break

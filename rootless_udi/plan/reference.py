@@ -7,9 +7,9 @@ Grammar: distribution/reference (names, tags, digests), containers-transports(5)
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
+from rootless_udi.plan.options import SQUASHFS_SUFFIXES
 
 DOCKER_HUB = "docker.io"
-SQUASHFS_SUFFIXES = (".sqfs", ".squashfs", ".squash", ".sqsh")
 FORMS = (
     "one of NAME[:TAG], HOST[:PORT]/NAME[:TAG], NAME@sha256:HEX, oci:DIR[:TAG], "
     "docker-archive:FILE, a .sqfs file, a directory (./DIR)"

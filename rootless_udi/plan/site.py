@@ -74,6 +74,10 @@ class Site(Record):
     """Largest perNodeCache in bytes; 0: no limit but memory's or the file system's."""
     cdi_spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
     """Where CDI specifications lie; a later directory wins over an earlier one, none: no CDI."""
+    cwd: bool = True
+    """Whether the caller's folder is mounted at its own path: see `rootless_udi.plan.folder`."""
+    home: bool = False
+    """Whether the caller's home directory is."""
     etc: tuple[tuple[str, str], ...] = (
         ("hosts", "/etc/hosts"),
         ("resolv.conf", "/etc/resolv.conf"),

@@ -15,7 +15,9 @@ class Mount(Record):
     `source` is a path on the host. `options` are mount(8) options: bind flags ("rec", "ro", "rw",
     "nosuid", "nodev", "noexec", "private", "slave") or, for a file system, its own ("size=1g").
     With `required` false, a missing source leaves the step out. `over` says that the image is known
-    to have `target` (a library that another replaces), so that no overlay is needed for it.
+    to have `target` (a library that another replaces), so that no overlay is needed for it. With
+    `only_empty` the step is left out where the image has anything at `target` but an empty
+    directory, or where `target` can't be made.
     """
 
     target: str
@@ -25,6 +27,7 @@ class Mount(Record):
     required: bool = True
     reason: str = ""
     over: bool = False
+    only_empty: bool = False
 
 
 class File(Record):

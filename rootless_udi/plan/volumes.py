@@ -76,8 +76,8 @@ class Volume(Record):
 def parse(text: str, site: bool = False, origin: str = "--volume") -> tuple[Volume, ...]:
     """Return the volumes of one option's or variable's text, in its order; empty for empty text.
 
-    `site` reads Shifter's siteFs: a single path stands for itself on both sides, and the site may
-    mount where users may not. Raises UdiError, saying which entry and why.
+    A single path stands for itself on both sides. `site` reads Shifter's siteFs: the site may mount
+    where users may not. Raises UdiError, saying which entry and why.
     """
     found = [
         _volume(fields, raw, site, origin)
@@ -244,8 +244,6 @@ def _entries(text: str, origin: str) -> list[tuple[str, list[str]]]:
 def _volume(fields: list[str], raw: str, site: bool, origin: str) -> Volume:
     what = f"{origin} {shown(raw)}:"
     if len(fields) == 1:
-        if not site:
-            raise UdiError(f"{what} no destination", "write SOURCE:DESTINATION")
         fields = [fields[0], fields[0]]
     source = normal(fields[0], f"{what} source")
     destination = normal(fields[1], f"{what} destination")

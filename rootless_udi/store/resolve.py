@@ -236,7 +236,8 @@ def _chosen(request: Request) -> str:
 
 def pull(request: Request, store: str) -> None:
     """Run `udi pull` for the request's image. Raises UdiError where that fails (it said why)."""
-    words = ["pull", *(["--insecure"] if request.insecure else []), *_chosen(request).split()]
+    words = ["pull", *(["--quiet"] if request.quiet else [])]
+    words += [*(["--insecure"] if request.insecure else []), *_chosen(request).split()]
     words += ["--", request.image]
     status = udi(words, {"UDI_STORE": store})
     if status:

@@ -145,10 +145,34 @@ def test_workdir(user: User, box: Path, tmp_path: Path) -> None:
     assert lines(user.run("udi-run", box, "pwd", cwd=here)) == [str(here)]
     assert lines(user.run("udi-run", "--workdir", box, "pwd")) == ["/usr"]
     assert lines(user.run("udi-run", "--workdir=/etc", box, "pwd")) == ["/etc"]
-    done = user.run("udi-run", "-w/nowhere", box, "sh", "-c", "pwd; echo $PWD")
-    assert lines(done) == ["/", "/"]
-    message = "udi-run: Failed to switch to working dir: /nowhere, staying in /\n"
-    assert done.stderr == message
+
+
+@pytest.mark.parametrize(
+    ("folder", "why"),
+    [
+        ("/nowhere", "No such file or directory"),
+        ("/bin/busybox", "Not a directory"),
+        ("/etc/passwd/x", "Not a directory"),
+        ("relative", "No such file or directory"),
+    ],
+)
+def test_a_workdir_that_is_not_inside_is_an_error(
+    user: User, box: Path, folder: str, why: str
+) -> None:
+    """[8]: in a container of its own, in the one that builds and in the one that joins."""
+    holder = user.popen(
+        "udi-run", "--share=x", box, "sh", "-c", "echo up; read x", stdin=-1, stdout=-1
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "up\n"
+    for share in ("off", "new", "x"):
+        done = user.run("udi-run", f"--share={share}", f"--workdir={folder}", box, "pwd")
+        said = f"udi-run: --workdir={folder} can't be entered in the container: {why}\n"
+        assert done.returncode == 125 and done.stdout == "" and said in done.stderr
+    holder.communicate("\n", timeout=30)
+    done = user.run("shifter", f"--image={box}", f"--workdir={folder}", "pwd")
+    assert lines(done) == ["/"]
+    said = f"shifter: Failed to switch to working dir: {folder}, staying in /\n"
+    assert done.stderr.replace("udi-run:", "shifter:") == said
 
 
 def test_a_folder_whose_logical_name_is_not_inside(user: User, box: Path) -> None:
@@ -157,7 +181,9 @@ def test_a_folder_whose_logical_name_is_not_inside(user: User, box: Path) -> Non
         (user.home / name).mkdir(parents=True)
     (user.home / "link").symlink_to("real")
     # Else all of it would be inside anyway.
-    (user.home / "site/udi.toml").write_text('[[mount]]\ndestination = "/tmp"\nenabled = false\n')
+    (user.home / "site/udi.toml").write_text(
+        '[[mount]]\ndestination = "/tmp"\nenabled = false\n[user]\ncwd = false\n'
+    )
     place = user.home / "link/sub"
     env = {"PWD": str(place), "UDI_SITE_DIR": str(user.home / "site")}
     for share in ("off", "x", "x"):
@@ -165,8 +191,8 @@ def test_a_folder_whose_logical_name_is_not_inside(user: User, box: Path) -> Non
             volume = f"--volume={user.home}/real:{user.home}/{inside}"
             argv = ["udi-run", f"--share={share}", volume, box, "sh", "-c", "pwd -P; echo $PWD"]
             done = user.run(*argv, cwd=place, env=env)
-            message = f"udi-run: Failed to switch to working dir: {place}, staying in /\n"
-            assert done.stderr == ("" if wanted else message)
+            message = f"udi-run: the folder {place} is not in the container; starting in /\n"
+            assert done.stderr.startswith(message) if not wanted else done.stderr == ""
             assert lines(done) == [wanted or "/"] * 2
 
 
@@ -434,7 +460,6 @@ def test_volumes(user: User, box: Path) -> None:
         ("{home}:/etc/x", "/etc"),
         ("{home}:/proc", "/proc"),
         ("{home}:/usr:suid", "suid"),
-        ("{home}", "no destination"),
         (
             "{home}:/bin/busybox",
             "it is a file in the image, and a directory is to be mounted there",

@@ -85,7 +85,7 @@ def test_not_even_the_site_mounts_on(where: str) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("/a", "--volume /a: no destination"),
+        ("/etc", "--volume /etc: destination /etc is not allowed"),
         ("a:/b", "source a is not absolute"),
         (" /a:/b", "source ' /a' is not absolute"),
         ("/a:b", "destination b is not absolute"),
