@@ -14,13 +14,15 @@ from rootless_udi.base.errors import UdiError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 NOBODY = 65534
 """As whom files show whose owner has no id here (user_namespaces(7))."""
 _ACL = "system.posix_acl_access"
 _USER, _GROUP_OBJ, _GROUP = 2, 4, 8
 _LINKS = 40
+_ROOTS = ("/etc/rootless_udi", "/etc/cdi", "/run/cdi", "/var/run/cdi")
+"""What nobody but root can put there: all that is believed of it where its owner can't be seen."""
 
 
 class Untrusted(UdiError):
@@ -64,7 +66,7 @@ def link(path: str, owners: "Iterable[int]" = (), what: str = "") -> str:
     """
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        why = refusal(fd, owners)
+        why = refusal(fd, owners, path)
         if why:
             raise _untrusted(what, path, why)
         return os.readlink("", dir_fd=fd)
@@ -74,7 +76,7 @@ def link(path: str, owners: "Iterable[int]" = (), what: str = "") -> str:
 
 def check(fd: int, path: str, owners: "Iterable[int]" = (), what: str = "") -> None:
     """Raise Untrusted where the open file `fd`, named `path`, is no regular file of theirs."""
-    why = refusal(fd, owners)
+    why = refusal(fd, owners, path)
     if not why and not S_ISREG(os.fstat(fd).st_mode):
         why = "it is no regular file"
     if why:
@@ -88,16 +90,16 @@ def _untrusted(what: str, path: str, why: str) -> Untrusted:
     return Untrusted(f"{what + ' ' if what else ''}{path} is not trusted: {why}", hint)
 
 
-def refusal(what: "int | str", owners: "Iterable[int]" = ()) -> str:
+def refusal(what: "int | str", owners: "Iterable[int]" = (), named: str = "") -> str:
     """Say why a file or folder (a descriptor, or a path that is only looked at) may be another's
     work; "" where only the caller, root and `owners` may write it. A link's owner counts alone.
 
-    Raises OSError.
+    `named` is the path of a descriptor. Raises OSError.
     """
     status = os.stat(what)
     trusted = (os.getuid(), 0, *owners)
     if status.st_uid == NOBODY and not _zero_is_mapped():
-        if not _is_roots(what):
+        if not _is_roots(what, named if isinstance(what, int) else what):
             return "it belongs to a user who is not known here"
     elif status.st_uid not in trusted:
         return f"it belongs to user {status.st_uid}"
@@ -151,33 +153,92 @@ def _zero_is_mapped() -> bool:
         return True
 
 
-def _is_roots(what: "int | str") -> bool:
+def _is_roots(what: "int | str", named: str) -> bool:
     """Tell whether a file of NOBODY can be taken for root's, in a namespace that does not know 0.
 
-    Any other unknown user's shows so too. But here nobody known may write it, and it lies in a
-    folder where no others can put anything.
+    Any other unknown user's shows so too, and his folder. So the name must be one that only root
+    can give away, and on the way there no known user may write, nor this one.
     """
-    path = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else os.path.abspath(what)
-    folder = os.stat(os.path.dirname(path))
-    return (
-        folder.st_uid in (os.getuid(), NOBODY)
-        and not folder.st_mode & 0o022
-        and not os.access(path, os.W_OK)
-    )
+    path = os.path.abspath(named)
+    if not any(f"{path}/".startswith(f"{one}/") for one in _ROOTS):
+        return False
+    unknown = all(os.stat(folder).st_uid == NOBODY for folder in _folders(path))
+    itself = f"/proc/self/fd/{what}" if isinstance(what, int) else what
+    return unknown and not _writable(path) and not os.access(itself, os.W_OK)
 
 
-def make(path: str, mode: int = 0o755) -> None:
+def _writable(path: str) -> str:
+    """Return the first folder on the way to `path` that others may write, or this process."""
+    for folder in _folders(path):
+        if os.stat(folder).st_mode & 0o022 or os.access(folder, os.W_OK):
+            return folder
+    return ""
+
+
+def above(path: str, owners: "Iterable[int]" = ()) -> str:
+    """Say which folder on the way to `path` others than the caller, root and `owners` may write.
+
+    "" for none: then nobody else can have put there what is at `path`. A sticky folder counts:
+    anybody can make in it what is not there yet. Raises OSError.
+    """
+    owners = tuple(owners)
+    for folder in _folders(path):
+        why = refusal(folder, owners)
+        if why:
+            return f"{folder}: {why}"
+    return ""
+
+
+def keeper(path: str) -> tuple[int, ...]:
+    """Return who besides the caller and root is believed in a folder that the site names.
+
+    That is its owner, where nobody else could have put a folder of his own there. Raises OSError.
+    """
+    owner = os.stat(path).st_uid
+    if owner in (os.getuid(), 0, NOBODY) or above(path, (owner,)):
+        return ()
+    return (owner,)
+
+
+def _folders(path: str) -> "Iterator[str]":
+    """Yield the folders that the kernel goes through to `path`, from / on, also through links."""
+    parts, here, links = os.path.abspath(path).split("/")[:0:-1], "/", 0
+    yield here
+    while parts:
+        part = parts.pop()
+        if part in ("", "."):
+            continue
+        if part == "..":
+            here = os.path.dirname(here)
+            continue
+        one = os.path.join(here, part)
+        try:
+            target = os.readlink(one)
+        except OSError:
+            if parts:
+                here = one
+                yield here
+            continue
+        links += 1
+        if links > _LINKS:
+            raise OSError(ELOOP, os.strerror(ELOOP), path)
+        parts += target.split("/")[::-1]
+        here = "/" if target.startswith("/") else here
+
+
+def make(path: str, mode: int = 0o755) -> int:
     """Make a folder and those above it that are missing, whatever the umask allows to others.
 
-    The last one gets `mode`, less the umask. Raises OSError.
+    The last one gets `mode`, less the umask. Returns its owner: what was there already may be
+    anybody's. Raises OSError.
     """
-    if os.path.isdir(path):
-        return
-    above = os.path.dirname(path.rstrip("/"))
-    if above:
-        make(above)
-    try:
-        os.mkdir(path, mode)
-    except FileExistsError:
-        if not os.path.isdir(path):
-            raise
+    if not os.path.isdir(path):
+        parent = os.path.dirname(path.rstrip("/"))
+        if parent:
+            make(parent)
+        try:
+            os.mkdir(path, mode)
+        except FileExistsError:
+            if not os.path.isdir(path):
+                raise
+    return os.stat(path).st_uid

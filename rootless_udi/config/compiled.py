@@ -19,8 +19,8 @@ def write_cache(
 ) -> None:
     """Write a flattened copy in one rename; where that fails, launches go on without it."""
     try:
-        trust.make(os.path.dirname(path), 0o700)
-        _write(path, sources, texts, flat, 0o600)
+        if trust.make(os.path.dirname(path), 0o700) == os.getuid():
+            _write(path, sources, texts, flat, 0o600)
     except OSError:
         return
 

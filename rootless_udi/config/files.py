@@ -43,14 +43,14 @@ def user_directory(environ: "Mapping[str, str]") -> str:
 def find(environ: "Mapping[str, str]") -> list[ConfigFile]:
     """Return the configuration files that exist, in the order in which they are merged.
 
-    Raises UdiError for a file or folder that others may write (the site's are also its owner's),
-    and where $UDI_CONFIG names no readable file.
+    Raises UdiError for a file or folder that others may write (in the folder that is built in, its
+    owner may be a third user), and where $UDI_CONFIG names no readable file.
     """
     found: list[ConfigFile] = []
     site = site_directory(environ)
-    info = _look(site, None)
-    if info is not None:
-        found += _files(site, "udi.toml", "conf.d", "site", info.st_uid)
+    owner = _keeper(site) if site == SITE_DIRECTORY else 0
+    if _look(site, owner) is not None:
+        found += _files(site, "udi.toml", "conf.d", "site", owner)
     user = user_directory(environ)
     if user and _look(user) is not None:
         found += _files(user, "config.toml", "", "user", os.getuid())
@@ -96,15 +96,23 @@ def _listing(root: str, folder: str, owner: int) -> list[str]:
     return [name for name in names if not name.startswith(".")]
 
 
-def _look(path: str, owner: "int | None" = 0) -> os.stat_result | None:
+def _keeper(site: str) -> int:
+    """Return the third user whose the site's folder may be, or 0."""
+    try:
+        return (*trust.keeper(site), 0)[0]
+    except OSError:
+        return 0
+
+
+def _look(path: str, owner: int = 0) -> os.stat_result | None:
     """Return stat(2) of a file or folder, None where there is none; judge who may write it.
 
-    `owner` may besides the caller and root; None is whoever owns it. A launch that has the
-    flattened copy opens no other file, so this one judges by path; `read` does by descriptor.
+    `owner` may besides the caller and root. A launch that has the flattened copy opens no other
+    file, so this one judges by path; `read` does by descriptor.
     """
     try:
         info = os.stat(path)
-        why = trust.refusal(path, (info.st_uid if owner is None else owner,))
+        why = trust.refusal(path, (owner,))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

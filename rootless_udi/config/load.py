@@ -38,7 +38,9 @@ def load(environ: "Mapping[str, str]") -> Site:
     """
     sources = find(environ)
     site = from_flat(_flattened(sources, environ)) if sources else Site()
-    return expanded(site, environ)
+    # Also over what a flattened copy says.
+    owner = sources[0].owner if sources and sources[0].kind.startswith("site") else 0
+    return expanded(site, environ).replace(owner=owner)
 
 
 def _flattened(sources: list[ConfigFile], environ: "Mapping[str, str]") -> "dict[str, Any]":

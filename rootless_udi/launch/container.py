@@ -83,7 +83,7 @@ def build(
     env = command.variables(environ, request, defaults, own)
     names = command.workdir(request, defaults, command.current(environ))
     if made.root.server == "directory" and made.digest:
-        _extract(made)
+        _extract(made, resolve.all_stores(found.site, environ))
     if made.hooks:
         # Now: inside, there may be no file of ours.
         from rootless_udi.launch import hooks
@@ -179,13 +179,13 @@ def _operations(environment: "Sequence[object]") -> "list[Operation]":
     return [(e.op, e.name, e.value) for e in environment]  # type: ignore[attr-defined]
 
 
-def _extract(made: Plan) -> None:
+def _extract(made: Plan, stores: "tuple[str, ...]") -> None:
     """Extract the image into the store, once for all; on the rung without FUSE."""
     if not os.path.isdir(made.root.path):
         status = resolve.udi(["extract", "--", made.digest], {})
         if status:
             raise UdiError(f"image {made.image} could not be extracted into {made.root.path}")
-    find.check_tree(made.root.path)
+    find.check_tree(made.root.path, stores)
 
 
 def _say(made: Plan) -> None:

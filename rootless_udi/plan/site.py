@@ -48,6 +48,8 @@ class Site(Record):
     store: str = ""
     """The user's own image store; empty: the default, see `rootless_udi.store.find`."""
     site_stores: tuple[str, ...] = ()
+    owner: int = 0
+    """Of the site's files, as they are found: never one that a file says."""
     registry: str = "docker.io"
     mirrors: tuple[tuple[str, tuple[str, ...]], ...] = ()
     insecure: tuple[str, ...] = ()

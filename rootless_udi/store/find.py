@@ -58,6 +58,30 @@ def user_store(environ: "Mapping[str, str]") -> str:
     raise UdiError("no place for the image store: HOME is not set", "set UDI_STORE to a directory")
 
 
+class SiteStore(str):
+    """The path of a store that the configuration names for all: it may be a third user's.
+
+    `keeper` owns the site's configuration. Any other path is a store of the caller's own, which
+    must be his or root's, whoever has made a folder there before him.
+    """
+
+    keeper: int
+
+    def __new__(cls, path: str, keeper: int = 0) -> "SiteStore":
+        found = super().__new__(cls, path)
+        found.keeper = keeper
+        return found
+
+
+def _third(store: str, status: os.stat_result) -> tuple[int, ...]:
+    """Return who besides the caller and root may have filled a store. Raises OSError."""
+    if not isinstance(store, SiteStore) or status.st_uid in (os.getuid(), 0):
+        return ()
+    if status.st_uid == store.keeper:
+        return (status.st_uid,)
+    return trust.keeper(store)
+
+
 def find(
     stores: "tuple[str, ...]", reference: Reference, platform: Platform | None = None
 ) -> StoredImage | None:
@@ -93,12 +117,10 @@ def _named(store: str, link: str) -> str:
     store that is closed to others nobody else can be.
     """
     path = f"{store}/{link}"
-    status = os.stat(store)
-    if trust.closed(status):
-        text = os.readlink(path)
-    else:
-        text = trust.link(path, (status.st_uid,), "the image name")
+    status, text = os.stat(store), os.readlink(path)
+    if not trust.closed(status):
         judge(store, link.rpartition("/")[0])
+        text = trust.link(path, _third(store, status), "the image name")
     return text.replace("-", ":", 1)
 
 
@@ -107,15 +129,27 @@ def judge(store: str, folder: str = "") -> None:
 
     Each folder from the store's own down is looked at. Raises OSError.
     """
-    owner, path = os.stat(store).st_uid, ""
+    third, path = _third(store, os.stat(store)), ""
     for part in (store, *filter(None, folder.split("/"))):
         path = f"{path}/{part}" if path else part
-        why = trust.refusal(path, (owner,))
+        why = trust.refusal(path, third)
         if why:
             raise trust.Untrusted(
-                f"the image store {store} is not trusted: {path}: {why}",
-                f"as its owner: chmod -R go-w {store}",
+                f"the image store {store} is not trusted: {path}: {why}", _remedy(store, why)
             )
+
+
+def _remedy(store: str, why: str) -> str:
+    if "group" in why:
+        return (
+            f"as its owner: chmod -R go-w {store}; a project's members read it so, one account "
+            "pulls into it (store.site), and the others into stores of their own"
+        )
+    if "written" in why:
+        return f"as its owner: chmod -R go-w {store}"
+    if not isinstance(store, SiteStore):
+        return "set UDI_STORE to a folder of your own; another's images are for store.site"
+    return "a store of the site's lies where only root and its owner can put something"
 
 
 def owners(image: StoredImage) -> tuple[int, ...]:
@@ -127,15 +161,16 @@ def owners(image: StoredImage) -> tuple[int, ...]:
         status = os.stat(image.store)
         if not trust.closed(status):
             judge(image.store, "images")
+        return _third(image.store, status)
     except OSError as error:
         raise UdiError(f"looking at image store {image.store} failed: {error.strerror}") from None
-    return (status.st_uid,)
 
 
-def check_tree(directory: str) -> None:
-    """Raise UdiError where others may change an extracted image (`StoredImage.directory`)."""
+def check_tree(directory: str, stores: "tuple[str, ...]") -> None:
+    """Raise UdiError where others may change the extracted image of one of `stores`."""
     folder, _, name = directory.rpartition("/")
-    store, _, folder = folder.rpartition("/")
+    path, _, folder = folder.rpartition("/")
+    store = next((one for one in stores if one == path), path)
     if not trust.closed(os.stat(store)):
         judge(store, f"{folder}/{name}")
 

@@ -104,8 +104,9 @@ def lookup(
 
 def all_stores(site: "Site", environ: "Mapping[str, str]") -> tuple[str, ...]:
     """Return the user's store and then the site's; HOME is the account's where it is unset."""
+    shared = tuple(find.SiteStore(path, site.owner) for path in site.site_stores)
     if site.store and not environ.get("UDI_STORE"):
-        return (site.store, *site.site_stores)
+        return (site.store, *shared)
     environ = dict(environ)
     if not environ.get("HOME"):
         import pwd
@@ -113,9 +114,11 @@ def all_stores(site: "Site", environ: "Mapping[str, str]") -> tuple[str, ...]:
         try:
             environ["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
         except KeyError:
-            if site.site_stores:
-                return site.site_stores
-    return (find.user_store(environ), *site.site_stores)
+            if shared:
+                return shared
+    own = find.user_store(environ)
+    # $UDI_STORE may name one of the site's: who may have filled that is the same.
+    return (next((one for one in shared if one == own), own), *shared)
 
 
 def local(text: str, path: str) -> Image:

@@ -55,13 +55,13 @@ class Store:
         """
         try:
             trust.make(self.root, mode)
+            find.judge(self.root)
             for folder in FOLDERS:
                 path = self.path(folder)
                 trust.make(path, 0o700 if folder == "locks" else 0o755)
                 if not os.access(path, os.W_OK | os.X_OK):
                     raise PermissionError(errno.EACCES, "Permission denied", path)
                 _close_to_others(path, 0o077 if folder == "locks" else 0o022)
-            find.judge(self.root)
         except OSError as error:
             raise self.refused("making the image store", error) from None
 
@@ -220,6 +220,8 @@ class Store:
         this node; on NFS other nodes that have it open lose it. Raises UdiError where there is
         nothing of that name.
         """
+        if os.path.isdir(self.root):
+            find.judge(self.root)
         links = list(self.links())
         if reference.kind == "store":
             stems = {stem(reference.digest)} if self.image(reference.digest) else set()

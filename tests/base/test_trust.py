@@ -94,31 +94,42 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
 def test_roots_files_in_a_user_namespace(user: User, root: bool) -> None:
     """They are nobody's there; that is believed where root has no id, and nobody else could."""
     code = f"import sys; sys.path.insert(0, {str(TREE)!r}); from rootless_udi.base import trust; "
+    code += "trust._ROOTS = ('/etc/passwd',); "
     how = "--map-root-user" if root else "--map-current-user"
     argv = ("unshare", "--user", how, sys.executable, "-IS", "-c")
-    done = user.run(*argv, code + "print(trust.refusal('/etc/passwd'))")
-    said = "it belongs to user 65534\n" if root else "\n"
-    assert done.stdout == said, done.stderr
+    done = user.run(*argv, code + "print(*map(trust.refusal, ('/etc/passwd', '/etc/group')))")
+    said = "it belongs to a user who is not known here"
+    both = "it belongs to user 65534 it belongs to user 65534\n"
+    assert done.stdout == (both if root else f" {said}\n"), done.stderr
 
 
 @pytest.mark.root
 @pytest.mark.needs("userns")
-def test_others_files_in_a_user_namespace(user: User, tmp_path: Path) -> None:
-    """They show as root's do; a folder where anybody may put files, or the file's mode, tells."""
-    for name, mode in (("sticky", 0o1777), ("closed", 0o755)):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "file").touch()
-        os.chown(folder / "file", OTHER, OTHER)
-        folder.chmod(mode)
-    os.chown(tmp_path / "closed", 0, 0)
-    code = (
-        f"import sys; sys.path.insert(0, {str(TREE)!r}); from rootless_udi.base import trust; "
-        f"print(*(trust.refusal('{tmp_path}/' + n + '/file') or 'good' for n in sys.argv[1:]))"
-    )
-    argv = ("unshare", "--user", "--map-current-user", sys.executable, "-IS", "-c", code)
-    done = user.run(*argv, "sticky", "closed")
-    assert done.stdout == "it belongs to a user who is not known here good\n", done.stderr
+@pytest.mark.parametrize("how", ["XDG_CONFIG_HOME", "UDI_CONFIG", "UDI_SITE_DIR", "beside"])
+def test_others_files_in_a_user_namespace(
+    user: User, plain: Path, tmp_path: Path, how: str
+) -> None:
+    """They show as root's do, and so does his folder, of any mode: no name of a variable's or of a
+    folder that is not root's alone makes them root's."""
+    folder = tmp_path / "his"
+    (folder / "rootless_udi").mkdir(parents=True)
+    text = '[env.set]\nPLANTED = "yes"\n'
+    for name in ("rootless_udi/config.toml", "udi.toml"):
+        (folder / name).write_text(text)
+    shutil.copy(plain, folder / "my.sqfs")
+    (folder / "my.json").write_text(json.dumps(PLANTED))
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, OTHER, OTHER)
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    # Root's image, which he linked into his folder.
+    os.chown(folder / "my.sqfs", 0, 0)
+    image = folder / "my.sqfs" if how == "beside" else plain
+    value = f"{folder}/udi.toml" if how == "UDI_CONFIG" else str(folder)
+    argv = ("unshare", "--user", "--map-current-user", "udi-run", image, "/bin/env")
+    done = user.run(*argv, env={} if how == "beside" else {how: value})
+    assert "PLANTED" not in done.stdout
+    assert "it belongs to a user who is not known here" in done.stderr
+    assert done.returncode == (0 if how == "beside" else 125), done.stderr
 
 
 # The facts beside an image
@@ -275,10 +286,104 @@ def test_what_is_another_users_in_a_store(user: User, store: Path, what: str) ->
     done = start(user)
     assert done.returncode == 125
     assert f"{one} is not trusted: it belongs to user {OTHER}\n" in done.stderr
-    # All of it another's: he is the one who says what this store holds.
-    for path in (store, *store.rglob("*")):
+    # All of it another's: it is not the caller's store, whatever names it.
+    give(store)
+    for argv in (("udi-run", user.env["NAME"], "x"), ("udi", "pull", "a"), ("udi", "rm", "a")):
+        said = user.run(*argv)
+        assert said.returncode == 125, said
+        assert f"{store}: it belongs to user {OTHER}\nudi" in said.stderr
+        assert "hint: set UDI_STORE to a folder of your own" in said.stderr
+
+
+def give(top: Path) -> None:
+    for path in (top, *top.rglob("*")):
         os.chown(path, OTHER, OTHER, follow_symlinks=False)
-    assert start(user).stdout == "ok\n"
+
+
+def configured(user: User, text: str) -> None:
+    path = user.home / ".config/rootless_udi/config.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    for one in (path, path.parent, path.parent.parent):
+        os.chown(one, user.uid, user.gid)
+
+
+@pytest.mark.root
+@pytest.mark.needs("userns", "fuse", "busybox")
+def test_who_makes_a_store_first_does_not_own_it(user: User, store: Path, tmp_path: Path) -> None:
+    """The site names a path below a folder as /scratch is, and nothing is there yet."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    scratch.chmod(0o1777)
+    store.rename(scratch / user.name)
+    give(scratch / user.name)
+    user.env.pop("UDI_STORE")
+    configured(user, f'[store]\npath = "{scratch}/$USER"\n')
+    done = start(user)
+    assert done.returncode == 125 and f"it belongs to user {OTHER}\n" in done.stderr
+    configured(user, f'[store]\nsite = ["{scratch}/{user.name}"]\n')
+    done = start(user)
+    assert done.returncode == 125 and f"it belongs to user {OTHER}\n" in done.stderr
+    # What only root could put there may be a third user's: who fills the site's store.
+    mount = f"mount --bind {scratch}/{user.name} /mnt && "
+    configured(user, '[store]\nsite = ["/mnt"]\n')
+    argv = user.argv("udi-run", "--pull=never", user.env["NAME"], "echo", "ok")
+    script = mount + 'exec "$@"'
+    private = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+    done = subprocess.run(
+        [*private, *argv], env=user.env, cwd=user.home, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("ok\n", "")
+
+
+@pytest.mark.root
+def test_a_sites_store_may_be_the_configurations_owners(user: User, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    os.chown(folder, OTHER, OTHER)
+    code = (
+        f"import sys; sys.path.insert(0, {str(TREE)!r}); from rootless_udi.store import find; "
+        f"find.judge(find.SiteStore({str(folder)!r}, int(sys.argv[1])))"
+    )
+    for keeper, said in ((OTHER, ""), (OTHER + 1, f"it belongs to user {OTHER}")):
+        done = user.run(sys.executable, "-ISc", code, keeper)
+        assert (said in done.stderr) if said else done.returncode == 0, done.stderr
+
+
+@pytest.mark.root
+def test_a_sites_folder_that_a_variable_names(user: User, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "udi.toml").write_text("")
+    os.chown(site, OTHER, OTHER)
+    done = user.run("udi", "config", "show", env={"UDI_SITE_DIR": str(site)})
+    assert done.returncode == 125
+    assert f"configuration {site} is not trusted: it belongs to user {OTHER}\n" in done.stderr
+
+
+def test_a_store_of_a_group_says_what_to_do(user: User, store: Path) -> None:
+    store.chmod(0o770)
+    done = start(user)
+    assert done.returncode == 125 and "may be written by its group" in done.stderr
+    assert f"chmod -R go-w {store}; a project's members read it so" in done.stderr
+
+
+def test_the_way_to_a_file(tmp_path: Path) -> None:
+    """Each folder counts, also those that links on the way lead through."""
+    for name in ("a/b", "sticky/c", "d"):
+        (tmp_path / name).mkdir(parents=True)
+    base = len(list(trust._folders(str(tmp_path)))) + 1
+    (tmp_path / "sticky/e").symlink_to("../d")
+    (tmp_path / "a/through").symlink_to(tmp_path / "sticky/e/../a/b")
+    (tmp_path / "a/loop").symlink_to("loop")
+    assert [*trust._folders(f"{tmp_path}/a/b/f")][base:] == [f"{tmp_path}/a", f"{tmp_path}/a/b"]
+    way = [*trust._folders(f"{tmp_path}/a/through/f")]
+    assert f"{tmp_path}/sticky" in way and way[-1] == f"{tmp_path}/a/b"
+    with pytest.raises(OSError, match="Too many levels"):
+        list(trust._folders(f"{tmp_path}/a/loop/f"))
+    assert trust.above("/etc/passwd") == ""
+    (tmp_path / "sticky").chmod(0o1777)
+    assert "may be written by everybody" in trust.above(f"{tmp_path}/sticky/c/f")
 
 
 # Records, credentials, profiles
