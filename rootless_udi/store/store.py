@@ -50,8 +50,7 @@ class Store:
     def create(self, mode: int = 0o700) -> None:
         """Make the store where it is missing; `mode` is for its top folder, which is its door.
 
-        Whatever the umask allows, others never get the right to write in it, nor to lock. Raises
-        UdiError where they have it: they could put anything into the caller's containers.
+        Whatever the umask allows, others get no right to write or lock; UdiError where they have it.
         """
         try:
             trust.make(self.root, mode)
