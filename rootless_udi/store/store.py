@@ -50,7 +50,7 @@ class Store:
     def create(self, mode: int = 0o700) -> None:
         """Make the store where it is missing; `mode` is for its top folder, which is its door.
 
-        Whatever the umask allows, others get no right to write or lock; UdiError where they have it.
+        Others get no right to write or lock, whatever the umask; UdiError where they have one.
         """
         try:
             trust.make(self.root, mode)
