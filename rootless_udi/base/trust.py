@@ -7,8 +7,8 @@ then. The launcher scripts do the same for code (bin/udi-run), before this can b
 """
 
 import os
-from errno import EBADF, ELOOP, ENOTSUP
-from stat import S_ISLNK, S_ISREG
+from errno import EBADF, EINVAL, ELOOP, ENOTSUP
+from stat import S_ISLNK, S_ISREG, S_ISVTX
 
 from rootless_udi.base.errors import UdiError
 
@@ -66,12 +66,41 @@ def link(path: str, owners: "Iterable[int]" = (), what: str = "") -> str:
     """
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
+        # Of what is no link EINVAL comes first.
+        text = os.readlink("", dir_fd=fd)
         why = refusal(fd, owners, path)
         if why:
             raise _untrusted(what, path, why)
-        return os.readlink("", dir_fd=fd)
+        return text
     finally:
         os.close(fd)
+
+
+def destination(path: str, what: str = "") -> str:
+    """Return where a file lies that is to be written anew: `path`, or what links of the caller's or
+    root's lead to. It need not be there.
+
+    Raises Untrusted for a link of somebody else's, and where others could take away what is
+    written: a sticky folder of root's will do, since they can't there.
+    """
+    for _ in range(_LINKS):
+        folder = os.path.dirname(os.path.abspath(path))
+        try:
+            path = os.path.join(folder, link(path, what=what))
+        except FileNotFoundError:
+            break
+        except OSError as error:
+            if error.errno != EINVAL:
+                raise
+            # It is no link.
+            break
+    else:
+        raise OSError(ELOOP, os.strerror(ELOOP), path)
+    if os.path.isdir(folder):
+        why = refusal(folder)
+        if why and not ("written" in why and os.stat(folder).st_mode & S_ISVTX):
+            raise _untrusted(what, folder, why)
+    return path
 
 
 def check(fd: int, path: str, owners: "Iterable[int]" = (), what: str = "") -> None:

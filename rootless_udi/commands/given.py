@@ -50,6 +50,8 @@ def stored_image(
     if found is None:
         unseen = find.closed(image_stores(site))
         raise UdiError(f"image {text} is in no image store{unseen}", f"udi pull {text}")
+    # Also what is written anew of it (extract, optimize) comes out of what others may not write.
+    find.owners(found)
     return found
 
 

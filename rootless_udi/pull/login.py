@@ -57,10 +57,14 @@ def login(
 ) -> str:
     """Try the credentials at `registry` (HOST[:PORT]) and keep them; return the file's path.
 
-    Raises UdiError where the registry refuses them or the file cannot be written.
+    Raises UdiError where the registry refuses them, the file cannot be written, or others than the
+    caller and root could have written it or a link to it.
     """
     if not username or ":" in username:
         raise UdiError(f"login to {registry}: {username!r} is no user name")
+    # Before the password is sent anywhere.
+    path = auth_file(environ)
+    target, document = _read(path)
     found = Credentials(username, password, "", "this login")
     transport = Transport(Stop(), environ)
     try:
@@ -68,11 +72,9 @@ def login(
         one.verify(f"login to {registry}")
     finally:
         transport.close()
-    path = auth_file(environ)
     secret = base64.b64encode(f"{username}:{password}".encode()).decode()
-    document = _read(path)
     document.setdefault("auths", {})[registry] = {"auth": secret}
-    _write(path, document)
+    _write(target, document)
     return path
 
 
@@ -82,22 +84,34 @@ def logout(registry: str, environ: Mapping[str, str]) -> str:
     Raises UdiError where there are none in the file that `login` writes.
     """
     path = auth_file(environ)
-    document = _read(path)
+    target, document = _read(path)
     if registry not in document.get("auths", {}):
         raise UdiError(f"logout from {registry} failed on {path}: there are no credentials for it")
     del document["auths"][registry]
-    _write(path, document)
+    _write(target, document)
     return path
 
 
-def _read(path: str) -> dict[str, Any]:
-    return credentials.read(path, must=False) or {}
+def _read(path: str) -> tuple[str, dict[str, Any]]:
+    """Return the file to be written, links followed, and what is in it.
+
+    Raises Untrusted where somebody else may have written it or a link to it: what is not believed
+    is not empty.
+    """
+    try:
+        target = trust.destination(path, "the credentials file")
+    except OSError as error:
+        raise _not_kept(path, error) from None
+    if not os.path.lexists(target):
+        return target, {}
+    return target, credentials.read(target, must=True) or {}
 
 
 def _write(path: str, document: dict[str, Any]) -> None:
     temporary = f"{path}.{secrets.token_hex(6)}.tmp"
     try:
         trust.make(os.path.dirname(os.path.abspath(path)), 0o700)
+        trust.destination(path, "the credentials file")
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with open(fd, "w", encoding="utf-8") as file:
@@ -105,12 +119,16 @@ def _write(path: str, document: dict[str, Any]) -> None:
                 file.write("\n")
                 file.flush()
                 os.fsync(file.fileno())
-            os.rename(temporary, os.path.realpath(path))
+            os.rename(temporary, path)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
     except OSError as error:
-        raise UdiError(
-            f"keeping credentials failed on {path}: {error.strerror}",
-            disk_hint(error.errno, "set REGISTRY_AUTH_FILE to a file that you can write"),
-        ) from None
+        raise _not_kept(path, error) from None
+
+
+def _not_kept(path: str, error: OSError) -> UdiError:
+    return UdiError(
+        f"keeping credentials failed on {path}: {error.strerror}",
+        disk_hint(error.errno, "set REGISTRY_AUTH_FILE to a file that you can write"),
+    )

@@ -422,6 +422,48 @@ def test_credentials_that_others_may_write(
         credentials.find("example.org", "", {**environ, "REGISTRY_AUTH_FILE": str(path)})
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("how", ["link", "dangling", "link to one's own", "file", "folder"])
+@pytest.mark.parametrize("where", ["REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR"])
+def test_logins_write_nothing_where_others_lead(
+    user: User, tmp_path: Path, how: str, where: str
+) -> None:
+    """Of a file that is passed over when it is read nothing is kept, and it is not replaced."""
+    folder, mine = tmp_path / "sticky", user.home / "mine"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    path = folder / "containers/auth.json"
+    path.parent.mkdir()
+    path.parent.chmod(0o755 if how == "folder" else 0o1777)
+    if how != "dangling":
+        mine.write_text('{"auths": {"example.org": {"auth": "YTpi"}}}')
+        os.chown(mine, user.uid, user.gid)
+    if how in ("file", "folder"):
+        path.write_text('{"auths": {"example.org": {"auth": "YTpi"}}}')
+    elif how == "link to one's own":
+        (folder / "second").symlink_to(mine)
+        path.symlink_to("../second")
+        os.chown(folder / "second", OTHER, OTHER, follow_symlinks=False)
+    else:
+        path.symlink_to(mine)
+    owner = user.uid if how in ("folder", "link to one's own") else OTHER
+    os.chown(path, owner, owner, follow_symlinks=False)
+    if how == "folder":
+        os.chown(path.parent, OTHER, OTHER)
+    before = {p: (p.lstat().st_ino, p.is_file() and p.read_bytes()) for p in tmp_path.rglob("*")}
+    env = {where: str(path if where == "REGISTRY_AUTH_FILE" else folder), "HOME": str(user.home)}
+    for words in (("login", "-u", "me", "--password-stdin"), ("logout",)):
+        if how == "dangling" and where == "XDG_RUNTIME_DIR":
+            # Nothing is there, so another place is chosen.
+            break
+        done = user.run("udi", *words, "example.org", env=env, input="pw\n")
+        assert done.returncode == 125, done
+        # Where the kernel itself refuses to follow the link (fs.protected_symlinks), it says so.
+        assert "is not trusted: it belongs to user" in done.stderr or "denied" in done.stderr
+    after = {p: (p.lstat().st_ino, p.is_file() and p.read_bytes()) for p in tmp_path.rglob("*")}
+    assert after == before
+
+
 def test_a_profile_that_others_may_write(user: User, box: Path, tmp_path: Path) -> None:
     path = tmp_path / "profile"
     path.write_text("udi profile 1\n")
