@@ -22,6 +22,7 @@ returns a JSON object, the "elf" part of the image's facts:
     plugins             "ucx", "pmix", ... -> folders of such plugins: see imageprograms
     static              programs that have an MPI linked in
     mpi4py              whether mpi4py is there
+    glibc               what is known of the C library's files: see image_glibc
     unread              ELF files that were damaged or too large
 
 Paths begin with "/" and are real: no component of them is a symbolic link. Not for the launch path.
@@ -30,7 +31,14 @@ Paths begin with "/" and are real: no component of them is a symbolic link. Not 
 import re
 from typing import Any
 
-from rootless_udi.mpi_inject.libraries import abi, cuda_compat, elf, image_programs, ldcache
+from rootless_udi.mpi_inject.libraries import (
+    abi,
+    cuda_compat,
+    elf,
+    image_glibc,
+    image_programs,
+    ldcache,
+)
 from rootless_udi.mpi_inject.libraries.image_programs import is_program
 from rootless_udi.mpi_inject.libraries.search import COMPILER, STACK, default_folders
 from rootless_udi.mpi_inject.libraries.statement import _has_mpi_inside, statement
@@ -96,6 +104,7 @@ class Inspector:
         self._unread: list[str] = []
         self._room = room
         self._steps = _STEPS
+        self._marks = image_glibc.Marks()
 
     def _keeps(self, path: str, *texts: str) -> bool:
         """Count what is to be kept of a file; tell whether there is room for it."""
@@ -168,6 +177,7 @@ class Inspector:
         if self._keeps(path, *texts, *one.needs, *versions, *seen.symbols, *seen.exports):
             self._room -= _SEEN
             self._seen[path] = seen
+            self._marks.look(path, one, data)
 
     def result(self) -> dict[str, Any]:
         """Return the facts, JSON's types throughout, lists sorted."""
@@ -184,6 +194,10 @@ class Inspector:
         files = {path: seen.elf for path, seen in self._seen.items() if seen.elf.dynamic}
         links = image_programs.Links(files, names, search, self._links, self.real)
         reached = [row[0] for one in consumers.values() for row in one["each"]]
+        every = {path: seen.elf for path, seen in self._seen.items()}
+        glibc = image_glibc.note(
+            every, self._links, self._unread, self.real, search, (machine, bits)
+        )
         return {
             "machine": machine,
             "bits": bits,
@@ -198,6 +212,7 @@ class Inspector:
             "reach": image_programs.reach(links, reached, self._scripts),
             "static": sorted(self._static)[:_FILES],
             "mpi4py": any("/mpi4py/" in path for path in self._seen),
+            "glibc": {**glibc, **self._marks.result()} if kind == "glibc" else {},
             "unread": sorted(self._unread)[:_FILES],
         }
 
@@ -323,7 +338,7 @@ class Inspector:
                 continue
             symbols = seen.symbols if role in abi.INTERFACES else set()
             # Open MPI's mpi_f08 calls its mpif.h library, which may be the host's or the image's.
-            provided = _provided(symbols, family, given)
+            provided = image_programs.provided(symbols, family, given)
             out.append(
                 {
                     "path": path,
@@ -368,22 +383,11 @@ class Inspector:
                 one["files"].append(path)
         given = self._interfaces()
         for family, one in out.items():
-            one["provided"] = _provided(one["symbols"], family, given)
+            one["provided"] = image_programs.provided(one["symbols"], family, given)
             for key in ("symbols", "libraries"):
                 one[key] = sorted(one[key])
             one["each"] = image_programs.each(one["each"], one["symbols"], one["libraries"])
         return out
-
-
-def _provided(
-    symbols: set[str], family: str, given: dict[tuple[str, str], set[str]]
-) -> dict[str, list[str]]:
-    """Return role -> those of `symbols` that the image's libraries of the role export."""
-    return {
-        role: sorted(symbols & exports)
-        for (of, role), exports in sorted(given.items())
-        if of == family and symbols & exports
-    }
 
 
 def _absolute(path: str) -> str:

@@ -87,6 +87,17 @@ def plugins(paths: "Iterable[str]") -> "dict[str, list[str]]":
     return {kind: sorted(out[kind]) for kind in sorted(out)}
 
 
+def provided(
+    symbols: set[str], family: str, given: dict[tuple[str, str], set[str]]
+) -> dict[str, list[str]]:
+    """Return role -> those of `symbols` that the image's libraries of the role export."""
+    return {
+        role: sorted(symbols & exports)
+        for (of, role), exports in sorted(given.items())
+        if of == family and symbols & exports
+    }
+
+
 class Links:
     """What leads where in an image: `real` resolves a path, `links` are its symbolic links."""
 

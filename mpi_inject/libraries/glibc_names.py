@@ -1,0 +1,46 @@
+"""The names of glibc's files and of its dynamic linker; shared by the pull and the launch."""
+
+LOADERS = {
+    "x86_64": "/lib64/ld-linux-x86-64.so.2",
+    "aarch64": "/lib/ld-linux-aarch64.so.1",
+    "ppc64": "/lib64/ld64.so.2",
+    "s390x": "/lib/ld64.so.1",
+    "riscv64": "/lib/ld-linux-riscv64-lp64d.so.1",
+    "arm": "/lib/ld-linux-armhf.so.3",
+    "i386": "/lib/ld-linux.so.2",
+}
+"""What programs of each machine name in PT_INTERP, from glibc's ABI list (wiki ABIList)."""
+
+REQUIRED = (
+    "libc.so.6",
+    "libdl.so.2",
+    "libm.so.6",
+    "libpthread.so.0",
+    "libresolv.so.2",
+    "librt.so.1",
+    "libutil.so.1",
+)
+"""What an image's programs may need of any glibc: a host without one can't stand for it."""
+
+OPTIONAL = (
+    "libBrokenLocale.so.1",
+    "libanl.so.1",
+    "libc_malloc_debug.so.0",
+    "libmemusage.so",
+    "libmvec.so.1",
+    "libnsl.so.1",
+    "libnss_compat.so.2",
+    "libnss_db.so.2",
+    "libnss_dns.so.2",
+    "libnss_files.so.2",
+    "libnss_hesiod.so.2",
+    "libpcprofile.so",
+    "libthread_db.so.1",
+)
+"""What distributions leave out or pack apart."""
+
+
+def names(machine: str) -> frozenset[str]:
+    """Return the names of all files of glibc that a program of `machine` may load."""
+    loader = LOADERS.get(machine, "").rpartition("/")[2]
+    return frozenset((*REQUIRED, *OPTIONAL, loader)) - {""}
