@@ -5,7 +5,7 @@ What this asks for is imported late: most images on most nodes need none of it.
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
-from rootless_udi.mpi_inject.libraries.placing import Library, image_env, numbers, search_path
+from rootless_udi.mpi_inject.libraries.placing import LIB, Library, image_env, numbers, search_path
 from rootless_udi.plan.steps import Env, Injection, Step
 
 TYPE_CHECKING = False
@@ -26,6 +26,8 @@ class Context(Record):
     environ: "Mapping[str, str]"
     registry: "Registry | None"
     """The host's CDI files, None where it has none."""
+    glibc: str = "auto"
+    """The value of --mpi-glibc."""
 
     @property
     def env(self) -> dict[str, str]:
@@ -33,10 +35,18 @@ class Context(Record):
         return image_env(self.facts)
 
 
-def finish(steps: list[Step], environment: list[Env], notes: list[str]) -> Injection:
-    """Add the directories and search paths that `steps` need."""
+def finish(
+    steps: list[Step], environment: list[Env], notes: list[str], libc: Injection
+) -> Injection:
+    """Add the directories and search paths that `steps` need, and what `loadable` gave."""
     made, paths = search_path(steps)
-    return Injection((*made, *steps), (*paths, *environment), tuple(dict.fromkeys(notes)))
+    return Injection(
+        (*libc.steps, *made, *steps),
+        (*paths, *environment, *libc.environment),
+        tuple(dict.fromkeys((*libc.notes, *notes))),
+        (),
+        libc.together,
+    )
 
 
 def driver_checks(context: Context, version: str, may_compat: bool) -> tuple[list[Env], list[str]]:
@@ -72,12 +82,13 @@ def image_compat(facts: "Mapping[str, Any]") -> "Compat | None":
     return Compat(*max(found, key=lambda one: one[0])[1:])
 
 
-def loadable(context: Context, libraries: "Iterable[Library]") -> None:
-    """Raise UdiError where programs of the image can't load the driver's libraries."""
+def loadable(context: Context, libraries: "Iterable[Library]") -> Injection:
+    """Return what programs of the image need to load the driver's libraries: nothing, or the host's
+    C library. Raises UdiError where they can't."""
     facts = context.facts.get("elf") or {}
     libraries = tuple(libraries)
     if not libraries or not facts:
-        return
+        return Injection()
     machine, libc = facts.get("machine", ""), facts.get("libc", "")
     mine = libraries[0].machine
     if machine and mine and machine != mine:
@@ -94,8 +105,24 @@ def loadable(context: Context, libraries: "Iterable[Library]") -> None:
     have = max((numbers(v) for v in versions), default=())
     worst = max(libraries, key=lambda one: numbers(one.glibc))
     if have and numbers(worst.glibc) > have:
-        text = ".".join(str(n) for n in have)
-        raise UdiError(
-            f"the GPU driver's {worst.name} needs glibc {worst.glibc}; the image has {text}",
-            "use an image with a newer C library, or ask the site for an older driver",
-        )
+        return _glibc(context, facts, worst, ".".join(str(n) for n in have))
+    return Injection()
+
+
+def _glibc(context: Context, facts: "Mapping[str, Any]", worst: Library, have: str) -> Injection:
+    """Return the host's C library over the image's, for a library that needs a newer one."""
+    from rootless_udi.mpi_inject.libraries import glibc
+    from rootless_udi.mpi_inject.libraries.search import Host
+
+    why, hint = "", "--mpi-glibc=auto brings the host's along, "
+    if context.glibc != "never":
+        host = glibc.of_host(Host(context.root, (), worst.machine, worst.bits))
+        why, hint = glibc.refusal(host, facts), ""
+        if not why:
+            what = f"{worst.name} needs GLIBC_{worst.glibc}"
+            return glibc.over(host, facts, what, (), context.root, LIB)
+        why = f"; the host's glibc can't come along: {why}"
+    raise UdiError(
+        f"the GPU driver's {worst.name} needs glibc {worst.glibc}; the image has {have}{why}",
+        f"{hint}use an image with a newer C library, or ask the site for an older driver",
+    )

@@ -60,7 +60,7 @@ def _plan(context: Context, chosen: "list[cdi_registry.Chosen]") -> Injection:
     """Return the part of CDI devices, with the checks that NVIDIA's ask for."""
     wanted = capabilities(context.env, context.environ)
     edits = apply(chosen, context.root, wanted)
-    loadable(context, edits.libraries)
+    libc = loadable(context, edits.libraries)
     environment, notes = list(edits.environment), list(edits.notes)
     for one in chosen:
         notes.insert(0, f"CDI: {one.spec.kind}={','.join(one.names)} of {one.spec.path}")
@@ -70,7 +70,7 @@ def _plan(context: Context, chosen: "list[cdi_registry.Chosen]") -> Injection:
         environment += checked
         notes += more
         environment += _chosen_cards(context, chosen)
-    return finish(list(edits.steps), environment, notes)
+    return finish(list(edits.steps), environment, notes, libc)
 
 
 def _version_in(steps: "Iterable[Step]") -> str:

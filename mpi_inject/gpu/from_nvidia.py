@@ -26,7 +26,7 @@ def plan(context: Context) -> Injection | None:
     version = driver.version or "of WSL"
     words = ", ".join(word for word in wanted if word != "compat32")
     reason = f"NVIDIA driver {version}, found without CDI ({words})"
-    loadable(context, driver.libraries)
+    libc = loadable(context, driver.libraries)
     steps = place(root, driver.libraries, reason)
     for name, path in driver.programs:
         steps.append(Mount(f"{BIN}/{name}", under(root, path), options=OPTIONS, reason=reason))
@@ -36,7 +36,7 @@ def plan(context: Context) -> Injection | None:
     notes = [f"device nodes of the host: {nodes}", *driver.notes, *notes]
     if "compat32" in wanted and wanted != capabilities({}, {"NVIDIA_DRIVER_CAPABILITIES": "all"}):
         notes.append("compat32: 32-bit driver libraries are not offered")
-    return finish(steps, environment, notes)
+    return finish(steps, environment, notes, libc)
 
 
 def _usable(root: str, nodes: "Iterable[str]") -> None:

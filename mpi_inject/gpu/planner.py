@@ -51,12 +51,14 @@ def plan(
     root: str = "/",
     machine: str = "",
     directories: tuple[str, ...] = DIRECTORIES,
+    glibc: str = "auto",
 ) -> Injection:
     """Return what `--gpu=REQUEST` and the `--device` names put into a container.
 
     `facts` are the image's (empty for a foreign image: then its C library is not checked),
     `environ` the caller's environment, `machine` uname(2)'s word, `directories` where CDI files
-    lie. An empty `request` is that of no `--gpu`. Raises UdiError for what can't be done.
+    lie, `glibc` the value of --mpi-glibc. An empty `request` is that of no `--gpu`. Raises
+    UdiError for what can't be done.
     """
     word, name = parse(request)
     if word == "none" and not devices:
@@ -67,7 +69,7 @@ def plan(
 
         registry = cdi_registry.load(directories, root)
     machine = machine or os.uname().machine
-    context = Context(root, machine, facts, environ, registry)
+    context = Context(root, machine, facts, environ, registry, glibc)
     parts: list[Injection] = []
     if word == "cdi" or devices:
         from rootless_udi.mpi_inject.gpu import from_cdi
@@ -196,4 +198,6 @@ def _merge(parts: list[Injection]) -> Injection:
         tuple(steps.values()),
         tuple(dict.fromkeys(every)),
         tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+        (),
+        tuple(dict.fromkeys(target for part in parts for target in part.together)),
     )

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
+    from rootless_udi.mpi_inject.libraries.glibc import Family
+
 _PLUGINS = {
     "libucs": ("ucx",),
     "libfabric": ("libfabric", "prov"),
@@ -62,6 +64,7 @@ class Gathered(Record):
     """A host MPI with all that it needs.
 
     `mains` are its MPI libraries as abi.Library; `libraries` the closure, in the order found;
+    `glibc` the host's C library where one of `libraries` needs a newer one than the image's;
     `trees` its plugin folders; `dropped` optional libraries that stay outside and why; `absent`
     what the host itself lacks, as (name, wanted by); `lacks` maps a family to the symbols that some
     file of the image needs and no library of the host has.
@@ -74,6 +77,7 @@ class Gathered(Record):
     dropped: tuple[str, ...]
     absent: tuple[tuple[str, str], ...]
     lacks: "dict[str, tuple[str, ...]]"
+    glibc: "Family | None" = None
 
     def roles(self, family: str) -> set[str]:
         """Return the roles of the host's libraries of a family."""
@@ -102,14 +106,16 @@ def gather(
     optional: "Iterable[str]" = (),
     exact: bool = False,
     by: "dict[str, Any] | None" = None,
+    glibc: bool = False,
 ) -> Gathered:
     """Return what `mpi` needs in this image for these families.
 
     `by` are the facts of what the command loads, whose libraries must go in. `required`
     and `optional` are further libraries of a profile. `exact` also reads the version
-    numbers that MPICH 4.1 and later hide, which takes some ms.
+    numbers that MPICH 4.1 and later hide, which takes some ms. With `glibc` the host's C library
+    is read where one that must go in needs it.
     """
-    group = _Group(host, image)
+    group = _Group(host, image, glibc)
     first: list[tuple[str, str]] = []
     later: list[tuple[str, str]] = []
     asked = _roles(by or image, families)
@@ -145,6 +151,7 @@ def gather(
         tuple(group.dropped),
         tuple(group.absent),
         {family: names for family, names in lacks.items() if names},
+        group.glibc,
     )
 
 
@@ -170,8 +177,9 @@ def _load(host: Host, files: "Iterable[tuple[str, str]]") -> list[Found]:
 class _Group:
     """Libraries that go in, added root by root with what they need."""
 
-    def __init__(self, host: Host, image: "dict[str, Any]") -> None:
-        self.host, self.image = host, image
+    def __init__(self, host: Host, image: "dict[str, Any]", may: bool) -> None:
+        self.host, self.image, self.may = host, image, may
+        self.glibc: Family | None = None
         self.found: list[Found] = []
         self.names: set[str] = set()
         self.absent: list[tuple[str, str]] = []
@@ -190,9 +198,13 @@ class _Group:
         """Add `roots` and their closure; with `optional`, not where glibc is too old for one."""
         new = [r for r in roots if r.name not in self.names and r.elf.soname not in self.names]
         found, absent = self.host.closure(new, self.keep)
+        if not optional and self.may and any(too_new(one, self.image) for one in found):
+            from rootless_udi.mpi_inject.libraries import glibc
+
+            self.glibc, self.may = glibc.of_host(self.host), False
         if optional:
             for one in found:
-                versions = too_new(one, self.image)
+                versions = too_new(one, self.image) if self.glibc is None else []
                 if versions:
                     self.dropped.append(f"{optional}: {one.name} needs {versions[-1]}")
                     return

@@ -45,13 +45,14 @@ def inject(
     root: str = "/",
     words: "Sequence[str]" = (),
     env: "Mapping[str, str] | None" = None,
+    glibc: str = "auto",
 ) -> Injection:
     """Return the steps that put a host MPI into the image.
 
     `wanted` is the value of --mpi ("" as "auto"), `compat` of --mpi-compat ("" as the profile's or
     "major"), `image` the facts' "elf" part, `site` the profiles, `words` the command and `env` its
-    environment. Raises UdiError where the command can't run on the host's MPI, with the library,
-    symbol or version that is in the way.
+    environment, `glibc` the value of --mpi-glibc. Raises UdiError where the command can't run on
+    the host's MPI, with the library, symbol or version that is in the way.
     """
     if wanted == "none":
         return Injection()
@@ -81,6 +82,7 @@ def inject(
         [path for p in chosen for pattern in p.optional for path in profiles.expand(root, pattern)],
         compat in ("full", "strict"),
         by,
+        glibc != "never",
     )
     planned = plan(got, image, compat, families, root, files)
     steps, environment = list(planned.steps), list(planned.environment)
@@ -91,7 +93,7 @@ def inject(
         for name in profile.preload:
             where = f"{LIB}/{name.rpartition('/')[2]}"
             environment.append(Env("prepend", "LD_PRELOAD", where, f"MPI profile {profile.name}"))
-    return Injection(tuple(steps), tuple(environment), planned.notes, planned.warnings)
+    return planned.replace(steps=tuple(steps), environment=tuple(environment))
 
 
 def programs(image: "dict[str, Any]") -> tuple[str, ...]:
@@ -211,10 +213,7 @@ def plan(
             if why:
                 raise refuse_version(library, other, why, compat)
     warnings = judge(got, image, families, files, compat == "warn")
-    for found in got.libraries:
-        versions = too_new(found, image)
-        if versions:
-            raise refuse_glibc(found, versions[-1], image)
+    ours = _glibc(got, image, root)
     steps: list[Step] = [Directory(LIB, reason="libraries of the host's MPI")]
     names: dict[str, str] = {}
     for found in got.libraries:
@@ -231,7 +230,30 @@ def plan(
     if not image["consumers"]:
         notes.append(f"no MPI program in the image; {got.mpi.text()} is on the search path")
     notes += got.dropped
-    return Injection(tuple(steps), tuple(inside.variables(got, names)), tuple(notes), warnings)
+    return Injection(
+        (*ours.steps, *steps),
+        (*inside.variables(got, names), *ours.environment),
+        (*ours.notes, *notes),
+        warnings,
+        ours.together,
+    )
+
+
+def _glibc(got: Gathered, image: "dict[str, Any]", root: str) -> Injection:
+    """Return the host's C library over the image's, where a library that goes in needs it."""
+    for found in got.libraries:
+        if versions := too_new(found, image):
+            break
+    else:
+        return Injection()
+    if got.glibc is None:
+        raise refuse_glibc(found, versions[-1], image)
+    from rootless_udi.mpi_inject.libraries import glibc
+
+    if why := glibc.refusal(got.glibc, image):
+        raise refuse_glibc(found, versions[-1], image, why)
+    what = f"{found.name} needs {versions[-1]}"
+    return glibc.over(got.glibc, image, what, got.libraries, root, LIB)
 
 
 def _pairs(library: abi.Library, image: "dict[str, Any]") -> "list[abi.Library]":

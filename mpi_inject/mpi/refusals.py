@@ -225,17 +225,22 @@ def gfortran(needed: "Iterable[str]") -> bool:
     return any(name.startswith("libgfortran.") for name in needed)
 
 
-def refuse_glibc(found: "Found", version: str, image: "dict[str, Any]") -> UdiError:
-    """Say which library needs a newer glibc than the image has."""
+def refuse_glibc(
+    found: "Found", version: str, image: "dict[str, Any]", beside: str = ""
+) -> UdiError:
+    """Say which library needs a newer glibc than the image has; `beside` why the host's glibc can't
+    come along, "" where --mpi-glibc=never forbids it."""
     have = [v for v in image["libc_versions"] if v.startswith("GLIBC_2")]
     if version == "GLIBC_PRIVATE":
         why = "glibc's private symbols, which only its own system has"
     else:
         why = f"{version}, and the image's glibc has {have[-1] if have else 'none'}"
     number = version.removeprefix("GLIBC_")
+    along = f"; the host's glibc can't come along: {beside}" if beside else ""
+    hint = "" if beside else "--mpi-glibc=auto brings the host's along, "
+    number = number if number[:1].isdigit() else "of the host"
     return UdiError(
-        f"--mpi: the host's {found.name} ({found.real}) needs {why}",
-        "use an MPI of the host that was built on an older system (--mpi=PROFILE), rebuild the"
-        f" image on one with glibc {number if number[:1].isdigit() else 'of the host'} or later,"
-        f" or {_NONE}",
+        f"--mpi: the host's {found.name} ({found.real}) needs {why}{along}",
+        f"{hint}use an MPI of the host that was built on an older system (--mpi=PROFILE), rebuild"
+        f" the image on one with glibc {number} or later, or {_NONE}",
     )

@@ -44,16 +44,19 @@ def gather(
         from rootless_udi.mpi_inject.gpu import planner
 
         asked = "" if gpu is None else gpu or "auto"
-        parts.append(
-            planner.plan(
-                asked,
-                request.device,
-                image.facts,
-                environ,
-                machine=host.machine,
-                directories=site.cdi_spec_dirs,
-            )
+        cards = planner.plan(
+            asked,
+            request.device,
+            image.facts,
+            environ,
+            machine=host.machine,
+            directories=site.cdi_spec_dirs,
+            glibc=request.mpi_glibc or "auto",
         )
+        # Both may need the host's C library.
+        laid = {target for part in parts for target in part.together}
+        steps = tuple(s for s in cards.steps if s.target not in laid)
+        parts.append(cards.replace(steps=steps))
     return tuple(parts), hooks
 
 
@@ -90,5 +93,5 @@ def _mpi(
         [(env.op, env.name, env.value) for env in site.environment],
     ):
         environment.apply(inside, operations)
-    compat = request.mpi_compat or ""
-    return planner.inject(mpi, compat, elf, environ, known, words=words, env=inside)
+    compat, glibc = request.mpi_compat or "", request.mpi_glibc or "auto"
+    return planner.inject(mpi, compat, elf, environ, known, words=words, env=inside, glibc=glibc)

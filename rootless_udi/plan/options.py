@@ -59,6 +59,13 @@ OPTIONS = (
         "how close the versions must be",
         choices=("warn", "major", "full", "strict"),
     ),
+    Option(
+        "mpi-glibc",
+        VALUE,
+        "WHEN",
+        "the host's C library, where --mpi or --gpu need it",
+        choices=("auto", "never"),
+    ),
     Option("gpu", OPTIONAL, "WHICH", "the host's GPUs: auto, nvidia, amd, intel, cdi:NAME, none"),
     Option("device", LIST, "VENDOR/CLASS=NAME", "a device by its CDI name"),
     Option("share", VALUE, "HOW", "one container for a node's ranks: auto, off, NAME"),
@@ -115,6 +122,7 @@ class Request(Record):
     module: str | None = None
     mpi: str | None = None
     mpi_compat: str | None = None
+    mpi_glibc: str | None = None
     gpu: str | None = None
     device: tuple[str, ...] = ()
     share: str | None = None

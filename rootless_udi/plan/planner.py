@@ -88,7 +88,7 @@ def build(
     steps += [kept for step in added if (kept := _look(step, sources)) is not None]
     steps += folder.fitting(folders, steps, volumes, sources)
     made = {cache.target: cache for cache in caches}
-    for volume in volumes:
+    for volume in _beside(volumes, injections):
         mount = made.get(volume.destination) or _look(_volume(volume), sources)
         assert mount is not None
         steps.append(mount)
@@ -115,6 +115,22 @@ def build(
         ),
         complete=bool(facts.get("mount_points")),
     )
+
+
+def _beside(
+    volumes: "tuple[Volume, ...]", injections: "Iterable[Injection]"
+) -> "tuple[Volume, ...]":
+    """Return the volumes; refuse one over files that work together or not at all, a C library."""
+    for volume in volumes:
+        inside = volume.destination.rstrip("/") + "/"
+        for target in (target for one in injections for target in one.together):
+            if f"{target}/".startswith(inside):
+                raise UdiError(
+                    f"volume {volume.destination}: it covers {target}, over which the host's lies,"
+                    " as all of its C library must",
+                    "mount it elsewhere, or --mpi-glibc=never leaves the image's C library alone",
+                )
+    return volumes
 
 
 def layered(made: Plan) -> "tuple[File | Symlink | Mount, ...]":

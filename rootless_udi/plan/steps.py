@@ -74,13 +74,15 @@ class Env(Record):
 class Injection(Record):
     """What one part (a module, the host's MPI, its GPUs) wants put into the container.
 
-    `notes` are for --explain; `warnings` are said at every start too.
+    `notes` are for --explain; `warnings` are said at every start too. `together` are targets of
+    which none may be covered, as by a volume: they work all or not at all.
     """
 
     steps: tuple[Step, ...] = ()
     environment: tuple[Env, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    together: tuple[str, ...] = ()
 
 
 class Hook(Record):

@@ -161,6 +161,8 @@ def _compiled(name: str, argv: list[str], source: Path) -> Path:
 
 
 PYTHONS = {"bullseye": "3.9", "bookworm": "3.11", "trixie": "3.13"}
+SUITES = ("bullseye", "bookworm", "trixie", "sid")
+TOOLS = ("g++", "gfortran", "gdb", "locales", "libmpich-dev", "libopenmpi-dev")
 PROGRAM = "/opt/test/program"
 NEWER = "/opt/test/newer"
 PYTHONPATH = "/opt/test/python"
@@ -243,6 +245,7 @@ IMAGES = {
         Image("trixie-openmpi", "trixie", ("libopenmpi40",), "debian-openmpi"),
         # No program: one that is compiled here needs a newer glibc than bullseye's.
         Image("bullseye-mpich", "bullseye", ("libmpich12",), ""),
+        Image("bullseye-openmpi", "bullseye", ("libopenmpi3",), ""),
         Image("local-mpich-3.4.3", "bookworm", (), "mpich-3.4.3", "/usr/local"),
         Image("conda-mpich-4.1.3", "bookworm", (), "mpich-4.1.3", "/opt/conda", rpath=True),
         Image("local-mpich-5.0.2", "bookworm", (), "mpich-5.0.2", "/usr/local"),
@@ -281,6 +284,7 @@ OTHERS = {
         # The packages of mpiprogs' images, whose root file systems are there already.
         Image("slurm-mpich", "bookworm", ("mpich",), "debian-mpich", python=False),
         Image("slurm-openmpi", "bookworm", ("openmpi-bin",), "debian-openmpi", python=False),
+        *(Image(f"tools-{suite}", suite, TOOLS, "", python=False) for suite in SUITES),
     )
 }
 """Images that are no rows of the matrix."""
@@ -312,8 +316,8 @@ def pulled(name: str) -> str:
     image = IMAGES.get(name) or OTHERS[name]
     folder = images.cache() / "mpi" / "layouts"
     folder.mkdir(parents=True, exist_ok=True)
-    inspector = (TREE / "mpi_inject/libraries/image_facts.py").read_text()
-    inspector += (TREE / "mpi_inject/libraries/image_programs.py").read_text()
+    modules = (TREE / "mpi_inject/libraries").glob("image_*.py")
+    inspector = "".join(path.read_text() for path in sorted(modules))
     state = repr((image.suite, image.packages, image.built, image.kind, image.env(), inspector))
     for language in image.languages:
         state += (PROGRAMS / LANGUAGES[language][1]).read_text()
@@ -413,10 +417,6 @@ def near(family: str) -> str:
     """Return an image of Debian with an MPI that this machine's own can stand for."""
     suite = "bookworm" if mpiprogs.codename() == "bookworm" else "trixie"
     return f"{suite}-{family}"
-
-
-GLIBC = {"bullseye": 31, "bookworm": 36, "trixie": 41}
-"""The minor number of each suite's glibc."""
 
 
 @cache

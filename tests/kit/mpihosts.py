@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from rootless_udi.mpi_inject.libraries import elf
+from rootless_udi.mpi_inject.libraries.glibc_names import REQUIRED
 from rootless_udi.mpi_inject.libraries.image_facts import Inspector
 
 Tree = dict[str, bytes | str]
@@ -110,6 +112,27 @@ def glibc(version: str = "2.36") -> Tree:
     return {f"{ARCH}/libc.so.6": libc, "/lib": "usr/lib"}
 
 
+LOADER = "/lib64/ld-linux-x86-64.so.2"
+PLAIN = tuple(name for name in REQUIRED if name != "libc.so.6")
+
+
+def whole_glibc(version: str, folder: str = ARCH, more: tuple[str, ...] = ()) -> Tree:
+    """Return all files of a glibc: libc has `version` as its newest, and the names of `more`."""
+    names = ("GLIBC_2.2.5", *(f"GLIBC_{v}" for v in ("2.31", "2.36", "2.41") if v <= version))
+    loader = f"{folder}/ld-linux-x86-64.so.2"
+    libc = library("libc.so.6", defines=(*names, *more, "GLIBC_PRIVATE"))
+    plain = {f"{folder}/{name}": library(name, defines=("GLIBC_2.2.5",)) for name in PLAIN}
+    usr: Tree = {"/lib": "usr/lib", "/lib64": "usr/lib64"}
+    return {
+        **usr,
+        **plain,
+        f"{folder}/libc.so.6": libc,
+        f"{folder}/libnss_compat.so.2": library("libnss_compat.so.2", defines=("GLIBC_PRIVATE",)),
+        loader: library("ld-linux-x86-64.so.2", defines=("GLIBC_2.2.5", "GLIBC_PRIVATE")),
+        **({f"/usr{LOADER}": loader} if f"/usr{LOADER}" != loader else {}),
+    }
+
+
 C = ("MPI_Init", "PMPI_Init", "MPI_Send", "MPI_Finalize")
 NEWER = (*C, "MPI_Session_init")
 
@@ -186,3 +209,40 @@ def mpich_image(program_: bytes | None = None, glibc_version: str = "2.36") -> T
         f"{ARCH}/libz.so.1": library("libz.so.1", defines=("ZLIB_1.2.9",)),
         "/app/run": program_ or program(("libmpich.so.12",)),
     }
+
+
+@functools.cache
+def executable_stack() -> bytes:
+    """Return a library that asks for an executable stack."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        _link(Path(name) / "out.so", "int f(void) { return 0; }", ["-Wl,-z,execstack"])
+        return (Path(name) / "out.so").read_bytes()
+
+
+@functools.cache
+def with_loader(library_: bytes, loader: str) -> bytes:
+    """Return a program that names `loader` in PT_INTERP and needs what a library needs."""
+    needed = elf.parse(library_).needed
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        folder = Path(name)
+        words = []
+        for soname in needed:
+            _link(folder / soname, "int MPI_Init(void) { return 0; }", [f"-Wl,-soname,{soname}"])
+            words.append(str(folder / soname))
+        source = "int MPI_Init(void); int main(void) { return MPI_Init(); }"
+        source = source if needed else "int main(void) { return 0; }"
+        argv = ["gcc", "-nostdlib", "-pie", "-xc", "-", "-xnone", "-Wl,--no-as-needed", *words]
+        argv += [f"-Wl,--dynamic-linker={loader}", "-Wl,-e,main", "-o", str(folder / "out")]
+        subprocess.run(argv, input=source, text=True, check=True, capture_output=True)
+        return (folder / "out").read_bytes()
+
+
+@functools.cache
+def static_with_nss() -> bytes:
+    """Return a static program that asks NSS for names, as busybox does."""
+    source = '#include <pwd.h>\nint main(void) { return getpwnam("root") == 0; }'
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        out = Path(name) / "out"
+        argv = ["gcc", "-static", "-xc", "-", "-o", str(out)]
+        subprocess.run(argv, input=source, text=True, check=True, capture_output=True)
+        return out.read_bytes()

@@ -13,7 +13,7 @@ from rootless_udi.mpi_inject.gpu import nvidia, planner, report
 from rootless_udi.mpi_inject.libraries import rooted
 from rootless_udi.mpi_inject.libraries.placing import BIN, LIB
 from rootless_udi.plan.steps import Env, Injection, Mount, Symlink
-from tests.kit import gpuhosts, places
+from tests.kit import gpuhosts, mpihosts, places
 from tests.kit.gpuhosts import MULTIARCH, OLD, VERSION, Facts, Host
 from tests.kit.places import TREE
 
@@ -374,6 +374,29 @@ def test_an_older_glibc_than_the_driver_needs_is_refused(tmp_path: Path) -> None
         plan(host, facts=Facts(glibc="2.1"))
     assert "newer C library" in caught.value.hint
     assert plan(host, facts=Facts(glibc="2.99"))
+
+
+@pytest.mark.skipif(MULTIARCH != "x86_64-linux-gnu", reason="the image's trees are of x86_64")
+def test_the_hosts_glibc_comes_along_for_a_driver(tmp_path: Path) -> None:
+    """All of it over an older image's, nothing for a newer one; never where that is asked for."""
+    host = gpuhosts.local(tmp_path / "root")
+    library = f"libnvidia-newthing.so.{VERSION}"
+    made = mpihosts.library(library, versions=mpihosts.needs("2.38"))
+    (host.path / f"usr/local/nvidia/lib64/{library}").write_bytes(made)
+    mpihosts.write(mpihosts.whole_glibc("2.41"), host.path)
+    old, new = (
+        {"elf": mpihosts.facts({**mpihosts.whole_glibc(v), "/bin/x": mpihosts.library()})}
+        for v in ("2.36", "2.41")
+    )
+    found = planner.plan("auto", (), old, {}, host.root)
+    libc = f"{mpihosts.ARCH}/libc.so.6"
+    assert source(found, libc) == host.root + libc
+    assert libc in found.together
+    assert f"the host's glibc is laid over the image's: {library} needs GLIBC_2.38" in found.notes
+    assert libc not in targets(planner.plan("auto", (), new, {}, host.root))
+    with pytest.raises(UdiError, match=r"needs glibc 2\.38; the image has 2\.36\Z") as caught:
+        planner.plan("auto", (), old, {}, host.root, glibc="never")
+    assert caught.value.hint.startswith("--mpi-glibc=auto brings")
 
 
 def test_a_foreign_image_without_facts_is_not_checked(tmp_path: Path) -> None:

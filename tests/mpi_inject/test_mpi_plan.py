@@ -31,10 +31,11 @@ def inject(
     compat: str = "",
     environ: dict[str, str] | None = None,
     site: tuple[Any, ...] = (),
+    glibc: str = "auto",
 ) -> Injection:
     root = h.write(host, tmp_path / "host")
     environ = {"PATH": "/opt/mpich/bin:/usr/bin"} if environ is None else environ
-    return planner.inject(wanted, compat, h.facts(image), environ, site, root)
+    return planner.inject(wanted, compat, h.facts(image), environ, site, root, glibc=glibc)
 
 
 def text(found: Injection, root: Path) -> str:

@@ -240,12 +240,13 @@ def test_mpi_f08_of_another_compiler(tmp_path: Path) -> None:
 
 
 def test_glibc(tmp_path: Path) -> None:
-    error = refused(h.mpich_host("2.38"), h.mpich_image(), tmp_path)
+    error = refused(h.mpich_host("2.38"), h.mpich_image(), tmp_path, glibc="never")
     assert error.message.startswith("--mpi: the host's libmpi.so.12 (")
     assert error.message.endswith("needs GLIBC_2.38, and the image's glibc has GLIBC_2.36")
     assert error.hint == (
-        "use an MPI of the host that was built on an older system (--mpi=PROFILE), rebuild the"
-        f" image on one with glibc 2.38 or later, or {NONE}"
+        "--mpi-glibc=auto brings the host's along, use an MPI of the host that was built on an"
+        " older system (--mpi=PROFILE), rebuild the image on one with glibc 2.38 or later,"
+        f" or {NONE}"
     )
     assert inject(h.mpich_host("2.36"), h.mpich_image(), tmp_path / "same").steps
 
@@ -265,7 +266,7 @@ def test_glibcs_private_symbols(tmp_path: Path) -> None:
     host["/opt/mpich/lib/libmpi.so.12"] = h.library(
         "libmpi.so.12", h.C, versions=(("libc.so.6", "GLIBC_PRIVATE"),)
     )
-    error = refused(host, h.mpich_image(), tmp_path)
+    error = refused(host, h.mpich_image(), tmp_path, glibc="never")
     assert error.message.endswith("needs glibc's private symbols, which only its own system has")
     assert "glibc of the host or later" in error.hint
 

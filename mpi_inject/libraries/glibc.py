@@ -1,0 +1,154 @@
+"""Lay the host's C library over an image's older one: all of its files or none, by binds.
+
+A library of the host that needs a newer glibc than the image has can't be loaded there, and parts
+of two glibcs never go together: without the host's ld.so nothing starts, without its libc "stack
+smashing", with an old libdl a crash. Programs of an older glibc run on a newer one, which has all
+of its symbol versions: that is what is asked for here, by names, file by file, since distributions
+add names of their own. `of_host` reads the host, all else is pure; both only where it is needed.
+"""
+
+from rootless_udi.base.records import Record
+from rootless_udi.mpi_inject.libraries.glibc_names import LOADERS, REQUIRED, names
+from rootless_udi.mpi_inject.libraries.rooted import under
+from rootless_udi.mpi_inject.libraries.search import Host, default_folders, is_glibc
+from rootless_udi.plan.steps import Env, Injection, Mount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any
+
+    from rootless_udi.mpi_inject.libraries.search import Found
+
+PULL = "`udi pull --force` notes what is needed"
+
+
+class Family(Record):
+    """The host's glibc: name -> (real path, symbol versions), the folder where libc.so.6 is."""
+
+    files: "dict[str, tuple[str, tuple[str, ...]]]"
+    folder: str
+    machine: str
+
+
+def of_host(host: Host) -> Family:
+    """Read the C library that the host's own programs run on, never one of LD_LIBRARY_PATH."""
+    system = [f"{folder}/libc.so.6" for folder in default_folders(host.machine)]
+    libc = next((p for p in (*host.cached("libc.so.6"), *system) if host.fits(p)), "")
+    folder = libc.rpartition("/")[0]
+    loader = LOADERS.get(host.machine, "")
+    files = {}
+    for name in sorted(names(host.machine)) if libc else ():
+        path = loader if name == loader.rpartition("/")[2] else f"{folder}/{name}"
+        real = host.real(path)
+        found = host.read(real)
+        if found and (found.machine, found.bits) == (host.machine, host.bits):
+            files[name] = (real, found.defines)
+    return Family(files, host.real(folder) if folder else "", host.machine)
+
+
+def refusal(host: Family, image: "Mapping[str, Any]") -> str:
+    """Say why the host's glibc can't be laid over the image's; "" where it can. Pure."""
+    own = image.get("glibc")
+    if not own:
+        return f"nothing was noted of the image's own when it was pulled: {PULL}"
+    loader = LOADERS.get(host.machine, "").rpartition("/")[2]
+    if gone := [name for name in (*REQUIRED, loader) if name not in host.files]:
+        return f"the host has no {gone[0] or 'glibc for ' + host.machine}"
+    if own["broken"]:
+        path, why = own["broken"][0]
+        return f"the image's {path} {why}"
+    have = {name for name, _path, _versions in own["files"]}
+    if gone := [name for name in ("libc.so.6", loader) if name not in have]:
+        return f"the image has no {gone[0]} where its programs look for it"
+    if other := _other_loader(image):
+        return f"the image's {other[0]} runs by a loader of its own, {other[1]}"
+    for name, path, versions in own["files"]:
+        defined = host.files[name][1] if name in host.files else ()
+        lacks = [v for v in versions if v not in defined]
+        if lacks and (name in host.files or name in REQUIRED):
+            return f"the host's {name} has no {lacks[-1]}, which the image's {path} has"
+    return ""
+
+
+def _other_loader(image: "Mapping[str, Any]") -> "list[str]":
+    """Return an MPI program, or an interpreter with MPI packages, that has another loader.
+
+    Such a program (Nix, Spack, conda's sysroot) has its own glibc beside itself, over which nothing
+    is laid. Other programs of the kind (klibc, musl) go on as they are.
+    """
+    others, reach = image["glibc"]["others"], image.get("reach")
+    every = {row[0] for one in image["consumers"].values() for row in one.get("each", ())}
+    packages = tuple(name for name in reach or () if "/" not in name)
+    # More than are noted, or nothing known of what programs load.
+    whole = len(others) > 200 or (bool(image["consumers"]) and not reach)
+    for path, loader in others:
+        named = bool(packages) and path.rpartition("/")[2].startswith(packages)
+        if whole or named or path in every or path in (reach or ()):
+            return [path, loader]
+    return []
+
+
+def over(
+    host: Family,
+    image: "Mapping[str, Any]",
+    why: str,
+    needed: "Iterable[Found]",
+    root: str,
+    beside: str,
+) -> Injection:
+    """Return the binds over each copy of the image's, and what is to be said. Pure.
+
+    `why` is what needs it; `needed` are the libraries that go in: files of glibc that these need
+    and the image lacks go into the folder `beside`, which ld.so searches.
+    """
+    own = image["glibc"]
+    steps = [
+        Mount(path, under(root, host.files[name][0]), reason=f"the host's {name}: {why}", over=True)
+        for name, path, _versions in own["files"]
+        if name in host.files
+    ]
+    have = {name for name, _path, _versions in own["files"]}
+    wanted = {name for one in needed for name in one.elf.needed if is_glibc(name)}
+    for name in sorted((wanted - have) & set(host.files)):
+        source = under(root, host.files[name][0])
+        steps.append(Mount(f"{beside}/{name}", source, reason=f"the host's {name}: {why}"))
+    notes = [f"the host's glibc is laid over the image's: {why}"]
+    if stay := sorted(have - set(host.files)):
+        notes.append(f"the image's {', '.join(stay)} can't be used: the host has none")
+    if own["static"]:
+        notes.append(
+            "static programs that use NSS or iconv may crash with the host's glibc, whose modules"
+            f" they load: {', '.join(own['static'])}"
+        )
+    if own["stack"]:
+        notes.append(
+            "libraries with an executable stack can't be loaded by dlopen with glibc 2.41 and later"
+            f" (GLIBC_TUNABLES=glibc.rtld.execstack=2 allows it): {', '.join(own['stack'])}"
+        )
+    if own["others"]:
+        notes.append(f"{own['others'][0][0]} keeps a C library of its own")
+    # By every name that leads there in a root whose /lib is in /usr.
+    places = [LOADERS[host.machine], *(step.target for step in steps if step.over)]
+    places += [p.removeprefix("/usr") if p.startswith("/usr/") else "/usr" + p for p in places]
+    together = tuple(dict.fromkeys(places))
+    return Injection(tuple(steps), tuple(_layout(host, image)), tuple(notes), (), together)
+
+
+def _layout(host: Family, image: "Mapping[str, Any]") -> "list[Env]":
+    """Return what tells the host's glibc the image's folders, where its own are others.
+
+    Compiled into ld.so are the folders that it searches last, into libc that of iconv's modules.
+    """
+    libc = next(path for name, path, _ in image["glibc"]["files"] if name == "libc.so.6")
+    folder, gconv = libc.rpartition("/")[0], image["glibc"]["gconv"]
+    if folder.removeprefix("/usr") == host.folder.removeprefix("/usr"):
+        return []
+    found = []
+    if gconv:
+        why = "the image's modules of iconv, whose folder the host's glibc does not know"
+        found.append(Env("append", "GCONV_PATH", gconv, why))
+    if not image.get("cache"):
+        why = "the image's library folders, which the host's ld.so does not know"
+        found += [Env("append", "LD_LIBRARY_PATH", one, why) for one in image["search"]]
+    return found

@@ -1,0 +1,142 @@
+"""Programs of old images on the host's newer C library: built inside, run by the host's mpiexec.
+
+The images are Debian's suites with compilers and both MPIs; what they build runs with --mpi. Which
+of them are older than the host depends on the machine: `.ci/distribution trixie` makes a newer one.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import User
+from tests.kit import mpi
+from tests.kit.places import PROGRAMS, TREE
+
+pytestmark = [
+    pytest.mark.needs("userns", "fuse", "squashfuse", "mmdebstrap", "mksquashfs"),
+    pytest.mark.needs("mpich", "openmpi"),
+]
+RANKS = 2
+NEXT = "static __thread int at = 41; int next(void) { return ++at; }"
+WORDS = ("mpi", "threads", "cancel", "dlopen", "libm", "iconv", "locale", "getaddrinfo", "getpwuid")
+BUILD = """
+set -e
+cd $1
+printf '%s' "$3" >next.c
+gcc -shared -fPIC -o libnext.so next.c
+mpicc.$2 -g -O1 -o plain oldglibc.c -ldl -lm -lpthread
+mpicxx.$2 -O1 -o c++ oldglibc.cc -lpthread
+# gfortran 9 has not the option that 10 and later need.
+mpif90.$2 -O1 -cpp -DMODULE -fallow-argument-mismatch -o fortran mpifortran.f90 ||
+    mpif90.$2 -O1 -cpp -DMODULE -o fortran mpifortran.f90
+mkdir -p locale
+localedef -i de_DE -f UTF-8 locale/de_DE.UTF-8 || test -f locale/de_DE.UTF-8/LC_TIME
+getconf GNU_LIBC_VERSION
+"""
+
+
+HOST = str(os.confstr("CS_GNU_LIBC_VERSION"))
+"""As getconf says it: "glibc 2.36"."""
+
+
+def udi_run(user: User, family: str, image: str, *words: str, ranks: int = RANKS) -> str:
+    """Run words in the image with the host's MPI; return what they say."""
+    argv = [*mpi.launcher(f"debian-{family}", ranks), str(TREE / "bin/udi-run"), f"--mpi={family}"]
+    env = mpi.environment(user, f"debian-{family}")
+    done = user.run(*argv, mpi.pulled(image), *words, env=env, timeout=120)
+    assert not done.returncode, done.stdout + done.stderr
+    return done.stdout
+
+
+def build(user: User, family: str, image: str, folder: Path) -> str:
+    """Compile the programs inside the image, on its own C library, whose version is returned."""
+    for name in ("oldglibc.c", "oldglibc.cc", "mpifortran.f90"):
+        (folder / name).write_bytes((PROGRAMS / name).read_bytes())
+    os.chmod(folder, 0o777)
+    env = mpi.environment(user, f"debian-{family}")
+    argv = [str(TREE / "bin/udi-run"), mpi.pulled(image), "sh", "-c", BUILD, "sh"]
+    done = user.run(*argv, str(folder), family, NEXT, env=env, timeout=300)
+    assert not done.returncode, done.stdout + done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mpich", "openmpi"])
+@pytest.mark.parametrize("suite", mpi.SUITES)
+def test_programs_of_a_suite(suite: str, family: str, user: User, tmp_path: Path) -> None:
+    image = f"tools-{suite}"
+    own = build(user, family, image, tmp_path)
+    env = ["env", f"LOCPATH={tmp_path}/locale"]
+    out = udi_run(user, family, image, *env, f"{tmp_path}/plain", f"{tmp_path}/libnext.so")
+    assert [line for line in out.splitlines() if line.startswith("ok ")] == [
+        f"ok {word}" for word in WORDS
+    ], out
+    assert "BAD" not in out
+    newer = mpi.needed_glibc(f"debian-{family}") > int(own.rpartition(".")[2])
+    assert f"libc {HOST if newer else own}, ranks {RANKS}" in out, out
+    assert udi_run(user, family, image, f"{tmp_path}/c++") == "ok c++\n"
+    out = udi_run(user, family, image, f"{tmp_path}/fortran")
+    assert out.count(" bad=0 ") == RANKS, out
+    gdb = ["gdb", "-batch", "-ex", "break here", "-ex", "run", "-ex", "info threads"]
+    words = [*gdb, "-ex", "kill", "--args", f"{tmp_path}/plain", f"{tmp_path}/libnext.so"]
+    out = udi_run(user, family, image, *words, ranks=1)
+    assert "libthread_db enabled" in out and "LWP" in out, out
+
+
+def test_a_real_pair_of_this_machine(user: User) -> None:
+    """Bullseye's Python, perl, iconv, getent on this machine's glibc, which its MPI needs."""
+    script = (
+        "ldd --version 2>&1 | head -n1; iconv -f UTF-8 -t EUC-JP </dev/null && echo iconv;"
+        " getent hosts localhost | tr -s ' '; perl -e 'print exp(1), qq(\\n)';"
+        " python3 -c 'import ssl, sqlite3, ctypes, threading, platform; print(platform.libc_ver())'"
+    )
+    out = udi_run(user, "mpich", "bullseye-mpich", "sh", "-c", script, ranks=1).splitlines()
+    assert "iconv" in out and "2.71828182845905" in out
+    assert str(tuple(HOST.split())) in out, out
+
+
+def test_what_explain_says(user: User) -> None:
+    """Each bind of glibc with its reason; a rank's files are those of the host."""
+    argv = [str(TREE / "bin/udi-run"), "--mpi", "--explain=json", mpi.pulled("bullseye-mpich")]
+    done = user.run(*argv, "python3", env=mpi.environment(user, "debian-mpich"))
+    assert not done.returncode, done.stderr
+    steps = json.loads(done.stdout)["steps"]
+    binds = {step["target"]: step["reason"] for step in steps if "the host's lib" in step["reason"]}
+    reason = next(
+        why for target, why in binds.items() if target.rpartition("/")[2] == "libc-2.31.so"
+    )
+    assert reason.startswith("the host's libc.so.6: libmpich.so.12 needs GLIBC_2."), reason
+
+
+def test_never(user: User) -> None:
+    env = mpi.environment(user, "debian-mpich")
+    argv = [str(TREE / "bin/udi-run"), "--mpi", "--mpi-glibc=never", mpi.pulled("bullseye-mpich")]
+    done = user.run(*argv, "python3", env=env)
+    assert done.returncode == 125
+    assert ", and the image's glibc has GLIBC_2.30\n" in done.stderr
+    assert "hint: --mpi-glibc=auto brings the host's along" in done.stderr
+
+
+@pytest.mark.parametrize("place", ["/usr/lib/x86_64-linux-gnu", "/lib64", "/usr"])
+def test_a_volume_over_the_images_glibc(place: str, user: User) -> None:
+    """An image whose C library is replaced by a volume: what was noted of it is no longer so."""
+    env = mpi.environment(user, "debian-mpich")
+    volume = f"--volume={user.home}:{place}"
+    argv = [str(TREE / "bin/udi-run"), "--mpi", volume, mpi.pulled("bullseye-mpich")]
+    done = user.run(*argv, "python3", env=env)
+    assert done.returncode == 125
+    assert f"volume {place}: it covers " in done.stderr, done.stderr
+    assert "as all of its C library must" in done.stderr
+
+
+def test_python_and_its_children_without_a_variable(user: User) -> None:
+    """`env -i` keeps the C library: it is bound, not searched for."""
+    code = "print({w for w in open('/proc/self/maps').read().split() if '/libc' in w})"
+    words = ["env", "-i", "/usr/bin/python3", "-c", code]
+    out = udi_run(user, "mpich", "bullseye-mpich", *words, ranks=1)
+    assert "libc-2.31.so" in out and "libc.so.6" not in out
+    words = ["env", "-i", "/usr/bin/getconf", "GNU_LIBC_VERSION"]
+    out = udi_run(user, "mpich", "bullseye-mpich", *words, ranks=1)
+    assert out == HOST + "\n"
