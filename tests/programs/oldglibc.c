@@ -45,7 +45,8 @@ static void *waits(void *unused)
     return unused;
 }
 
-void here(void) { }
+/* For a debugger to stop at. */
+__attribute__((noinline)) void here(void) { __asm__ volatile(""); }
 
 static void threads(void)
 {
