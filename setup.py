@@ -6,14 +6,15 @@ editable one's) are installed; a source distribution has the tables alone.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from setuptools import Distribution, setup
 
-InstallData = Distribution().get_command_class("install_data")
+InstallData: Any = Distribution().get_command_class("install_data")
 """setuptools has no public name for it, and distutils is gone since Python 3.12."""
 
 
-class MadeData(InstallData):
+class MadeData(InstallData):  # type: ignore[misc]
     """install_data with the files that rootless_udi.commands.share makes."""
 
     def run(self) -> None:

@@ -67,7 +67,14 @@ def big_image(folder: Path, megabytes: int) -> Path:
     with open(folder / "in/big", "wb") as file:
         for _ in range(megabytes):
             file.write(os.urandom(1 << 19) + b"half of this compresses well....." * 15888)
-    argv = ["mksquashfs", folder / "in", folder / "big.sqfs", "-comp", "zstd", "-quiet"]
+    argv: list[str | Path] = [
+        "mksquashfs",
+        folder / "in",
+        folder / "big.sqfs",
+        "-comp",
+        "zstd",
+        "-quiet",
+    ]
     options = ["-Xcompression-level", "3", "-no-progress", "-noappend"]
     subprocess.run([*argv, *options], check=True, stdout=subprocess.DEVNULL)
     shutil.rmtree(folder / "in")

@@ -60,7 +60,15 @@ def main(argv: list[str]) -> None:
         if "--optimize" in argv:
             images.append(optimised(images[0], folder))
         (folder / "late.c").write_text(SHIM)
-        compiler = ["gcc", "-O1", "-shared", "-fPIC", "-o", folder / "late.so", folder / "late.c"]
+        compiler: list[str | Path] = [
+            "gcc",
+            "-O1",
+            "-shared",
+            "-fPIC",
+            "-o",
+            folder / "late.so",
+            folder / "late.c",
+        ]
         subprocess.run(compiler, check=True)
         late = {
             "LD_PRELOAD": str(folder / "late.so"),

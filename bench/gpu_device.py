@@ -60,8 +60,8 @@ def differences(outside: Side, inside: Side) -> list[str]:
     """Return what is not inside as it is outside, or not as it must be."""
     found = []
     for what, one, two in (
-        ("nvidia-smi -L", *(side.run("nvidia-smi", "-L") for side in (outside, inside))),
-        ("a kernel", *(side.program("cudakernel.py") for side in (outside, inside))),
+        ("nvidia-smi -L", outside.run("nvidia-smi", "-L"), inside.run("nvidia-smi", "-L")),
+        ("a kernel", outside.program("cudakernel.py"), inside.program("cudakernel.py")),
     ):
         print(f"{what}: {two.stdout.strip()}")
         if one.returncode or two.returncode or one.stdout != two.stdout:

@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.kit import mpi
+from tests.kit.places import TREE
 
 PAIRS = [
     "bookworm-mpich:debian-mpich",
@@ -53,7 +54,7 @@ def compare(pair: str, runs: int) -> None:
     """Print one line."""
     image, _, host = pair.partition(":")
     env = {**os.environ, "UDI_STORE": str(mpi.store()), **mpi.host_env(host)}
-    udi = [str(mpi.TREE / "bin/udi-run"), "--mpi", mpi.pulled(image), mpi.PROGRAM, "times"]
+    udi = [str(TREE / "bin/udi-run"), "--mpi", mpi.pulled(image), mpi.PROGRAM, "times"]
     commands = {
         "outside": outside(host, env),
         "inside": ([*mpi.launcher(host, 2), *udi], env),

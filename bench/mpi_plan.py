@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rootless_udi.mpi_inject.libraries.image_facts import Inspector
 from tests.kit import images, mpi
+from tests.kit.places import TREE
 
 PROGRAM = """
 import gc, sys, time
@@ -55,7 +56,7 @@ def planning(image: str, host: str, runs: int) -> None:
     """Print one line: medians in ms."""
     env = mpi.host_env(host) or {"PATH": "/usr/bin:/bin"}
     words = [f"{name}={value}" for name, value in env.items()]
-    argv = [sys.executable, "-I", "-S", "-c", PROGRAM, str(mpi.TREE), str(facts(image)), *words]
+    argv = [sys.executable, "-I", "-S", "-c", PROGRAM, str(TREE), str(facts(image)), *words]
     rows = []
     for _ in range(runs):
         out = subprocess.run(argv, check=True, capture_output=True, text=True).stdout

@@ -36,7 +36,7 @@ NUMPY = ("/usr/bin/python3", "-c", "import numpy")
 def start(argv: Sequence[str], env: dict[str, str]) -> int:
     """Start a process whose standard streams are nobody's; return its id."""
     null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)]
-    return os.posix_spawnp(argv[0], argv, env, file_actions=null)
+    return os.posix_spawnp(argv[0], list(argv), env, file_actions=null)
 
 
 def at_once(argv: Sequence[str], ranks: int, env: dict[str, str]) -> tuple[float, int]:
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=parts, default=parts)
     asked = parser.parse_args()
     os.chdir("/tmp")
-    subreaper()
+    subreaper(True)
     image = peers.Image("numpy", codename(), ("python3-numpy",))
     runners = peers.runners(image)
     runners.pop("udi-run")

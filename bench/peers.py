@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 TREE = Path(__file__).resolve().parent.parent
@@ -90,7 +90,7 @@ def runners(image: Image) -> dict[str, list[str]]:
 
 
 def rounds(
-    commands: dict[str, Sequence[str]], runs: int = 5, count: int = 4, prepare: str = ""
+    commands: Mapping[str, Sequence[str]], runs: int = 5, count: int = 4, prepare: str = ""
 ) -> dict[str, float]:
     """Return each command's median wall time in seconds, by hyperfine, over alternating rounds."""
     times: dict[str, list[float]] = {name: [] for name in commands}

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from rootless_udi.base import program as child
-from tests.conftest import TREE, User
+from tests.conftest import User
 from tests.kit import images
+from tests.kit.places import TREE
 from tests.launch.test_run import wait_for
 from tests.test_start import FOREIGN, LAUNCHER, imported
 

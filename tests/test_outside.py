@@ -121,4 +121,5 @@ def test_ranks_share_where_processes_are_hidden(
     first, second, head, row, *rest = done.stdout.splitlines()
     assert first == second and not rest
     assert head.startswith("IMAGE") and "dead" not in row and " 1 " in row
-    assert not servers(left) or left.check() is None
+    if servers(left):
+        left.check()

@@ -105,7 +105,8 @@ def at_import(body: list[ast.stmt]) -> list[ast.stmt]:
 
 def reached(name: str) -> dict[str, tuple[str, ...]]:
     """Return the modules that importing `name` brings, each with the way that leads to it."""
-    found, todo = {name: (name,)}, [name]
+    found: dict[str, tuple[str, ...]] = {name: (name,)}
+    todo = [name]
     while todo:
         one = todo.pop()
         for node in at_import(TREES[one].body):

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from rootless_udi import bundle, version
-from tests.conftest import TREE, User
+from tests.conftest import User
+from tests.kit.places import TREE
 
 PYTHON = "/usr/bin/python3"
 
@@ -108,7 +109,7 @@ def test_a_stale_bundle_is_left_aside(tmp_path: Path) -> None:
     subprocess.run(["rm", "-rf", package / "__pycache__"], check=True)
     assert bundle.write(str(package))
     launcher = tmp_path / "bin/udi-run"
-    ask = [launcher, "--version"]
+    ask: list[str | Path] = [launcher, "--version"]
     assert subprocess.run(ask, capture_output=True, text=True).stdout == "udi-run 0.1.0\n"
     run = (package / "run.py").read_text()
     (package / "run.py").write_text(run.replace('"udi-run {VERSION}', '"changed {VERSION}'))
@@ -135,9 +136,15 @@ def test_an_installation_from_the_wheel(user: User, box: Path, tmp_path: Path) -
     for name in ("README.md", "LICENSE"):
         subprocess.run(["cp", "-a", TREE / name, source / name], check=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    build = ["wheel", "--no-deps", "--no-build-isolation", "-w", wheel, source]
+    build: list[str | Path] = ["wheel", "--no-deps", "--no-build-isolation", "-w", wheel, source]
     subprocess.run([*pip, *build], check=True)
-    install = ["--python", venv / "bin/python3", "install", "--no-deps", *wheel.glob("*.whl")]
+    install: list[str | Path] = [
+        "--python",
+        venv / "bin/python3",
+        "install",
+        "--no-deps",
+        *wheel.glob("*.whl"),
+    ]
     subprocess.run([*pip, *install], check=True)
     user.env["PATH"] = "/usr/bin:/bin"
     done = user.run(venv / "bin/udi-run", box, "echo", "installed")

@@ -139,7 +139,7 @@ def test_zsh_finds_it_by_its_first_line(prefix: Path, tmp_path: Path) -> None:
         'fpath=("$1/share/zsh/site-functions" $fpath); autoload -U compinit; compinit -D -u; '
         "print ${_comps[udi-run]} ${_comps[shifter]}"
     )
-    argv = ["zsh", "-f", "-c", code, "zsh", prefix]
+    argv: list[str | Path] = ["zsh", "-f", "-c", code, "zsh", prefix]
     env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     assert subprocess.run(argv, env=env, capture_output=True, text=True).stdout == "_udi _udi\n"
 

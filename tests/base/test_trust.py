@@ -190,7 +190,8 @@ def test_the_facts_are_those_of_the_files_own_name(user: User, plain: Path) -> N
     folder.mkdir()
     for name, wrong in (("plain", "v1.json"), ("plain", "v1.2/.json"), (".plain", "v1.2/.json")):
         path = folder / name
-        path.exists() or path.hardlink_to(plain)
+        if not path.exists():
+            path.hardlink_to(plain)
         (plain.parent / wrong).write_text(json.dumps(PLANTED))
         assert planted(user, path, folder) == ("", ""), wrong
         assert planted(user, f"./{name}", folder) == ("", ""), wrong

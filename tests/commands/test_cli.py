@@ -314,7 +314,10 @@ def test_what_a_check_of_the_doctor_tries_in_a_child() -> None:
 @pytest.mark.root
 def test_root_is_refused(user: User) -> None:
     for program in ("udi-run", "udi"):
-        words = [TREE / "bin" / program, *(["x"] if program == "udi-run" else ["images"])]
+        words: list[str | Path] = [
+            TREE / "bin" / program,
+            *(["x"] if program == "udi-run" else ["images"]),
+        ]
         done = subprocess.run(words, capture_output=True, text=True)
         assert done.returncode == 125
         assert "runs as an ordinary user, and this is root" in done.stderr
@@ -347,7 +350,7 @@ def test_supplementary_groups_keep_their_access(user: User, tmp_path: Path) -> N
     images.busybox_layout(box)
     os.system(f"chmod -R a+rX {box}")
     words = ["setpriv", f"--reuid={user.uid}", f"--regid={user.gid}", "--groups=54321"]
-    argv = [TREE / "bin/udi-run", f"--volume={folder}:/data", f"oci:{box}:latest", "/bin/sh", "-c"]
+    argv = [f"{TREE}/bin/udi-run", f"--volume={folder}:/data", f"oci:{box}:latest", "/bin/sh", "-c"]
     script = "/bin/cat /data/file; /bin/id -G; /bin/id -Gn"
     done = subprocess.run([*words, *argv, script], env=user.env, capture_output=True, text=True)
     out = done.stdout.splitlines()
@@ -365,7 +368,7 @@ def test_a_uid_without_an_account(user: User, tmp_path: Path) -> None:
     os.system(f"chmod -R a+rX {tmp_path}")
     words = ["setpriv", "--reuid=123456", "--regid=123456", "--clear-groups", TREE / "bin/udi-run"]
     env = {"PATH": user.env["PATH"], "HOME": str(home), "USER": "ghost"}
-    argv = [*words, f"oci:{box}:latest", "/bin/sh", "-c", "/bin/id -un; /bin/id -u"]
+    argv = [*map(str, words), f"oci:{box}:latest", "/bin/sh", "-c", "/bin/id -un; /bin/id -u"]
     done = subprocess.run(argv, env=env, capture_output=True, text=True)
     assert done.stdout.split() == ["ghost", "123456"], done.stderr
 

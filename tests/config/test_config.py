@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.config import compiled, files, merge, show, tomllines
+from rootless_udi.config import compiled, files, merge, schema, show, tomllines
 from rootless_udi.config import load as config_load
 from rootless_udi.plan import modules
 from rootless_udi.plan import site as plan_site
@@ -482,7 +482,7 @@ TOML = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=8,
 )
-KEYS = st.sampled_from([key.split(".")[1] for key in merge.schema.SITE_KEYS])
+KEYS = st.sampled_from([key.split(".")[1] for key in schema.SITE_KEYS])
 SECTIONS = st.sampled_from(
     ["mount", "env", "etc", "registry", "bind", "hook", "devices", "requires"]
 )

@@ -129,18 +129,18 @@ def tree(tmp_path: Path) -> bytearray:
     return bytearray(path.read_bytes())
 
 
-def opened(data: bytes, path: Path) -> FileSystem:
+def opened(data: bytes | bytearray, path: Path) -> FileSystem:
     path.write_bytes(data)
     return FileSystem(Reader(os.open(path, os.O_RDONLY), "bad"))
 
 
-def inode_at(data: bytes, fs: FileSystem, *names: bytes) -> int:
+def inode_at(data: bytes | bytearray, fs: FileSystem, *names: bytes) -> int:
     """Return where in the image the inode of a path lies (its structures are uncompressed)."""
     node = ROOT
     for name in names:
         node = fs.lookup(node, name)
     ref = fs.inode(node).ref
-    return fs.reader.super.inode_table + (ref >> 16) + 2 + (ref & 0xFFFF)
+    return int(fs.reader.super.inode_table) + (ref >> 16) + 2 + (ref & 0xFFFF)
 
 
 @pytest.mark.needs("userns", "fuse", "mksquashfs")

@@ -110,7 +110,15 @@ def test_100000_files_in_one_directory(tmp_path: Path) -> None:
     folder.mkdir()
     for n in range(100_000):
         os.mknod(folder / f"{n * 7919 % 100_000:06d}{'x' * (n % 40)}")
-    argv = ["mksquashfs", folder, tmp_path / "i", "-quiet", "-no-progress", "-comp", "zstd"]
+    argv: list[str | Path] = [
+        "mksquashfs",
+        folder,
+        tmp_path / "i",
+        "-quiet",
+        "-no-progress",
+        "-comp",
+        "zstd",
+    ]
     subprocess.run(argv, check=True, capture_output=True, timeout=300)
     assert same(tmp_path / "i", tmp_path / "kernel") == 100_001
 
@@ -125,6 +133,14 @@ def test_an_8_gib_sparse_file(tmp_path: Path) -> None:
         for at in range(5, 8 << 30, 700_000_001):
             file.seek(at)
             file.write(fuseimages.noise(200_000))
-    argv = ["mksquashfs", folder, tmp_path / "i", "-quiet", "-no-progress", "-comp", "zstd"]
+    argv: list[str | Path] = [
+        "mksquashfs",
+        folder,
+        tmp_path / "i",
+        "-quiet",
+        "-no-progress",
+        "-comp",
+        "zstd",
+    ]
     subprocess.run(argv, check=True, capture_output=True, timeout=300)
     assert same(tmp_path / "i", tmp_path / "kernel") == 2

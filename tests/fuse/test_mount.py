@@ -133,7 +133,16 @@ def test_large_reads_by_threads(threads: int, block: str, mount: Mounter, tmp_pa
     data = fuseimages.words(12 << 20) + fuseimages.noise(100_001)
     (tmp_path / "in").mkdir()
     (tmp_path / "in/file").write_bytes(data)
-    argv = ["mksquashfs", tmp_path / "in", tmp_path / "i", "-comp", "zstd", "-b", block, "-quiet"]
+    argv: list[str | Path] = [
+        "mksquashfs",
+        tmp_path / "in",
+        tmp_path / "i",
+        "-comp",
+        "zstd",
+        "-b",
+        block,
+        "-quiet",
+    ]
     subprocess.run([*argv, "-no-progress"], check=True, capture_output=True)
     one = mount("raw", tmp_path / "i", f"--threads={threads}", "--cache=2000000")
     code = """
@@ -256,7 +265,14 @@ def test_memory_stays_bounded_with_default_caches(mount: Mounter, tmp_path: Path
     (folder / "big").write_bytes(fuseimages.noise(1 << 20) * 400)
     for n in range(20_000):
         os.mknod(folder / f"{n:x}-{n * n:x}")
-    argv = ["mksquashfs", folder, tmp_path / "i", "-comp", "zstd", "-no-duplicates"]
+    argv: list[str | Path] = [
+        "mksquashfs",
+        folder,
+        tmp_path / "i",
+        "-comp",
+        "zstd",
+        "-no-duplicates",
+    ]
     options = ["-Xcompression-level", "1", "-quiet", "-no-progress"]
     subprocess.run([*argv, *options], check=True, capture_output=True)
     one = mount("raw", tmp_path / "i")

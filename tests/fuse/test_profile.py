@@ -115,7 +115,7 @@ def test_an_optimised_image_is_the_same_to_every_reader(
     assert list(fusetree.of_image(str(target))) == list(fusetree.of_image(str(image)))
     folders = [tmp_path / "old-out", tmp_path / "new-out"]
     for source, folder in zip((image, target), folders, strict=True):
-        argv = ["unsquashfs", "-q", "-n", "-no-xattrs", "-d", folder, source]
+        argv: list[str | Path] = ["unsquashfs", "-q", "-n", "-no-xattrs", "-d", folder, source]
         subprocess.run(argv, capture_output=True)  # can't make the device nodes
         subprocess.run(["chmod", "-R", "u+rwX", folder], check=True)
     old, new = (

@@ -114,8 +114,8 @@ class Mount:
         where = str(point) if inside else f"/dev/fd/{fds[0]}"
         self.log = log or Path(f"{point}.log")
         readiness, written = os.pipe()
-        words = {"IMAGE": str(image), "MOUNT": where, "READY": str(written)}
-        argv = [words.get(w, w.replace("READY", str(written))) for w in server]
+        stands = {"IMAGE": str(image), "MOUNT": where, "READY": str(written)}
+        argv = [stands.get(w, w.replace("READY", str(written))) for w in server]
         if inside:
             argv = [*self._enter(), *argv]
         before = time.perf_counter()

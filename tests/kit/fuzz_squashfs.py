@@ -6,6 +6,7 @@ is a UdiError, a Corrupt or an OSError. Anything else, more than 10 s of CPU for
 memory than LIMIT is a finding: the mutant is kept and the seed printed.
 """
 
+import functools
 import os
 import random
 import resource
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rootless_udi.base.errors import UdiError
@@ -65,7 +66,14 @@ def _large_directory(folder: Path) -> bytes:
     (folder / "in").mkdir()
     for number in range(6000):
         os.mknod(folder / "in" / f"{number}-{'n' * 20}")
-    argv = ["mksquashfs", folder / "in", folder / "large", *RAW, "-quiet", "-no-progress"]
+    argv: list[str | Path] = [
+        "mksquashfs",
+        folder / "in",
+        folder / "large",
+        *RAW,
+        "-quiet",
+        "-no-progress",
+    ]
     subprocess.run(argv, check=True, capture_output=True)
     return (folder / "large").read_bytes()
 
@@ -126,9 +134,11 @@ def walk(path: Path, threads: int) -> Iterator[Exception]:
         taken: list[tuple[int, int, bytes]] = []
         while stack and len(seen) < NODES:
             node = stack.pop()
-            for ask in (fs.attributes, fs.readlink, _xattrs, _data, _lookups):
+            asks: list[Callable[[int], object]] = [fs.attributes, fs.readlink]
+            asks += [functools.partial(ask, fs) for ask in (_xattrs, _data, _lookups)]
+            for ask in asks:
                 try:
-                    ask(fs, node) if ask in (_data, _lookups, _xattrs) else ask(node)  # type: ignore[operator]
+                    ask(node)
                 except EXPECTED as error:
                     yield error
             try:

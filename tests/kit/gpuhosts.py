@@ -56,7 +56,17 @@ def compile(soname: str, source: str = SOURCE % 12040, *flags: str) -> Path:
     target = folder / name
     if not target.exists():
         part = target.with_suffix(f".{os.getpid()}")
-        argv = ["gcc", "-shared", "-fPIC", "-x", "c", "-", f"-Wl,-soname,{soname}", "-o", part]
+        argv: list[str | Path] = [
+            "gcc",
+            "-shared",
+            "-fPIC",
+            "-x",
+            "c",
+            "-",
+            f"-Wl,-soname,{soname}",
+            "-o",
+            part,
+        ]
         subprocess.run([*argv, *flags], input=source.encode(), check=True)
         part.rename(target)
     return target

@@ -31,11 +31,11 @@ def pulled(folder: Path, entries: list[images.Entry], env: list[str]) -> Path:
     """Pull an image of these entries into a store in `folder`; return its squashfs file."""
     layout = images.Layout(folder / "layout")
     layout.image("latest", [images.tar(entries)], {"Env": env})
-    argv = [TREE / "bin/udi", "pull", "-q", f"oci:{folder}/layout:latest"]
+    argv: list[str | Path] = [TREE / "bin/udi", "pull", "-q", f"oci:{folder}/layout:latest"]
     environ = {**os.environ, "UDI_STORE": str(folder / "store")}
     done = subprocess.run(argv, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return folder / "store/images" / (done.stdout.strip().replace(":", "-") + ".sqfs")
+    return folder / "store/images" / (str(done.stdout).strip().replace(":", "-") + ".sqfs")
 
 
 def usable(folder: Path) -> Path:

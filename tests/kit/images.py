@@ -90,9 +90,9 @@ class Layout:
         """Add an image of uncompressed tar `layers`; return its manifest's descriptor."""
         diff_ids = ["sha256:" + hashlib.sha256(layer).hexdigest() for layer in layers]
         blobs = [
-            self.blob(compress(x) if compress else x, f"{MEDIA}.layer.v1.tar{suffix}")
-            if compress
-            else self.blob(x, f"{MEDIA}.layer.v1.tar")
+            self.blob(x, f"{MEDIA}.layer.v1.tar")
+            if compress is None
+            else self.blob(compress(x), f"{MEDIA}.layer.v1.tar{suffix}")
             for x in layers
         ]
         document = {

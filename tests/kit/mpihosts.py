@@ -3,6 +3,7 @@
 import functools
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from rootless_udi.mpi_inject.libraries.image_facts import Inspector
 
 Tree = dict[str, bytes | str]
 """Absolute path -> a file's content, or a symbolic link's target."""
+Files = Mapping[str, bytes | str]
+"""A tree that is only read."""
 
 ARCH = "/usr/lib/x86_64-linux-gnu"
 
@@ -78,7 +81,7 @@ def _link(out: Path, source: str, words: list[str]) -> None:
     subprocess.run(argv, input=source, text=True, check=True, capture_output=True)
 
 
-def write(tree: Tree, root: Path) -> str:
+def write(tree: Files, root: Path) -> str:
     """Write a tree below `root` and return that as text."""
     for name, content in tree.items():
         path = root / name.lstrip("/")
@@ -90,7 +93,7 @@ def write(tree: Tree, root: Path) -> str:
     return str(root)
 
 
-def facts(tree: Tree) -> dict[str, Any]:
+def facts(tree: Files) -> dict[str, Any]:
     """Return what a pull notes of an image with these files."""
     inspector = Inspector()
     for path, content in tree.items():

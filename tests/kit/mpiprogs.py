@@ -68,7 +68,16 @@ def program(kind: Kind, name: str = "mpicheck") -> Path:
     target = images.cache() / f"{name}-{kind.name}-{_hash(source.read_bytes())}"
     if not target.exists():
         partial = target.with_name(f"{target.name}.{os.getpid()}")
-        argv = [kind.compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-o", partial, source]
+        argv: list[str | Path] = [
+            kind.compiler,
+            "-O2",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-o",
+            partial,
+            source,
+        ]
         subprocess.run(argv, check=True)
         partial.rename(target)
     return target

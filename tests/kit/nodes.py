@@ -44,7 +44,7 @@ def squashfs(target: Path, layers: Iterable[bytes | Path]) -> Path:
     with tarfile.open(merged, "a") as archive:
         for layer in others:
             data = BytesIO(layer) if isinstance(layer, bytes) else None
-            with tarfile.open(None if data else layer, fileobj=data) as source:  # type: ignore[call-overload]
+            with tarfile.open(None if data else layer, fileobj=data) as source:
                 for member in source:
                     content = source.extractfile(member) if member.isreg() else None
                     archive.addfile(member, content)

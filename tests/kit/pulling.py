@@ -6,6 +6,7 @@ import random
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,8 @@ class Sink(Silent):
         self.notes.append(text)
 
 
-def pull(store: Store, text: str, sink: Sink | None = None, **options: object) -> StoredImage:
+def pull(store: Store, text: str, sink: Sink | None = None, **options: Any) -> StoredImage:
+    """Pull as `udi pull` does; `options` are fields of `Options`, with little patience."""
     chosen = Options(**{"patience": QUICK, **options})
     return pull_sync(parse(text), store, chosen, sink or Sink())
 

@@ -4,6 +4,7 @@ import ast
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -20,7 +21,10 @@ def parsed(name: str) -> ast.Module:
     return ast.parse((TREE / "rootless_udi" / f"{name}.py").read_text())
 
 
-def keys(tree: ast.Module, kind: type) -> Iterator[str | bytes]:
+Key = TypeVar("Key", str, bytes)
+
+
+def keys(tree: ast.Module, kind: type[Key]) -> Iterator[Key]:
     """Yield every constant that is a key: of .get(), of a subscript, on the left of `in`."""
     for node in ast.walk(tree):
         found: ast.expr | None = None

@@ -372,7 +372,7 @@ def test_huge_file_needs_pax(tmp_path: Path) -> None:
     written = 0
     head = b""
 
-    def count(part: bytes) -> None:
+    def count(part: bytes | bytearray | memoryview) -> None:
         nonlocal written, head
         written += len(part)
         head = head or bytes(part[:2048])

@@ -32,14 +32,17 @@ def writer(request: pytest.FixtureRequest) -> str:
     probes.need(request.param)
     path = shutil.which(request.param)
     assert path
-    return path
+    return str(path)
 
 
 pytestmark = pytest.mark.needs("mksquashfs")
 
 
 def feed(data: bytes) -> Callable[[Write], None]:
-    return lambda write: write(data) and None
+    def give(write: Write) -> None:
+        write(data)
+
+    return give
 
 
 def build(
@@ -54,10 +57,11 @@ def tree(top: Path) -> dict[str, tuple[str, int, Any, int]]:
     """Return {path: (kind, mode, content's digest or target, mtime)} of an unpacked tree."""
     found = {}
     for root, directories, files in os.walk(os.fsencode(top)):
-        for name in directories + files:
-            path = os.path.join(root, name)
+        for one in directories + files:
+            path = os.path.join(root, one)
             status = os.lstat(path)
-            kind, what = stat.filemode(status.st_mode)[0], None
+            kind = stat.filemode(status.st_mode)[0]
+            what: bytes | str | None = None
             if kind == "l":
                 what = os.readlink(path)
             elif kind == "-":
@@ -136,7 +140,14 @@ def test_extended_attributes_are_kept(tmp_path: Path, writer: str) -> None:
         directory("d", pax={"SCHILY.xattr.user.e": ""}),
     ]
     build(tmp_path / "i.sqfs", [layer(tmp_path, tar(members))], writer=writer)
-    argv = ["unsquashfs", "-user-xattrs", "-quiet", "-no-progress", "-dest", tmp_path / "x"]
+    argv: list[str | Path] = [
+        "unsquashfs",
+        "-user-xattrs",
+        "-quiet",
+        "-no-progress",
+        "-dest",
+        tmp_path / "x",
+    ]
     subprocess.run([*argv, tmp_path / "i.sqfs"], check=True, capture_output=True)
     assert os.getxattr(tmp_path / "x/f", "user.k") == value.encode()
     assert os.getxattr(tmp_path / "x/d", "user.e") == b""
@@ -433,7 +444,7 @@ def test_extract_takes_over_what_a_killed_one_left(tmp_path: Path) -> None:
 def test_extract_leaves_device_nodes_out(tmp_path: Path) -> None:
     image = tmp_path / "nodes.sqfs"
     data = tar([M("null", "device"), file("f", "1")])
-    argv = ["mksquashfs", "-", image, "-tar", "-quiet", "-no-progress"]
+    argv: list[str | Path] = ["mksquashfs", "-", image, "-tar", "-quiet", "-no-progress"]
     subprocess.run(argv, input=data, check=True, capture_output=True)
     squashfs_tools.extract(str(image), str(tmp_path / "x"))
     assert os.listdir(tmp_path / "x") == ["f"]
@@ -454,7 +465,15 @@ def test_extract_lets_nobody_else_write(tmp_path: Path) -> None:
 
 
 def test_extract_of_a_root_without_write_permission(tmp_path: Path) -> None:
-    argv = ["mksquashfs", "-", tmp_path / "i.sqfs", "-tar", "-quiet", "-root-mode", "0555"]
+    argv: list[str | Path] = [
+        "mksquashfs",
+        "-",
+        tmp_path / "i.sqfs",
+        "-tar",
+        "-quiet",
+        "-root-mode",
+        "0555",
+    ]
     subprocess.run(argv, input=tar([file("f", "1")]), check=True, capture_output=True)
     squashfs_tools.extract(str(tmp_path / "i.sqfs"), str(tmp_path / "x"))
     assert (tmp_path / "x/f").read_bytes() == b"1"

@@ -7,7 +7,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -37,7 +37,10 @@ def refused(data: bytes) -> str:
 
 
 def one(
-    name: str = "f", content: bytes = b"", format: int = tarfile.PAX_FORMAT, **extra: Any
+    name: str = "f",
+    content: bytes = b"",
+    format: Literal[0, 1, 2] = tarfile.PAX_FORMAT,
+    **extra: Any,
 ) -> bytes:
     """Return a tar of one member, end blocks included."""
     info = tarfile.TarInfo(name)

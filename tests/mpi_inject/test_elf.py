@@ -4,12 +4,14 @@ import os
 import struct
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerDefSection, GNUVerNeedSection
 from elftools.elf.sections import SymbolTableSection
+from elftools.elf.segments import InterpSegment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,12 +35,13 @@ def own_files(limit: int) -> list[Path]:
 
 def by_pyelftools(path: Path) -> tuple[object, ...]:
     needed, defines, needs = [], [], {}
+    tag: Any  # its attributes come of the kind of tag
     soname = interp = ""
     paths = {"DT_RPATH": (), "DT_RUNPATH": ()}
     with open(path, "rb") as file:
         found = ELFFile(file)
         for segment in found.iter_segments():
-            if segment.header.p_type == "PT_INTERP":
+            if isinstance(segment, InterpSegment):
                 interp = segment.get_interp_name()
         for section in found.iter_sections():
             if isinstance(section, DynamicSection):

@@ -370,7 +370,7 @@ def test_compat_libraries_wait_for_the_hook(tmp_path: Path) -> None:
 
 
 def test_a_bare_name_of_two_kinds_is_refused(tmp_path: Path) -> None:
-    other = {"cdiVersion": "0.5.0", "kind": "amd.com/gpu"}
+    other: dict[str, object] = {"cdiVersion": "0.5.0", "kind": "amd.com/gpu"}
     other |= {"devices": [{"name": "0", "containerEdits": {}}]}
     made = host(tmp_path).write("/etc/cdi/amd.json", json.dumps(other))
     with pytest.raises(UdiError, match="more than one CDI kind has it") as caught:

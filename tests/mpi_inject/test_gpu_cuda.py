@@ -302,7 +302,7 @@ def test_each_rank_chooses(
 ) -> None:
     found = {name: value for _op, name, value in select(caller, inside)}
     assert found.get("CUDA_VISIBLE_DEVICES") == value
-    counted = bool(value) and value[0].isdigit()
+    counted = value is not None and value[:1].isdigit()
     assert ("CUDA_DEVICE_ORDER" in found) is counted
 
 

@@ -102,7 +102,7 @@ def test_the_check_for_a_machine_with_a_gpu_by_a_driver_without_one(
     host = driver(tmp_path / "root")
     tools = host.path / "usr/local/nvidia/bin"
     source = '#include <stdio.h>\nint main() { puts("GPU 0: Fake A100"); }\n'
-    argv = ["gcc", "-x", "c", "-", "-static", "-o", tools / "nvidia-smi"]
+    argv: list[str | Path] = ["gcc", "-x", "c", "-", "-static", "-o", tools / "nvidia-smi"]
     subprocess.run(argv, input=source, text=True, check=True)
     site = tmp_path / "site"
     (site / "torch").mkdir(parents=True)

@@ -99,7 +99,9 @@ def test_the_images_own_compat_library_goes_first(
     user: User, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     compat = "usr/local/cuda-12.8/compat"
-    folders = [(d, None, {}) for d in ("usr/local", "usr/local/cuda-12.8", compat)]
+    folders: list[images.Entry] = [
+        (d, None, {}) for d in ("usr/local", "usr/local/cuda-12.8", compat)
+    ]
     newer = gpuhosts.compile("libcuda.so.1", gpuhosts.SOURCE % 12080).read_bytes()
     more: list[images.Entry] = [
         *folders,

@@ -24,8 +24,8 @@ ARCH = h.ARCH
 
 
 def inject(
-    host: h.Tree,
-    image: h.Tree,
+    host: h.Files,
+    image: h.Files,
     tmp_path: Path,
     wanted: str = "",
     compat: str = "",
@@ -97,7 +97,7 @@ def test_a_sites_settings_for_an_mpi_with_a_prefix_come_along(tmp_path: Path) ->
         "/etc/openmpi-x86_64/openmpi-mca-params.conf": b"",
         "/etc/ucx/ucx.conf": b"",
     }
-    image = {**h.glibc(), "/opt/app": h.program(("libmpi.so.40",))}
+    image: h.Tree = {**h.glibc(), "/opt/app": h.program(("libmpi.so.40",))}
     found = inject(host, image, tmp_path / "a", environ={})
     values = {e.name: e.value for e in found.environment}
     assert values["OPAL_SYSCONFDIR"] == f"{planner.LIB}/openmpi-etc"
@@ -348,7 +348,7 @@ def test_a_modules_mpi_wins_over_the_path_and_the_system(tmp_path: Path) -> None
 
 
 def test_crays_soname_is_another_than_the_files_name(tmp_path: Path) -> None:
-    host = {
+    host: h.Tree = {
         "/c/lib-abi-mpich/libmpi.so.12": "libmpi_gnu_91.so.12.0.0",
         "/c/lib-abi-mpich/libmpi_gnu_91.so.12.0.0": h.library("libmpi_gnu_91.so.12", h.C),
     }

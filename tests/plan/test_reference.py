@@ -257,6 +257,6 @@ def test_the_launch_side_imports_next_to_nothing() -> None:
     ).stdout.split()
     new = set(out) - set(bare)
     assert {name for name in new if not name.startswith("rootless_udi")} == set()
-    names = ("base", "base.errors", "base.records", "base.trust", "plan", "plan.options")
-    names += ("plan.reference", "store", "store.find")
+    names = ["base", "base.errors", "base.records", "base.trust", "plan", "plan.options"]
+    names += ["plan.reference", "store", "store.find"]
     assert new == {"rootless_udi", *(f"rootless_udi.{name}" for name in names)}

@@ -117,8 +117,14 @@ def test_two_pulls_of_one_digest_download_once(proxy: Flaky, store: Store) -> No
     configs = {f"/v2/a/blobs/{config_of(proxy, 'a:1')}"}
     proxy.rule = rule
     sinks = [Sink(act), Sink(act)]
+
+    def waits(*event: object) -> None:
+        act(*event)
+        if event[1] == "wait":
+            waiting.set()
+
     for sink in sinks:
-        sink.act = lambda *event: (act(*event), event[1] == "wait" and waiting.set())
+        sink.act = waits
     results: list[StoredImage] = []
     threads = [
         threading.Thread(target=lambda s=sink: results.append(pull(store, f"{proxy.host}/a:1", s)))
@@ -232,7 +238,7 @@ POINTS = [
 
 
 def child(text: str, store: Store, point: str = "-", how: str = "-") -> list[str]:
-    return [sys.executable, "-c", CHILD, TREE, text, store.root, point, how]
+    return [sys.executable, "-c", CHILD, str(TREE), text, store.root, point, how]
 
 
 @pytest.mark.parametrize("point", POINTS)

@@ -15,7 +15,7 @@ from rootless_udi.store import find
 from rootless_udi.store.store import Store
 from tests.kit import images
 from tests.kit.pulling import HERE, Sink, config_of, content, inside, leftovers, noise, pull
-from tests.kit.registry import Flaky, Registry, flaky
+from tests.kit.registry import Flaky, Quiet, Registry, flaky
 
 pytest_plugins = ["tests.kit.pulling"]
 pytestmark = pytest.mark.needs("registry", "skopeo", "mksquashfs")
@@ -164,7 +164,12 @@ def test_keep_blobs_and_force(proxy: Flaky, store: Store) -> None:
 
 def test_mirrors_come_first(opened: Registry, proxy: Flaky, store: Store) -> None:
     with flaky(opened.host) as broken, flaky(opened.host) as mirror:
-        broken.rule = lambda proxy, request, path: bool(request.answer(500)) or True
+
+        def fails(proxy: Flaky, request: Quiet, path: str) -> bool:
+            request.answer(500)
+            return True
+
+        broken.rule = fails
         mirrors = {proxy.host: [broken.host, f"http://{mirror.host}/"]}
         sink = Sink()
         pull(store, f"{proxy.host}/a:1", sink, mirrors=mirrors)

@@ -285,7 +285,7 @@ ANSWERS: dict[str, bytes] = {
 def odd_documents() -> dict[str, tuple[bytes, bytes]]:
     """Manifest and config whose digests are right and whose words are not."""
     found = {}
-    for name, more in {
+    configs: dict[str, dict[str, object]] = {
         "arch": {"architecture": ESC},
         "os": {"os": ESC},
         "variant": {"variant": ESC},
@@ -298,7 +298,8 @@ def odd_documents() -> dict[str, tuple[bytes, bytes]]:
         "nul": {"config": {"WorkingDir": "\0"}},
         "ids": {"rootfs": {"diff_ids": [ESC]}},
         "time": {"created": [ESC]},
-    }.items():
+    }
+    for name, more in configs.items():
         body = config(**more)
         found[f"config {name}"] = manifest(body), body
     deep = b'{"a":' * 200_000
@@ -308,7 +309,7 @@ def odd_documents() -> dict[str, tuple[bytes, bytes]]:
     for _ in range(800):
         nested = [nested]
     layer = {"mediaType": OCI_LAYER, "digest": digest(LAYER), "size": len(LAYER)}
-    for name, value in {
+    layers: dict[str, dict[str, object]] = {
         "short": {"digest": "sha256:" + "b" * 63},
         "upper": {"digest": "sha256:" + "B" * 64},
         "md5": {"digest": "md5:b"},
@@ -322,11 +323,12 @@ def odd_documents() -> dict[str, tuple[bytes, bytes]]:
         "long": {"mediaType": "x" * (1 << 20)},
         "negative": {"size": -1},
         "digits": {"size": 10**4000},
-    }.items():
+    }
+    for name, value in layers.items():
         found[f"layer {name}"] = manifest(good, layers=[{**layer, **value}]), good
     found["20,000 layers"] = manifest(good, layers=[layer] * 20_000), good
     entry = {"mediaType": OCI_MANIFEST, "digest": "sha256:" + "a" * 64, "size": 3}
-    for name, value in {
+    for name, platform in {
         "platform": {"os": ESC, "architecture": "x\ny"},
         "platforms": [ESC],
         "nested": {"os": nested},
@@ -335,14 +337,14 @@ def odd_documents() -> dict[str, tuple[bytes, bytes]]:
         index = {
             "schemaVersion": 2,
             "mediaType": OCI_INDEX,
-            "manifests": [{**entry, "platform": value}],
+            "manifests": [{**entry, "platform": platform}],
         }
         found[f"index {name}"] = json.dumps(index).encode(), good
-    for name, value in {"media": ESC, "version": nested, "list": [], "layers": {}}.items():
+    for name, word in {"media": ESC, "version": nested, "list": [], "layers": {}}.items():
         key = {"media": "mediaType", "version": "schemaVersion", "list": "config"}.get(
             name, "layers"
         )
-        found[f"manifest {name}"] = manifest(good, **{key: value}), good
+        found[f"manifest {name}"] = manifest(good, **{key: word}), good
     return found
 
 
