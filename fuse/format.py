@@ -9,19 +9,18 @@ from _struct import Struct
 from _struct import error as StructError  # type: ignore[attr-defined]
 
 from rootless_udi.base.errors import UdiError
+from rootless_udi.base.superblock import COMPRESSORS, HEAD, MAGIC, OPTIMIZED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MAGIC = 0x73717368
 METADATA = 8192
 """Most bytes that a metadata block holds once decompressed."""
 NONE32 = 0xFFFFFFFF
 NONE64 = 0xFFFFFFFFFFFFFFFF
 RAW = 1 << 24
 """Set in a data block's size where the block is stored uncompressed."""
-COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
 NO_XATTRS = 0x200
 COMPRESSOR_OPTIONS = 0x400
 
@@ -146,7 +145,7 @@ class Superblock:
         at = SUPERBLOCK.size
         if self.flags & COMPRESSOR_OPTIONS:
             at += 2 + (int.from_bytes(self.head[at : at + 2], "little") & 0x7FFF)
-        if self.head[at : at + 8] != HOT_MAGIC or len(self.head) < at + HOT_SIZE:
+        if self.head[at : at + 8] != OPTIMIZED or len(self.head) < at + HOT_SIZE:
             return ()
         values = HOT.unpack_from(self.head, at)[1:]
         pairs = zip(values[::2], values[1::2], strict=True)
@@ -154,9 +153,6 @@ class Superblock:
 
 
 SUPERBLOCK_SIZE = SUPERBLOCK.size
-HEAD = 512
-"""Bytes to read for a superblock and what may follow it."""
-HOT_MAGIC = b"udi-hot1"
 HOT = Struct("<8s4Q")
 HOT_SIZE = HOT.size
 

@@ -2,6 +2,7 @@
 
 from struct import pack
 
+from rootless_udi.base.superblock import COMPRESSORS, MAGIC, OPTIMIZED
 from rootless_udi.fuse import format as f
 from rootless_udi.fuse.format import NONE32, Inode, Superblock
 
@@ -16,14 +17,14 @@ _ORDER = (
 def superblock(old: Superblock, **changes: int) -> bytes:
     """Return a superblock like `old` with these fields changed."""
     values = {name: getattr(old, name) for name in _ORDER} | changes
-    number = next(n for n, name in f.COMPRESSORS.items() if name == old.compressor)
+    number = next(n for n, name in COMPRESSORS.items() if name == old.compressor)
     fields = [values[name] for name in _ORDER]
-    return f.SUPERBLOCK.pack(f.MAGIC, *fields[:4], number, *fields[4:7], 4, 0, *fields[7:])
+    return f.SUPERBLOCK.pack(MAGIC, *fields[:4], number, *fields[4:7], 4, 0, *fields[7:])
 
 
 def hot(ranges: "tuple[tuple[int, int], tuple[int, int]]") -> bytes:
     """Return the marker that names what to read ahead, (position, length) twice."""
-    return f.HOT.pack(f.HOT_MAGIC, *ranges[0], *ranges[1])
+    return f.HOT.pack(OPTIMIZED, *ranges[0], *ranges[1])
 
 
 def _header(node: Inode, kind: int) -> bytes:

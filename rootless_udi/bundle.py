@@ -46,6 +46,7 @@ GROUPS = {
         "rootless_udi.base.records",
         "rootless_udi.plan.options",
         "rootless_udi.launch.command",
+        "rootless_udi.base.digest",
         "rootless_udi.node.launcher",
         "rootless_udi.node.places",
         "rootless_udi.run",
@@ -62,6 +63,7 @@ GROUPS = {
     "help": (
         "rootless_udi.base.calls",
         "rootless_udi.base.messages",
+        "rootless_udi.base.superblock",
         "rootless_udi.serve.outside",
         "rootless_udi.serve.programs",
         "rootless_udi.serve.helper",

@@ -191,4 +191,4 @@ def test_what_a_start_with_options_imports(
     }
     # The configuration is TOML once, and a flattened copy from then on; the first start a bundle.
     user.run("udi-run", box, "/bin/true", check=True)
-    assert start(user, *words[what], box) <= FOREIGN | LAUNCHER | MORE | {"_blake2", "gc", "sys"}
+    assert start(user, *words[what], box) <= FOREIGN | LAUNCHER | MORE | {"gc", "sys"}

@@ -5,12 +5,7 @@ from errno import EAGAIN
 from sys import byteorder, modules
 
 from rootless_udi.base.syscalls import (
-    _LAST,
-    _SYS_CLOSE_RANGE,
-    _SYS_MOUNT_SETATTR,
-    _SYS_OPENAT2,
     AT_FDCWD,
-    AT_RECURSIVE,
     MS_NODEV,
     MS_NOEXEC,
     MS_NOSUID,
@@ -26,6 +21,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
+
+# Numbers of unistd.h, the same on every architecture.
+_SYS_CLOSE_RANGE = 436
+_SYS_OPENAT2 = 437
+_SYS_MOUNT_SETATTR = 442
+
+_AT_RECURSIVE = 0x8000
+"""mount_setattr(2): the mounts below too."""
+_LAST = 0x7FFFFFFF
+"""The largest descriptor that an int can name."""
+_ATTEMPTS = 64
 
 
 def _older() -> "ModuleType":
@@ -55,7 +61,7 @@ def restrict(path: str, flags: int, below: bool = True) -> None:
     """
     attributes = flags & (MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
     attr = b"".join(n.to_bytes(8, byteorder) for n in (attributes, 0, 0, 0))
-    where, deep = os.fsencode(path), AT_RECURSIVE * below
+    where, deep = os.fsencode(path), _AT_RECURSIVE * below
     try:
         numbered("mount_setattr", _SYS_MOUNT_SETATTR, AT_FDCWD, where, deep, attr, 32, path=path)
     except CallError as error:
@@ -71,14 +77,14 @@ def openat2(dirfd: int, path: str, flags: int, resolve: int) -> int:
     refused, O_PATH with RESOLVE_IN_ROOT goes part by part (`older.inside`).
     """
     how = b"".join(n.to_bytes(8, byteorder) for n in (flags, 0, resolve))
-    for attempt in range(64):
+    for attempt in range(_ATTEMPTS):
         try:
             return numbered("openat2", _SYS_OPENAT2, dirfd, os.fsencode(path), how, 24, path=path)
         except CallError as error:
             inside = resolve == RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS and flags & os.O_PATH
             if error.errno in REFUSED and inside:
                 return int(_older().inside(dirfd, path, flags))
-            if error.errno != EAGAIN or attempt == 63:
+            if error.errno != EAGAIN or attempt == _ATTEMPTS - 1:
                 raise
     raise AssertionError("unreachable")
 

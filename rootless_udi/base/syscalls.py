@@ -22,7 +22,6 @@ MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOEXEC = 8
 MS_REMOUNT = 32
-MS_NOATIME = 1024
 MS_BIND = 4096
 MS_MOVE = 8192
 MS_REC = 16384
@@ -49,16 +48,9 @@ PR_SET_NO_NEW_PRIVS = 38
 # openat2(2), Linux 5.6
 RESOLVE_NO_MAGICLINKS = 2
 RESOLVE_IN_ROOT = 16
-_SYS_OPENAT2 = 437
 
-# close_range(2), Linux 5.9
-_SYS_CLOSE_RANGE = 436
-_LAST = 0x7FFFFFFF
-
-# mount_setattr(2), Linux 5.12; MOUNT_ATTR_{RDONLY,NOSUID,NODEV,NOEXEC} equal the MS_ flags
-_SYS_MOUNT_SETATTR = 442
+# openat(2)
 AT_FDCWD = -100
-AT_RECURSIVE = 0x8000
 
 REFUSED = (ENOSYS, EPERM, EINVAL, EACCES, EOPNOTSUPP)
 """What an older kernel or a seccomp filter answers; where the call itself answers so, the older way

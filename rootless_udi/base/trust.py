@@ -7,7 +7,7 @@ then. The launcher scripts do the same for code (bin/udi-run), before this can b
 """
 
 import os
-from errno import EBADF, EINVAL, ELOOP, ENOTSUP
+from errno import EBADF, EINVAL, ELOOP, ENODATA, ENOTSUP
 from stat import S_ISLNK, S_ISREG, S_ISVTX
 
 from rootless_udi.base.errors import UdiError
@@ -158,7 +158,7 @@ def _writer(what: "int | str", trusted: "tuple[int, ...]") -> str:
         if error.errno == EBADF:
             # A descriptor of O_PATH.
             return _writer(f"/proc/self/fd/{what}", trusted)
-        if error.errno not in (ENOTSUP, 61):  # ENODATA
+        if error.errno not in (ENOTSUP, ENODATA):
             raise
         return "it may be written by its group"
     for at in range(4, len(data) - 7, 8):

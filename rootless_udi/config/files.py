@@ -3,6 +3,7 @@
 import os
 
 from rootless_udi.base import trust
+from rootless_udi.base.digest import digest
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
 
@@ -143,10 +144,9 @@ def read(source: ConfigFile) -> str:
 def cache_file(sources: list[ConfigFile], environ: "Mapping[str, str]") -> str:
     """Return where the user's flattened copy of these files lives; empty without a HOME."""
     folder = _xdg(environ, "XDG_CACHE_HOME", ".cache")
-    name = 0xCBF29CE484222325  # FNV-1a: hashlib would be an import
-    for byte in "\0".join(source.path for source in sources).encode("utf-8", "surrogateescape"):
-        name = (name ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
-    return f"{folder}/config-{name:016x}.json" if folder else ""
+    paths = "\0".join(source.path for source in sources)
+    name = digest(paths.encode("utf-8", "surrogateescape"))
+    return f"{folder}/config-{name}.json" if folder else ""
 
 
 def _xdg(environ: "Mapping[str, str]", variable: str, below: str) -> str:

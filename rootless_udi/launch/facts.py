@@ -6,11 +6,12 @@ The planner is imported after this, beside a server that opens the image meanwhi
 import os
 from time import time
 
+from rootless_udi.base.digest import digest
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
 from rootless_udi.config import load
 from rootless_udi.host import facts
-from rootless_udi.node import launcher, places
+from rootless_udi.node import places
 from rootless_udi.plan.facts import Host
 from rootless_udi.plan.image import Image, Root
 from rootless_udi.plan.options import Request
@@ -72,14 +73,14 @@ def _start(image: Image, words: "list[str]", environ: "dict[str, str]") -> Start
     interpreter is to run. Its file on this node goes by the image's file as well.
     """
     about = next((word for word in words[1:] if not word.startswith("-")), "")
-    key = launcher.digest("\0".join((*words[:1], about)).encode("utf-8", "surrogateescape"))
+    key = digest("\0".join((*words[:1], about)).encode("utf-8", "surrogateescape"))
     try:
         status = os.stat(image.path)
     except OSError:
         # The server will say so.
         return Start(key)
     parts = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, key
-    name = launcher.digest(repr(parts).encode())
+    name = digest(repr(parts).encode())
     path = f"{places.seen(places.directories(environ, os.getuid()))}/starts/{name}"
     try:
         if time() - os.stat(path).st_mtime < WEEK:

@@ -11,6 +11,7 @@ paid for: 300,000 files fit in any image, a million in one of 2 GB.
 """
 
 from rootless_udi.base.records import Record
+from rootless_udi.base.superblock import HEAD
 from rootless_udi.fuse import blocks, filesystem, format, imagefile, reader
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -160,7 +161,7 @@ _SQUASHFS: tuple[tuple[str, int | str, str], ...] = (
     ("superblock.flags", 0xFFFF, "two of its bits are looked at"),
     ("superblock.fragment_count", "the table's size", "fragments are looked up one by one"),
     ("superblock.fragment_table", _PLACE, _WHY_PLACE),
-    ("superblock.head", format.HEAD, "what is read of the start"),
+    ("superblock.head", HEAD, "what is read of the start"),
     ("superblock.id_count", 65535, "36 bytes each"),
     ("superblock.id_table", _PLACE, _WHY_PLACE),
     ("superblock.inode_count", (1 << 32) - 1, "passed on to statfs(2)"),

@@ -18,6 +18,7 @@ from io import FileIO
 from tempfile import mkdtemp
 
 from rootless_udi.base.errors import UdiError
+from rootless_udi.base.trees import mount_point, remove_tree
 from rootless_udi.fuse.format import SUPERBLOCK_SIZE, Corrupt, Superblock
 from rootless_udi.layers.tarwriter import Write
 
@@ -189,8 +190,9 @@ def _failure(program: str, doing: str, path: str, status: int, text: str) -> Udi
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for reason in ("No space left on device", "Disk quota exceeded"):
         if reason in text:
+            where = mount_point(os.path.dirname(os.path.abspath(path)))
             return UdiError(
-                f"{what}: {reason} (file system {file_system(path)})",
+                f"{what}: {reason} (file system {where})",
                 "make room there, or put the store elsewhere with UDI_STORE",
             )
     if status == -signal.SIGXFSZ or "File too large" in text:
@@ -218,14 +220,6 @@ def _write_error(file: FileIO) -> str:
     except OSError as err:
         return str(err.strerror)
     return ""
-
-
-def file_system(path: str) -> str:
-    """Return the mount point of the file system that `path` is, or would be, on."""
-    path = os.path.realpath(os.path.dirname(os.path.abspath(path)))
-    while path != "/" and not os.path.ismount(path):
-        path = os.path.dirname(path)
-    return path
 
 
 def check(path: str) -> None:
@@ -322,16 +316,3 @@ def _unsquashfs(program: str, path: str, tree: str, directory: str) -> None:
     others = [x for x in text.splitlines() if x.strip() and "not superuser" not in x]
     if done.returncode and (others or done.returncode < 0 or not os.path.isdir(tree)):
         raise _failure("unsquashfs", "unpacking", directory, done.returncode, "\n".join(others))
-
-
-def remove_tree(path: str) -> None:
-    """Remove a tree of the caller's, though some directories give no permission to write."""
-    if not os.path.lexists(path):
-        return
-    for root, directories, _ in os.walk(path):
-        os.chmod(root, 0o700)
-        for name in directories:
-            inner = os.path.join(root, name)
-            if not stat.S_ISLNK(os.lstat(inner).st_mode):
-                os.chmod(inner, 0o700)
-    shutil.rmtree(path)

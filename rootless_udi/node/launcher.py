@@ -2,6 +2,7 @@
 
 import os
 
+from rootless_udi.base.digest import digest
 from rootless_udi.base.process import start_and_parent, started
 from rootless_udi.plan.options import OPTIONS, SQUASHFS_SUFFIXES, Request
 
@@ -110,13 +111,3 @@ def _relative(image: str) -> bool:
     if colon and scheme in ("oci", "oci-archive", "docker-archive"):
         return not path.startswith("/")
     return image.startswith(".") or ("/" not in image[:1] and image.endswith(SQUASHFS_SUFFIXES))
-
-
-def digest(data: bytes) -> str:
-    """Return 32 hexadecimal digits that stand for `data`."""
-    try:
-        # hashlib brings OpenSSL in, 3 ms.
-        from _blake2 import blake2s
-    except ImportError:
-        from hashlib import blake2s
-    return blake2s(data, digest_size=16).hexdigest()

@@ -1,6 +1,7 @@
 """Write the record of a node's container, and take it away at the end."""
 
 import os
+from errno import ENOSPC
 from time import time
 
 from rootless_udi.base import process
@@ -8,7 +9,7 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.node import places
 from rootless_udi.node.election import Election, failed
 from rootless_udi.node.record import FORMAT, TOLD, NodeRecord, escape, read_record
-from rootless_udi.node.sweep import sweep
+from rootless_udi.node.sweep import remove_files, sweep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _replace(directory: int, path: str, name: str, content: str) -> None:
             os.fchmod(fd, 0o600)
             data = content.encode("utf-8", "surrogateescape")
             if os.write(fd, data) != len(data):
-                raise OSError(28, os.strerror(28))
+                raise OSError(ENOSPC, os.strerror(ENOSPC))
         finally:
             os.close(fd)
         os.rename(new, name, src_dir_fd=directory, dst_dir_fd=directory)
@@ -103,11 +104,7 @@ def end(path: str, name: str, token: str, why: str = "") -> None:
         if record is not None and why:
             _mark(directory, path, name, record, why)
         elif not why:
-            for left in (name, f"{name}.new", f"{name}.lock"):
-                try:
-                    os.unlink(left, dir_fd=directory)
-                except FileNotFoundError:
-                    pass
+            remove_files(directory, name)
     finally:
         election.give_up()
         if not why:

@@ -28,6 +28,15 @@ def sweep(directory: int) -> list[str]:
     return sorted(name for name in names if _dead(directory, name))
 
 
+def remove_files(directory: int, name: str) -> None:
+    """Remove the record of the container `name`, with what belongs to it. Raises OSError."""
+    for left in (name, *(name + ending for ending in _ENDINGS)):
+        try:
+            os.unlink(left, dir_fd=directory)
+        except FileNotFoundError:
+            pass
+
+
 def _dead(directory: int, name: str) -> bool:
     """Remove the files of `name` under its lock, where it is dead; tell whether it was."""
     try:
@@ -50,11 +59,7 @@ def _dead(directory: int, name: str) -> bool:
         if record is None and lock < 0:
             # A run of its own is writing its record, without a lock.
             return False
-        for left in (name, *(name + ending for ending in _ENDINGS)):
-            try:
-                os.unlink(left, dir_fd=directory)
-            except FileNotFoundError:
-                pass
+        remove_files(directory, name)
         return True
     except (OSError, UdiError):
         return False

@@ -9,7 +9,7 @@ from rootless_udi.base.messages import pair, receive, send, tell
 from rootless_udi.base.process import started
 from rootless_udi.base.syscalls import CLONE_NEWUSER, setns
 from rootless_udi.serve import outside
-from rootless_udi.serve.outside import AHEAD, HELPER
+from rootless_udi.serve.outside import AHEAD, BUG, HELPER
 from rootless_udi.serve.programs import command
 
 TYPE_CHECKING = False
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
     from rootless_udi.plan.image import Root
     from rootless_udi.plan.start import Start
-
-    Place = tuple[str, str, str]
-    """The state directory, a record's name and its token; the first is empty where none is."""
+    from rootless_udi.serve.outside import Place
 
 
 _LIMITS = "a limit may be reached: of processes (ulimit -u, the job's), or of memory (ulimit -v)"
@@ -44,7 +42,7 @@ class Helper:
         except OSError as error:
             raise UdiError(f"starting a process failed: {error.strerror}", _LIMITS) from None
         if child == 0:
-            status = 70
+            status = BUG
             try:
                 if os.fork():
                     os._exit(0)

@@ -18,11 +18,13 @@ from rootless_udi.base.syscalls import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     Place = tuple[str, str, str]
-    """The state directory, a record's name and its token; the first is empty where none is."""
+    """Of a container's record: the state directory's path, the record's name, the container's token
+    (`node.record`). The path is empty where there is no record."""
 
 HELPER, SERVER, AHEAD = "udi-helper", "udi-image", "udi-ahead"
 """What ps(1) shows; at most 15 bytes."""
-
+BUG = 70
+"""Exit status of one of these processes after an error of ours (EX_SOFTWARE, sysexits.h)."""
 
 _HARD = {
     *(_signal.SIGKILL, _signal.SIGSTOP, _signal.SIGCHLD, _signal.SIGABRT, _signal.SIGSEGV),

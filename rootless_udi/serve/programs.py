@@ -4,9 +4,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rootless_udi.plan.image import Root
 
-    Place = tuple[str, str, str]
-    """The state directory, a record's name and its token; the first is empty where none is."""
-
 
 def command(root: "Root", connection: str) -> tuple[str, list[str]]:
     """Return program and argv of a server that is another program, on a connection or a folder."""

@@ -6,7 +6,7 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.base.messages import receive, tell
 from rootless_udi.idmap import maps
 from rootless_udi.serve import outside
-from rootless_udi.serve.outside import SERVER
+from rootless_udi.serve.outside import BUG, SERVER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,14 +15,13 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from rootless_udi.fuse.filesystem import Attributes
-
-    Place = tuple[str, str, str]
     from rootless_udi.fuse.recorder import Question
+    from rootless_udi.serve.outside import Place
 
 
 def run(source: "_socket.socket", place: "Place") -> "NoReturn":
     """Serve what the launcher says, take the record at `place` away, end. Status 0: all is well."""
-    status = 70
+    status = BUG
     try:
         outside.title(SERVER)
         if _serve(source) and place[0]:

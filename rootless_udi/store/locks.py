@@ -19,6 +19,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from rootless_udi.base.process import started
+
 BEAT = 5.0
 """Seconds between two signs of life of a holder."""
 PATIENCE = 60.0
@@ -140,7 +142,7 @@ class Lock:
         """Say who has it, for the message of those who wait; a full disk is no reason to fail."""
         try:
             os.truncate(self._fd, 0)
-            text = f"{socket.gethostname()}, process {os.getpid()}\n{_started(os.getpid())}\n"
+            text = f"{socket.gethostname()}, process {os.getpid()}\n{started(os.getpid())}\n"
             os.pwrite(self._fd, text.encode(), 0)
         except OSError:
             pass
@@ -222,14 +224,5 @@ class Holder:
         host, _, pid = name.partition(", process ")
         if host != socket.gethostname():
             return name if self._beats else ""
-        lives = start and pid.isdecimal() and _started(int(pid)) == start
+        lives = pid.isdecimal() and start not in ("", "0") and str(started(int(pid))) == start
         return name if lives else ""
-
-
-def _started(pid: int) -> str:
-    """Return a process's start time (proc(5), stat, field 22); "" where there is no such one."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[19].decode()
-    except (OSError, IndexError):
-        return ""

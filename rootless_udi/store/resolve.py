@@ -10,6 +10,7 @@ from rootless_udi.base import fastjson, trust
 from rootless_udi.base.calls import spawn
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import complain
+from rootless_udi.base.superblock import COMPRESSORS, HEAD, MAGIC, OPTIMIZED, SIZE
 from rootless_udi.plan.image import Image
 from rootless_udi.plan.options import Request
 from rootless_udi.plan.reference import Platform, Reference, parse, parse_platform
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
 
     from rootless_udi.plan.site import Site
 
-_MAGIC = b"hsqs"
-_OPTIMIZED = b"udi-hot1"
-"""What `udi optimize` writes behind the superblock (rootless_udi.fuse.format)."""
-_COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
-"""Numbers of the superblock's field at byte 20."""
 _AGAIN = "make it anew: udi pull --force IMAGE"
 
 
@@ -171,14 +167,14 @@ def check(path: str, hint: str = "", owners: "tuple[int, ...] | None" = None) ->
         try:
             if owners is not None:
                 trust.check(fd, path, owners, "image")
-            head = os.pread(fd, 512, 0)
+            head = os.pread(fd, HEAD, 0)
             size = os.fstat(fd).st_size
         finally:
             os.close(fd)
     except OSError as error:
         raise UdiError(f"opening image {path} failed: {error.strerror}") from None
     used = int.from_bytes(head[40:48], "little")
-    if len(head) < 96 or head[:4] != _MAGIC:
+    if len(head) < SIZE or int.from_bytes(head[:4], "little") != MAGIC:
         why = "it does not begin with squashfs's magic number"
     elif head[28:32] != b"\x04\0\0\0":
         why = "it is not of squashfs version 4.0"
@@ -186,8 +182,8 @@ def check(path: str, hint: str = "", owners: "tuple[int, ...] | None" = None) ->
         why = f"it is cut off: {size} bytes of {used}"
         hint = hint or "copy it again, or pull it anew (udi pull --force)"
     else:
-        name = _COMPRESSORS.get(int.from_bytes(head[20:22], "little"), "unknown")
-        return name, _OPTIMIZED in head
+        name = COMPRESSORS.get(int.from_bytes(head[20:22], "little"), "unknown")
+        return name, OPTIMIZED in head
     hint = hint or "a name without / is looked up in the store; a tar is docker-archive:FILE"
     raise UdiError(f"image {path} is no squashfs file: {why}", hint)
 

@@ -10,15 +10,15 @@ import contextlib
 import errno
 import os
 import secrets
-import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rootless_udi.base import fastjson, trust
 from rootless_udi.base.errors import UdiError, disk_hint
 from rootless_udi.base.records import Record
+from rootless_udi.base.trees import mount_point, remove_tree
 from rootless_udi.plan.reference import Platform, Reference
 from rootless_udi.store import find
 from rootless_udi.store.find import StoredImage
@@ -77,10 +77,7 @@ class Store:
 
     def filesystem(self) -> str:
         """Return the mount point that the store is on."""
-        path = os.path.realpath(self.root)
-        while not os.path.ismount(path) and path != "/":
-            path = os.path.dirname(path)
-        return path
+        return mount_point(self.root)
 
     def free(self) -> int:
         """Return the bytes that statvfs(3) says are free for us; quotas it may not know."""
@@ -383,18 +380,3 @@ def discard(path: str) -> None:
     """Remove a file that may be gone already."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-
-
-def remove_tree(path: str) -> None:
-    """Remove a tree, also one with folders that its owner may not write (images have them)."""
-
-    def again(call: Callable[..., Any], name: str, _why: object) -> None:
-        for one in (os.path.dirname(name), name):
-            if not os.path.islink(one) and os.path.isdir(one):
-                os.chmod(one, stat.S_IRWXU)
-        if os.path.isdir(name) and not os.path.islink(name):
-            shutil.rmtree(name, onerror=again)
-        else:
-            call(name)
-
-    shutil.rmtree(path, onerror=again)

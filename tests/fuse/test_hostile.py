@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rootless_udi.base.errors import UdiError
+from rootless_udi.base.superblock import MAGIC
 from rootless_udi.fuse import decompress, format
 from rootless_udi.fuse.bounded_cache import Cache
 from rootless_udi.fuse.filesystem import ROOT, FileSystem
@@ -44,7 +45,7 @@ def test_any_bytes_as_an_inode(data: bytes, kind: int) -> None:
 
 @given(st.binary(max_size=120))
 def test_any_bytes_as_a_superblock(data: bytes) -> None:
-    head = struct.pack("<I", format.MAGIC)
+    head = struct.pack("<I", MAGIC)
     for raw in (data, head + data):
         try:
             assert format.Superblock(raw).block_size >= 4096

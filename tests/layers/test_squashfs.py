@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from rootless_udi.base.errors import UdiError
+from rootless_udi.base.trees import remove_tree
 from rootless_udi.layers import squashfs_tools
 from rootless_udi.layers.merge import Layer, Summary, merge
 from rootless_udi.layers.tarwriter import Write
@@ -494,7 +495,7 @@ def test_remove_tree_with_closed_directories(tmp_path: Path) -> None:
     (tmp_path / "t/a/l").symlink_to(tmp_path / "outside")
     (tmp_path / "t/a/b").chmod(0)
     (tmp_path / "t/a").chmod(0o500)
-    squashfs_tools.remove_tree(str(tmp_path / "t"))
+    remove_tree(str(tmp_path / "t"))
     assert os.listdir(tmp_path) == ["outside"]
     assert (tmp_path / "outside").stat().st_mode & 0o777 == 0o500
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rootless_udi.base.digest import digest
 from rootless_udi.base.syscalls import is_local
 from rootless_udi.fuse import protocol, recorder
 from rootless_udi.fuse.filesystem import ROOT, FileSystem
 from rootless_udi.fuse.reader import Reader
-from rootless_udi.node import launcher
 from rootless_udi.node.sweep import sweep
 from rootless_udi.serve import prefetch
 from tests.conftest import User
@@ -276,11 +276,11 @@ def test_without_an_overlay_nothing_is_asked_of_what_is_mounted(
     (tmp_path / "mine").write_text("")
     command = f"until test -e {tmp_path}/go; do :; done"
     status = box.stat()
-    key = launcher.digest(f"sh\0{command}".encode())
+    key = digest(f"sh\0{command}".encode())
     facts = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, key
     many = [("s", os.fsencode(tmp_path / "mine")[1:], 0, 0), ("d", b"bin", 0, 0)] * 300
     (user.home / "run/rootless_udi").mkdir(mode=0o700)
-    assert prefetch.keep(user.env, user.uid, launcher.digest(repr(facts).encode()), many)
+    assert prefetch.keep(user.env, user.uid, digest(repr(facts).encode()), many)
     log = tmp_path / "log"
     words = ["strace", "-f", "-e", "trace=unshare,chroot,/stat,exit_group", "-o", log]
     # The second one leaves the namespace that has these mounts.
