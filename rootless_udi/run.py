@@ -1,8 +1,9 @@
-"""udi-run: the hot path. Parse, join the node's container or build it, become the command.
+"""udi-run: parse the options, join the node's container or build it, become the command.
 
-A rank that joins imports this, `options`, `node`, `begin` and what they need; `launch`, with the
-planner and the executor, only the process that builds. Neither ever imports the pull side: a test
-holds both to a list of modules and counts file opens.
+This runs at every start of every rank, so it imports little: a rank that joins loads this module,
+`plan.options`, `node.record`, `launch.command` and what they need; only a process that builds loads
+the planner and the executor. Neither loads what pulls images. tests/test_start.py holds both to a
+list of modules and counts the files that are opened.
 """
 
 import os
@@ -53,8 +54,8 @@ def run(argv: "list[str]") -> int:
         from rootless_udi.serve.helper import Helper
 
         place, fields = _alone(environ)
-        # First: the image server loads on another CPU, and has the image to open before the planner
-        # is loaded here.
+        # The helper first: while this process loads the planner, the image server loads on another
+        # CPU and opens the image.
         helper = Helper((place[0], place[2], fields["token"]))
     from rootless_udi.launch import facts
 
@@ -65,7 +66,10 @@ def run(argv: "list[str]") -> int:
 
 
 def _alone(environ: "dict[str, str]") -> "tuple[tuple[str, int, str], dict[str, str]]":
-    """Return where the record of a container is that nobody joins, and what it is for."""
+    """Return place and fields of a record for a container that nobody joins; see `container.build`.
+
+    The record is there so that `udi ps` shows this run.
+    """
     me = os.getpid()
     start = process.started(me)
     try:
@@ -98,9 +102,10 @@ def _join(
 
 
 def _environ() -> dict[str, str]:
-    """Return the caller's environment, without what the interpreter put in.
+    """Return the caller's environment, without what the interpreter added.
 
-    Where the C locale is in force Python sets LC_CTYPE (PEP 538); the launcher script says so.
+    In the C locale Python sets LC_CTYPE (PEP 538). The launcher script passes -X lc_ctype if the
+    caller had none.
     """
     environ = dict(os.environ)
     if "lc_ctype" in sys._xoptions:

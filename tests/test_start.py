@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rootless_udi import bundle, version
+from rootless_udi.base import boot
 from tests.conftest import User
 from tests.kit.places import TREE
 
@@ -99,6 +100,10 @@ def test_opens_of_a_launch_and_of_a_join(user: User, box: Path, tmp_path: Path) 
     read = (tmp_path / "join").read_text()
     assert "/udi-run.cpython-" in read and "/udi-start.cpython-" not in read
     holder.communicate("\n", timeout=30)
+
+
+def test_a_bundle_and_its_boot_code_have_one_format() -> None:
+    assert boot.FORMAT == bundle.FORMAT
 
 
 def test_a_stale_bundle_is_left_aside(tmp_path: Path) -> None:

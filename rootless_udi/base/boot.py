@@ -1,6 +1,7 @@
-"""How modules come out of a bundle: `rootless_udi.bundle` compiles this, the launcher runs it.
+"""Import modules from a bundle. `rootless_udi.bundle` compiles this file into each bundle.
 
-Nothing of the package can be imported here. `trusted(descriptor, path)` is the launcher's own.
+The launcher script (bin/udi-run) runs it before the package can be imported, so nothing of the
+package is used here; `trusted(descriptor, path)` is a function of that script.
 """
 
 import marshal
@@ -16,13 +17,16 @@ if TYPE_CHECKING:
 
     trusted: Callable[[int, str], bool]
 
+FORMAT = 4
+"""As `rootless_udi.bundle.FORMAT`; a test compares."""
+
 
 def boot(bundle: "Any") -> bool:
     """Check the bundle's files, then serve imports from it; False where one has changed.
 
-    `rootless_udi.bundle` has the format; its number is here too, since a bundle brings its boot.
+    `rootless_udi.bundle` describes the format.
     """
-    if bundle[0] != 4:
+    if bundle[0] != FORMAT:
         return False
     stat = os.stat
     try:
@@ -61,7 +65,7 @@ class Importer:
         return sys.modules[spec.name]
 
     def exec_module(self, module: "ModuleType") -> None:
-        """Its code ran with its group's."""
+        """Do nothing: `load` has run the module's code."""
 
     def load(self, names: tuple[str, ...], codes: bytes) -> None:
         modules, kind = sys.modules, type(sys)
@@ -85,7 +89,7 @@ class Importer:
                 exec(code, space)
 
     def other(self, path: str) -> bool:
-        """Read the other bundle, once; where it is missing, damaged or old, modules are files."""
+        """Read the other bundle, once; False where it is missing, damaged or old."""
         self.elsewhere.clear()
         try:
             with open(os.open(path, os.O_NONBLOCK), "rb", buffering=0) as file:

@@ -35,10 +35,11 @@ _ATTEMPTS = 64
 
 
 def _older() -> "ModuleType":
-    """Return the older ways, to be used while `execute` makes a container.
+    """Return the module `older`, imported while `launch.execute` makes a container.
 
-    The host's tree is at /host then. Nothing is looked for in what is at "/": a folder of the image
-    may lie where the package lies on the host.
+    The host's tree is at /host then, so the import is made with /host as root directory
+    (chroot(2)). What is at "/" may be the image, and have a folder of its own at the package's
+    path.
     """
     name = "rootless_udi.base.older"
     if name not in modules:

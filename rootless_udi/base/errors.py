@@ -59,7 +59,7 @@ def plain(text: str, keep: str = "", spell: "Callable[[str], str]" = _python) ->
 
     A registry, an image, a name in a shared folder can hold what a terminal obeys (ESC, BEL), lines
     that pretend to be ours, marks that turn the direction of writing, bytes that are no text. All
-    that is said passes here, on its way out through `guard`. `keep`: unprintable, and wanted.
+    that is said passes here, on its way out (`base.process`). `keep`: unprintable, and wanted.
     """
     if text.isprintable():
         return text

@@ -8,12 +8,13 @@ import os
 from errno import EACCES, EAGAIN, ELOOP, ENOENT, ENOTDIR
 from stat import S_ISDIR, S_ISLNK, S_ISVTX, S_IWOTH
 
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import NOT_FOUND, UdiError
 from rootless_udi.base.syscalls import (
     MS_BIND,
     MS_NODEV,
     MS_NOEXEC,
     MS_NOSUID,
+    MS_NOSYMFOLLOW,
     MS_RDONLY,
     MS_REMOUNT,
     CallError,
@@ -34,7 +35,7 @@ _FLAGS = {
     "nosuid": MS_NOSUID,
     "nodev": MS_NODEV,
     "noexec": MS_NOEXEC,
-    "nosymfollow": 256,  # Linux 5.10
+    "nosymfollow": MS_NOSYMFOLLOW,
 }
 
 
@@ -251,7 +252,7 @@ def spawn(
         except OSError as error:
             os.write(theirs, str(error.errno).encode())
         finally:
-            os._exit(127)
+            os._exit(NOT_FOUND)
     os.close(theirs)
     said = os.read(mine, 16)
     os.close(mine)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 THREADS = "a limit of processes may be reached (ulimit -u), or clone3 is refused: see `udi doctor`"
 _LINE_MAX = 8000
-"""Characters of a line of ours: a name can have millions."""
+"""Most characters of a line that is printed: a name in it can have millions."""
 
 
 def occupy() -> None:
@@ -110,11 +110,11 @@ def _flushed(program: str, status: int) -> int:
             sys.stdout.flush()
         return status
     except OSError as error:
-        # Else the interpreter tries once more at its end, and complains in its own way.
+        # Else the interpreter would try once more when it ends, and print a message of its own.
         os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
         if not isinstance(error, BrokenPipeError):
             complain(program, f"writing to standard output failed: {error.strerror}")
-        # Of a pipe: whoever read our output has gone, and that is its business (--explain | head).
+        # A pipe whose reader has gone (--explain | head) needs no message.
         return status or OURS
 
 
@@ -149,7 +149,10 @@ def page(text: str) -> None:
 
 
 def start_and_parent(pid: int) -> tuple[int, int]:
-    """Return (start time, parent) of a process from /proc/PID/stat."""
+    """Return a process's start time (clock ticks since boot) and its parent's id.
+
+    From /proc/PID/stat, fields 22 and 4 (proc(5)). Raises OSError, also for a zombie.
+    """
     # A /proc of another PID namespace knows us by another number.
     name = "self" if pid == os.getpid() else pid
     fd = os.open(f"/proc/{name}/stat", os.O_RDONLY | os.O_CLOEXEC)

@@ -22,6 +22,7 @@ MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOEXEC = 8
 MS_REMOUNT = 32
+MS_NOSYMFOLLOW = 256  # Linux 5.10
 MS_BIND = 4096
 MS_MOVE = 8192
 MS_REC = 16384
@@ -67,6 +68,9 @@ _LOCAL = {
     *(0x9123683E, 0x794C7630, 0xF2F52010, 0x2FC12FC1),
 }
 
+_CAPABILITIES = 64
+"""More than there are: capget(2) has them in 64 bits."""
+
 
 class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "l"
@@ -77,7 +81,8 @@ class _Function(_ctypes.CFuncPtr):
     _restype_ = _Long
 
 
-_LIBC = _ctypes.dlopen(None, 2)  # type: ignore[arg-type]
+_RTLD_NOW = 2  # dlopen(3)
+_LIBC = _ctypes.dlopen(None, _RTLD_NOW)  # type: ignore[arg-type]
 _FUNCTIONS: "dict[str, Any]" = {}
 
 
@@ -88,7 +93,7 @@ def _call(name: str, *args: "int | bytes | None", path: str | None = None) -> in
         address = _ctypes.dlsym(_LIBC, name)
         function = _FUNCTIONS[name] = _Function(address)
     result: int = function(*[_Long(a) if isinstance(a, int) else a for a in args])
-    # The functions return int: the upper half of the register is not theirs to define.
+    # These functions return int, 32 bits; the upper half of the register holds anything.
     if result & 0xFFFFFFFF == 0xFFFFFFFF:
         errno = _ctypes.get_errno()
         raise CallError(errno, os.strerror(errno), name, path)
@@ -200,7 +205,7 @@ def drop_bounding_set() -> None:
     Needs CAP_SETPCAP in the caller's user namespace, which the maker of one and each joiner has
     until execve(2). Stops at the first number that the kernel does not know.
     """
-    for capability in range(64):
+    for capability in range(_CAPABILITIES):
         try:
             prctl(PR_CAPBSET_DROP, capability)
         except OSError:

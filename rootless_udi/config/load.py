@@ -1,9 +1,10 @@
-"""What the site and the user configured, as one frozen record; and the quick way to read it.
+"""Load the configuration of the site and the user, as one frozen record.
 
-TOML is read by `rootless_udi.config.merge`, at 18 ms of imports; a launch reads what that made of
-the files before: a flattened copy (JSON) in the user's cache, or beside the site's files where
-the administrator ran `udi config compile`. Without any file a launch looks at two paths and no
-more. Nothing here is a privilege boundary: `UDI_SITE_DIR` names another site directory.
+Reading TOML (`rootless_udi.config.merge`) costs 18 ms of imports. So its result is kept as a
+flattened copy, a JSON file: in the user's cache, or beside the site's files where the administrator
+ran `udi config compile`. A launch reads that copy if it was made of exactly the files that are
+there. Where there are no files, a launch looks at two paths and is done. The configuration is no
+privilege boundary: anybody may name another site directory in UDI_SITE_DIR.
 """
 
 import os
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _RACY = 2 * 10**9
-"""A file changed less than this (ns) before the copy was made may have changed again unseen."""
+"""Nanoseconds. File systems keep times in steps of up to 2 s: a file that was changed within one
+step of the copy may have been changed again without another time, so its text is compared."""
 
 
 def load(environ: "Mapping[str, str]") -> Site:
@@ -89,7 +91,8 @@ def _from_cache(path: str, sources: list[ConfigFile]) -> "dict[str, Any] | None"
     except (OSError, UdiError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return None
     if again and info.st_uid == os.getuid():
-        # Compared just now: once this has aged, the times alone will do.
+        # The contents were compared and are equal: touch the copy, so that later starts may trust
+        # the files' times and need not read them.
         try:
             os.utime(path)
         except OSError:

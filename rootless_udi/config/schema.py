@@ -193,7 +193,7 @@ SITE_KEYS: dict[str, tuple[str, Check]] = {
     "server.squashfuse": ("squashfuse", path),
     "server.options": ("server_options", texts),
 }
-"""TOML key -> field of `Site` and check; the tables beside these are in `configtoml`."""
+"""TOML key -> field of `Site` and check; `config.merge` reads the tables beside these."""
 
 TABLES: dict[str, tuple[str, ...]] = {
     "env": ("set", "append", "prepend", "unset"),

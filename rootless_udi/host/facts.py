@@ -24,19 +24,25 @@ def gather(environ: "Mapping[str, str]", squashfuse: str = "") -> Host:
         shell=shell,
         group=_group(gid, user),
         fuse=_fuse(),
-        overlay=release(system.release) >= (5, 11),
+        overlay=release(system.release) >= OVERLAY_SINCE,
         squashfuse=squashfuse or which("squashfuse_ll", environ),
         unsquashfs=which("unsquashfs", environ),
         machine=system.machine,
     )
 
 
+OVERLAY_SINCE = (5, 11)
+"""Linux that lets an ordinary user mount overlayfs (user_namespaces(7))."""
+
 FUSE = os.makedev(10, 229)
-"""Of /dev/fuse: the kernel's Documentation/admin-guide/devices.txt."""
+"""Device number of /dev/fuse: Documentation/admin-guide/devices.txt of the kernel."""
 
 
 def _fuse() -> bool:
-    """Tell whether /dev/fuse is there, is that, and may be opened: some put /dev/null over it."""
+    """Tell whether /dev/fuse exists, is device 10:229 and may be opened.
+
+    Some container managers bind /dev/null over it.
+    """
     try:
         device = os.stat("/dev/fuse").st_rdev
     except OSError:
@@ -83,7 +89,8 @@ def _look(path: str) -> HostPath:
     except PermissionError:
         return HostPath("denied", path)
     except OSError as error:
-        # A dead FUSE server, a file handle of NFS that is stale, a disk's error, links in a circle.
+        # Among others: a FUSE server that died, a stale file handle of NFS, a failing disk,
+        # symbolic links in a circle.
         return HostPath("failed", path, str(error.strerror))
     if S_ISDIR(mode):
         kind = "directory"

@@ -38,8 +38,8 @@ def run(
 ) -> int:
     """Start the request's command in a new container of its own, or explain what would be done.
 
-    `own` are the caller's --env and --env-file; `found` is what `early` found out; `helper` is None
-    for --explain alone; for `place` and `fields` see `build`. Returns 0 after --explain, else
+    `own` are the caller's --env and --env-file; `found` are the facts from `launch.facts`; `helper`
+    is None for --explain; for `place` and `fields` see `build`. Returns 0 after --explain, else
     becomes the command.
     """
     if helper is None:
@@ -63,9 +63,10 @@ def build(
     helper: "Helper",
     election: "Election | None" = None,
 ) -> "NoReturn":
-    """Make the container, publish it at `place` (path, descriptor, name), become the command.
+    """Make the container, write its record and become the command.
 
-    `fields` are those of the record that say what the container is for, and its token.
+    `place` is where the record goes: path and descriptor of the state directory, and the record's
+    name. `fields` are the record's request, job and token (`node.record`).
     """
     _bundle()
     path, directory, name = place
@@ -85,12 +86,12 @@ def build(
     if made.root.server == "directory" and made.digest:
         _extract(made, resolve.all_stores(found.site, environ))
     if made.hooks:
-        # Now: inside, there may be no file of ours.
+        # Import before pivot_root(2): afterwards our files may be unreachable.
         from rootless_udi.launch import hooks
     execute.run(made, helper)
     server = helper.answer()
     if made.hooks:
-        # Once a container: the ranks that join find what the hooks prepared.
+        # Hooks run once in a container; the ranks that join find what they prepared.
         hooks.run(made.hooks, env)
     folder, lost = command.arrive(request, names)
     if directory >= 0:
@@ -164,7 +165,7 @@ def _caches(
 
 
 def _bundle() -> None:
-    """Write the start path's bundle where this start had none and may write one."""
+    """Write `rootless_udi.bundle`'s files if this start had none and may write them."""
     loader = getattr(__spec__, "loader", None)
     if loader.__class__.__name__ != "SourceFileLoader":
         return
@@ -180,7 +181,7 @@ def _operations(environment: "Sequence[object]") -> "list[Operation]":
 
 
 def _extract(made: Plan, stores: "tuple[str, ...]") -> None:
-    """Extract the image into the store, once for all; on the rung without FUSE."""
+    """Extract the image into the store where that has not been done; for hosts without FUSE."""
     if not os.path.isdir(made.root.path):
         status = resolve.udi(["extract", "--", made.digest], {})
         if status:

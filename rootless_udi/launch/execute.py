@@ -1,7 +1,8 @@
 """Carry out a Plan: system calls in the plan's order, and no decision of its own.
 
-The caller becomes root of an outer user namespace (FUSE, overlay and binds are mounted there), then
-himself in an inner one. In between the host's tree is at /host of a private tmpfs:
+First the process becomes root of a new user namespace, the outer one, in which FUSE, the overlay
+and binds may be mounted; last it enters an inner one, in which the caller has his own id again. In
+between, its root directory is a private tmpfs:
 
     /host      the host's root, until the end
     /image     the image: FUSE or a bind of a directory
@@ -12,7 +13,7 @@ himself in an inner one. In between the host's tree is at /host of a private tmp
 
 import os
 from errno import EINVAL, ENOTCONN
-from stat import S_IMODE, S_ISDIR
+from stat import S_IFDIR, S_IMODE, S_ISDIR
 
 from rootless_udi.base.calls import restrict
 from rootless_udi.base.errors import UdiError
@@ -46,13 +47,13 @@ if TYPE_CHECKING:
     from rootless_udi.serve.helper import Helper
 
 BASE = "/tmp"
-"""Any directory that every host has; the tmpfs is on it only until the first pivot_root."""
+"""A directory that every host has: the private tmpfs is mounted on it until pivot_root(2)."""
 
 
 def run(plan: Plan, helper: "Helper") -> None:
     """Make the container of `plan` and leave the calling process inside, at "/", unprivileged.
 
-    `helper` serves the image where the plan's rung is FUSE.
+    `helper` has the image served, where the plan mounts it by FUSE.
     Raises UdiError or OSError; the caller then just exits: nothing outlives the namespaces.
     """
     mask = os.umask(0o022)
@@ -88,7 +89,7 @@ def run(plan: Plan, helper: "Helper") -> None:
 
 def _base() -> None:
     """Pivot into a private tmpfs with the host at /host, so that no mount hides a source."""
-    # Not private: with slave, volumes can be made to see what the host mounts later (autofs).
+    # Slave and not private: so a volume can be made to show what the host mounts later (autofs).
     mount(None, "/", None, MS_REC | MS_SLAVE)
     mount("tmpfs", BASE, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
     os.chdir(BASE)
@@ -130,14 +131,15 @@ def _image(plan: Plan, helper: "Helper") -> None:
     if watch is not None:
         os.close(watch)
     try:
-        # The first question. A listing, since its answer has what mount points and the command's
-        # path would be asked for one by one; its end is not asked for.
+        # Wait until the image server answers. A listing of the root: its first answer also brings
+        # the entries that mount points and the command's path would be looked up for one by one.
         top = os.open("/image", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         with os.scandir(top) as listing:
             next(listing, None)
     except PermissionError:
-        # It has answered. squashfuse_ll shows owners that are in no id map, whose root directory
-        # may be searched and not read.
+        # The server has answered. squashfuse_ll shows the image's owners as they are: the root
+        # directory may belong to an id that is in no map, and have a mode that only its owner
+        # reads.
         pass
     except OSError as error:
         # Anything but ENOTCONN is the server's answer: it can't read the root directory.
@@ -153,12 +155,15 @@ def _image(plan: Plan, helper: "Helper") -> None:
 
 
 def _ask_ahead(helper: "Helper") -> None:
-    """Have the image asked what is known, in a copy of its mount: without an overlay the plan's
-    mounts go onto the mount itself, and nobody may be asked what the host has there."""
+    """Prefetch through a detached copy of the mount.
+
+    Without an overlay the plan's mounts are made on the image's mount itself. Through that one,
+    prefetching would walk into host directories mounted over it; a copy has none of them.
+    """
     try:
         top = open_tree("/image")
     except OSError:
-        # Before Linux 5.2. It is asked later, by the command.
+        # Before Linux 5.2: no prefetching.
         return
     space = os.open("/host/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     helper.ask_ahead(space, top)
@@ -198,7 +203,8 @@ def _attach(plan: Plan, helper: "Helper", tree: int) -> None:
 def _watch() -> int | None:
     """Return an inotify descriptor that tells when the private tmpfs is gone, with the namespace.
 
-    None where the user's inotify instances are used up: then a record may stay until the next run.
+    None where the user's inotify instances are used up (inotify(7)): then the record may stay until
+    the next run removes it.
     """
     try:
         fd = inotify_init()
@@ -219,7 +225,7 @@ def _layer(plan: Plan) -> "tuple[Step, ...]":
     try:
         mode = os.lstat("/image/etc").st_mode if steps else 0
     except FileNotFoundError:
-        mode = 0o40755
+        mode = S_IFDIR | 0o755
     if plan.overlay and not (plan.complete and (S_ISDIR(mode) or not steps)):
         etc = f"/upper/upper{layover.directories('/image', '/upper/upper')}"
     elif steps:

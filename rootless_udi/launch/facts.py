@@ -1,6 +1,6 @@
-"""What a start finds out first, so that the image server can begin: site, host, image, rung.
+"""What a start finds out first: the site, the host, the image and who serves it.
 
-The planner is imported after this, beside a server that opens the image meanwhile.
+The image server is told at once and opens the image while this process loads the planner.
 """
 
 import os
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 WEEK = 7 * 86400
-"""Seconds for which a start is taken to ask what the last one did: what it runs may change."""
+"""Seconds after which what a start asked is recorded anew, since programs change."""
 
 
 class StartFacts(Record):
@@ -43,7 +43,7 @@ def find(
 ) -> StartFacts:
     """Gather the facts and choose; `helper` hears which image its server will serve.
 
-    `who` is the launcher from `node`, "" for none. Changes nothing but the store.
+    `who` is the launcher (`node.launcher`), "" for none. Changes nothing but the store.
     Raises UdiError for what is impossible.
     """
     site = load.load(environ)
@@ -67,10 +67,10 @@ def find(
 
 
 def _start(image: Image, words: "list[str]", environ: "dict[str, str]") -> Start:
-    """Return what is known of a start of `words`, by the names that `starts` explains.
+    """Return what is known of a start of the command `words`: see `serve.prefetch`.
 
-    A start's key is that of the program and the first of its other words that is no option: what an
-    interpreter is to run. Its file on this node goes by the image's file as well.
+    Its key is a digest of the program and of its first argument that is no option, which for an
+    interpreter is the script. The file on this node is named by the image's file as well.
     """
     about = next((word for word in words[1:] if not word.startswith("-")), "")
     key = digest("\0".join((*words[:1], about)).encode("utf-8", "surrogateescape"))

@@ -6,10 +6,10 @@ change the command's environment.
 
 import os
 from _signal import SIGKILL
-from select import poll
+from select import POLLIN, poll
 from time import monotonic, sleep
 
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import NOT_FOUND, UdiError
 from rootless_udi.base.process import complain
 from rootless_udi.launch import command
 from rootless_udi.plan.steps import Hook
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 _STEP = 0.01
+"""Seconds between two looks at a hook where the kernel can't report its end."""
 
 
 def run(hooks: "Iterable[Hook]", environ: "Mapping[str, str]") -> None:
@@ -48,7 +49,7 @@ def _run(hook: Hook, environ: "Mapping[str, str]") -> None:
             "see why it hangs, or give it more `seconds` in the module's file",
         )
     code = os.waitstatus_to_exitcode(status)
-    if code == 127:
+    if code == NOT_FOUND:
         raise UdiError(f"{what}: not found, or something it runs is not", "is it in the image?")
     if code < 0:
         raise UdiError(f"{what}: killed by signal {-code}", "the module's author can tell why")
@@ -69,7 +70,7 @@ def _become(hook: Hook, environ: "Mapping[str, str]") -> None:
     except OSError as error:
         complain("udi-run", f"{hook.argv[0]}: {os.strerror(error.errno or 0)}")
     finally:
-        os._exit(127)
+        os._exit(NOT_FOUND)
 
 
 def _wait(child: int, seconds: float) -> int | None:
@@ -80,7 +81,7 @@ def _wait(child: int, seconds: float) -> int | None:
         return _wait_slowly(child, seconds)
     try:
         waiter = poll()
-        waiter.register(handle, 1)
+        waiter.register(handle, POLLIN)
         ready = waiter.poll(max(1, int(seconds * 1000)))
     finally:
         os.close(handle)

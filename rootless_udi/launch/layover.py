@@ -1,8 +1,8 @@
-"""The standard directories of an image that has something else in their place, or nothing.
+"""Make the standard directories that an image lacks, in the upper layer of its overlay.
 
-They are made in the overlay's upper layer before it is mounted, and so hide links and files of the
-image. Later it would take whiteouts, and a directory in the place of one needs extended attributes
-that a tmpfs has only since Linux 6.6.
+An image may have nothing, a link or a file where a mount point must be. A directory in the upper
+layer hides that, if it is there before the overlay is mounted. Afterwards the kernel would need a
+whiteout and extended attributes to replace it, which a tmpfs has only since Linux 6.6.
 """
 
 import os
@@ -12,7 +12,7 @@ from rootless_udi.plan import mountpoints
 
 
 def directories(image: str, upper: str) -> str:
-    """Make in `upper` the directories of skeleton.py that `image` lacks, and /etc in any case.
+    """Make in `upper` /etc, and the directories of `plan.mountpoints` that `image` lacks.
 
     Return /etc's place, a path inside: another one where the image's link leads there.
     """

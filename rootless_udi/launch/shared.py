@@ -39,8 +39,9 @@ def run(
             f"no state directory for the node's shared container: tried {', '.join(tried)}",
             "set XDG_RUNTIME_DIR to a directory of your own on this node, or use --share=off",
         )
-    # The lock is for building. A rank that finds a record lets the next one look while it enters;
-    # where it then can't, since the last member has ended meanwhile, it looks again and holds on.
+    # The lock is needed to build, not to join. So a rank that finds a record releases the lock
+    # before it enters. If that fails since the last member has just ended, it tries once more and
+    # keeps the lock, to build if it must.
     for holding in (False, True):
         election = Election(path, directory, name)
         record, fd = election.record()
@@ -62,7 +63,7 @@ def run(
         me = os.getpid()
         place = path, directory, name
         fields = {"request": key, "job": who, "token": f"{me}.{process.started(me)}"}
-        # In this order for the reason that `run` gives.
+        # The helper first, as in `rootless_udi.run`.
         helper = Helper((path, name, fields["token"]))
         election.make()
         from rootless_udi.launch import facts

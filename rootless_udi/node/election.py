@@ -1,9 +1,10 @@
 """Elect the builder of a node's container; the others join what it built.
 
-The builder holds an flock(2) on NAME.lock from before it plans until its record is there; who waits
-meanwhile then finds the record. A lock dies with its holder, so a killed builder blocks nobody.
-NAME.lock is made when there is a helper that takes it away, whatever becomes of the builder; until
-then the builder holds the state directory itself, as everybody does who looks for NAME.lock.
+The builder holds a lock, flock(2) on NAME.lock, from before it plans until the record is written;
+ranks that waited for the lock then find the record. The kernel releases a lock when its holder
+dies, so a killed builder blocks nobody. NAME.lock is made only once there is a helper that will
+remove it, even if the builder is killed. Until then the builder locks the state directory itself,
+and so does everybody while looking for NAME.lock.
 """
 
 import _signal
@@ -17,9 +18,9 @@ from rootless_udi.node import places
 from rootless_udi.node.record import NodeRecord, entering, read_record
 
 _SILENT = 5.0
-"""Seconds for which a rank waits for the builder without a word."""
+"""Seconds after which a rank that waits for the builder prints a message."""
 _PATIENCE = 20
-"""Milliseconds that a builder-to-be waits for a member that is on its way in."""
+"""Times, a millisecond apart, that a rank looks whether a member has entered before it builds."""
 
 
 class Election:
@@ -33,7 +34,7 @@ class Election:
             pass
 
     def _locked(self) -> bool:
-        """Wait for who has the lock; tell whether it is ours then, or the directory is."""
+        """Wait for the lock; tell whether this process now holds it, or the directory's."""
         try:
             fcntl.flock(self.directory, fcntl.LOCK_EX)
             make = 0
@@ -48,7 +49,8 @@ class Election:
             raise failed(self.path, error) from None
         self._let_go()
         _take(self.lock)
-        # Who ends a container unlinks its lock; one that was waited for meanwhile is no more.
+        # Whoever ends a container removes its lock file. Then this lock is of a file without a
+        # name, and the next rank would lock another.
         if _same(self.lock, f"{self.name}.lock", self.directory):
             return True
         os.close(self.lock)
@@ -70,7 +72,7 @@ class Election:
             pass
 
     def make(self) -> None:
-        """Go over from the directory to a lock of our own, which somebody will take away."""
+        """Lock NAME.lock in place of the directory, now that a helper will remove it."""
         if self.lock >= 0:
             return
         try:
@@ -99,7 +101,7 @@ class Election:
         self.lock = -1
 
     def give_up(self) -> None:
-        """Release after a container that came to nothing: no lock file remains without a record."""
+        """Release after a failure; the lock file is removed where there is no record."""
         try:
             if self.lock >= 0:
                 os.stat(self.name, dir_fd=self.directory)
@@ -112,7 +114,7 @@ class Election:
 
 
 def _take(lock: int) -> None:
-    """Lock; where another has it for long, one of those who wait says so."""
+    """Take the lock; if another process keeps it for long, one of the waiting ranks says so."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return
@@ -120,7 +122,7 @@ def _take(lock: int) -> None:
         pass
     alarm = _signal.SIGALRM
     if any(_signal.getitimer(_signal.ITIMER_REAL)) or alarm in _signal.pthread_sigmask(0, ()):
-        # An alarm of whoever started this is the command's.
+        # Whoever started this has set an alarm, or blocked it, for the command: leave it alone.
         fcntl.flock(lock, fcntl.LOCK_EX)
         return
     before = _signal.signal(alarm, lambda *_: _tell(lock))
@@ -134,7 +136,8 @@ def _take(lock: int) -> None:
 
 
 def _tell(lock: int) -> None:
-    """Say who is waited for, once on a node: the ranks that wait share a lock of the other sort."""
+    """Say who is waited for, once on a node: the first waiting rank to get a record lock (fcntl(2))
+    on the same file says it. Such a lock is independent of the flock(2)."""
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

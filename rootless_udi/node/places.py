@@ -1,14 +1,15 @@
-"""Where a node's records are: a directory of the caller's own that nobody else can deny him.
+"""Choose the state directory, where a node's records are.
 
-All ranks of a job on a node must come to the same one, though anybody may have made a directory of
-that name first. The places and their order follow from the user, the node and the job's environment
-alone. One that is not the caller's, mode 0700, is passed over, and so it is by every rank:
+All ranks of a job on a node must choose the same directory, even if somebody else tries to prevent
+that by making a directory of that name first. The candidates and their order depend only on the
+user, the node and the job's environment. A candidate that exists and is not the caller's with mode
+0700 is skipped, by every rank alike:
 
-- Where others can put something (/tmp, /dev/shm), what is refused now may be gone when the next
-  rank comes. So nothing is made there while any of these places is the caller's already, and of
-  those that are the last is taken: none is made after it.
-- Where all of these are taken, a site's configuration may name more, and the last is below HOME, a
-  folder for each node. Only then does a rank that joins read the configuration.
+- In folders where others can write (/tmp, /dev/shm), a foreign directory that is skipped now may be
+  gone when the next rank looks. So of these candidates none is made if one of them is the caller's
+  already; and if several are, the last is used, since that one was made last.
+- If all candidates are taken by others, the site's configuration may name more; the very last is
+  below HOME, one for each node. Only in this case does a rank that joins read the configuration.
 """
 
 import os
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 _LATER = (ENOENT, ENOTDIR, EACCES, EPERM, EROFS, ENAMETOOLONG, ELOOP)
-"""Why a place is passed over."""
+"""Errors for which the next candidate is tried."""
 _FULL = (ENOSPC, EDQUOT)
-"""Among the places of all another one will do, since whoever comes when there is room again looks
-for one that is there first. Of a place of one's own not: he would make it."""
+"""Errors for which the next candidate is tried in folders that everybody may write: ranks look
+there for an existing directory first, so all find that one. In a folder of the user's own a later
+rank would make the directory when there is room again, and be alone in it."""
 
 
 def directories(environ: "Mapping[str, str]", uid: int) -> list[str]:
@@ -111,7 +113,8 @@ def _judge(status: os.stat_result) -> str:
 
 
 def _groups(paths: "Iterable[str]") -> "Iterator[list[str]]":
-    """Yield each place of one's own alone, and where the first of those of all is, all these."""
+    """Yield the candidates in groups: one in a folder of the user's own alone, and all in folders
+    that others may write together, at the place of the first of them."""
     paths, done = list(paths), False
     for number, path in enumerate(paths):
         if not _open_to_all(path):

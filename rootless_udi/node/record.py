@@ -37,9 +37,12 @@ TOLD = "told"
 
 
 class NodeRecord:
-    """A container's record as read: `lists` by key, `before` and `after` as operations on the
-    environment, `spaces` the numbers of its user and mount namespace. Raises ValueError for what
-    is no record."""
+    """A container's record as read.
+
+    `lists` has the values by key. `before` and `after` are operations on the environment, as
+    (op, name, value). `spaces` are the inode numbers of its user and mount namespace
+    (namespaces(7)). Raises ValueError for what is no record.
+    """
 
     def __init__(self, data: str) -> None:
         head, _, tail = data.partition("\n\n")
@@ -61,8 +64,8 @@ class NodeRecord:
     def lost(self) -> str:
         """Say how the image server has ended; "" while it lives, or where there is none.
 
-        After the last member's end that is as it should be. A server that died before is noted in
-        the record by its helper, if that has not died too.
+        A stopped server is normal once all members have ended. If it dies before, its helper notes
+        that in the record, unless the helper was killed as well.
         """
         pid, _, start = self.get("server").partition(" ")
         if pid.isdecimal() and start.isdecimal() and not alive(int(pid), int(start)):
@@ -82,7 +85,7 @@ class NodeRecord:
         return self._backwards(len(self._tail))
 
     def likely(self) -> "Iterator[tuple[int, int]]":
-        """Yield the last member, the builder, then all as `newest`: one of the two mostly lives."""
+        """Yield members to try: the last, then the builder, of which one mostly lives; then all."""
         newest = next(self.newest(), None)
         if newest is not None:
             yield newest
@@ -118,9 +121,9 @@ def escape(text: str) -> str:
 def alive(pid: int, start: int) -> bool:
     """Tell whether the process of that start time lives.
 
-    From another user namespace a process of the caller's own may be hidden (proc(5), hidepid), and
-    a /proc of another PID namespace has other numbers. That somebody of the caller's has the number
-    is all that can be known then.
+    Sometimes /proc can't tell: a process in another user namespace may be hidden (proc(5),
+    hidepid), and a /proc of another PID namespace has other numbers. Then any process of the
+    caller's that has this id counts as the one.
     """
     try:
         if start_and_parent(pid)[0] == start:
@@ -177,8 +180,9 @@ def _failed(what: str, folder: str, name: str, error: OSError) -> UdiError:
 def join(record: NodeRecord, fd: int) -> bool:
     """Enter the container of `record` through any living member; tell whether that was possible.
 
-    The caller is then inside, at "/", unprivileged, and a member. Adds itself first: a peer that
-    comes while this one is on its way must not find nobody. Raises UdiError where it can't.
+    The caller is then inside, at "/", without privilege. It becomes a member before it enters, so
+    that a peer that comes meanwhile finds a living one. Raises UdiError where that can't be
+    written.
     """
     for pid, start in record.likely():
         spaces = _namespaces(pid, start, record.spaces)
@@ -228,7 +232,8 @@ def _namespaces(pid: int, start: int, numbers: tuple[int, int]) -> tuple[int, in
     try:
         for kind in ("user", "mnt"):
             fds.append(os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC))
-        # After the opens: the process that has this start time was there all along.
+        # Checked after the opens: a process with this start time has had the id all the time, so
+        # the descriptors are of its namespaces and not of a later process with the same id.
         if tuple(os.fstat(fd).st_ino for fd in fds) == numbers and alive(pid, start):
             return fds[0], fds[1]
     except OSError:

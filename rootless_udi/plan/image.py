@@ -1,4 +1,4 @@
-"""An image and the rung of the ladder that it stands on, as data. Pure."""
+"""An image, and how it becomes a file system, as data. Pure."""
 
 from rootless_udi.base.records import Record
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 class Root(Record):
-    """How the image becomes a file system: the rung of the ladder and why it was taken.
+    """How the image becomes a file system (by which server, or as a directory), and why so.
 
     `server` is the name of an image server of `rootless_udi.fuse.choice`, or "directory";
     `path` the squashfs file or the directory; `program` the C server's path where there is one;

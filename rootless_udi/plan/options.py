@@ -238,6 +238,6 @@ def usage() -> str:
         "",
         "IMAGE is NAME[:TAG], HOST[:PORT]/NAME[:TAG], NAME@sha256:HEX, oci:DIR[:TAG],",
         "docker-archive:FILE, a .sqfs file or a directory. Options end at the first other word.",
-        "The exit status is the command's; 125: ours, 126: not runnable, 127: not found.",
+        "The exit status is the command's; 125: udi-run failed, 126: not runnable, 127: not found.",
     ]
     return "\n".join(lines) + "\n"

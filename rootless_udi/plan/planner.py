@@ -52,7 +52,7 @@ class Plan(Record):
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     complete: bool = True
-    """The image has all of skeleton.py, where it belongs; else it is laid over the image."""
+    """The image has all of `plan.mountpoints`; if not, an overlay adds what is missing."""
 
 
 def build(
@@ -166,7 +166,7 @@ def wanted(
 
 
 def _defaults(site: "Site") -> list[Step]:
-    """The site's default mounts; those of a site without configuration are in `config`."""
+    """The site's default mounts; those of a site without configuration are in `plan.site`."""
     steps: list[Step] = [
         Mount(
             row.destination,
@@ -279,7 +279,7 @@ def _overlay(
                 why = f"mount point {step.target} is not in the image"
                 break
     if not why and root.server == "udi" and host.overlay:
-        # The kernel's overlay answers isatty's ioctl itself; over this server it pays for itself.
+        # The overlay answers the ioctl(2) of isatty(3) itself, which else goes to the image server.
         return "so that the kernel asks the image server nothing after the first rank"
     if why and not host.overlay:
         raise UdiError(

@@ -1,7 +1,7 @@
 """Image references and platforms as text. Pure: no file, no network; a launch imports this.
 
 Where a path is given, whether it is a file or a directory is left to the caller's stat.
-Documents (indexes, manifests, configs) are in `manifest`, which only a pull needs.
+Documents (indexes, manifests, configs) are in `pull.manifest`, which only a pull needs.
 Grammar: distribution/reference (names, tags, digests), containers-transports(5) (prefixes).
 """
 

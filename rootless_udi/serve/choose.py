@@ -1,6 +1,6 @@
-"""The rung on which an image becomes a file system: facts for `fuse.choice.choose`, and its answer.
+"""Choose how the image is mounted, from what this host has.
 
-A look at the host, not a decision: that is the pure function's.
+This module looks at the host; the decision is `fuse.choice.choose`, a pure function.
 """
 
 import os
@@ -14,9 +14,9 @@ _FOLDERS = ("/lib64", "/usr/lib64", "/usr/lib", "/lib")
 
 
 def choose(wanted: str, host: Host, image: Image) -> Root:
-    """Return the rung for `image` on `host`; `wanted` is --fuse or the site's choice.
+    """Return how `image` is mounted on `host`; `wanted` is --fuse or the site's choice.
 
-    Raises UdiError where no rung will do, saying what each lacks.
+    Raises UdiError where no image server can be used, saying what each of them lacks.
     """
     if not image.path:
         return Root("directory", image.directory, reason="the image is a directory")
@@ -38,7 +38,10 @@ def choose(wanted: str, host: Host, image: Image) -> Root:
 
 
 def _installed(name: str) -> bool:
-    """Tell whether a server's process would find `name`: unlike ours, it reads site-packages."""
+    """Tell whether an image server can import `name`.
+
+    It runs in a process that reads site-packages, which this one was started without.
+    """
     import site
 
     site.main()
@@ -48,8 +51,8 @@ def _installed(name: str) -> bool:
 def decompresses(compressor: str, machine: str) -> bool:
     """Tell whether our own server can read this compressor here.
 
-    The libraries that are mostly there are looked for by name, which is a stat in place of 5 ms of
-    loading; the server loads them in a process of its own.
+    For the usual compressors it looks for the library's file, one stat(2); loading the library to
+    see takes 5 ms. The image server loads it later, in its own process.
     """
     library = _LIBRARIES.get(compressor)
     if library is not None:

@@ -1,10 +1,10 @@
 """Run a FUSE server that can only mount by itself, and take its mount out of where it lives.
 
-fuse2fs and fuse-python are built on libfuse 2, which can't be given a mounted connection; and a
-server must not live in the container's mount namespace, which it would keep alive for ever. So it
-mounts in a namespace of its own, of which only a detached copy of the mount leaves (open_tree(2),
-Linux 5.2): when the container is gone, so is the last mount, and the kernel ends the server. Where
-that call or move_mount(2) is refused, the mount leaves by propagation (`propagated`).
+fuse2fs and fuse-python are built on libfuse 2, which must mount by itself. But a server that lives
+in the container's mount namespace would keep it alive for ever. So it mounts in a mount namespace
+of its own; a detached copy of the mount (open_tree(2), Linux 5.2) is passed out and attached in the
+container. When the container ends, its copy was the last one, and the kernel ends the server. Where
+open_tree(2) or move_mount(2) is refused, mount propagation is used instead (`propagated`).
 """
 
 import os

@@ -25,12 +25,16 @@ _LIMITS = "a limit may be reached: of processes (ulimit -u, the job's), or of me
 
 
 class Helper:
-    """The launcher's end. `known` is the file with what the last such start asked."""
+    """The launcher's end of the helper.
+
+    `known` is the file with what the last such start asked (`serve.prefetch`), "" for none.
+    """
 
     def __init__(self, place: "Place") -> None:
-        """Fork the helper, which loads the image server while the launcher gathers and plans.
+        """Fork the helper, which loads the image server while the launcher gathers facts and plans.
 
-        What is at `place` goes with the container.
+        The helper removes the record at `place` when the container has ended. Raises UdiError where
+        no process can be started.
         """
         self._server = ""
         self._said = ""
@@ -51,10 +55,10 @@ class Helper:
                 status = 0
             finally:
                 os._exit(status)
-        # Half of the time the kernel puts the child on this very CPU, where it would wait for the
-        # end of a slice, 3 ms, while another CPU is idle.
+        # The kernel often puts the child on this very CPU, where it would wait for the end of our
+        # time slice (3 ms) while another CPU is idle. Yielding lets it start at once.
         os.sched_yield()
-        # Ends at once; reaped in `close`, not waited for here.
+        # The process between us and the helper ends at once; `close` reaps it.
         self._between = child
         theirs.close()
         source.close()
@@ -100,10 +104,9 @@ class Helper:
             raise UdiError("the image server ended before it began", _LIMITS) from None
 
     def ask_ahead(self, space: int, top: int) -> None:
-        """Have what is known to be asked of the image asked now, by another process.
+        """Have another process prefetch from the image what `known` tells; after `hand_over`.
 
         `space` is a descriptor of the mount's user namespace, `top` one of a copy of the mount.
-        Only where something is known, after `hand_over`.
         """
         try:
             send(self._mine, ("ask",), [space, top])
@@ -189,7 +192,7 @@ def work(sock: "_socket.socket", source: "_socket.socket", place: "Place") -> No
     if why:
         _end(place, why)
     if watch is not None:
-        # One event: the tmpfs is gone, and the namespace with it.
+        # Wait for the one event: the private tmpfs was unmounted, so the container has ended.
         os.read(watch, 4096)
     if watch is not None or fuse is not None or server == "udi":
         _end(place)
@@ -203,26 +206,27 @@ def _end(place: "Place", why: str = "") -> None:
 
 
 def _ask_ahead(known: str, image: str, key: str, fds: list[int], watch: int | None) -> None:
-    """Have a child ask what is known. `fds` are a user namespace and a directory."""
+    """Have a child prefetch. `fds` are the mount's user namespace and a copy of the mount."""
     from rootless_udi.serve import prefetch
 
     questions = prefetch.behind(image, key) if known == image else prefetch.find(known)
     try:
         child = os.fork() if questions else -1
     except OSError:
-        # Of the limits on processes the command needs what is left.
+        # A limit of processes is reached; prefetching is not worth an error.
         child = -1
     if child == 0:
         try:
             outside.title(AHEAD)
             space, top = fds
             over = prefetch.over(watch)
-            # FUSE answers those in the mount's user namespace (fuse(4), allow_other).
+            # Only processes in the mount's user namespace may use it (fuse(4), allow_other).
             setns(space, CLONE_NEWUSER)
-            # Somebody waits for the end of each of these. The copy of the mount goes with its own.
+            # Other processes wait until the descriptors that we inherited are closed everywhere.
             close_others(top, *(() if watch is None else (watch,)))
             os.fchdir(top)
-            # So that no link leads out of the image; and nothing is imported from there.
+            # The image becomes the root directory, so that no link leads out of it; and nothing may
+            # be imported from it.
             os.chroot(".")
             meta_path.clear()
             prefetch.ask(questions, over)

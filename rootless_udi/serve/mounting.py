@@ -31,6 +31,9 @@ TARGET = "{target}"
 SERVED = "served"
 _BASES = ("/mnt", "/media", "/srv", "/tmp")
 _SECONDS = 60
+"""For which a server may take to mount."""
+_STEP = 50
+"""Milliseconds between two looks at a server where the kernel can't report its end."""
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 
 
@@ -111,7 +114,8 @@ def _helper(
             os.rmdir(f"{place}/{gone}")
         trees = [] if shared else [open_tree(place)]
         if shared:
-            # It has arrived there, where it would vanish too.
+            # The mount is in the other namespace now. Without this, umount(2) would propagate to
+            # it.
             mount(None, shared, None, MS_REC | MS_PRIVATE)
         umount(place, MNT_DETACH)
         send(sock, ("+",), trees)
@@ -126,7 +130,7 @@ def _helper(
 
 
 def _stop(server: int) -> None:
-    """End a server whose mount came to nothing; its own namespace would keep it for ever."""
+    """Kill a server that did not mount; nothing else would end it."""
     try:
         if os.waitpid(server, os.WNOHANG)[0] == 0:
             os.kill(server, SIGKILL)
@@ -155,8 +159,8 @@ def _mounted(server: int, place: str) -> bool:
     try:
         waiter.register(os.pidfd_open(server), POLLIN)
     except (OSError, AttributeError):
-        # Before Linux 5.3, or a Python built there: it is asked now and then.
-        step, steps = 50, _SECONDS * 20
+        # Before Linux 5.3, or a Python built there: look every _STEP whether it has ended.
+        step, steps = _STEP, _SECONDS * 1000 // _STEP
     mark = f" {place} ".encode()
     while mark not in _all(table):
         ready = waiter.poll(step)

@@ -1,7 +1,8 @@
-"""What our processes outside the container have in common: they are its, and not the caller's.
+"""What our processes outside the container have in common.
 
-They leave the caller's session, folder, terminal, descriptors, signals, command line, CPUs and
-umask: none of what is meant for the command may reach the file system that it runs from.
+The command's file system depends on them, so nothing that is meant for the command may reach them:
+they leave the caller's session, working directory, terminal, descriptors, signals, command line,
+CPU mask and umask.
 """
 
 import _signal
@@ -30,10 +31,10 @@ _HARD = {
     *(_signal.SIGKILL, _signal.SIGSTOP, _signal.SIGCHLD, _signal.SIGABRT, _signal.SIGSEGV),
     *(_signal.SIGBUS, _signal.SIGFPE, _signal.SIGILL, _signal.SIGTRAP, _signal.SIGSYS),
 }
-"""Signals that stay: two can't be ignored, one is waited for, the others say that we are broken."""
+"""Signals that are not ignored: two can't be, SIGCHLD is needed, the others mean a bug of ours."""
 
 _CPUS = 4096
-"""More than a machine has."""
+"""More CPUs than any machine has."""
 
 
 def leave(name: str, *keep: int) -> None:
@@ -53,10 +54,11 @@ def leave(name: str, *keep: int) -> None:
 
 
 def deafen() -> None:
-    """Ignore the signals that are meant for jobs: to a group, a cgroup, all of a user, by a name.
+    """Ignore the signals that batch systems and users send to jobs.
 
-    A job that is told to checkpoint needs its file system while it does. The end of the mount ends
-    our processes, and SIGKILL does, which batch systems send after their patience.
+    They send them to a process group, a cgroup, all processes of a user or all of a name. A job
+    that is told to checkpoint still needs its file system. Our processes end when the mount does,
+    or by SIGKILL.
     """
     for number in _signal.valid_signals() - _HARD:
         try:
@@ -69,8 +71,9 @@ def deafen() -> None:
 def spread() -> None:
     """Take all CPUs of the job's cpuset, and no less time than others get.
 
-    A rank may be bound to one CPU, and be nice; its node's image server is all ranks'. The kernel
-    cuts a mask to the cpuset (sched_setaffinity(2)), and refuses what an ordinary user may not.
+    The rank that starts us may be bound to one CPU and have a low priority, but the image server
+    works for all ranks of the node. The kernel limits the mask to the job's cpuset
+    (sched_setaffinity(2)), and refuses what an ordinary user may not do.
     """
     try:
         os.sched_setaffinity(0, range(_CPUS))

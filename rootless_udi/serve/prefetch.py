@@ -1,22 +1,24 @@
-"""What the starts of a program asked of an image, kept on the node and asked again by the next.
+"""Prefetch: read early what earlier starts of the same program read of an image.
 
-A program that starts asks its image for a thousand names, links and pages, and waits for each. What
-the first start on a node asked is kept; from the second on a process of its own asks for the same
-while the container is still being made, so that the ranks find it with the kernel. It can only be
-early, never wrong: questions change nothing, and nobody waits for their answers.
+A program that starts looks up, lists and reads some thousand things of its image, and waits for the
+image server each time. What the first start on a node read is written to a file. At later starts a
+process of its own reads the same while the container is still being made, so that the kernel has
+it in its caches when the command wants it. Prefetching can't do harm: it changes nothing, and
+nobody waits for it.
 
-The file is in the state directory, which is the node's and the user's alone, in the folder
-`starts`; its name, which `early` makes, stands for the image's file and for what is run. It holds
-NUL-ended texts, HEAD first, then the questions in order, paths from the image's root:
+The file is in the folder `starts` of the state directory, which is this node's and the user's
+alone. Its name (`launch.facts`) is a digest of the image's file and of what is run. It holds texts
+that end with NUL: HEAD, then the questions in their order, with paths from the image's root:
 
     s PATH                  is looked up, whether or not it is there
     d PATH                  a directory that is listed
     l PATH                  a link whose target is read
     r OFFSET LENGTH PATH    a file of which a part is read, in bytes
 
-`udi optimize` writes what its profiles asked behind the image itself, for the first start on each
-node: such texts, each after a start's key (32 digits) and its length (4 bytes), zeros that fill a
-block, and last TAIL and the length of all of it.
+`udi optimize` appends such texts to the image itself, made from profiles, so that the first start
+on a node can prefetch too. The layout behind the image: for each kind of start its key (32 digits),
+the text's length (4 bytes, little-endian) and the text; zeros up to a multiple of BLOCK; last, TAIL
+and the length of all this (8 bytes).
 """
 
 import os
@@ -39,15 +41,15 @@ HEAD = b"udi start 1"
 TAIL = b"udi-asks"
 BLOCK = 4096
 LARGEST = 256 << 10
-"""Bytes of such a file."""
+"""Most bytes of such a file."""
 BEHIND = 1000
-"""Starts that an image knows."""
+"""Most kinds of start that are appended to one image."""
 BYTES = 64 << 20
-"""Of an image's files: a start reads programs and libraries; what comes after them may be data."""
+"""Most bytes of file content to prefetch: programs and libraries; what is read later is data."""
 FILES = 64
-"""Of which the oldest go."""
+"""Most files in the folder; the oldest are removed."""
 PATIENCE = 5.0
-"""Seconds for asking. As long as it takes, the mount can't end."""
+"""Seconds; while prefetching runs it keeps the mount alive."""
 
 
 def pack(questions: "Iterable[Question]") -> bytes:
@@ -121,7 +123,7 @@ def behind(image: str, key: str) -> "list[Question]":
                 head = os.pread(fd, 36, at)
                 length = int.from_bytes(head[32:], "little")
                 if not 0 < length <= LARGEST:
-                    # Zeros fill the last block; another length is none of ours.
+                    # The zeros before TAIL, or a damaged length.
                     break
                 if head[:32] == key.encode():
                     return unpack(os.pread(fd, length, at + 36))
@@ -154,10 +156,10 @@ def find(path: str) -> "list[Question]":
 def keep(
     environ: "Mapping[str, str]", uid: int, name: str, questions: "Iterable[Question]"
 ) -> bool:
-    """Keep what a start asked in a file of that name; tell whether there was room, on a file system
-    of this node's own.
+    """Write what a start asked to the file `name` in the state directory; tell whether it is there.
 
-    The state directory is there: a container's record is in it. Raises OSError, UdiError.
+    Not where the directory is on a network file system, or there is no room. Raises OSError,
+    UdiError.
     """
     _, directory = places.state(places.directories(environ, uid), make=False)
     if directory < 0:
@@ -198,7 +200,7 @@ def keep(
 
 
 def _thin_out(folder: int) -> None:
-    """Make room for one more file: the oldest go, unfinished ones of the killed with them."""
+    """Remove the oldest files until there is room for one more; some may be unfinished ones."""
     names = os.listdir(folder)
     if len(names) < FILES:
         return
@@ -216,7 +218,7 @@ def _thin_out(folder: int) -> None:
 
 
 def drop(state: str, name: str, pid: int) -> None:
-    """Remove what process `pid` has not written to the end, in the state directory `state`."""
+    """Remove the unfinished file of process `pid`, which has died, in the state directory."""
     try:
         os.unlink(f"{state}/{FOLDER}/{name}.{pid}")
     except OSError:
@@ -224,7 +226,10 @@ def drop(state: str, name: str, pid: int) -> None:
 
 
 def over(watch: int | None) -> "Callable[[], bool]":
-    """Return what tells whether asking is to end: after PATIENCE, or when `watch` can be read."""
+    """Return a function that tells whether to stop: after PATIENCE, or when `watch` is readable.
+
+    `watch` is the inotify descriptor that becomes readable when the container has ended.
+    """
     from select import POLLIN, poll
 
     gone, end = poll(), monotonic() + PATIENCE
@@ -234,9 +239,9 @@ def over(watch: int | None) -> "Callable[[], bool]":
 
 
 def ask(questions: "Iterable[Question]", over: "Callable[[], bool]") -> None:
-    """Ask an image, whose root is the calling process's root and folder.
+    """Read the things of `questions` from an image; the process's root directory is the image's.
 
-    Ends where the image server has, or when it is `over`.
+    Stops when the image server has ended, or `over` says so.
     """
     opened, fd = b"", -1
     for kind, path, offset, length in questions:
@@ -264,7 +269,7 @@ def ask(questions: "Iterable[Question]", over: "Callable[[], bool]") -> None:
 
 
 def _list(path: bytes, over: "Callable[[], bool]") -> None:
-    """Have a directory listed, a part at a time: an image may have one without end."""
+    """List a directory, looking now and then whether to stop: a bad image's may be endless."""
     with os.scandir(path) as entries:
         for number, _ in enumerate(entries, 1):
             if number % 1000 == 0 and over():

@@ -31,7 +31,7 @@ def run(source: "_socket.socket", place: "Place") -> "NoReturn":
         status = 0
     except (OSError, UdiError, ValueError) as error:
         why = f"the image server ended: {error}"
-        # The launcher hears of the end of the connection after the reason.
+        # First the reason: then the launcher has it when it sees that the connection has ended.
         tell(source, f"! {why}")
         _log(why)
         status = 1
@@ -48,17 +48,21 @@ def _serve(source: "_socket.socket") -> bool:
     """Serve, if it is told to, until the mount's end; tell whether there was one."""
     import gc
 
-    # The launcher's objects are left where they are: a collection would copy the pages of them all.
+    # The memory of the launcher is shared until it is written. A garbage collection would write to
+    # every object of it, and so copy all pages.
     gc.freeze()
     gc.enable()
-    # While the launcher plans and makes the namespaces: loading it takes 4 ms.
+    # Loading takes 4 ms, during which the launcher plans and makes the namespaces.
     from rootless_udi.fuse import raw_transport
     from rootless_udi.fuse.decompress import available
     from rootless_udi.fuse.filesystem import FileSystem
 
     class Owned(FileSystem):
-        """The image's files as root's, who is the caller: other owners are in no id map, and the
-        overlay could neither change such a file nor make a mount point beside it."""
+        """The image with all files owned by root, which is the caller outside.
+
+        Other owners are in no id map: the overlay could not change such a file, nor make a mount
+        point beside it.
+        """
 
         def attributes(self, node: int) -> "Attributes":
             found = super().attributes(node)

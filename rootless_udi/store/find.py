@@ -87,11 +87,11 @@ def find(
 ) -> StoredImage | None:
     """Return the image that `reference` names in the first of `stores` that has it, or None.
 
-    `platform` is this machine's where it is not given. Costs an open and a stat in each store,
-    and one stat for "oci:" and "docker-archive:", whose changed file is a miss; an image that a
-    person deleted by hand is one too. Raises UdiError where such a file cannot be looked at, or
-    others than the store's owner may have named the image, and ValueError for a reference to a path
-    that no store holds.
+    `platform` is this machine's where it is not given. Costs an open and a stat in each store, and
+    one stat for "oci:" and "docker-archive:", whose changed file is a miss; an image that a person
+    deleted by hand is one too. Raises UdiError where such a file cannot be looked at, or others
+    than the store's owner may have named the image, and ValueError for a reference to a plain file
+    or directory.
     """
     platform = platform or platform_of(os.uname().machine)
     if reference.kind == "store":
@@ -106,15 +106,15 @@ def find(
         image = at(store, digest, name)
         if image is not None:
             return image
-    # Content is content: a digest that was pulled under another name will do.
+    # The digest names the content: an image that was pulled under another name will do.
     return _first(stores, reference.digest, name) if reference.digest else None
 
 
 def _named(store: str, link: str) -> str:
     """Return the digest that a name of `store` means.
 
-    Raises OSError where there is none, and UdiError where it may be somebody else's word. In a
-    store that is closed to others nobody else can be.
+    Raises OSError where there is no such name, and UdiError where somebody else may have written
+    it; in a store that only its owner can enter, nobody can have.
     """
     path = f"{store}/{link}"
     status, text = os.stat(store), os.readlink(path)
@@ -178,7 +178,7 @@ def check_tree(directory: str, stores: "tuple[str, ...]") -> None:
 def closed(stores: "tuple[str, ...]") -> str:
     """Say which of `stores` the caller may not search, to end a message with; "" for none.
 
-    A store is its owner's alone until he opens it.
+    A new store may be read by its owner alone, until he runs chmod go+rX on it.
     """
     names = [store for store in stores if os.path.isdir(store) and not os.access(store, os.X_OK)]
     return f"; permission denied on {', '.join(names)}" if names else ""
