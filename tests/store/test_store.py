@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from rootless_udi.base.errors import UdiError
+from rootless_udi.base.trees import remove_tree
 from rootless_udi.plan import reference
 from rootless_udi.plan.reference import parse
 from rootless_udi.store import find, locks
 from rootless_udi.store.find import StoredImage
 from rootless_udi.store.locks import Holder, Lock
-from rootless_udi.store.store import Store, remove_tree
+from rootless_udi.store.store import Store
 from tests.kit.places import TREE
 from tests.launch.test_run import wait_for
 
