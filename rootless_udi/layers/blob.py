@@ -9,7 +9,7 @@ import hashlib
 import shutil
 import subprocess
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from importlib import import_module
 from queue import Empty, Queue
@@ -84,9 +84,10 @@ def verified(parts: Iterator[bytes], diff_id: str, label: str) -> Iterator[bytes
         )
 
 
-def ahead(parts: Iterator[bytes]) -> Iterator[bytes]:
+def ahead(parts: Iterator[bytes]) -> Generator[bytes, None, None]:
     """Yield `parts`, which a thread of its own works out, at most AHEAD of them in advance.
 
+    The thread ends with the last part, or with close(), which who stops before has to call.
     Decompression is the largest part of the work, and isal, zlib and zstd let other threads run.
     """
     ready: Queue[bytes | BaseException | None] = Queue(AHEAD)

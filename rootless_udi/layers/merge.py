@@ -26,6 +26,7 @@ What is chosen where tools differ:
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from io import BytesIO
 from itertools import chain
 from os import fsdecode, stat
@@ -132,10 +133,12 @@ def merge(layers: Sequence[Layer], write: Write, observer: Observer | None = Non
     return one.finish()
 
 
-def _open(layer: Layer, most: int, check: bool) -> Stream:
-    parts = ahead(chunks(layer.path, layer.diff_id))
-    checked = verified(parts, layer.diff_id, layer.diff_id) if check else parts
-    return Stream(checked, layer.diff_id, most)
+@contextmanager
+def _opened(layer: Layer, most: int, check: bool) -> Iterator[Stream]:
+    """A layer that is refused ends its thread here: at its own end, Python 3.13 waits for none."""
+    with closing(ahead(chunks(layer.path, layer.diff_id))) as parts:
+        checked = verified(parts, layer.diff_id, layer.diff_id) if check else parts
+        yield Stream(checked, layer.diff_id, most)
 
 
 def _content(compressed: int) -> int:
@@ -145,10 +148,10 @@ def _content(compressed: int) -> int:
 
 def _survey(layer: Layer, compressed: int) -> frozenset[int]:
     """Return the ordinals of the files that later members of the same layer replace."""
-    stream = _open(layer, _content(compressed), check=False)
-    found = OneLayer(stream, Ledger(compressed))
-    for ordinal, member in enumerate(members(stream)):
-        found.add(member, ordinal)
+    with _opened(layer, _content(compressed), check=False) as stream:
+        found = OneLayer(stream, Ledger(compressed))
+        for ordinal, member in enumerate(members(stream)):
+            found.add(member, ordinal)
     return frozenset(found.losers)
 
 
@@ -171,19 +174,19 @@ class _Merge:
 
     def layer(self, layer: Layer, last: bool) -> None:
         """Write what is visible of the next lower layer, which may be the `last` one."""
-        stream = _open(layer, self.left, check=True)
-        view = OneLayer(stream, self.ledger)
-        losers = layer.losers or frozenset()
-        for ordinal, member in enumerate(members(stream)):
-            node = view.add(member, ordinal)
-            if node is None or node.kind is not FILE or ordinal in losers:
-                continue
-            names = [] if self.above.hides(node.path, FILE) else [node.path]
-            if self.pending:
-                names += self.pending.pop(node.path, [])
-            if names:
-                self._content(node, member, names)
-        view.finish()
+        with _opened(layer, self.left, check=True) as stream:
+            view = OneLayer(stream, self.ledger)
+            losers = layer.losers or frozenset()
+            for ordinal, member in enumerate(members(stream)):
+                node = view.add(member, ordinal)
+                if node is None or node.kind is not FILE or ordinal in losers:
+                    continue
+                names = [] if self.above.hides(node.path, FILE) else [node.path]
+                if self.pending:
+                    names += self.pending.pop(node.path, [])
+                if names:
+                    self._content(node, member, names)
+            view.finish()
         self.left -= stream.offset
         self._settle(view, stream)
         if self.missed:
@@ -317,14 +320,14 @@ class _Merge:
 
     def _again(self, layer: Layer) -> None:
         """Read a layer once more, for contents that only its hard links make visible."""
-        stream = _open(layer, self.most, check=False)
-        for ordinal, member in enumerate(members(stream)):
-            if ordinal in self.missed:
-                node, names = self.missed.pop(ordinal)
-                self._content(node, member, names)
-                if not self.missed:
-                    return
-        stream.refuse("the blob has changed while it was read")
+        with _opened(layer, self.most, check=False) as stream:
+            for ordinal, member in enumerate(members(stream)):
+                if ordinal in self.missed:
+                    node, names = self.missed.pop(ordinal)
+                    self._content(node, member, names)
+                    if not self.missed:
+                        return
+            stream.refuse("the blob has changed while it was read")
 
     def finish(self) -> Summary:
         """Write the end of the tar."""
