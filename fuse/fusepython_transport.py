@@ -44,14 +44,14 @@ def serve(
     """Mount `image` at the folder `where` and serve it until it is unmounted; else as raw.serve."""
     fs = opened(image, cache_bytes, threads, filesystem)
     fuse.fuse_python_api = (0, 2)
-    server = Server(fs, Complaints(fs.reader.name, log))
+    server = LibfuseServer(fs, Complaints(fs.reader.name, log))
     server.ready_fd = ready_fd
     server.multithreaded = False
     server.parse([where, "-f", "-s", "-o", OPTIONS])
     server.main()
 
 
-class Server(fuse.Fuse):  # type: ignore[misc]
+class LibfuseServer(fuse.Fuse):  # type: ignore[misc]
     """fuse-python's handlers, each a walk to a node and one call of the core."""
 
     ready_fd: int | None = None

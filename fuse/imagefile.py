@@ -17,7 +17,7 @@ SLOW = 300_000
 to 20 ms."""
 
 
-class Source:
+class ImageFile:
     """Reads of the image open at `fd`.
 
     Where reads turn out to be slow, whole windows of WINDOW bytes are read and remembered, so that

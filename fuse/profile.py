@@ -126,16 +126,16 @@ def serve_traced(
         tracer.save(target, key)
 
 
-class Profile(list[Read]):
+class ReadProfile(list[Read]):
     """The reads of a start, in order, and its `key`, "" where that is not known."""
 
     key = ""
 
 
-def load(path: str) -> Profile:
+def load(path: str) -> ReadProfile:
     """Return the profile at `path`. Raises UdiError where it is none; OSError."""
     hint = "make one with `udi profile IMAGE -- COMMAND`"
-    found = Profile()
+    found = ReadProfile()
     with open(trust.opened(path, what="the profile")) as file:
         try:
             head = file.readline().rstrip("\n")
@@ -174,7 +174,7 @@ def merge(profiles: "Iterable[list[Read]]") -> list[Read]:
     return sorted(first.values(), key=lambda one: one.seconds)
 
 
-def questions(profiles: "Iterable[Profile]") -> "dict[str, list[Question]]":
+def questions(profiles: "Iterable[ReadProfile]") -> "dict[str, list[Question]]":
     """Return what each start that has a key asks; of two with one key what the later one does."""
     return {
         one.key: arranged((read.kind, read.path, read.offset, read.length) for read in one)

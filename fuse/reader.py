@@ -30,7 +30,7 @@ from rootless_udi.fuse.format import (
     listing_headers,
     superblock,
 )
-from rootless_udi.fuse.imagefile import Source
+from rootless_udi.fuse.imagefile import ImageFile
 
 WHOLE = 64 << 10
 """Listings up to this size are parsed as one; larger ones in segments of about SEGMENT bytes."""
@@ -64,7 +64,7 @@ class Reader:
         self.name = name
         self.super = superblock(fd, name)
         self.decompress = decompressor(self.super.compressor)
-        self.source = Source(fd, self.super.bytes_used)
+        self.source = ImageFile(fd, self.super.bytes_used)
         third = cache_bytes // 3
         self._blocks: Cache[tuple[bytes, int]] = Cache(third, lambda pair: len(pair[0]) + 200)
         self._inodes: Cache[Inode] = Cache(third, lambda _: 600)

@@ -191,6 +191,23 @@ def test_only_two_modules_touch_ctypes() -> None:
                 assert name in ("base.syscalls", "fuse.decompress")
 
 
+def test_no_two_public_classes_have_one_name() -> None:
+    """Who searches the tree for a class finds one."""
+    places: dict[str, list[str]] = {}
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(name)
+    assert not {name: where for name, where in places.items() if len(where) > 1}
+
+
+def test_names_with_an_underscore_stay_in_their_module() -> None:
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rootless_udi"):
+                assert not [a.name for a in node.names if a.name.startswith("_")], name
+
+
 def test_modules_and_functions_stay_small() -> None:
     for name, path in MODULES.items():
         assert path.read_text().count("\n") <= 400, name

@@ -18,7 +18,7 @@ from rootless_udi.mpi_inject.libraries.placing import (
     BIN,
     LIB,
     SHARED,
-    Library,
+    PlacedLibrary,
     denied,
     is_library,
     library,
@@ -71,7 +71,7 @@ class Edits(Record):
 
     steps: tuple[Step, ...]
     environment: tuple[Env, ...]
-    libraries: tuple[Library, ...]
+    libraries: tuple[PlacedLibrary, ...]
     notes: tuple[str, ...]
     compat: bool = False
 
@@ -84,7 +84,7 @@ class _Work:
         self.graphics = graphics
         self.steps: list[Step] = []
         self.environment: list[Env] = []
-        self.libraries: list[Library] = []
+        self.libraries: list[PlacedLibrary] = []
         self.notes: list[str] = []
         self.folders: set[str] = set()
         self.compat = False

@@ -5,7 +5,13 @@ What this asks for is imported late: most images on most nodes need none of it.
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
-from rootless_udi.mpi_inject.libraries.placing import LIB, Library, image_env, numbers, search_path
+from rootless_udi.mpi_inject.libraries.placing import (
+    LIB,
+    PlacedLibrary,
+    image_env,
+    numbers,
+    search_path,
+)
 from rootless_udi.plan.steps import Env, Injection, Step
 
 TYPE_CHECKING = False
@@ -82,7 +88,7 @@ def image_compat(facts: "Mapping[str, Any]") -> "Compat | None":
     return Compat(*max(found, key=lambda one: one[0])[1:])
 
 
-def loadable(context: Context, libraries: "Iterable[Library]") -> Injection:
+def loadable(context: Context, libraries: "Iterable[PlacedLibrary]") -> Injection:
     """Return what programs of the image need to load the driver's libraries: nothing, or the host's
     C library. Raises UdiError where they can't."""
     facts = context.facts.get("elf") or {}
@@ -109,14 +115,16 @@ def loadable(context: Context, libraries: "Iterable[Library]") -> Injection:
     return Injection()
 
 
-def _glibc(context: Context, facts: "Mapping[str, Any]", worst: Library, have: str) -> Injection:
+def _glibc(
+    context: Context, facts: "Mapping[str, Any]", worst: PlacedLibrary, have: str
+) -> Injection:
     """Return the host's C library over the image's, for a library that needs a newer one."""
     from rootless_udi.mpi_inject.libraries import glibc
-    from rootless_udi.mpi_inject.libraries.search import Host
+    from rootless_udi.mpi_inject.libraries.search import HostLibraries
 
     why, hint = "", "--mpi-glibc=auto brings the host's along, "
     if context.glibc != "never":
-        host = glibc.of_host(Host(context.root, (), worst.machine, worst.bits))
+        host = glibc.of_host(HostLibraries(context.root, (), worst.machine, worst.bits))
         why, hint = glibc.refusal(host, facts), ""
         if not why:
             what = f"{worst.name} needs GLIBC_{worst.glibc}"

@@ -17,7 +17,7 @@ from rootless_udi.mpi_inject.libraries.nvidia_names import (
     likely,
 )
 from rootless_udi.mpi_inject.libraries.placing import (
-    Library,
+    PlacedLibrary,
     describe,
     elf_machine,
     fits,
@@ -98,7 +98,7 @@ class Driver(Record):
     """
 
     version: str
-    libraries: tuple[Library, ...]
+    libraries: tuple[PlacedLibrary, ...]
     programs: tuple[tuple[str, str], ...]
     files: tuple[tuple[str, str], ...]
     nodes: tuple[str, ...]
@@ -307,9 +307,9 @@ def _libraries(
     folders: list[str],
     wanted: tuple[str, ...],
     notes: list[str],
-) -> list[Library]:
+) -> list[PlacedLibrary]:
     """Return the driver's libraries in `folders`, of the wanted capabilities, each name once."""
-    found: dict[str, Library] = {}
+    found: dict[str, PlacedLibrary] = {}
     root = links.root
     for folder in folders:
         every = names(root, folder)

@@ -131,7 +131,7 @@ class _Input:
         return self.at(offset, min(size, max(0, self.size - offset)))
 
 
-class Reader:
+class ElfReader:
     """An ELF file being read: `elf()` for its description; elfsymbols.Symbols adds its symbols.
 
     `source` is the file's bytes or an open descriptor, which stays the caller's. Every method
@@ -343,21 +343,21 @@ def _what_else(head: bytes) -> str:
 
 def parse(data: bytes) -> Elf:
     """Return the description of the ELF file in `data`; raises ElfError."""
-    return Reader(data).elf()
+    return ElfReader(data).elf()
 
 
-def look(path: str, what: "Callable[[Reader], T]", flags: int = 0) -> "T":
+def look(path: str, what: "Callable[[ElfReader], T]", flags: int = 0) -> "T":
     """Return what `what` makes of the ELF file at `path`; raises ElfError, OSError.
 
     `flags` are open(2)'s, besides those of reading.
     """
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
-        return what(Reader(file))
+        return what(ElfReader(file))
     finally:
         os.close(file)
 
 
 def read(path: str) -> Elf:
     """Return the description of the ELF file at `path`; raises ElfError, OSError."""
-    return look(path, Reader.elf)
+    return look(path, ElfReader.elf)

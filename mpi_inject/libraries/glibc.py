@@ -10,7 +10,7 @@ add names of their own. `of_host` reads the host, all else is pure; both only wh
 from rootless_udi.base.records import Record
 from rootless_udi.mpi_inject.libraries.glibc_names import LOADERS, REQUIRED, names
 from rootless_udi.mpi_inject.libraries.rooted import under
-from rootless_udi.mpi_inject.libraries.search import Host, default_folders, is_glibc
+from rootless_udi.mpi_inject.libraries.search import HostLibraries, default_folders, is_glibc
 from rootless_udi.plan.steps import Env, Injection, Mount
 
 TYPE_CHECKING = False
@@ -31,7 +31,7 @@ class Family(Record):
     machine: str
 
 
-def of_host(host: Host) -> Family:
+def of_host(host: HostLibraries) -> Family:
     """Read the C library that the host's own programs run on, never one of LD_LIBRARY_PATH."""
     system = [f"{folder}/libc.so.6" for folder in default_folders(host.machine)]
     libc = next((p for p in (*host.cached("libc.so.6"), *system) if host.fits(p)), "")

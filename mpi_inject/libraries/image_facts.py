@@ -192,7 +192,7 @@ class Inspector:
         kind, versions = self._libc(provides)
         consumers = self._consumers()
         files = {path: seen.elf for path, seen in self._seen.items() if seen.elf.dynamic}
-        links = image_programs.Links(files, names, search, self._links, self.real)
+        links = image_programs.ProgramLinks(files, names, search, self._links, self.real)
         reached = [row[0] for one in consumers.values() for row in one["each"]]
         every = {path: seen.elf for path, seen in self._seen.items()}
         glibc = image_glibc.note(

@@ -98,7 +98,7 @@ def provided(
     }
 
 
-class Links:
+class ProgramLinks:
     """What leads where in an image: `real` resolves a path, `links` are its symbolic links."""
 
     def __init__(
@@ -157,7 +157,7 @@ class Links:
 
 
 def reach(
-    links: Links, consumers: "Iterable[str]", scripts: "Mapping[str, str]"
+    links: ProgramLinks, consumers: "Iterable[str]", scripts: "Mapping[str, str]"
 ) -> "dict[str, list[str]]":
     """Return program or packages -> the files among `consumers` that they load.
 

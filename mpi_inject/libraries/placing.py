@@ -32,7 +32,7 @@ SHARED = ("/dev", "/tmp", "/var/tmp")
 """The host's own in every container."""
 
 
-class Library(Record):
+class PlacedLibrary(Record):
     """A host library to bind: `path` is a regular file, `links` are the names that lead to it."""
 
     path: str
@@ -49,12 +49,14 @@ def is_library(name: str) -> bool:
     return name.startswith("lib") and (name.endswith(".so") or ".so." in name)
 
 
-def library(root: str, path: str, name: str) -> Library:
+def library(root: str, path: str, name: str) -> PlacedLibrary:
     """Describe the library that `path`, maybe a symbolic link, leads to; raises UdiError."""
     return unless_link(root, path, name) or describe(root, resolve(root, path) or path, name)
 
 
-def unless_link(root: str, path: str, name: str, links: "Iterable[str]" = ()) -> Library | None:
+def unless_link(
+    root: str, path: str, name: str, links: "Iterable[str]" = ()
+) -> PlacedLibrary | None:
     """Return what `describe` does, None for a symbolic link or a file that can't be opened.
 
     So that most libraries cost one open(2), without a question before it.
@@ -65,7 +67,7 @@ def unless_link(root: str, path: str, name: str, links: "Iterable[str]" = ()) ->
         return None
 
 
-def describe(root: str, path: str, name: str, links: "Iterable[str]" = ()) -> Library:
+def describe(root: str, path: str, name: str, links: "Iterable[str]" = ()) -> PlacedLibrary:
     """Read the SONAME and glibc need of the library at the real `path`, to be bound as `name`.
 
     Raises UdiError where it is no ELF file.
@@ -76,7 +78,9 @@ def describe(root: str, path: str, name: str, links: "Iterable[str]" = ()) -> Li
         raise _unread(path, str(error.strerror)) from None
 
 
-def _described(root: str, path: str, name: str, links: "Iterable[str]", flags: int = 0) -> Library:
+def _described(
+    root: str, path: str, name: str, links: "Iterable[str]", flags: int = 0
+) -> PlacedLibrary:
     try:
         soname, needs, machine, bits = elf.look(under(root, path), _facts, flags)
     except elf.ElfError as error:
@@ -84,10 +88,10 @@ def _described(root: str, path: str, name: str, links: "Iterable[str]", flags: i
     own = (soname,) if soname and "/" not in soname else ()
     every = dict.fromkeys((*own, *links))
     every.pop(name, None)
-    return Library(path, name, tuple(every), newest_glibc(needs), machine, bits)
+    return PlacedLibrary(path, name, tuple(every), newest_glibc(needs), machine, bits)
 
 
-def _facts(found: elf.Reader) -> "tuple[str, dict[str, tuple[str, ...]], str, int]":
+def _facts(found: elf.ElfReader) -> "tuple[str, dict[str, tuple[str, ...]], str, int]":
     """Return what is wanted of a driver's library, a third of what elf.Elf has."""
     return found.soname(), found.needs(), found.machine, found.bits
 
@@ -137,7 +141,7 @@ _NEWEST: dict[tuple[str, ...], tuple[int, ...]] = {}
 
 
 def place(
-    root: str, libraries: "Iterable[Library]", reason: str, options: tuple[str, ...] = OPTIONS
+    root: str, libraries: "Iterable[PlacedLibrary]", reason: str, options: tuple[str, ...] = OPTIONS
 ) -> list[Step]:
     """Return the steps that put `libraries` and their links into LIB."""
     steps: list[Step] = []

@@ -121,7 +121,7 @@ class Found(Record):
     wanted_by: str = ""
 
 
-class Host:
+class HostLibraries:
     """A host's libraries: its ld.so.cache, its search rules, each file read once."""
 
     def __init__(
@@ -161,7 +161,7 @@ class Host:
                 real_path = os.readlink(f"/proc/self/fd/{file}")
                 if not real_path.endswith(" (deleted)"):
                     self._real[path] = real_path
-            return elf.Reader(file).elf()
+            return elf.ElfReader(file).elf()
         finally:
             os.close(file)
 
@@ -172,7 +172,7 @@ class Host:
         except OSError:
             return ()
         try:
-            return elf.Reader(file).needed()
+            return elf.ElfReader(file).needed()
         except (OSError, elf.ElfError):
             return ()
         finally:

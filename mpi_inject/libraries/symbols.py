@@ -9,7 +9,7 @@ from _operator import mul
 from _struct import Struct
 
 from rootless_udi.base.records import Record
-from rootless_udi.mpi_inject.libraries.elf import ElfError, Reader, form, text
+from rootless_udi.mpi_inject.libraries.elf import ElfError, ElfReader, form, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class _Hashes(Record):
     chain: int
 
 
-class Symbols(Reader):
+class Symbols(ElfReader):
     """An ELF file whose symbols are asked for; `source` is as for Reader.
 
     Every method raises ElfError.

@@ -9,7 +9,7 @@ from typing import Any
 from rootless_udi.base import program
 from rootless_udi.base.errors import UdiError
 from rootless_udi.mpi_inject.libraries import abi
-from rootless_udi.mpi_inject.libraries.search import Host, is_glibc
+from rootless_udi.mpi_inject.libraries.search import HostLibraries, is_glibc
 from rootless_udi.mpi_inject.libraries.symbols import newest
 from rootless_udi.mpi_inject.mpi import discover, planner
 from rootless_udi.mpi_inject.mpi.discover import HostMpi
@@ -63,7 +63,7 @@ def check(
     """
     profiles = tuple(site)
     lines = ["image", *("  " + line for line in _image(image)), "host"]
-    host = Host(root, (p for p in environ.get("LD_LIBRARY_PATH", "").split(":") if p))
+    host = HostLibraries(root, (p for p in environ.get("LD_LIBRARY_PATH", "").split(":") if p))
     for one in discover.find(environ, host):
         lines.append("  " + _host(one, host))
     lines += [f"  profile {p.name}: {p.description or p.prefix or p.family}" for p in profiles]
@@ -128,7 +128,7 @@ def _image(image: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _host(one: HostMpi, host: Host) -> str:
+def _host(one: HostMpi, host: HostLibraries) -> str:
     texts = []
     for name, path in one.files.items():
         found = host.load(path, name)
@@ -155,7 +155,7 @@ def capture(
     """
     from tempfile import TemporaryDirectory
 
-    host = Host("/", (p for p in environ.get("LD_LIBRARY_PATH", "").split(":") if p))
+    host = HostLibraries("/", (p for p in environ.get("LD_LIBRARY_PATH", "").split(":") if p))
     found = [m for m in discover.find(environ, host) if not wanted or wanted in m.families]
     if not found:
         raise UdiError(
@@ -206,7 +206,7 @@ def _launcher(one: HostMpi, environ: Mapping[str, str]) -> list[str]:
 
 def _toml(name: str, one: HostMpi, seen: dict[str, Any]) -> str:
     """Return the profile's text."""
-    host = Host("/", ())
+    host = HostLibraries("/", ())
     mains = list(one.files.values())
     loaded = [f for f in map(host.load, mains) if f]
     skip = {f.real for f in loaded}
@@ -238,12 +238,12 @@ def _toml(name: str, one: HostMpi, seen: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _soname(host: Host, path: str) -> str:
+def _soname(host: HostLibraries, path: str) -> str:
     found = host.read(path)
     return (found.soname if found else "") or path.rpartition("/")[2]
 
 
-def _by_name(host: Host, path: str) -> bool:
+def _by_name(host: HostLibraries, path: str) -> bool:
     """Tell whether a mapped file is a library that others name, no plugin."""
     found = host.read(path)
     if path.split("/")[-2] in PLUGIN_FOLDERS:

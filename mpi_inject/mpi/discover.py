@@ -10,7 +10,7 @@ import os
 from rootless_udi.base.records import Record
 from rootless_udi.mpi_inject.libraries import abi, elf
 from rootless_udi.mpi_inject.libraries.rooted import under
-from rootless_udi.mpi_inject.libraries.search import MULTIARCH, Found, Host
+from rootless_udi.mpi_inject.libraries.search import MULTIARCH, Found, HostLibraries
 from rootless_udi.mpi_inject.libraries.symbols import Symbols
 
 TYPE_CHECKING = False
@@ -95,7 +95,7 @@ class HostMpi(Record):
 
 
 def candidates(
-    environ: "Mapping[str, str]", host: Host, tools: "list[tuple[str, str]]"
+    environ: "Mapping[str, str]", host: HostLibraries, tools: "list[tuple[str, str]]"
 ) -> "Iterator[tuple[str, str]]":
     """Yield (folder, why) of where an MPI's libraries may be, the likeliest first.
 
@@ -133,7 +133,7 @@ def folders(prefix: str, machine: str) -> "Iterator[str]":
     yield prefix or "/"
 
 
-def _tools(path: str, host: Host) -> "Iterator[tuple[str, str]]":
+def _tools(path: str, host: HostLibraries) -> "Iterator[tuple[str, str]]":
     """Yield (name, real path) of the MPI tools on the PATH."""
     for folder in path.split(":"):
         if not folder.startswith("/"):
@@ -143,7 +143,7 @@ def _tools(path: str, host: Host) -> "Iterator[tuple[str, str]]":
                 yield name, host.real(f"{folder}/{name}")
 
 
-def find(environ: "Mapping[str, str]", host: Host) -> "Iterator[HostMpi]":
+def find(environ: "Mapping[str, str]", host: HostLibraries) -> "Iterator[HostMpi]":
     """Yield the host's MPIs, the preferred first; each real library once.
 
     Lazily: the first one mostly serves, and looking everywhere takes 10 ms.
@@ -175,7 +175,7 @@ def _favourite(tools: "list[tuple[str, str]]") -> str:
     return ""
 
 
-def at(folder: str, origin: str, host: Host, favourite: str = "") -> "Iterator[HostMpi]":
+def at(folder: str, origin: str, host: HostLibraries, favourite: str = "") -> "Iterator[HostMpi]":
     """Yield the MPIs whose libraries are in `folder`: none, one, or one of each kind.
 
     Debian has two kinds in one folder: the `favourite` family goes first, and the files of the
@@ -202,12 +202,12 @@ def at(folder: str, origin: str, host: Host, favourite: str = "") -> "Iterator[H
         yield HostMpi(folder, (abi.ABI,), standard, _prefix(folder, host.machine), origin)
 
 
-def _usable(host: Host, folder: str, names: list[str]) -> "dict[str, str]":
+def _usable(host: HostLibraries, folder: str, names: list[str]) -> "dict[str, str]":
     """Return those of a folder's files that are libraries for the host: name -> path."""
     return {name: f"{folder}/{name}" for name in names if host.fits(f"{folder}/{name}")}
 
 
-def _is_openmpi(host: Host, files: "dict[str, str]") -> bool:
+def _is_openmpi(host: HostLibraries, files: "dict[str, str]") -> bool:
     """Tell Open MPI 1.10's libmpi.so.12 from MPICH's."""
     path = files.get("libmpi.so.12")
     if path is None:
@@ -260,7 +260,7 @@ def statement(root: str, path: str) -> tuple[str, str]:
         os.close(file)
 
 
-def why_not(host: Host, path: str) -> str:
+def why_not(host: HostLibraries, path: str) -> str:
     """Say why there is no library for `host` at `path`."""
     try:
         found = elf.read(under(host.root, path))
@@ -275,7 +275,7 @@ def why_not(host: Host, path: str) -> str:
     return "it changed while it was read"
 
 
-def library(host: Host, found: Found, exact: bool = False) -> abi.Library:
+def library(host: HostLibraries, found: Found, exact: bool = False) -> abi.Library:
     """Return an MPI library of the host as a value for abi's predicates.
 
     `exact` reads the whole file where its name has no minor number and it hides its version.

@@ -9,7 +9,7 @@ import os
 from rootless_udi.base.records import Record
 from rootless_udi.mpi_inject.libraries import abi
 from rootless_udi.mpi_inject.libraries.rooted import under
-from rootless_udi.mpi_inject.libraries.search import Found, Host, is_glibc, is_stack
+from rootless_udi.mpi_inject.libraries.search import Found, HostLibraries, is_glibc, is_stack
 from rootless_udi.mpi_inject.libraries.symbols import lacking
 from rootless_udi.mpi_inject.mpi import discover
 from rootless_udi.mpi_inject.mpi.discover import HostMpi
@@ -49,7 +49,7 @@ _PLAIN = tuple(
 )
 
 
-class Tree(Record):
+class PluginTree(Record):
     """A folder of plugins on the host: `kind` is "ucx", "libfabric", "openmpi", ...
 
     `folder` is "" where the host has none, so that its library must not find the image's.
@@ -73,7 +73,7 @@ class Gathered(Record):
     mpi: HostMpi
     mains: tuple[abi.Library, ...]
     libraries: tuple[Found, ...]
-    trees: tuple[Tree, ...]
+    trees: tuple[PluginTree, ...]
     dropped: tuple[str, ...]
     absent: tuple[tuple[str, str], ...]
     lacks: "dict[str, tuple[str, ...]]"
@@ -98,7 +98,7 @@ def too_new(found: Found, image: "dict[str, Any]") -> list[str]:
 
 
 def gather(
-    host: Host,
+    host: HostLibraries,
     mpi: HostMpi,
     image: "dict[str, Any]",
     families: "tuple[str, ...]",
@@ -164,7 +164,7 @@ def _roles(image: "dict[str, Any]", families: "tuple[str, ...]") -> set[tuple[st
     }
 
 
-def _load(host: Host, files: "Iterable[tuple[str, str]]") -> list[Found]:
+def _load(host: HostLibraries, files: "Iterable[tuple[str, str]]") -> list[Found]:
     """Load libraries, each real file once even where it has two names."""
     out: dict[str, Found] = {}
     for name, path in files:
@@ -177,7 +177,7 @@ def _load(host: Host, files: "Iterable[tuple[str, str]]") -> list[Found]:
 class _Group:
     """Libraries that go in, added root by root with what they need."""
 
-    def __init__(self, host: Host, image: "dict[str, Any]", may: bool) -> None:
+    def __init__(self, host: HostLibraries, image: "dict[str, Any]", may: bool) -> None:
         self.host, self.image, self.may = host, image, may
         self.glibc: Family | None = None
         self.found: list[Found] = []
@@ -216,9 +216,9 @@ class _Group:
         self.names |= {f.name for f in found} | {f.elf.soname for f in found if f.elf.soname}
 
 
-def _trees(host: Host, found: list[Found]) -> list[Tree]:
+def _trees(host: HostLibraries, found: list[Found]) -> list[PluginTree]:
     """Return the plugin folders beside the libraries."""
-    out: dict[str, Tree] = {}
+    out: dict[str, PluginTree] = {}
     for one in found:
         for start, places in _PLUGINS.items():
             if not one.name.startswith(start):
@@ -231,11 +231,13 @@ def _trees(host: Host, found: list[Found]) -> list[Tree]:
                     # Wheels keep libraries in a folder of that name.
                     files = tuple(f for f in files if f.startswith("mca_"))
                 if files:
-                    out.setdefault(kind, Tree(kind, f"{folder}/{place}", files))
+                    out.setdefault(kind, PluginTree(kind, f"{folder}/{place}", files))
     return list(out.values())
 
 
-def _bare(mpi: HostMpi, found: list[Found], have: set[str], image: "dict[str, Any]") -> list[Tree]:
+def _bare(
+    mpi: HostMpi, found: list[Found], have: set[str], image: "dict[str, Any]"
+) -> list[PluginTree]:
     """Return empty trees for libraries without plugins here, of which the image has some.
 
     Those of an MPI's own tree look there.
@@ -247,11 +249,11 @@ def _bare(mpi: HostMpi, found: list[Found], have: set[str], image: "dict[str, An
             continue
         own = mpi.prefix + "/" if mpi.prefix else "//"
         if any(f.name.startswith(start) and not f.real.startswith(own) for f in found):
-            out.append(Tree(kind, "", ()))
+            out.append(PluginTree(kind, "", ()))
     return out
 
 
-def _settings(host: Host, mpi: HostMpi, found: list[Found]) -> list[Tree]:
+def _settings(host: HostLibraries, mpi: HostMpi, found: list[Found]) -> list[PluginTree]:
     """Return the folders of the site's settings and texts that aren't in the MPI's own tree.
 
     A site tunes its Open MPI in openmpi-mca-params.conf; Debian's has to be there, since it turns
@@ -268,17 +270,19 @@ def _settings(host: Host, mpi: HostMpi, found: list[Found]) -> list[Tree]:
             name = "openmpi-mca-params.conf" if kind == "openmpi-etc" else "help-mpi-runtime.txt"
             if mpi.prefix and any(_has(host, f"{own}{sub}/{name}") for sub in ("", "/openmpi")):
                 continue
-            out += [Tree(kind, p, ()) for p in places if _has(host, f"{p}/{name}")][:1]
+            out += [PluginTree(kind, p, ()) for p in places if _has(host, f"{p}/{name}")][:1]
     if any(f.name.startswith("libucs.") for f in found) and _has(host, "/etc/ucx/ucx.conf"):
-        out.append(Tree("ucx-etc", "/etc/ucx", ()))
+        out.append(PluginTree("ucx-etc", "/etc/ucx", ()))
     return out
 
 
-def _has(host: Host, path: str) -> bool:
+def _has(host: HostLibraries, path: str) -> bool:
     return os.path.exists(under(host.root, path))
 
 
-def _extras(host: Host, mpi: HostMpi, trees: list[Tree], known: set[str]) -> list[str]:
+def _extras(
+    host: HostLibraries, mpi: HostMpi, trees: list[PluginTree], known: set[str]
+) -> list[str]:
     """Return libraries that plugins need beside the `known` ones, which come anyway."""
     out = []
     fabric = _has_fabric(host)
@@ -308,7 +312,7 @@ def _extras(host: Host, mpi: HostMpi, trees: list[Tree], known: set[str]) -> lis
     return list(dict.fromkeys(filter(None, out)))
 
 
-def _has_fabric(host: Host) -> bool:
+def _has_fabric(host: HostLibraries) -> bool:
     """Tell whether there is hardware for the plugins of UCX and libfabric at all.
 
     Without, their libraries are left out: they would cost 10 ms and be opened for nothing.
@@ -323,7 +327,7 @@ def _has_fabric(host: Host) -> bool:
 
 
 def _lacks(
-    host: Host,
+    host: HostLibraries,
     mains: list[Found],
     image: "dict[str, Any]",
     family: str,

@@ -10,7 +10,7 @@ ask for it by.
 from rootless_udi.base.errors import UdiError
 from rootless_udi.mpi_inject.libraries import abi
 from rootless_udi.mpi_inject.libraries.rooted import under
-from rootless_udi.mpi_inject.libraries.search import COMPILER, Found, Host, is_stack
+from rootless_udi.mpi_inject.libraries.search import COMPILER, Found, HostLibraries, is_stack
 from rootless_udi.mpi_inject.libraries.symbols import lacking
 from rootless_udi.mpi_inject.mpi import command, discover, inside, network, profiles
 from rootless_udi.mpi_inject.mpi.discover import HostMpi
@@ -70,7 +70,7 @@ def inject(
     check_image(by)
     path = (p for p in environ.get("LD_LIBRARY_PATH", "").split(":") if p.startswith("/"))
     search = (*(folder for p in chosen for folder in p.search), *path)
-    host = Host(root, search, image["machine"], image["bits"])
+    host = HostLibraries(root, search, image["machine"], image["bits"])
     mpi, families = choose(wanted or "auto", by, environ, host, chosen)
     compat = compat or next((p.compat for p in chosen if p.compat), "major")
     got = gather(
@@ -130,7 +130,7 @@ def choose(
     wanted: str,
     image: "dict[str, Any]",
     environ: "Mapping[str, str]",
-    host: Host,
+    host: HostLibraries,
     chosen: "list[Profile]",
 ) -> tuple[HostMpi, tuple[str, ...]]:
     """Return the host MPI to use and which of the image's families it serves."""
@@ -169,7 +169,7 @@ def choose(
     raise no_family(must, seen, image)
 
 
-def _of_profile(profile: "Profile", host: Host) -> HostMpi:
+def _of_profile(profile: "Profile", host: HostLibraries) -> HostMpi:
     """Return the MPI that a profile describes: by its libraries, else whatever its prefix has."""
     origin = f"profile {profile.name}"
     if not profile.libraries:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rootless_udi.store.store import ListedImage
 
 
-class Row(Record):
+class ImageRow(Record):
     """A name of an image, as it is typed and in full; both "" where it has none."""
 
     name: str
@@ -45,7 +45,7 @@ def images(arguments: Arguments) -> int:
     return 0
 
 
-def _rows(site: Site, wanted: Sequence[Callable[[Row], bool]]) -> list[Row]:
+def _rows(site: Site, wanted: Sequence[Callable[[ImageRow], bool]]) -> list[ImageRow]:
     from rootless_udi.store.store import Store
 
     rows = []
@@ -53,12 +53,12 @@ def _rows(site: Site, wanted: Sequence[Callable[[Row], bool]]) -> list[Row]:
         for entry in Store(root).images():
             for platform, name in entry.names or (("", ""),):
                 full = name.partition("#")[0]
-                row = Row(names.familiar(name, site.registry), full, platform, entry)
+                row = ImageRow(names.familiar(name, site.registry), full, platform, entry)
                 rows += [row] if all(fits(row) for fits in wanted) else []
     return rows
 
 
-def _document(row: Row) -> dict[str, object]:
+def _document(row: ImageRow) -> dict[str, object]:
     image = row.entry.image
     return {
         "name": row.name or None,
@@ -71,7 +71,7 @@ def _document(row: Row) -> dict[str, object]:
     }
 
 
-def _print(rows: Sequence[Row], whole: bool) -> None:
+def _print(rows: Sequence[ImageRow], whole: bool) -> None:
     shown = []
     for row in rows:
         image = row.entry.image
@@ -92,12 +92,12 @@ def _print(rows: Sequence[Row], whole: bool) -> None:
 _FILTERS = "reference=PATTERN, platform=ARCH, untagged=true, older=AGE"
 
 
-def _filters(texts: Sequence[str]) -> list[Callable[[Row], bool]]:
+def _filters(texts: Sequence[str]) -> list[Callable[[ImageRow], bool]]:
     """Return what each KEY=VALUE asks of a row; all must hold. Raises UdiError."""
     return [_filter(text) for text in texts]
 
 
-def _filter(text: str) -> Callable[[Row], bool]:
+def _filter(text: str) -> Callable[[ImageRow], bool]:
     key, _, value = text.partition("=")
     if key in ("reference", "name"):
         # docker's patterns leave the tag out.

@@ -56,7 +56,7 @@ class Source(Protocol):
         ...
 
 
-class Found(Record):
+class FoundManifest(Record):
     """A manifest on the way to an image: `unnamed` is what a config is for that does not say."""
 
     digest: str
@@ -93,7 +93,7 @@ def descend(
     what: str,
     read: Callable[[Descriptor], bytes],
     entry: Platform | None = None,
-) -> Found:
+) -> FoundManifest:
     """Go from a document to the manifest for `platform`, through indexes.
 
     `read` returns an index's or manifest's bytes, their digest checked; `entry` is the platform
@@ -103,7 +103,7 @@ def descend(
         document = parse(body, what)
         if manifest.media_type(document, told, what) in manifest.MANIFESTS:
             unnamed = entry or platform_of(os.uname().machine)
-            return Found(digest, manifest.manifest(document, what), unnamed)
+            return FoundManifest(digest, manifest.manifest(document, what), unnamed)
         chosen = manifest.choose(document, platform, what)
         body, told, digest = sized(read(chosen), chosen, what), chosen.media_type, chosen.digest
         entry = chosen.platform or entry
@@ -121,7 +121,7 @@ def sized(body: bytes, descriptor: Descriptor, what: str) -> bytes:
     return body
 
 
-def config_of(raw: bytes, found: Found, platform: Platform, what: str) -> Config:
+def config_of(raw: bytes, found: FoundManifest, platform: Platform, what: str) -> Config:
     """Check a config's bytes (their digest is) against its manifest and the wanted platform."""
     sized(raw, found.manifest.config, what)
     media, layers = found.manifest.config.media_type, len(found.manifest.layers)

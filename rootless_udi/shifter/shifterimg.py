@@ -48,7 +48,7 @@ STATUS = {
 """Shifter's word for each stage of a pull; its other words need a gateway."""
 
 
-class Given(Record):
+class ImageCommand(Record):
     """A command line as read."""
 
     mode: str = ""
@@ -57,13 +57,13 @@ class Given(Record):
     help: bool = False
 
 
-def read(argv: Sequence[str]) -> Given:
+def read(argv: Sequence[str]) -> ImageCommand:
     """Read a command line. Raises UdiError for what Shifter refuses, and for its access lists."""
     mode, operands, verbose = "", [], False
     for word in argv:
         name = word.partition("=")[0]
         if word in ("-h", "--help"):
-            return Given(help=True)
+            return ImageCommand(help=True)
         if word in ("-v", "--verbose"):
             verbose = True
         elif name in ("--user", "--group"):
@@ -85,7 +85,7 @@ def read(argv: Sequence[str]) -> Given:
         raise UdiError(f"{mode}: no image is given", f"shifterimg {mode} NAME[:TAG]")
     if len(operands) > (1 if wanted or mode == "login" else 0):
         raise UdiError(f"{mode}: more than it takes: {operands[-1]!r}", "see shifterimg --help")
-    return Given(mode, operands[0] if operands else "", verbose)
+    return ImageCommand(mode, operands[0] if operands else "", verbose)
 
 
 def row(system: str, status: str, digest: str, pulled: float, tag: str) -> str:
@@ -156,7 +156,7 @@ class Line:
 class _Command:
     """One invocation: what is given, the site's configuration, the stores."""
 
-    def __init__(self, given: Given, environ: Mapping[str, str]) -> None:
+    def __init__(self, given: ImageCommand, environ: Mapping[str, str]) -> None:
         self.given, self.environ = given, environ
         self.site = load.load(environ)
         self.stores = resolve.all_stores(self.site, environ)

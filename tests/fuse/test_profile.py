@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rootless_udi.base.errors import UdiError
 from rootless_udi.commands import startup_layout
 from rootless_udi.fuse import profile
-from rootless_udi.fuse.imagefile import Source
+from rootless_udi.fuse.imagefile import ImageFile
 from rootless_udi.fuse.profile import Read, load, merge
 from rootless_udi.fuse.relayout import reading, relayout
 from rootless_udi.fuse.relayout_check import verify
@@ -197,7 +197,7 @@ def test_on_a_slow_file_system_windows_are_read_ahead(tmp_path: Path) -> None:
     path.write_bytes(fuseimages.noise(20 << 20))
     fd = os.open(path, os.O_RDONLY)
     workers, idle = Workers(1), threading.Event()
-    source = Source(fd, 20 << 20)
+    source = ImageFile(fd, 20 << 20)
     source.slow = True
     source.expect(((15 << 20, 1 << 20), (100, (10 << 20) - 100)), workers)
     data = path.read_bytes()

@@ -9,7 +9,7 @@ import pytest
 from rootless_udi.base.errors import UdiError
 from rootless_udi.plan import reference
 from rootless_udi.shifter import shifterimg
-from rootless_udi.shifter.shifterimg import Given
+from rootless_udi.shifter.shifterimg import ImageCommand
 from tests.conftest import User
 from tests.kit import images
 from tests.kit.places import TREE
@@ -53,14 +53,14 @@ def test_names(text: str, tag: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "given"),
     [
-        (["images"], Given("images")),
-        (["-v", "pull", "a"], Given("pull", "a", True)),
-        (["login"], Given("login")),
-        (["login", "r"], Given("login", "r")),
-        (["--help", "x"], Given(help=True)),
+        (["images"], ImageCommand("images")),
+        (["-v", "pull", "a"], ImageCommand("pull", "a", True)),
+        (["login"], ImageCommand("login")),
+        (["login", "r"], ImageCommand("login", "r")),
+        (["--help", "x"], ImageCommand(help=True)),
     ],
 )
-def test_arguments(argv: list[str], given: Given) -> None:
+def test_arguments(argv: list[str], given: ImageCommand) -> None:
     assert shifterimg.read(argv) == given
 
 
