@@ -41,7 +41,7 @@ from rootless_udi.mpi_inject.libraries import (
 )
 from rootless_udi.mpi_inject.libraries.image_programs import is_program
 from rootless_udi.mpi_inject.libraries.search import COMPILER, STACK, default_folders
-from rootless_udi.mpi_inject.libraries.statement import _has_mpi_inside, statement
+from rootless_udi.mpi_inject.libraries.statement import has_mpi_inside, statement
 from rootless_udi.mpi_inject.libraries.symbols import Symbols, newest
 
 LARGEST = 1 << 30
@@ -169,7 +169,7 @@ class Inspector:
             seen.numbers, seen.release = statement(reader, data)
         elif any(abi.identify(n)[0] for n in seen.elf.needed):
             seen.symbols = reader.undefined(abi.PUBLIC)
-        elif not seen.symbols and is_program(seen.elf, path) and _has_mpi_inside(data):
+        elif not seen.symbols and is_program(seen.elf, path) and has_mpi_inside(data):
             self._static.append(path)
         one = seen.elf
         texts = (one.interp, one.soname, *one.needed, *one.rpath, *one.runpath, *one.defines)

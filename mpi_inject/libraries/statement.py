@@ -24,7 +24,7 @@ def statement(reader: Symbols, data: bytes) -> tuple[str, str]:
     return numbers, release
 
 
-def _has_mpi_inside(data: bytes) -> bool:
+def has_mpi_inside(data: bytes) -> bool:
     """Tell whether a program holds an MPI: by its symbol table, or where stripped by its texts."""
     if data.find(b"MPI_Init") < 0:
         return False

@@ -12,7 +12,7 @@ from rootless_udi.pull.http import Transport
 from rootless_udi.pull.manifest import Descriptor
 from rootless_udi.pull.registry import Endpoint, Missing, Note
 from rootless_udi.pull.retry import Patience
-from rootless_udi.pull.sources import Resolved, _Answer, config_of, descend
+from rootless_udi.pull.sources import Answer, Resolved, config_of, descend
 from rootless_udi.pull.stop import Stop
 
 
@@ -52,7 +52,7 @@ class RegistrySource:
             for host in hosts
         ]
 
-    def _first(self, ask: Callable[[Endpoint], _Answer]) -> _Answer:
+    def _first(self, ask: Callable[[Endpoint], Answer]) -> Answer:
         """Return what the first endpoint says that can; the registry itself is the last."""
         *mirrors, registry = self._endpoints
         for mirror in mirrors:

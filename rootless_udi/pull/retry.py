@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
-from rootless_udi.pull.stop import Stop, _shut
+from rootless_udi.pull.stop import Stop, shut
 
 _STEP = 1 << 16
 TRANSIENT = (408, 429, 500, 502, 503, 504)
@@ -30,7 +30,7 @@ def within(seconds: float, sock: socket.socket | None) -> Iterator[None]:
 
     def end() -> None:
         late.set()
-        _shut(sock)
+        shut(sock)
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True

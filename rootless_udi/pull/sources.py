@@ -18,7 +18,7 @@ from rootless_udi.pull.blobs import Report
 from rootless_udi.pull.manifest import Config, Descriptor, Manifest
 from rootless_udi.pull.registry import WrongContent
 
-_Answer = TypeVar("_Answer")
+Answer = TypeVar("Answer")
 
 
 class Resolved(Record):

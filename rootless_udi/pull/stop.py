@@ -22,7 +22,7 @@ class Stop:
         self._event.set()
         with self._lock:
             for connection, sock in self._connections.items():
-                _shut(connection.sock or sock)
+                shut(connection.sock or sock)
 
     def check(self) -> None:
         if self._event.is_set():
@@ -47,7 +47,7 @@ class Stop:
             self._connections.pop(connection, None)
 
 
-def _shut(sock: socket.socket | None) -> None:
+def shut(sock: socket.socket | None) -> None:
     if sock is not None:
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
