@@ -4,7 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.kit.places import TREE
+
+pytestmark = pytest.mark.alike
 
 
 def tool(*argv: str) -> None:

@@ -12,6 +12,8 @@ import pytest
 
 from tests.kit.places import TREE
 
+pytestmark = pytest.mark.alike
+
 ROOMS = {
     "base": ("", True),
     "idmap": ("base", True),

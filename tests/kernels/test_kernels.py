@@ -61,7 +61,7 @@ def guest(
     return vm.boot(request.param, steps(), work / "boot", files)
 
 
-pytestmark = pytest.mark.needs("qemu", "busybox")
+pytestmark = [pytest.mark.alike, pytest.mark.needs("qemu", "busybox")]
 slow = [pytest.param(suite, marks=pytest.mark.slow) for suite in NEWER]
 
 
