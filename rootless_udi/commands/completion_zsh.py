@@ -52,7 +52,7 @@ def script(commands: Iterable[Command]) -> str:
 
 
 def _zsh_name(path: tuple[str, ...]) -> str:
-    return "_udi_do_" + "_".join(path).replace("-", "_")
+    return "_udi_do_" + "_".join(path).replace("-", "__")
 
 
 def _zsh_function(path: tuple[str, ...], command: Command) -> str:

@@ -82,8 +82,14 @@ def udi_run() -> Command:
 
 
 def udi(parser: argparse.ArgumentParser) -> Command:
-    """Return udi, from its parser."""
-    return _of_argparse("udi", parser)
+    """Return udi, from its parser; its commands run and shell have udi-run's words."""
+    found, run = _of_argparse("udi", parser), udi_run()
+    words = {"run": run.operands, "shell": run.operands[:1]}
+    commands = [
+        one.replace(options=run.options, operands=words[one.name]) if one.name in words else one
+        for one in found.commands
+    ]
+    return found.replace(commands=tuple(commands))
 
 
 def shifter_() -> Command:

@@ -14,7 +14,7 @@ from rootless_udi.base import jsontext
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.privilege import refuse_privilege
 from rootless_udi.base.process import guarded, page, say, streams
-from rootless_udi.commands import site_parsers, store_parsers
+from rootless_udi.commands import running, site_parsers, store_parsers
 from rootless_udi.commands.given import Arguments
 from rootless_udi.commands.images import extract, inspect
 from rootless_udi.commands.login import login, logout
@@ -39,7 +39,14 @@ def run(argv: list[str]) -> int:
     # Python 3.13 makes programs by posix_spawn(3), and the C library that by clone3(2), without
     # another way where a filter refuses it. vfork(2) is as fast. subprocess documents the switch.
     vars(subprocess)["_USE_POSIX_SPAWN"] = False
-    arguments = parser().parse_args(argv)
+    if argv[:1] in (["run"], ["shell"]):
+        # Not through argparse: the options are udi-run's.
+        running.become(argv[1:]) if argv[0] == "run" else running.shell(argv[1:])
+    whole = parser()
+    names = [name for action in whole._actions for name in action.choices or ()]
+    if argv and not argv[0].startswith("-") and argv[0] not in names:
+        raise running.unknown(argv[0], names)
+    arguments = whole.parse_args(argv)
     if arguments.command is not bundle:
         refuse_privilege("udi")
     command: Callable[[Arguments], int] = arguments.command
@@ -60,6 +67,9 @@ def parser() -> argparse.ArgumentParser:
         one.set_defaults(command=command)
         return one
 
+    for name, text in (("run", "run a command in an image"), ("shell", "a shell in an image")):
+        one = add(name, doctor, f"{text}, with udi-run's options")
+        one.add_argument("word", nargs=argparse.REMAINDER, metavar="[OPTIONS] IMAGE ...")
     one = add("pull", pull, "fetch an image and make one squashfs file of it")
     one.add_argument("image")
     one.add_argument("--platform", help="OS/ARCHITECTURE[/VARIANT], this machine's by default")

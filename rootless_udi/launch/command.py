@@ -226,7 +226,11 @@ def _execute(words: "list[str]", env: "dict[str, str]") -> UdiError:
             return UdiError("the command or its environment holds a NUL character")
     if refused is None:
         where = "" if "/" in name else f" on the container's PATH ({env['PATH']})"
-        return UdiError(f"{name}: not found{where}", "", NOT_FOUND)
+        image, hint = env.get("UDI_IMAGE"), ""
+        if image:
+            hint = f"UDI_IMAGE is set to {image}, so the first word is the command; "
+            hint += "another image is --image=IMAGE"
+        return UdiError(f"{name}: not found{where}", hint, NOT_FOUND)
     if refused.errno == ENOENT:
         return UdiError(
             f"{name}: its interpreter or dynamic loader is not in the image",

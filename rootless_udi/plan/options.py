@@ -23,6 +23,10 @@ class Option(Record):
     shares: bool = True
     """Whether ranks must agree on it to share a container; the others are each rank's own."""
     choices: tuple[str, ...] = ()
+    next: tuple[str, ...] = ()
+    """Of "optional": what a next word that is the value looks like, where an image comes after it:
+    a word; "x:" for what begins so; "/" for an absolute path that is no squashfs file by its name;
+    "?" for what may be either, which is refused."""
 
     @property
     def field(self) -> str:
@@ -31,7 +35,7 @@ class Option(Record):
 
 
 OPTIONS = (
-    Option("image", VALUE, "IMAGE", "the image, in place of the first argument", "i"),
+    Option("image", VALUE, "IMAGE", "the image, in place of the first argument"),
     Option("volume", LIST, "SRC[:DST[:FLAGS]]", "bind SRC of the host to DST", "V"),
     Option("no-cwd", FLAG, "", "the current folder stays outside"),
     Option("home", FLAG, "", "your home directory inside, at its own path"),
@@ -40,7 +44,13 @@ OPTIONS = (
     Option("env-file", LIST, "FILE", "set the variables listed in FILE", "", shares=False),
     Option("clearenv", FLAG, "", "start from an empty environment", "E", shares=False),
     Option(
-        "workdir", OPTIONAL, "DIR", "start in DIR, or in the image's WORKDIR", "w", shares=False
+        "workdir",
+        OPTIONAL,
+        "DIR",
+        "start in DIR, or in the image's WORKDIR",
+        "",
+        shares=False,
+        next=("/",),
     ),
     Option(
         "entrypoint",
@@ -49,9 +59,16 @@ OPTIONS = (
         "run CMD, or the image's ENTRYPOINT, before the arguments",
         "",
         shares=False,
+        next=("/", "?"),
     ),
     Option("module", VALUE, "A,B|none", "site modules, in place of the site's default ones", "m"),
-    Option("mpi", OPTIONAL, "WHICH", "the host's MPI: auto, mpich, openmpi, abi, PROFILE, none"),
+    Option(
+        "mpi",
+        OPTIONAL,
+        "WHICH",
+        "the host's MPI: auto, mpich, openmpi, abi, PROFILE, none",
+        next=("auto", "mpich", "openmpi", "abi", "none"),
+    ),
     Option(
         "mpi-compat",
         VALUE,
@@ -66,7 +83,13 @@ OPTIONS = (
         "the host's C library, where --mpi or --gpu need it",
         choices=("auto", "never"),
     ),
-    Option("gpu", OPTIONAL, "WHICH", "the host's GPUs: auto, nvidia, amd, intel, cdi:NAME, none"),
+    Option(
+        "gpu",
+        OPTIONAL,
+        "WHICH",
+        "the host's GPUs: auto (all), nvidia, amd, intel, cdi:NAME, none",
+        next=("auto", "all", "nvidia", "amd", "intel", "cdi:", "none"),
+    ),
     Option("device", LIST, "VENDOR/CLASS=NAME", "a device by its CDI name"),
     Option("share", VALUE, "HOW", "one container for a node's ranks: auto, off, NAME"),
     Option(
@@ -91,13 +114,19 @@ OPTIONS = (
         "",
         shares=False,
         choices=("", "json"),
+        next=("json",),
     ),
     Option("shifter", FLAG, "", "what Shifter's containers have besides: /var/shifterConfig.json"),
-    Option("verbose", FLAG, "", "say what is done", "v", shares=False),
+    Option("verbose", FLAG, "", "say what is done", shares=False),
     Option("quiet", FLAG, "", "no warnings and notes, errors only", "q", shares=False),
     Option("version", FLAG, "", "print the version", "", shares=False),
     Option("help", FLAG, "", "print this", "h", shares=False),
 )
+COMMANDS = (
+    " run shell help version exec pull images ls list ps login logout rm rmi delete inspect info "
+    "doctor build push save load convert create start instance stop kill logs compose "
+)
+"""Words that are commands of other programs, and no image: see `foreign`."""
 _BY_NAME = {option.name: option for option in OPTIONS}
 _BY_SHORT = {option.short: option for option in OPTIONS if option.short}
 
@@ -144,10 +173,16 @@ def parse(argv: "list[str]", environ: "dict[str, str]") -> Request:
 
     UDI_IMAGE, UDI_VOLUME, UDI_MODULE, UDI_MPI, UDI_GPU, UDI_FUSE and UDI_SHARE stand for options
     that are not given; a workload manager's plugin sets them. With an image from --image or
-    UDI_IMAGE, every word is the command's. Raises UdiError for what it does not understand.
+    UDI_IMAGE, every word is the command's; else one "--" may stand before the command. Words of
+    other tools are those of `foreign`. Raises UdiError for what it does not understand.
     """
     values: dict[str, object] = {}
-    rest = _options(argv, values)
+    named = bool(environ.get("UDI_IMAGE"))
+    rest = _options(argv, values, named)
+    if rest and not named and "image" not in values and f" {rest[0]} " in COMMANDS:
+        from rootless_udi.plan import foreign
+
+        rest = _options(foreign.command(rest), values, named)
     for name in ("image", "module", "mpi", "gpu", "fuse", "share"):
         text = environ.get("UDI_" + name.upper())
         if text and name not in values:
@@ -156,15 +191,18 @@ def parse(argv: "list[str]", environ: "dict[str, str]") -> Request:
         values["volume"] = (environ["UDI_VOLUME"],)
     image = str(values.pop("image", ""))
     if not image and rest:
-        image, rest = rest[0], rest[1:]
+        image, rest = rest[0], rest[2 if rest[1:2] == ["--"] else 1 :]
     request = Request(image=image, command=tuple(rest), **values)  # type: ignore[arg-type]
     if not image and not (request.help or request.version):
         raise UdiError("no image is given", "udi-run [OPTIONS] IMAGE [COMMAND [ARG...]]")
     return request
 
 
-def _options(argv: "list[str]", values: "dict[str, object]") -> "list[str]":
-    """Put the leading options of `argv` into `values`; return what follows them."""
+def _options(argv: "list[str]", values: "dict[str, object]", named: bool) -> "list[str]":
+    """Put the leading options of `argv` into `values`; return what follows them.
+
+    `named`: the image is known, so that the first word that is no option is the command's.
+    """
     at = 0
     while at < len(argv):
         word = argv[at]
@@ -183,12 +221,19 @@ def _options(argv: "list[str]", values: "dict[str, object]") -> "list[str]":
                 argv = [*argv[:at], "-" + given, *argv[at:]]
                 given = None
         if option is None:
-            raise UdiError(f"unknown option {word}", _suggest(word))
+            from rootless_udi.plan import foreign
+
+            ours, at = foreign.option(argv, at - 1, [*_BY_NAME])
+            argv, at = [*ours, *argv[at:]], 0
+            continue
         if given is None and option.kind in (VALUE, LIST):
             if at == len(argv):
                 raise UdiError(f"option {word} needs a value: {option.meta}")
             given = argv[at]
             at += 1
+        elif given is None and option.next and not named and "image" not in values:
+            given = _next(option, argv[at : at + 2])
+            at += given is not None
         _set(values, option, given)
     return argv[at:]
 
@@ -213,15 +258,24 @@ def _set(values: "dict[str, object]", option: Option, given: str | None) -> None
         values[option.field] = text
 
 
-def _suggest(word: str) -> str:
-    """Return a hint naming the options that share the most with `word`."""
-    bare = word.lstrip("-").partition("=")[0]
-    near = [f"--{o.name}" for o in OPTIONS if bare and o.name.startswith(bare[:3])]
-    return (
-        f"did you mean {' or '.join(near)}?"
-        if near
-        else "see udi-run --help; the command's own options come after the image"
-    )
+def _next(option: Option, words: "list[str]") -> str | None:
+    """Return the first of `words` where it is the value of a bare `option`, not the image."""
+    if len(words) < 2:
+        return None
+    word = words[0]
+    for form in option.next:
+        if form == "/":
+            if word.startswith("/") and not word.endswith(SQUASHFS_SUFFIXES):
+                return word
+        elif form == "?":
+            if not word.startswith("-") and not any(c in word for c in "/:@."):
+                raise UdiError(
+                    f"option --{option.name} {word}: is {word} its value or the image?",
+                    f"--{option.name}={word} IMAGE, or --{option.name} --image={word}",
+                )
+        elif word == form or (form.endswith(":") and word.startswith(form)):
+            return word
+    return None
 
 
 def usage() -> str:
@@ -238,6 +292,7 @@ def usage() -> str:
         "",
         "IMAGE is NAME[:TAG], HOST[:PORT]/NAME[:TAG], NAME@sha256:HEX, oci:DIR[:TAG],",
         "docker-archive:FILE, a .sqfs file or a directory. Options end at the first other word.",
+        "Options of docker, podman, apptainer and others that mean the same are taken as well.",
         "The exit status is the command's; 125: udi-run failed, 126: not runnable, 127: not found.",
     ]
     return "\n".join(lines) + "\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rootless_udi.commands import doctor, udi
+from rootless_udi.commands import doctor, running, udi
 from tests.conftest import User
 from tests.kit import images
 from tests.kit.places import TREE
@@ -519,3 +519,66 @@ def test_ps_says_which_state_directory_it_does_not_trust(user: User, tmp_path: P
     done = user.run("udi", "ps")
     assert done.returncode == 0 and done.stdout.startswith("IMAGE")
     assert f"{user.home}/run/rootless_udi" in done.stderr
+
+
+# Run, shell, and words of other tools
+
+
+@pytest.mark.needs("userns", "fuse", "busybox")
+def test_udi_run_becomes_udi_run(user: User, box: Path) -> None:
+    process = user.popen("udi", "run", "-it", "--rm", box, "sh", "-c", "echo $$", stdout=-1)
+    out, _ = process.communicate(timeout=60)
+    assert int(out) == process.pid and process.returncode == 0
+    done = user.run("udi", "run", "--nosuch", box)
+    assert done.returncode == 125 and done.stderr.startswith("udi-run: unknown option --nosuch")
+
+
+@pytest.mark.needs("userns", "fuse", "busybox")
+def test_a_shell_whose_prompt_shows_the_image(user: User, box: Path) -> None:
+    """By PS1 for busybox's sh; what bash does with PROMPT_COMMAND is tried on the host's."""
+    leader, follower = os.openpty()
+    process = user.popen("udi", "shell", box, stdin=follower, stdout=follower, stderr=follower)
+    os.close(follower)
+    seen = b""
+    while f"[{box}] ".encode() not in seen:
+        seen += os.read(leader, 4096)
+    os.write(leader, b"exit 7\n")
+    assert process.wait(60) == 7
+    os.close(leader)
+    asked = user.run("udi", "shell", "--explain", box)
+    assert asked.returncode == 0
+    done = user.run("udi", "shell", box, "ls")
+    assert done.returncode == 125 and f"hint: udi run {box} ls ..." in done.stderr
+    assert "usage: udi-run" in user.run("udi", "shell", "--help").stdout
+
+
+@pytest.mark.parametrize("own", ["host> ", ""])
+def test_bash_keeps_its_own_prompt_behind_the_images_name(own: str) -> None:
+    """Once, whether its start-up files set PS1 or not; and children inherit nothing."""
+    for name in ("a/b:1", "odd$name`x`"):
+        shown = running.marks(name)[0].removeprefix("PS1=").removesuffix("$PWD $ ")
+        env = dict(pair.split("=", 1) for pair in running.marks(name))
+        script = f"PS1='{own or env['PS1']}'"
+        script += '; eval "$PROMPT_COMMAND"; echo "$PS1"; echo "[${PROMPT_COMMAND-}]"'
+        done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True)
+        first = own or "$PWD $ "
+        assert done.stdout == f"{shown}{first}\n[]\n" and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("exec", "`udi run IMAGE COMMAND` starts a container"),
+        ("rmi", "udi rm IMAGE"),
+        ("build", "udi pull takes it"),
+        ("pul", "did you mean pull"),
+        ("docter", "did you mean doctor?"),
+        ("ubuntu:24.04", "udi run ubuntu:24.04"),
+        ("xyzzy", "see udi --help"),
+    ],
+)
+def test_commands_that_udi_does_not_have(user: User, word: str, hint: str) -> None:
+    done = user.run("udi", word, "ubuntu")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"udi: udi has no command {word}\nudi: hint: ")
+    assert hint in done.stderr

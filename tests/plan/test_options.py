@@ -18,8 +18,8 @@ def test_every_option_is_a_field() -> None:
 
 
 def test_shapes() -> None:
-    got = parse(["-vE", "-eA=1", "-e", "B=2", "-w", "-w/x", "--gpu", "-i", "img", "cmd", "-x"], {})
-    assert (got.verbose, got.clearenv, got.env, got.workdir) == (True, True, ("A=1", "B=2"), "/x")
+    got = parse(["-qE", "-eA=1", "-e", "B=2", "--workdir", "-w/x", "--gpu", "img", "cmd", "-x"], {})
+    assert (got.quiet, got.clearenv, got.env, got.workdir) == (True, True, ("A=1", "B=2"), "/x")
     assert (got.gpu, got.image, got.command) == ("", "img", ("cmd", "-x"))
 
 
