@@ -6,22 +6,20 @@ in `parties`, at each of them. Nothing here knows what a registry is.
 
 import glob
 import http.client
-import ipaddress
 import os
 import socket
 import ssl
 import threading
 import urllib.parse
-import urllib.request
 from collections.abc import Mapping
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.pull import parties
+from rootless_udi.pull import parties, proxies
 from rootless_udi.pull.parties import Origin, Pass, origin
+from rootless_udi.pull.proxies import Connection, Proxies
 from rootless_udi.pull.retry import within
 from rootless_udi.pull.stop import Stop
 
-CONNECT_SECONDS = 30
 IDLE_SECONDS = 60
 ANSWER_SECONDS = 300
 """The longest for an answer's head, for a whole document, and for 64 KiB of a blob."""
@@ -109,7 +107,7 @@ class Transport:
         self.stop = stop or Stop()
         self.reached: set[str] = set()
         self._environ = os.environ if environ is None else environ
-        self._proxies = urllib.request.getproxies()
+        self._proxies = Proxies()
         self._idle: dict[_Place, list[http.client.HTTPConnection]] = {}
         self._contexts: dict[tuple[str, bool], ssl.SSLContext] = {}
         self._lock = threading.Lock()
@@ -149,12 +147,12 @@ class Transport:
         self, method: str, url: str, headers: dict[str, str], body: bytes | None, insecure: bool
     ) -> Reply:
         scheme, host, port = origin(url)
-        proxy = self._proxy(scheme, host, port)
+        proxy = self._proxies.of(scheme, host, port)
         place = (scheme, host, port), insecure, proxy
         # Of a Location or a realm: http.client refuses a blank and what is not ASCII.
         parts = urllib.parse.urlsplit(urllib.parse.quote(url, safe=_SAFE))
         target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
-        if proxy and scheme == "http":
+        if proxy and scheme == "http" and proxies.address(proxy)[0] != "socks5h":
             # Without the name and password that a Location may have in it.
             netloc = parts.netloc.rpartition("@")[2]
             target = urllib.parse.urlunsplit((scheme, netloc, parts.path, parts.query, ""))
@@ -193,22 +191,13 @@ class Transport:
             if idle:
                 return idle.pop(), False
         (scheme, host, port), insecure, proxy = place
-        if scheme == "http":
-            if proxy:
-                at = urllib.parse.urlsplit(proxy)
-                return _plain(at.hostname or "", at.port or 80), True
-            return _plain(host, port), True
-        context = self._context(host, port, insecure)
-        if not proxy:
-            return http.client.HTTPSConnection(
-                host, port, timeout=CONNECT_SECONDS, context=context
-            ), True
-        at = urllib.parse.urlsplit(proxy)
-        tunnel = http.client.HTTPSConnection(
-            at.hostname or "", at.port or 80, timeout=CONNECT_SECONDS, context=context
-        )
-        tunnel.set_tunnel(host, port, parties.for_proxy(proxy))
-        return tunnel, True
+        inner = self._context(host, port, insecure) if scheme == "https" else None
+        outer = None
+        through, name, number = proxies.address(proxy) if proxy else ("", "", 0)
+        if through == "https":
+            # insecure is said of the registry, not of a proxy.
+            outer = self._context(name, number, False)
+        return Connection(host, port, proxy, inner, outer), True
 
     def done(
         self,
@@ -236,29 +225,6 @@ class Transport:
                 for connection in connections:
                     connection.close()
             self._idle.clear()
-
-    def _proxy(self, scheme: str, host: str, port: int) -> str:
-        proxy = self._proxies.get(scheme) or self._proxies.get("all") or ""
-        if not proxy or is_loopback(host) or self._direct(host, port):
-            return ""
-        proxy = proxy if "://" in proxy else f"http://{proxy}"
-        try:
-            at = urllib.parse.urlsplit(proxy)
-            usable = at.scheme == "http" and bool(at.hostname) and (at.port or 80) > 0
-        except ValueError:
-            usable = False
-        if not usable:
-            shown = proxy.rpartition("@")[2]
-            raise UdiError(
-                f"connecting to {host} failed: cannot use the proxy {shown}",
-                f"only http:// proxies are supported: set {scheme}_proxy, or no_proxy={host}",
-            )
-        return proxy
-
-    def _direct(self, host: str, port: int) -> bool:
-        """Tell whether no_proxy names the host."""
-        words = self._proxies.get("no", "").lower().replace(",", " ").split()
-        return any(_names(word, host.lower().rstrip("."), port) for word in words)
 
     def _context(self, host: str, port: int, insecure: bool) -> ssl.SSLContext:
         key = (f"{host}:{port}", insecure)
@@ -295,30 +261,6 @@ class Transport:
         return context
 
 
-def _names(word: str, host: str, port: int) -> bool:
-    """Tell whether a word of no_proxy names a host.
-
-    A name is good for all below it, also as .NAME and *.NAME; with :PORT for that port only; *
-    is for all, and 10.0.0.0/8 for a network, as Go's tools have it.
-    """
-    name, _, number = word.rpartition(":")
-    if name and number.isascii() and number.isdigit() and (":" not in name or name[-1] == "]"):
-        if int(number[:6]) != port:
-            return False
-        word = name
-    word = word.strip("[]")
-    try:
-        return ipaddress.ip_address(host) in ipaddress.ip_network(word, strict=False)
-    except ValueError:
-        pass
-    name = word.removeprefix("*").strip(".")
-    return word == "*" or (bool(name) and (host == name or host.endswith(f".{name}")))
-
-
-def _plain(host: str, port: int) -> http.client.HTTPConnection:
-    return http.client.HTTPConnection(host, port, timeout=CONNECT_SECONDS)
-
-
 def _target(url: str, location: str, insecure: bool) -> str:
     """Return where a redirect leads."""
     if not location:
@@ -335,13 +277,3 @@ def _target(url: str, location: str, insecure: bool) -> str:
             "--insecure allows it",
         )
     return target
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether `host` (no port) is this machine by name or by address."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

@@ -94,6 +94,15 @@ def for_proxy(proxy: str) -> dict[str, str]:
     return {"Proxy-Authorization": basic(user, urllib.parse.unquote(at.password or ""))}
 
 
+def for_socks(proxy: str) -> tuple[bytes, bytes] | None:
+    """Return the name and password of a SOCKS proxy's own URL, nobody else's; None without."""
+    at = urllib.parse.urlsplit(proxy)
+    if at.username is None:
+        return None
+    user, password = (urllib.parse.unquote_to_bytes(x or "") for x in (at.username, at.password))
+    return user, password
+
+
 def basic(user: str, password: str) -> str:
     """Return Basic's credentials (RFC 7617)."""
     text = f"{user}:{password}".encode("utf-8", "surrogateescape")

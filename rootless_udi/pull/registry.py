@@ -16,9 +16,10 @@ from rootless_udi.plan.reference import DOCKER_HUB
 from rootless_udi.pull import credentials, parties
 from rootless_udi.pull import http as transport
 from rootless_udi.pull.authorizer import Authorizer, Lookup, said
-from rootless_udi.pull.http import Reply, Transport, is_loopback
+from rootless_udi.pull.http import Reply, Transport
 from rootless_udi.pull.manifest import ACCEPT, DOCUMENT_MAX, Descriptor
 from rootless_udi.pull.parties import origin
+from rootless_udi.pull.proxies import is_loopback
 from rootless_udi.pull.retry import TRANSIENT, GaveUp, Patience, Tries, lasting, reason, retry_after
 
 _API_HOSTS = {DOCKER_HUB: "registry-1.docker.io"}

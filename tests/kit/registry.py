@@ -35,7 +35,7 @@ def certificate(folder: Path, name: str) -> tuple[Path, Path]:
     cert, key = folder / f"{name}.crt", folder / f"{name}.key"
     argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30"]
     argv += ["-keyout", str(key), "-out", str(cert), "-subj", f"/CN={name}"]
-    argv += ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
+    argv += ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:registry.invalid"]
     subprocess.run(argv, check=True, capture_output=True)
     return cert, key
 

@@ -17,6 +17,7 @@ from rootless_udi.pull import registry as client
 from rootless_udi.pull.credentials import Credentials
 from rootless_udi.pull.http import Transport
 from rootless_udi.pull.manifest import OCI_MANIFEST, Descriptor
+from rootless_udi.pull.proxies import Proxies
 from rootless_udi.pull.registry import Endpoint, Missing, WrongContent
 from rootless_udi.pull.retry import Patience, retry_after
 from rootless_udi.pull.stop import Stop, Stopped
@@ -353,17 +354,17 @@ def test_whom_no_proxy_names(
 ) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
     monkeypatch.setenv("no_proxy", words)
-    one = Transport(Stop())
-    assert [host for host in direct.split() if one._proxy("https", host, 443)] == []
-    assert [host for host in proxied.split() if not one._proxy("https", host, 443)] == []
+    one = Proxies()
+    assert [host for host in direct.split() if one.of("https", host, 443)] == []
+    assert [host for host in proxied.split() if not one.of("https", host, 443)] == []
 
 
 def test_no_proxy_by_network(opened: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.setenv("no_proxy", "192.0.2.0/24")
-    one = Transport(Stop())
-    assert one._proxy("http", "192.0.2.7", 80) == ""
-    assert one._proxy("http", "198.51.100.7", 80) == "http://127.0.0.1:1"
+    one = Proxies()
+    assert one.of("http", "192.0.2.7", 80) == ""
+    assert one.of("http", "198.51.100.7", 80) == "http://127.0.0.1:1"
     # This machine is never asked through a proxy.
     whole(endpoint(opened.host))
 
@@ -372,7 +373,8 @@ def test_no_proxy_by_network(opened: Registry, monkeypatch: pytest.MonkeyPatch) 
     "url",
     [
         "socks5://proxy.invalid:1080",
-        "https://u:p@proxy.invalid",
+        "ftp://u:p@proxy.invalid",
+        "https://u:p@proxy.invalid:0",
         "http://u:p@proxy.invalid:port",
         "http://proxy.invalid:99999999",
         "http://[::1",
@@ -384,7 +386,7 @@ def test_other_proxies_are_refused(url: str, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(UdiError, match="cannot use the proxy") as caught:
         endpoint("registry.invalid").manifest("1")
     assert "u:p" not in caught.value.message
-    assert "only http:// proxies" in caught.value.hint
+    assert "http://, https:// and socks5h:// proxies" in caught.value.hint
 
 
 def test_plain_http_elsewhere_wants_insecure(monkeypatch: pytest.MonkeyPatch) -> None:
