@@ -68,6 +68,7 @@ GROUPS = {
         "rootless_udi.serve.programs",
         "rootless_udi.serve.helper",
     ),
+    "server": ("rootless_udi.serve.server",),
     "fuse": ("rootless_udi.fuse",),
     "starts": ("rootless_udi.serve.prefetch",),
     "publish": (
