@@ -22,6 +22,7 @@ from tests.kit.places import TREE
 
 PAIRS = [
     "bookworm-mpich:debian-mpich",
+    "bullseye-mpich:debian-mpich",
     "conda-mpich-4.1.3:mpich-5.0.2",
     "bookworm-mpich:mpich-4.1.3",
     "spack-openmpi-5.0.11:debian-openmpi",
@@ -55,6 +56,10 @@ def compare(pair: str, runs: int) -> None:
     image, _, host = pair.partition(":")
     env = {**os.environ, "UDI_STORE": str(mpi.store()), **mpi.host_env(host)}
     udi = [str(TREE / "bin/udi-run"), "--mpi", mpi.pulled(image), mpi.PROGRAM, "times"]
+    if not mpi.IMAGES[image].built:
+        # The host's own program, on the C library that came along.
+        udi[1:1] = [f"--volume={mpi.program(host).parent}:/opt/programs"]
+        udi[-2] = f"/opt/programs/{mpi.program(host).name}"
     commands = {
         "outside": outside(host, env),
         "inside": ([*mpi.launcher(host, 2), *udi], env),

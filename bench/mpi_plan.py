@@ -36,6 +36,11 @@ wall, cpu = time.perf_counter(), time.process_time()
 gc.disable()  # as the launcher does
 from rootless_udi.mpi_inject.mpi import planner as mpi
 between = time.perf_counter(), time.process_time()
+# UDI_GLIBC=off: as if the image had the host's C library, so that what bringing it costs shows.
+if environ.pop("UDI_GLIBC", "") == "off":
+    import os
+    number = int(os.confstr("CS_GNU_LIBC_VERSION").rpartition(".")[2])
+    facts["libc_versions"] = [f"GLIBC_2.{number}"]
 found = mpi.inject("auto", "", facts, environ)
 end = time.perf_counter(), time.process_time()
 print(between[0] - wall, between[1] - cpu, end[0] - between[0], end[1] - between[1],
@@ -52,9 +57,10 @@ def facts(image: str) -> Path:
     raise SystemExit(f"no facts of {reference} in {mpi.store()}")
 
 
-def planning(image: str, host: str, runs: int) -> None:
+def planning(image: str, host: str, runs: int, glibc: str = "") -> None:
     """Print one line: medians in ms."""
     env = mpi.host_env(host) or {"PATH": "/usr/bin:/bin"}
+    env |= {"UDI_GLIBC": glibc} if glibc else {}
     words = [f"{name}={value}" for name, value in env.items()]
     argv = [sys.executable, "-I", "-S", "-c", PROGRAM, str(TREE), str(facts(image)), *words]
     rows = []
@@ -63,8 +69,9 @@ def planning(image: str, host: str, runs: int) -> None:
         rows.append([float(word) for word in out.split()])
     medians = [statistics.median(column) for column in zip(*rows, strict=True)]
     ms = [1000 * value for value in medians[:4]]
+    name = f"{image}:{host} {glibc}"
     print(
-        f"{image + ':' + host:40} import {ms[0]:5.1f} (cpu {ms[1]:5.1f})  plan {ms[2]:5.1f}"
+        f"{name:40} import {ms[0]:5.1f} (cpu {ms[1]:5.1f})  plan {ms[2]:5.1f}"
         f" (cpu {ms[3]:5.1f}) ms, {medians[4]:.0f} steps",
         flush=True,
     )
@@ -106,6 +113,9 @@ def main() -> None:
         ("spack-openmpi-5.0.11", "debian-openmpi"),
     ):
         planning(image, host, arguments.runs)
+    # The host's C library over the image's: the difference is what that costs.
+    for glibc in ("off", "", "off", ""):
+        planning("bullseye-mpich", "debian-mpich", arguments.runs, glibc)
     noting("bookworm", ("python3", "libmpich12"))
 
 

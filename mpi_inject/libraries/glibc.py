@@ -8,7 +8,7 @@ add names of their own. `of_host` reads the host, all else is pure; both only wh
 """
 
 from rootless_udi.base.records import Record
-from rootless_udi.mpi_inject.libraries.glibc_names import LOADERS, REQUIRED, names
+from rootless_udi.mpi_inject.libraries.glibc_names import LDD, LOADERS, REQUIRED, names
 from rootless_udi.mpi_inject.libraries.rooted import under
 from rootless_udi.mpi_inject.libraries.search import HostLibraries, default_folders, is_glibc
 from rootless_udi.plan.steps import Env, Injection, Mount
@@ -108,6 +108,10 @@ def over(
         for name, path, _versions in own["files"]
         if name in host.files
     ]
+    if path := own.get("ldd"):
+        why_ldd = "the host's ldd: an older one does not know the host's ld.so"
+        source = under(root, LDD[0])
+        steps.append(Mount(path, source, required=False, reason=why_ldd, over=True))
     have = {name for name, _path, _versions in own["files"]}
     wanted = {name for one in needed for name in one.elf.needed if is_glibc(name)}
     for name in sorted((wanted - have) & set(host.files)):

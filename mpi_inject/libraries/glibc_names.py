@@ -11,6 +11,9 @@ LOADERS = {
 }
 """What programs of each machine name in PT_INTERP, from glibc's ABI list (wiki ABIList)."""
 
+LDD = ("/usr/bin/ldd", "/bin/ldd")
+"""ldd(1) is a script that asks ld.so, by options that change: Debian 11's fails with 2.36."""
+
 REQUIRED = (
     "libc.so.6",
     "libdl.so.2",

@@ -196,7 +196,13 @@ class Inspector:
         reached = [row[0] for one in consumers.values() for row in one["each"]]
         every = {path: seen.elf for path, seen in self._seen.items()}
         glibc = image_glibc.note(
-            every, self._links, self._unread, self.real, search, (machine, bits)
+            every,
+            self._links,
+            self._unread,
+            self._scripts,
+            self.real,
+            search,
+            (machine, bits),
         )
         return {
             "machine": machine,

@@ -9,6 +9,7 @@
     static      static programs that use NSS or iconv: they load modules of glibc at run time
     stack       libraries that ask for an executable stack, by PT_GNU_STACK or for want of one
     gconv       the folder of iconv's modules, "" without any
+    ldd         where ldd(1) is, a script of glibc's, "" without one
 
 Not for the launch path.
 """
@@ -18,12 +19,16 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rootless_udi.mpi_inject.libraries import elf
-from rootless_udi.mpi_inject.libraries.glibc_names import LOADERS, names
+from rootless_udi.mpi_inject.libraries.glibc_names import LDD, LOADERS, names
 
 MOST = 200
 """Copies of glibc's files, and programs of another loader, that are noted: hwcaps are a handful."""
 
 _SHOWN = 8
+_LEGACY = frozenset(
+    ("avx512_1", "haswell", "i586", "i686", "nosegneg", "tls", "x86_64", "xeon_phi")
+)
+"""Folders for some processors before glibc-hwcaps, in each other: glibc 2.36 still looks there."""
 _SIZES = {64: "IIQQ8xQ16x", 32: "III4xI4xI4x"}
 _STACK, _EXECUTE = 0x6474E551, 1
 _FLAGS_AT = {64: 1, 32: 4}
@@ -74,13 +79,15 @@ def note(
     files: "Mapping[str, elf.Elf]",
     links: "Iterable[str]",
     unread: "Iterable[str]",
+    scripts: "Iterable[str]",
     real: "Callable[[str], str]",
     search: "Iterable[str]",
     kind: tuple[str, int],
 ) -> dict[str, Any]:
     """Return all but the `Marks` of what is noted; see above.
 
-    `files` are the image's ELF files by their path, `real` resolves a path ("" for a loop),
+    `files` are the image's ELF files by their path, `scripts` those of its folders of programs,
+    `real` resolves a path ("" for a loop),
     `search` are ld.so's folders, `kind` is the machine and the bits of what most files are.
     """
     usual = LOADERS.get(kind[0], "")
@@ -113,12 +120,16 @@ def note(
         "others": others[: MOST + 1],
         "broken": broken[:_SHOWN],
         "gconv": gconv if any(path.startswith(gconv + "/") for path in files) else "",
+        "ldd": next((path for path in map(real, LDD) if path in scripts), ""),
     }
 
 
 def _searched(folder: str, search: "set[str]") -> bool:
     """Tell whether ld.so looks into a folder by itself, for some processor."""
     above, _, last = folder.rpartition("/")
+    while last in _LEGACY:
+        folder = above
+        above, _, last = folder.rpartition("/")
     hwcaps = above.removesuffix("/glibc-hwcaps")
     return folder in search or (bool(last) and hwcaps != above and hwcaps in search)
 

@@ -47,6 +47,21 @@ def over(found: Injection) -> list[str]:
 ALL = {*h.PLAIN, "libc.so.6", "libnss_compat.so.2", "ld-linux-x86-64.so.2"}
 
 
+def test_ldd_is_the_hosts(tmp_path: Path) -> None:
+    """Where both have one: the image's by whatever name, the host's if it is there."""
+    tree: h.Tree = {**image(), "/usr/bin/ldd": b"#!/bin/bash\n", "/bin": "usr/bin"}
+    found = inject(host(), tree, tmp_path)
+    (mount,) = [s for s in found.steps if isinstance(s, Mount) and s.target == "/usr/bin/ldd"]
+    assert (mount.required, mount.over) == (False, True)
+
+
+def test_folders_of_before_glibc_hwcaps(tmp_path: Path) -> None:
+    libm = h.library("libm.so.6", defines=("GLIBC_2.2.5",))
+    places = [f"{ARCH}/haswell/libm.so.6", f"{ARCH}/tls/haswell/avx512_1/x86_64/libm.so.6"]
+    found = over(inject(host(), {**image(), **dict.fromkeys(places, libm)}, tmp_path))
+    assert set(places) <= set(found)
+
+
 def test_the_whole_family_comes_along(tmp_path: Path) -> None:
     found = inject(host(), image(), tmp_path)
     golden("glibc", found, tmp_path)

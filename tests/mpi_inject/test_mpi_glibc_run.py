@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import User
-from tests.kit import mpi
+from tests.kit import mpi, mpiprogs
 from tests.kit.places import PROGRAMS, TREE
 
 pytestmark = [
@@ -20,6 +20,7 @@ pytestmark = [
     pytest.mark.needs("mpich", "openmpi"),
 ]
 RANKS = 2
+_NOTED: dict[tuple[str, str], str] = {}
 NEXT = "static __thread int at = 41; int next(void) { return ++at; }"
 WORDS = ("mpi", "threads", "cancel", "dlopen", "libm", "iconv", "locale", "getaddrinfo", "getpwuid")
 BUILD = """
@@ -83,6 +84,7 @@ def test_programs_of_a_suite(suite: str, family: str, user: User, tmp_path: Path
     assert "BAD" not in out
     newer = mpi.needed_glibc(f"debian-{family}") > int(own.rpartition(".")[2])
     assert f"libc {HOST if newer else own}, ranks {RANKS}" in out, out
+    _NOTED[suite, family] = "the host's" if newer else "its own"
     assert udi_run(user, family, image, f"{tmp_path}/c++") == "ok c++\n"
     out = udi_run(user, family, image, f"{tmp_path}/fortran")
     assert out.count(" bad=0 ") == RANKS, out
@@ -94,14 +96,34 @@ def test_programs_of_a_suite(suite: str, family: str, user: User, tmp_path: Path
     assert "libthread_db enabled" in out or (suite == "bullseye" and newer), out
 
 
+@pytest.mark.slow
+def test_the_table_of_the_documentation() -> None:
+    """This machine's column of it, of what ran before in this session; UDI_DOCS=write writes it."""
+    path = Path(os.environ.get("UDI_DOCS_MPI", TREE / "docs/mpi.md"))
+    head, begin, rest = path.read_text().partition("<!-- pairs of C libraries -->\n")
+    old, end, tail = rest.partition("<!-- end of them -->")
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in old.splitlines()]
+    host = mpiprogs.codename()
+    column = lines[0].index(host if host in lines[0] else "sid")
+    for line in lines[2:]:
+        suite, _, family = line[0].partition(", ")
+        line[column] = _NOTED.get((suite, family), line[column])
+    new = "".join(f"| {' | '.join(line)} |\n" for line in lines).replace("| --- ", "|---")
+    new = new.replace("|--- |", "|---|")
+    if os.environ.get("UDI_DOCS") == "write":
+        path.write_text(head + begin + new + end + tail)
+    assert new == old or os.environ.get("UDI_DOCS") == "write"
+
+
 def test_a_real_pair_of_this_machine(user: User) -> None:
     """Bullseye's Python, perl, iconv, getent on this machine's glibc, which its MPI needs."""
     script = (
-        "ldd --version 2>&1 | head -n1; iconv -f UTF-8 -t EUC-JP </dev/null && echo iconv;"
+        "ldd /bin/ls | grep -c '=> /lib'; iconv -f UTF-8 -t EUC-JP </dev/null && echo iconv;"
         " getent hosts localhost | tr -s ' '; perl -e 'print exp(1), qq(\\n)';"
         " python3 -c 'import ssl, sqlite3, ctypes, threading, platform; print(platform.libc_ver())'"
     )
     out = udi_run(user, "mpich", "bullseye-mpich", "sh", "-c", script, ranks=1).splitlines()
+    assert int(out[0]) >= 2, out
     assert "iconv" in out and "2.71828182845905" in out
     assert str(tuple(HOST.split())) in out, out
 
