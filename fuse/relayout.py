@@ -11,7 +11,7 @@ from struct import pack
 
 from rootless_udi.base.records import Record
 from rootless_udi.fuse import format as f
-from rootless_udi.fuse import format_writer as pack_format
+from rootless_udi.fuse import format_writer
 from rootless_udi.fuse.blocks import HOLE, Place
 from rootless_udi.fuse.filesystem import ROOT, FileSystem
 from rootless_udi.fuse.format import METADATA, NONE32, NONE64, RAW, Corrupt, Inode
@@ -242,7 +242,7 @@ class _Writer:
         out.write(bytes(-used % 4096))
         out.seek(0)
         out.write(
-            pack_format.superblock(
+            format_writer.superblock(
                 supers,
                 fragment_count=len(self.fragments),
                 flags=supers.flags & ~EXPORTABLE,
@@ -258,7 +258,7 @@ class _Writer:
         )
         out.seek(self._marker)
         tables = min(fragment_table - inode_table, METADATA_AHEAD)
-        out.write(pack_format.hot(((inode_table, tables), (begin, end - begin))))
+        out.write(format_writer.hot(((inode_table, tables), (begin, end - begin))))
         return used + -used % 4096
 
     def _indexed(self, data: bytes) -> int:
@@ -296,10 +296,10 @@ class _Writer:
     def _inode(self, node: Inode) -> bytes:
         if node.kind == f.REG:
             new = self.files[node.ref]
-            return pack_format.file(node, new.start, new.fragment, new.offset, new.sizes)
+            return format_writer.file(node, new.start, new.fragment, new.offset, new.sizes)
         if node.kind == f.SYMLINK:
-            return pack_format.symlink(node, self.fs.reader.target(node))
-        return pack_format.special(node)
+            return format_writer.symlink(node, self.fs.reader.target(node))
+        return format_writer.special(node)
 
     def _directory(self, node: Inode, where: dict[int, int], listings: _Metadata) -> bytes:
         """Write a directory's listing; return its inode."""
@@ -316,7 +316,7 @@ class _Writer:
                 name = entries[at][0]
                 place = listings.ref(here) >> 16
                 index.append(f.DIR_INDEX.pack(here - begin, place, len(name) - 1) + name)
-            listings.data += pack_format.listing(
+            listings.data += format_writer.listing(
                 [
                     (name, where[entry >> 36], entry >> 4 & NONE32, entry & 15)
                     for name, entry in group
@@ -324,7 +324,7 @@ class _Writer:
             )
             at += len(group)
         size = len(listings.data) - begin + 3
-        return pack_format.directory(node, listings.ref(begin), size, index)
+        return format_writer.directory(node, listings.ref(begin), size, index)
 
 
 def _group(

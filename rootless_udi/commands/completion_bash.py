@@ -87,6 +87,7 @@ _udi_complete() {
 
 
 def script(commands: Iterable[Command]) -> str:
+    """Return the script for all programs."""
     paths = [item for command in commands for item in walk(command)]
     out = [_BASH % {"images": LIST_IMAGES, "modules": LIST_MODULES}]
     out.append(_bash_case("_udi_is", ((path, "return 0") for path, _ in paths), "return 1"))

@@ -55,6 +55,7 @@ end
 
 
 def script(commands: Iterable[Command]) -> str:
+    """Return the script for all programs."""
     commands = list(commands)
     out = [_FISH % {"images": LIST_IMAGES, "modules": LIST_MODULES, "values": _values(commands)}]
     for command in commands:

@@ -43,6 +43,7 @@ _ZSH_ACTIONS = {
 
 
 def script(commands: Iterable[Command]) -> str:
+    """Return the script for all programs."""
     found = list(commands)
     out = [_ZSH % {"images": LIST_IMAGES, "modules": LIST_MODULES}]
     out += [_zsh_function(path, one) for command in found for path, one in walk(command)]

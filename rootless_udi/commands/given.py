@@ -11,13 +11,14 @@ from typing import Any
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import page, say
 from rootless_udi.plan import reference as oci
-from rootless_udi.plan import site as plan_site
+from rootless_udi.plan.site import Site
 from rootless_udi.store import find, resolve, upkeep
 
 Arguments = argparse.Namespace
 
 
-def parsed_reference(text: str, site: plan_site.Site) -> oci.Reference:
+def parsed_reference(text: str, site: Site) -> oci.Reference:
+    """Return what an image is called at a registry. Raises UdiError for a path, and for no name."""
     found = oci.parse(text, site.registry)
     if found.kind in ("squashfs", "directory", "path"):
         raise UdiError(
@@ -29,16 +30,16 @@ def parsed_reference(text: str, site: plan_site.Site) -> oci.Reference:
 
 
 def parsed_platform(arguments: Arguments) -> oci.Platform | None:
+    """Return what --platform names, None where it is not given. Raises UdiError for no platform."""
     return oci.parse_platform(arguments.platform) if arguments.platform else None
 
 
-def image_stores(site: plan_site.Site) -> tuple[str, ...]:
+def image_stores(site: Site) -> tuple[str, ...]:
+    """Return the folders of the stores: the user's own first, then the site's."""
     return resolve.all_stores(site, os.environ)
 
 
-def stored_image(
-    text: str, site: plan_site.Site, platform: oci.Platform | None = None
-) -> find.StoredImage:
+def stored_image(text: str, site: Site, platform: oci.Platform | None = None) -> find.StoredImage:
     """Return an image of the stores by name, digest or its first digits; a name goes first.
 
     Raises UdiError where it is in none.

@@ -11,21 +11,21 @@ from rootless_udi.config import load
 
 def gpu_report(arguments: Arguments) -> int:
     """udi gpu."""
-    from rootless_udi.mpi_inject.gpu import report as reporting
+    from rootless_udi.mpi_inject.gpu import report
 
     places = load.load(os.environ).cdi_spec_dirs
     devices = tuple(arguments.device)
     request = ("" if devices else "auto") if arguments.gpu is None else arguments.gpu
-    lines = reporting.report(request, devices, os.environ, directories=places)
+    lines = report.report(request, devices, os.environ, directories=places)
     page("\n".join(lines) + "\n")
     return 0
 
 
 def gpu_cdi(arguments: Arguments) -> int:
     """udi gpu cdi."""
-    from rootless_udi.mpi_inject.gpu import report as reporting
+    from rootless_udi.mpi_inject.gpu import report
 
-    found = reporting.specifications(environ=os.environ)
+    found = report.specifications(environ=os.environ)
     if arguments.to is None and len(found) == 1:
         page(jsontext.text(json.loads(next(iter(found.values())))) + "\n")
         return 0

@@ -13,14 +13,14 @@ from rootless_udi.store import find
 
 def profile(arguments: Arguments) -> int:
     """udi profile: the command's exit status; the profile is written when its mount has ended."""
-    from rootless_udi.commands import startup_layout as optimizing
+    from rootless_udi.commands import startup_layout
 
     words = arguments.word[1:] if arguments.word[:1] == ["--"] else arguments.word
     if not words:
         raise UdiError("udi profile: no command is given", "udi profile IMAGE -- COMMAND [ARG...]")
     launcher = "from rootless_udi.run import main; main()"
     run = program.argv(launcher, "--share=off", site=False)
-    status = optimizing.profile(run, arguments.image, words, arguments.output)
+    status = startup_layout.profile(run, arguments.image, words, arguments.output)
     if status != OURS:
         tell(f"what it read is in {arguments.output}")
     return status
@@ -28,7 +28,7 @@ def profile(arguments: Arguments) -> int:
 
 def optimize(arguments: Arguments) -> int:
     """udi optimize: print the file. In the store both layouts have one name and one digest."""
-    from rootless_udi.commands import startup_layout as optimizing
+    from rootless_udi.commands import startup_layout
 
     site = load.load(os.environ)
     reference = oci.parse(arguments.image, site.registry)
@@ -40,7 +40,7 @@ def optimize(arguments: Arguments) -> int:
         image = stored_image(arguments.image, site)
         source = f"{image.store}/images/{image.digest.replace(':', '-', 1)}.sqfs"
         target = arguments.output or source.removesuffix(".sqfs") + find.OPTIMIZED
-    found = optimizing.optimize(
+    found = startup_layout.optimize(
         source, arguments.profile, target, raw=not arguments.compact, progress=tell
     )
     tell(f"{found.files} files of the profile lie first")

@@ -16,7 +16,7 @@ def pull(arguments: Arguments) -> int:
     reference = parsed_reference(arguments.image, site)
     try:
         from rootless_udi.commands import progress
-        from rootless_udi.pull import pipeline as pulling
+        from rootless_udi.pull import pipeline
         from rootless_udi.store.store import Store
     except ModuleNotFoundError as error:
         raise UdiError(
@@ -24,7 +24,7 @@ def pull(arguments: Arguments) -> int:
             "pip install rootless_udi installs it; images that are there run without it",
         ) from None
 
-    options = pulling.Options(
+    options = pipeline.Options(
         platform=parsed_platform(arguments),
         compression=arguments.compression or _compression(site),
         insecure=arguments.insecure or reference.registry in site.insecure,
@@ -34,7 +34,7 @@ def pull(arguments: Arguments) -> int:
         mirrors=dict(site.mirrors),
     )
     with progress.shown(arguments.quiet) as shown:
-        image = pulling.pull_sync(reference, Store(image_stores(site)[0]), options, shown)
+        image = pipeline.pull_sync(reference, Store(image_stores(site)[0]), options, shown)
     say(image.digest)
     return 0
 

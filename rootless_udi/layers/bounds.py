@@ -57,7 +57,11 @@ FACTS = 40 * MIB
 
 
 class Row(Record):
-    """`field` of `form` may be `most`, a number or words; `why`."""
+    """The largest value of one field that a stranger chooses, and the reason for that bound.
+
+    `form` is the format ("tar", "pax", "document", ...), `field` its name there, `most` a number,
+    or words where it is no number.
+    """
 
     form: str
     field: str

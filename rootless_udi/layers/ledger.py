@@ -1,20 +1,22 @@
-"""How many bytes of memory a merge holds by now because of what the image has many of."""
+"""How much memory a merge holds by now: a sum of what each thing of the image costs, in bytes."""
 
 from rootless_udi.layers.bounds import HELD, HELD_SHARE
 from rootless_udi.layers.tarfields import Stream
 
 PATH = 110
-"""A path in a table: its object and its place there, without its bytes."""
+"""A path kept in a table: the Python object and its place there, without the text itself."""
 NODE, OTHER = 100, 240
-"""A file; a folder or link with its numbers and its target's object."""
+"""What is kept of a file; of a folder or link, with its mode, times and target."""
 WRITER = 250
 """What tar2sqfs keeps of a file, folder or link beside its names (mksquashfs: 700)."""
 NOTE = 300
-"""What the look for libraries keeps of a link, beside its texts."""
+"""What the search for libraries keeps of a symbolic link, beside its name and target."""
 STRINGS = 24 << 20
-"""Bytes of a program's names that are looked at; they are held twice more for that."""
+"""The most of a program's table of names that is read. While it is, two copies are held."""
 LOSER = 120
+"""A file that a later member of its layer takes away, or a name noted under its folder."""
 XATTR = 100
+"""An extended attribute, beside two copies of its name and value."""
 
 
 class Ledger:

@@ -57,7 +57,10 @@ class Source(Protocol):
 
 
 class FoundManifest(Record):
-    """A manifest on the way to an image: `unnamed` is what a config is for that does not say."""
+    """The manifest that was chosen for a platform.
+
+    `unnamed` is the platform that its config is taken to be for where the config names none.
+    """
 
     digest: str
     manifest: Manifest

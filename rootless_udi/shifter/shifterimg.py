@@ -190,18 +190,18 @@ class _Command:
         return 0
 
     def pull(self) -> int:
-        from rootless_udi.pull import pipeline as pulling
+        from rootless_udi.pull import pipeline
         from rootless_udi.store.store import Store
 
         reference = self.reference()
-        options = pulling.Options(
+        options = pipeline.Options(
             compression=f"{self.site.compression}:{self.site.compression_level}",
             insecure=reference.registry in self.site.insecure,
             mirrors=dict(self.site.mirrors),
         )
         line = Line(tag_of(reference))
         try:
-            pulling.pull_sync(reference, Store(self.stores[0]), options, line)
+            pipeline.pull_sync(reference, Store(self.stores[0]), options, line)
         except UdiError:
             line.say("FAILURE")
             line.end()
