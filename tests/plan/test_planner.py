@@ -144,6 +144,26 @@ def test_required_sources(kind: str, why: str) -> None:
     assert "--volume" in caught.value.hint
 
 
+LIBC = Injection(
+    (
+        Mount("/lib/libc.so.6", "/host/libc.so.6", over=True),
+        Mount("/lib/libm.so.6", "/host/libm.so.6", over=True),
+    ),
+    together=("/lib/libc.so.6", "/lib/libm.so.6"),
+)
+
+
+def test_files_that_work_together_or_not_at_all() -> None:
+    """One that vanished from the host, a volume over one of them or over their folder."""
+    assert build(injections=(LIBC,), volumes=parse("/x:/library"))
+    gone = Anything({"/host/libm.so.6": HostPath("missing", "/host/libm.so.6")})
+    with pytest.raises(UdiError, match=r"mounting /host/libm.so.6 on /lib/libm.so.6 failed: no"):
+        build(injections=(LIBC,), sources=gone)
+    for place in ("/lib", "/lib/libm.so.6"):
+        with pytest.raises(UdiError, match=f"volume {place}: it covers /lib/lib[cm].so.6"):
+            build(injections=(LIBC,), volumes=parse(f"/x:{place}"))
+
+
 def test_a_source_that_answers_with_an_error_is_named() -> None:
     for why in ("Transport endpoint is not connected", "Stale file handle", "Input/output error"):
         sources = Anything(
