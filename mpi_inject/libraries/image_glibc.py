@@ -25,6 +25,8 @@ MOST = 200
 """Copies of glibc's files, and programs of another loader, that are noted: hwcaps are a handful."""
 
 _SHOWN = 8
+_OWN = ("/ldconfig", "/sln")
+"""Static programs of glibc itself, which hold what they never call."""
 _LEGACY = frozenset(
     ("avx512_1", "haswell", "i586", "i686", "nosegneg", "tls", "x86_64", "xeon_phi")
 )
@@ -46,7 +48,7 @@ class Marks:
     def look(self, path: str, found: elf.Elf, data: bytes) -> None:
         """Look at an ELF file."""
         alone = not found.interp and not found.needed and not found.soname
-        if alone and len(self._static) < MOST:
+        if alone and len(self._static) < MOST and not path.endswith(_OWN):
             nss = data.find(b"nsswitch.conf") >= 0 and data.find(b"libnss_") >= 0
             if nss or data.find(b"\0iconv_open\0") >= 0:
                 self._static.append(path)
@@ -114,12 +116,14 @@ def note(
         if found.interp and (found.machine, found.bits) == kind and real(found.interp) != loader
     ]
     libc = next((path for path, row in rows.items() if row[0] == "libc.so.6"), "")
-    gconv = libc.rpartition("/")[0] + "/gconv"
+    # Where /lib is not in /usr, libc is in the one and the modules are in the other.
+    places = (f"{usr}{libc.rpartition('/')[0]}/gconv/" for usr in ("", "/usr"))
+    gconv = next((f for f in places if any(path.startswith(f) for path in files)), "")
     return {
         "files": [rows[path] for path in sorted(rows)][:MOST],
         "others": others[: MOST + 1],
         "broken": broken[:_SHOWN],
-        "gconv": gconv if any(path.startswith(gconv + "/") for path in files) else "",
+        "gconv": gconv.rstrip("/"),
         "ldd": next((path for path in map(real, LDD) if path in scripts), ""),
     }
 

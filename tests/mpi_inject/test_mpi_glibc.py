@@ -125,6 +125,13 @@ def test_a_host_of_another_layout_is_told_of_the_images_folders(tmp_path: Path) 
     told = [(e.op, e.name, e.value) for e in found.environment if "does not know" in e.reason]
     assert ("append", "GCONV_PATH", f"{ARCH}/gconv") in told
     assert ("append", "LD_LIBRARY_PATH", ARCH) in told
+    # Debian 11 without a merged /usr: libc in /lib, iconv's modules in /usr/lib.
+    apart = {k.removeprefix("/usr"): v for k, v in image().items() if k.startswith("/usr/lib/")}
+    apart |= {h.LOADER: f"{ARCH.removeprefix('/usr')}/ld-linux-x86-64.so.2"}
+    apart |= {"/app/run": tree["/app/run"], f"{ARCH}/gconv/ISO8859-1.so": h.library("ISO8859-1.so")}
+    found = inject(host(folder="/usr/lib64"), apart, tmp_path / "apart")
+    assert [e.value for e in found.environment if e.name == "GCONV_PATH"] == [f"{ARCH}/gconv"]
+    assert f"{ARCH.removeprefix('/usr')}/libc.so.6" in sources(found)
     same = inject(host(), tree, tmp_path / "same")
     assert not [e for e in same.environment if isinstance(e, Env) and e.name == "GCONV_PATH"]
 
@@ -150,6 +157,7 @@ def test_a_host_without_an_optional_file(tmp_path: Path) -> None:
 def test_what_is_said_of_static_programs_and_executable_stacks(tmp_path: Path) -> None:
     stack = h.executable_stack()
     tree = {**image(), "/usr/lib/libold.so.1": stack, "/usr/bin/static": h.static_with_nss()}
+    tree["/sbin/ldconfig"] = h.static_with_nss()
     found = inject(host(), tree, tmp_path)
     (one,) = [note for note in found.notes if note.startswith("static programs that use NSS")]
     assert one.endswith(": /usr/bin/static")
