@@ -7,11 +7,9 @@ wait for its record and join.
 import os
 
 from rootless_udi.base import process
-from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import complain
 from rootless_udi.launch import command
-from rootless_udi.node import places
-from rootless_udi.node.election import Election, say_passed_over
+from rootless_udi.node.election import Election, elect, say_passed_over, with_room
 from rootless_udi.node.record import NodeRecord, joinable
 from rootless_udi.plan.options import Request
 
@@ -32,30 +30,25 @@ def run(
 
     `who` is the launcher, `name` and `key` the container's file name and description.
     """
-    path, directory = places.find(environ, make=True)
-    if directory < 0:
-        tried = [*places.directories(environ, os.getuid()), *places.further(environ)]
-        raise UdiError(
-            f"no state directory for the node's shared container: tried {', '.join(tried)}",
-            "set XDG_RUNTIME_DIR to a directory of your own on this node, or use --share=off",
-        )
     # The lock is needed to build, not to join. So a rank that finds a record releases the lock
     # before it enters. If that fails since the last member has just ended, it tries once more and
     # keeps the lock, to build if it must.
-    for holding in (False, True):
-        election = Election(path, directory, name)
-        record, fd = election.record()
-        if record is None:
-            break
-        lost = record.lost()
-        if lost or record.get("request") != key:
-            _say_why_rebuilt(record, lost)
+    election, holding = None, False
+    while election is None:
+        election = elect(environ, name)
+        found = _record(election, key)
+        if found is not None:
+            record, fd = found
+            if not holding:
+                election.release()
+            command.enter(record, fd, request, environ, own)
             os.close(fd)
-            break
-        if not holding:
-            election.release()
-        command.enter(record, fd, request, environ, own)
-        os.close(fd)
+            if not holding:
+                os.close(election.directory)
+                holding, election = True, None
+                continue
+        election = with_room(environ, election)
+    path, directory = election.path, election.directory
     say_passed_over(environ, path)
     try:
         from rootless_udi.serve.helper import Helper
@@ -68,13 +61,27 @@ def run(
         election.make()
         from rootless_udi.launch import facts
 
-        found = facts.find(request, environ, who, helper)
+        known = facts.find(request, environ, who, helper)
         from rootless_udi.launch import container
 
-        return container.build(request, environ, own, place, fields, found, helper, election)
+        return container.build(request, environ, own, place, fields, known, helper, election)
     except BaseException:
         election.give_up()
         raise
+
+
+def _record(election: Election, key: str) -> tuple[NodeRecord, int] | None:
+    """Return the record of this very container, in whichever place it is; None for none."""
+    for one in (election, *election.along):
+        record, fd = one.record()
+        if record is None:
+            continue
+        lost = record.lost()
+        if not lost and record.get("request") == key:
+            return record, fd
+        _say_why_rebuilt(record, lost)
+        os.close(fd)
+    return None
 
 
 def _say_why_rebuilt(record: NodeRecord, lost: str) -> None:

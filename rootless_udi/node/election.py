@@ -10,6 +10,7 @@ and so does everybody while looking for NAME.lock.
 import _signal
 import fcntl
 import os
+from errno import EDQUOT, ENOSPC
 from time import sleep
 
 from rootless_udi.base.errors import UdiError, disk_hint
@@ -19,6 +20,8 @@ from rootless_udi.node.record import NodeRecord, entering, read_record
 
 _SILENT = 5.0
 """Seconds after which a rank that waits for the builder prints a message."""
+_ROOM = 1 << 14
+"""Bytes of a record and its first members; few have more than 2,000."""
 _PATIENCE = 20
 """Times, a millisecond apart, that a rank looks whether a member has entered before it builds."""
 
@@ -30,6 +33,7 @@ class Election:
         """Wait for the lock. `path` and `directory` are the state directory's."""
         self.path, self.directory, self.name = path, directory, name
         self.lock = -1
+        self.along: list[Election] = []
         while not self._locked():
             pass
 
@@ -92,8 +96,25 @@ class Election:
             sleep(0.001)
         return read_record(self.directory, self.name)
 
+    def room(self) -> bool:
+        """Tell whether a record can be written here, by writing one to a file without a name."""
+        flags = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
+        try:
+            fd = os.open(".", flags, 0o600, dir_fd=self.directory)
+            try:
+                return os.write(fd, bytes(_ROOM)) == _ROOM
+            finally:
+                os.close(fd)
+        except OSError as error:
+            # What else is wrong (not each file system has O_TMPFILE), the record's writer says.
+            return error.errno not in (ENOSPC, EDQUOT)
+
     def release(self) -> None:
-        """Let the next one look."""
+        """Let the next one look, here and in the places along with this one."""
+        for other in self.along:
+            other.release()
+            os.close(other.directory)
+        self.along = []
         if self.lock >= 0:
             os.close(self.lock)
         else:
@@ -111,6 +132,56 @@ class Election:
             except OSError:
                 pass
         self.release()
+
+
+def elect(environ: "dict[str, str]", name: str) -> Election:
+    """Take part in the election for the container `name`, in all places that are the caller's.
+
+    In their order, so that of two ranks none waits for the other; and again where there are others
+    by then. Mostly there is one. Raises UdiError where there is none.
+    """
+    while True:
+        path, directory = places.find(environ, make=True)
+        if directory < 0:
+            tried = [*places.directories(environ, os.getuid()), *places.further(environ)]
+            raise UdiError(
+                f"no state directory for the node's shared container: tried {', '.join(tried)}",
+                "set XDG_RUNTIME_DIR to a directory of your own on this node, or use --share=off",
+            )
+        paths = _list(environ, path)
+        others = places.beside(paths, path)
+        along = [(one, fd) for one in others if (fd := places.opened(one)) >= 0]
+        held = [Election(one, fd, name) for one, fd in along]
+        election = Election(path, directory, name)
+        election.along = held
+        if places.beside(paths, path) == others and places.seen(paths) == path:
+            return election
+        election.give_up()
+        os.close(directory)
+
+
+def _list(environ: "dict[str, str]", path: str) -> list[str]:
+    near = places.directories(environ, os.getuid())
+    return near if path in near else places.further(environ)
+
+
+def with_room(environ: "dict[str, str]", election: Election) -> Election | None:
+    """Return the election in a place where a record can be written, of those that are held.
+
+    Where there is no room in any, another place is made for the next election, and None returned:
+    anybody can fill a /tmp. Where none can be made it is the same one: its error says why.
+    """
+    for one in (election, *election.along):
+        if one.room():
+            if one is not election:
+                one.along = [election, *(x for x in election.along if x is not one)]
+                election.along = []
+            return one
+    if not places.another(_list(environ, election.path), election.path):
+        return election
+    election.give_up()
+    os.close(election.directory)
+    return None
 
 
 def _take(lock: int) -> None:

@@ -8,6 +8,10 @@ user, the node and the job's environment. A candidate that exists and is not the
 - In folders where others can write (/tmp, /dev/shm), a foreign directory that is skipped now may be
   gone when the next rank looks. So of these candidates none is made if one of them is the caller's
   already; and if several are, the last is used, since that one was made last.
+- Two ranks may still choose two directories, if somebody else makes and removes his between their
+  looks. So a rank that is to build holds the locks of all candidates that are the caller's, in this
+  order, and looks for a container in each (`rootless_udi.node.election`); of two such ranks one
+  sees the other's directory. It publishes where there is room.
 - If all candidates are taken by others, the site's configuration may name more; the very last is
   below HOME, one for each node. Only in this case does a rank that joins read the configuration.
 """
@@ -83,6 +87,37 @@ def state(paths: "Iterable[str]", make: bool) -> tuple[str, int]:
         if found[1] >= 0:
             return found
     return "", -1
+
+
+def beside(paths: "Iterable[str]", path: str) -> list[str]:
+    """Return the other places of the group of `path` that are the caller's now, in their order.
+
+    Two ranks between which another user took his away may each have made one.
+    """
+    return [one for one in _with(paths, path) if not refusal(one) and os.path.lexists(one)]
+
+
+def another(paths: "Iterable[str]", path: str) -> bool:
+    """Make a place more in the group of `path`, where there is no room; tell whether one could be.
+
+    Every rank comes to it: those that look anew take the last, and who builds looks in all.
+    """
+    for one in _with(paths, path):
+        if not os.path.lexists(one) and _make(one, [path]) and not refusal(one):
+            return True
+    return False
+
+
+def _with(paths: "Iterable[str]", path: str) -> list[str]:
+    for group in _groups(paths):
+        if path in group:
+            return [one for one in group if one != path]
+    return []
+
+
+def opened(path: str) -> int:
+    """Return a descriptor of a place; -1 where it is none any more."""
+    return _last([path])[1]
 
 
 def seen(paths: "Iterable[str]") -> str:

@@ -20,7 +20,7 @@ can be joined when the first has gone. Nothing here imports what a joiner does n
 """
 
 import os
-from errno import EINVAL, ENOENT
+from errno import EDQUOT, EINVAL, ENOENT, ENOSPC
 
 from rootless_udi.base import trust
 from rootless_udi.base.errors import UdiError, disk_hint
@@ -192,8 +192,10 @@ def join(record: NodeRecord, fd: int) -> bool:
         try:
             os.write(fd, b"%d %d\n" % (me, started(me)))
         except OSError as error:
-            folder, _, name = os.readlink(f"/proc/self/fd/{fd}").rpartition("/")
-            raise _failed("joining", folder, name, error) from None
+            # Without room this one is inside as well; whoever comes goes in through another member.
+            if error.errno not in (ENOSPC, EDQUOT):
+                folder, _, name = os.readlink(f"/proc/self/fd/{fd}").rpartition("/")
+                raise _failed("joining", folder, name, error) from None
         user, mnt = spaces
         try:
             setns(user, CLONE_NEWUSER)

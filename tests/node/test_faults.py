@@ -345,6 +345,61 @@ def test_the_state_directory_is_full(user: User, image: Path, left: Leftovers, f
     assert "udi-run: hint: make room there, or" in done.stderr
 
 
+@pytest.mark.parametrize("full", ["bytes", "inodes"])
+def test_a_full_tmp_is_another_users_doing(
+    user: User, image: Path, left: Leftovers, full: str
+) -> None:
+    """Where anybody can fill a place the next one is taken, by every rank; a join needs no room."""
+    options = {"bytes": "mode=1777,size=64k", "inodes": "mode=1777,size=64k,nr_inodes=4"}[full]
+    script = f"""
+        mount --rbind {TREE} /mnt; PATH=/mnt/bin:$PATH
+        exec 5< {image}
+        mount -t tmpfs -o mode=1777,size=8M none /dev/shm; cat <&5 > /dev/shm/image.squashfs; cd /
+        mount -t tmpfs -o {options} none /tmp
+        fill() {{ cat /dev/zero > $1/fill 2>/dev/null || true; }}
+        mkdir -m 700 /tmp/udi-{user.uid}; fill /tmp
+        touch /tmp/a /tmp/b /tmp/c /tmp/d 2>/dev/null || true
+        rank() {{ udi-run --share=job /dev/shm/image.squashfs "$@"; }}
+        rank sh -c 'readlink /proc/self/ns/mnt; touch /dev/shm/ready; while [ -e /dev/shm/ready ]; \
+            do usleep 20000; done' &
+        until [ -e /dev/shm/ready ]; do sleep 0.02; done
+        rank readlink /proc/self/ns/mnt; fill /dev/shm; rank readlink /proc/self/ns/mnt
+        ls -d /dev/shm/udi-*; rm /dev/shm/ready /dev/shm/fill; wait
+    """
+    env = {"XDG_RUNTIME_DIR": "/nonexistent", "HOME": "/nonexistent"}
+    done = user.run(*OUTER, "sh", "-ec", script, env=env)
+    *spaces, place = done.stdout.splitlines()
+    assert len(spaces) == 3 and len(set(spaces)) == 1, done
+    assert (place, done.stderr) == (f"/dev/shm/udi-{user.uid}", "")
+
+
+def test_a_rank_that_comes_to_another_place_joins(
+    user: User, tmp_path: Path, left: Leftovers, image: Path
+) -> None:
+    """One has built in the first place; a second place is made there before the other looks."""
+    first, second = (tmp_path / name for name in ("a", "b"))
+    for folder in (first, second):
+        folder.mkdir()
+        folder.chmod(0o1777)
+    script = f"""
+        mount --rbind {TREE} /mnt; PATH=/mnt/bin:$PATH
+        exec 5< {image}; exec 6< {first}
+        mount --bind {second} /dev/shm; cat <&5 > /dev/shm/image.squashfs
+        mount --bind /proc/self/fd/6 /tmp
+        rank() {{ udi-run --share=job /dev/shm/image.squashfs "$@"; }}
+        cd /; rank sh -c 'readlink /proc/self/ns/mnt; touch /dev/shm/ready; \
+            while [ -e /dev/shm/ready ]; do usleep 20000; done' &
+        until [ -e /dev/shm/ready ]; do sleep 0.02; done
+        mkdir -m 700 /dev/shm/udi-{user.uid}
+        rank readlink /proc/self/ns/mnt
+        rm /dev/shm/ready; wait
+    """
+    env = {"XDG_RUNTIME_DIR": "/nonexistent", "HOME": "/nonexistent"}
+    done = user.run(*OUTER, "sh", "-ec", script, env=env)
+    spaces = done.stdout.splitlines()
+    assert len(spaces) == 2 and len(set(spaces)) == 1, done
+
+
 def planted(left: Leftovers, how: str) -> str:
     """Put something wrong where the state directory should be; return how it is refused."""
     path = left.state / "rootless_udi"

@@ -1,5 +1,6 @@
 """Where the records of a node's containers are: no other user keeps a job's ranks apart."""
 
+import fcntl
 import os
 import subprocess
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rootless_udi.node import places
+from rootless_udi.node import election, places
 from tests.base.test_trust import OTHER
 from tests.conftest import User
 from tests.kit.cage import reachable
@@ -80,6 +81,28 @@ def test_a_place_that_is_given_free_later_changes_nothing(shared: list[Path]) ->
     # Two ranks that made one each, at the same time: of these all take the last.
     shared[0].mkdir(mode=0o700)
     assert state(shared) == str(shared[2])
+
+
+def test_of_two_ranks_that_come_to_two_places_one_waits_for_the_other(
+    shared: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's came and went between their looks: each made one, and both look in both."""
+    for path in shared:
+        path.mkdir(mode=0o700)
+    paths = [str(path) for path in shared]
+    monkeypatch.setattr(places, "directories", lambda environ, uid: paths)
+    assert places.beside(paths, paths[1]) == [paths[0], paths[2]]
+    both = election.elect({}, "name")
+    assert both.path == paths[2] and [one.path for one in both.along] == paths[:2]
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(fd)
+    both.release()
+    fd = os.open(paths[0], os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(fd)
 
 
 def test_a_place_that_nobody_else_can_take_comes_first(shared: list[Path], tmp_path: Path) -> None:
