@@ -526,6 +526,57 @@ def test_bundles_and_compiled_modules_that_others_may_write(
     assert (done.stdout, done.stderr) == ("ok\n", "")
 
 
+@pytest.mark.root
+def test_a_package_that_another_put_into_the_prefix(user: User, tmp_path: Path) -> None:
+    """An installation whose prefix is a folder like /scratch: what it lacks anybody can add."""
+    prefix = tmp_path / "prefix"
+    site = prefix / f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    site.mkdir(parents=True)
+    (prefix / "bin").mkdir()
+    for name in ("udi", "udi-run"):
+        shutil.copy(TREE / "bin" / name, prefix / "bin")
+    shutil.copytree(TREE / "rootless_udi", site / "rootless_udi")
+    fatal = compile("raise SystemExit('PLANTED')", "x", "exec")
+    for name in ("rootless_udi", "lib/python3.99/site-packages/rootless_udi"):
+        planted = prefix / name
+        (planted / "commands").mkdir(parents=True)
+        (planted / "__pycache__").mkdir()
+        for path in ("__init__.py", "run.py", "commands/__init__.py", "commands/udi.py"):
+            (planted / path).write_text("raise SystemExit('PLANTED')")
+        bundle = planted / f"__pycache__/udi-run.{sys.implementation.cache_tag}.bundle"
+        bundle.write_bytes(marshal.dumps((4, fatal, {}, (), {})))
+        for path in (planted, *planted.rglob("*")):
+            os.chown(path, OTHER, OTHER)
+    for program in ("udi", "udi-run"):
+        done = user.run(prefix / "bin" / program, "--version")
+        assert done.returncode == 0 and "PLANTED" not in done.stdout + done.stderr, done
+    for path in (prefix / "rootless_udi").rglob("*"):
+        os.chown(path, 0, 0)
+    os.chown(prefix / "rootless_udi", 0, 0)
+    assert "PLANTED" in user.run(prefix / "bin/udi", "--version").stderr
+
+
+@pytest.mark.parametrize("left", [0, 10, 16, 17, 200, -1])
+def test_a_damaged_compiled_module_is_left_aside(user: User, copy: Path, left: int) -> None:
+    """As `ulimit -f` and a full disk leave them."""
+    argv = (copy / "bin/udi", "--version")
+    said = user.run(*argv).stdout
+    compiled = list(copy.rglob("*.pyc"))
+    assert len(compiled) > 2
+    for path in compiled:
+        path.write_bytes(path.read_bytes()[:left])
+    done = user.run(*argv)
+    assert (done.stdout, done.stderr, done.returncode) == (said, "", 0)
+    for bundle in copy.rglob("*.bundle"):
+        bundle.unlink()
+    done = user.run(copy / "bin/udi-run", "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    code = child.argv("from rootless_udi.commands.udi import main; main()", "--version")
+    code[4 if "-S" in code else 3] = code[4 if "-S" in code else 3].replace(str(TREE), str(copy))
+    done = user.run(*code)
+    assert (done.stdout, done.stderr) == (said, "")
+
+
 def test_the_programs_that_start_without_a_bundle_check_alike() -> None:
     for program in ("udi", "udi-run"):
         assert child.CHECKED in (TREE / "bin" / program).read_text()
