@@ -77,11 +77,9 @@ class Authorizer:
         self._schemes: dict[str, dict[str, str]] = {}
 
     def pinged(self, reply: Reply, base: str) -> None:
-        """Note what GET /v2/ was refused with. The scope there is nobody's, or somebody else's
-        (GHCR: "repository:user/image:pull"): only a request's own challenge tells what it needs.
-        """
+        """Note what GET /v2/ was refused with."""
         with self._lock:
-            self._learn(reply, base, with_scope=False)
+            self._learn(reply, base)
 
     def accepted(self, used: Pass) -> None:
         """Note that the registry took `used`: where it is refused later, it has run out."""
@@ -95,7 +93,7 @@ class Authorizer:
         a token that was good before: some registries say so of one that has run out.
         """
         with self._lock:
-            news = reply.status == 401 and self._learn(reply, base, with_scope=True)
+            news = reply.status == 401 and self._learn(reply, base)
             if self._pass != used:
                 # Another thread has a new one already.
                 return True
@@ -105,20 +103,21 @@ class Authorizer:
                 self._pass, self._accepted = parties.NOTHING, False
             return again
 
-    def _learn(self, reply: Reply, base: str, with_scope: bool) -> bool:
-        """Take a challenge in; return whether it asks for something that was not asked before."""
+    def _learn(self, reply: Reply, base: str) -> bool:
+        """Take a challenge in; return whether it asks for something that was not asked before.
+
+        Its scope counts for nothing: it may be of what a redirect chose, and of GET /v2/ it is
+        nobody's (GHCR: "repository:user/image:pull").
+        """
         values = reply.headers.get_all("WWW-Authenticate") or []
         news = False
-        for scheme, parameters in challenges(parties.challenge(values, reply.url, base)):
-            scope = parameters.pop("scope", "") if with_scope else ""
+        for scheme, parameters in challenges(parties.challenge(values, reply.visited, base)):
             parameters.pop("scope", None)
             if scheme == "bearer" and not parameters.get("realm"):
                 continue
             if scheme not in self._schemes:
                 self._schemes[scheme] = parameters
                 news = True
-            if scope:
-                self._schemes[scheme]["scope"] = scope
         return news
 
     def right(self, what: str, base: str) -> Pass:
@@ -167,9 +166,11 @@ class Authorizer:
         realm = parameters["realm"]
         asked = {}
         if self.repository:
-            asked["scope"] = parameters.get("scope") or f"repository:{self.repository}:pull"
+            # Whatever the challenge says: to pull this repository is all that is wanted.
+            asked["scope"] = f"repository:{self.repository}:pull"
         if parameters.get("service"):
             asked["service"] = parameters["service"]
+        insecure = parties.lenient(self._insecure, realm, base)
         given = parties.NOTHING
         if found:
             secret = "" if found.token else parties.basic(found.username, found.password)
@@ -180,11 +181,11 @@ class Authorizer:
             form["refresh_token"] = found.token
             headers["Content-Type"] = "application/x-www-form-urlencoded"
             data = urllib.parse.urlencode(form).encode()
-            reply = self._transport.get(realm, headers, given, self._insecure, "POST", data)
+            reply = self._transport.get(realm, headers, given, insecure, "POST", data)
         else:
             mark = "&" if "?" in realm else "?"
             url = realm + mark + urllib.parse.urlencode(asked)
-            reply = self._transport.get(url, headers, given, self._insecure)
+            reply = self._transport.get(url, headers, given, insecure)
         try:
             body = reply.read_all(_TOKEN_MAX, what).decode("utf-8", "replace")
         finally:

@@ -41,7 +41,8 @@ _Place = tuple[Origin, bool, str]
 class Reply:
     """An answer whose body is read by the caller, who must `close` it.
 
-    `url` is what answered, after redirects; `proxy` what it came through, or empty.
+    `url` is what answered, `visited` all on the way there by redirects, itself included; `proxy`
+    what it came through, or empty.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Reply:
         self.status = response.status
         self.headers = response.headers
         self.url = url
+        self.visited: tuple[str, ...] = (url,)
         self.proxy = place[2]
         self._transport = transport
         self._place = place
@@ -100,7 +102,7 @@ class Reply:
 class Transport:
     """GETs for one pull. Safe for several threads; keeps connections for the next request.
 
-    `insecure` hosts (HOST:PORT as in a reference) have their certificates taken unseen.
+    Of `insecure` hosts the certificates are taken unseen, and of no other that they lead to.
     """
 
     def __init__(self, stop: Stop | None = None, environ: Mapping[str, str] | None = None) -> None:
@@ -133,14 +135,16 @@ class Transport:
             authorization = parties.sent(given, visited)
             if authorization:
                 sent["Authorization"] = authorization
-            reply = self._once(method, url, sent, body, insecure)
+            here = parties.lenient(insecure, url, visited[0])
+            reply = self._once(method, url, sent, body, here)
+            reply.visited = tuple(visited)
             # A token asked for by POST goes to the server that was named, and to no other.
             if reply.status not in (301, 302, 303, 307, 308) or method != "GET":
                 return reply
             location = reply.headers.get("Location", "")
             reply.read_some(1 << 16)
             reply.close()
-            url = _target(url, location, insecure)
+            url = _target(url, location, insecure, visited[0])
         raise UdiError(f"GET {url} failed: more than {REDIRECTS_MAX} redirects")
 
     def _once(
@@ -261,8 +265,8 @@ class Transport:
         return context
 
 
-def _target(url: str, location: str, insecure: bool) -> str:
-    """Return where a redirect leads."""
+def _target(url: str, location: str, insecure: bool, asked: str) -> str:
+    """Return where a redirect leads; `insecure` is said of `asked`, where the way began."""
     if not location:
         raise UdiError(f"GET {url} failed: it redirects to nowhere")
     # http.client reads headers as Latin-1, whatever they are.
@@ -271,9 +275,10 @@ def _target(url: str, location: str, insecure: bool) -> str:
         target = urllib.parse.urljoin(url, location)
     except ValueError as error:
         raise UdiError(f"GET {url} failed: it redirects to {location!r}: {error}") from None
-    if url.startswith("https:") and not target.startswith("https:") and not insecure:
+    secure = origin(url)[0] == "https" and origin(target)[0] != "https"
+    if secure and not parties.lenient(insecure, target, asked):
         raise UdiError(
             f"GET {url} failed: it redirects from https to plain http",
-            "--insecure allows it",
+            "--insecure allows it on the registry's own host",
         )
     return target

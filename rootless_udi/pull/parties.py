@@ -3,7 +3,8 @@
     party              known by                                      may be sent
     registry, mirror   origin (scheme, host, port) of its own URL    Basic or a token, if it asked
     its token server   realm in a challenge of that very origin      Basic, or the identity token
-    redirect target    a Location, from whomever                     nothing, whatever it asks for
+    redirect target    a Location, from whomever                     nothing, whatever it asks for,
+                                                                     nor whoever it leads to
     proxy              http_proxy, https_proxy                       the user of that URL
 
 A secret is a `Pass`: it carries the origin that it is good for. An identity token travels in the
@@ -60,12 +61,25 @@ def sent(given: Pass, visited: Sequence[str]) -> str:
     return ""
 
 
-def challenge(values: Sequence[str], answered: str, asked: str) -> Sequence[str]:
+def at_home(visited: Sequence[str], asked: str) -> bool:
+    """Tell whether all of a request's way was the registry's own, whose URL is `asked`.
+
+    A detour by another origin and back is that origin's question, not ours.
+    """
+    return all(origin(url) == origin(asked) for url in visited)
+
+
+def challenge(values: Sequence[str], visited: Sequence[str], asked: str) -> Sequence[str]:
     """Return the WWW-Authenticate `values` that count: those of the registry that was asked.
 
-    `asked` is the registry's URL, `answered` that which the answer is from, after redirects.
+    `asked` is the registry's URL, `visited` are those on the way to the answer, its own included.
     """
-    return values if origin(answered) == origin(asked) else ()
+    return values if at_home(visited, asked) else ()
+
+
+def lenient(insecure: bool, url: str, asked: str) -> bool:
+    """Tell whether `insecure`, said of the registry at `asked`, holds for `url`: its own host's."""
+    return insecure and origin(url)[1] == origin(asked)[1]
 
 
 def for_registry(value: str, base: str) -> Pass:
@@ -80,8 +94,9 @@ def for_token_server(value: str, realm: str, base: str, insecure: bool, what: st
     reached over TLS would be sent in the clear.
     """
     place = origin(realm)
-    if origin(base)[0] == "https" and place[0] != "https" and not insecure:
-        raise UdiError(f"{what}: its token server {realm} is plain http", "--insecure allows it")
+    if origin(base)[0] == "https" and place[0] != "https" and not lenient(insecure, realm, base):
+        hint = "--insecure allows it for a token server on the registry's own host"
+        raise UdiError(f"{what}: its token server {realm} is plain http", hint)
     return Pass(value, place)
 
 

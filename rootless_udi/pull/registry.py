@@ -18,7 +18,6 @@ from rootless_udi.pull import http as transport
 from rootless_udi.pull.authorizer import Authorizer, Lookup, said
 from rootless_udi.pull.http import Reply, Transport
 from rootless_udi.pull.manifest import ACCEPT, DOCUMENT_MAX, Descriptor
-from rootless_udi.pull.parties import origin
 from rootless_udi.pull.proxies import is_loopback
 from rootless_udi.pull.retry import TRANSIENT, GaveUp, Patience, Tries, lasting, reason, retry_after
 
@@ -208,7 +207,7 @@ class Endpoint:
                 self._authorizer.accepted(right)
                 return reply
             body = self._error_body(reply)
-            if origin(reply.url) != origin(base):
+            if not parties.at_home(reply.visited, base):
                 self._elsewhere(reply, body, tries, what)
                 continue
             if reply.status in (400, 401, 403) and renewals < _RENEWALS:

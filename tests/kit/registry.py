@@ -10,6 +10,7 @@ import contextlib
 import json
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -245,8 +246,10 @@ class Quiet(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def serve(handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
-    """Serve on a free port in a thread of its own."""
+def serve(
+    handler: type[BaseHTTPRequestHandler], certificate: Path | None = None
+) -> ThreadingHTTPServer:
+    """Serve on a free port in a thread of its own; with TLS where a certificate is given."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
@@ -255,6 +258,10 @@ def serve(handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
             pass  # cut connections are what this is for
 
     server = Server(("127.0.0.1", 0), handler)
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     return server
 

@@ -3,7 +3,11 @@
 The kind of CVE-2020-15157. What may be is written here once more, by hand, from SECURITY.md.
 """
 
+import json
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -15,8 +19,9 @@ from rootless_udi.pull.registry import Endpoint
 from rootless_udi.pull.retry import Patience
 from rootless_udi.pull.stop import Stop
 from tests.kit.parties import CONFIG, LAYER, PROXY_USER, Answer, Seen, World, basic, digest
-from tests.kit.registry import Quiet
+from tests.kit.registry import Quiet, serve
 
+SCOPE = "repository:app:pull"
 QUICK = Patience(attempts=3, first=0.001, longest=0.002)
 ANYTHING = "Basic realm=x, Digest realm=x"
 
@@ -123,6 +128,8 @@ def test_every_answer_from_every_party(
                     about = (answer, first, one)
                     proxy = basic(PROXY_USER) if one.party == "proxy" else ""
                     assert one.proxy_authorization == proxy, about
+                    asked = parse_qs(urlsplit(one.path).query) | parse_qs(one.body)
+                    assert asked.get("scope", [SCOPE]) == [SCOPE], about
                     if evil == "proxy":
                         continue  # over plain http it is whatever it says it is
                     if one.party != "proxy":
@@ -191,6 +198,105 @@ def test_a_redirect_is_answered_by_asking_the_registry_again() -> None:
         world.close()
 
 
+def test_a_detour_chooses_no_repository_for_the_token() -> None:
+    """registry -> cdn -> registry: what the last one asks for is the cdn's choice."""
+    world = World(False)
+    try:
+        secret = "repository:secret:push,delete"
+
+        def registry(world: World, request: Quiet) -> None:
+            if request.path.startswith("/v2/secret"):
+                realm = f'Bearer realm="{world.url("realm", "/registry")}",scope="{secret}"'
+                request.answer(401, b"", WWW_Authenticate=realm)
+            elif request.path == "/v2/":
+                request.answer(200)
+            else:
+                request.answer(307, b"", Location=world.url("cdn", "/blob"))
+
+        world.evil = "registry", registry, 1
+        world._cdn = lambda request, path, given: back_and_forth(world, request)  # type: ignore[method-assign]
+        drive(world, identity=False)
+        assert any(one.path.startswith("/v2/secret") for one in world.seen)
+        asked = [one for one in world.seen if one.party == "realm"]
+        assert not [one for one in asked if one.path.startswith("/registry")]
+        assert not [one for one in world.seen if one.party == "registry" and one.authorization]
+    finally:
+        world.close()
+
+
+@pytest.fixture
+def over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a certificate that is believed for 127.0.0.1, and its key."""
+    both = tmp_path / "both.pem"
+    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    argv += ["-subj", "/CN=x", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*argv, "-keyout", both, "-out", f"{both}.crt"], check=True, capture_output=True)
+    both.write_bytes(both.read_bytes() + Path(f"{both}.crt").read_bytes())
+    monkeypatch.setenv("SSL_CERT_FILE", f"{both}.crt")
+    return both
+
+
+@pytest.mark.parametrize(
+    ("realm", "insecure", "reached"),
+    [
+        ("https://127.0.0.1", False, True),
+        ("https://localhost", False, False),
+        # Its certificate is no more believed because the registry's need not be.
+        ("https://localhost", True, False),
+        ("https://127.0.0.1 then http://localhost", False, False),
+        ("HTTPS://127.0.0.1 then http://localhost", False, False),
+        ("HTTPS://127.0.0.1 then http://localhost", True, False),
+        ("HTTPS://127.0.0.1 then HTTP://127.0.0.1", True, True),
+    ],
+)
+def test_insecure_is_said_of_one_host(
+    over_tls: Path, realm: str, insecure: bool, reached: bool
+) -> None:
+    seen: list[str] = []
+    token = json.dumps({"token": "good"}).encode()
+
+    class Plain(Quiet):
+        def do_GET(self) -> None:
+            seen.append("plain")
+            self.answer(200, token)
+
+    class Tls(Quiet):
+        def do_GET(self) -> None:
+            if self.path.startswith("/token"):
+                if "then" in realm:
+                    self.answer(307, b"", Location=f"{second}:{plain.server_port}/t")
+                else:
+                    seen.append("tls")
+                    self.answer(200, token)
+            elif self.headers.get("Authorization"):
+                self.answer(200)
+            else:
+                where = f'Bearer realm="{first}:{server.server_port}/token"'
+                self.answer(401, b"", WWW_Authenticate=where)
+
+    first, _, second = realm.partition(" then ")
+    plain, server = serve(Plain), serve(Tls, over_tls)
+    try:
+        one = Endpoint(
+            f"https://127.0.0.1:{server.server_port}",
+            "app",
+            Transport(Stop()),
+            Patience(attempts=1, first=0.001, longest=0.002),
+            insecure,
+            lookup=lambda *_: None,
+        )
+        if reached:
+            one.verify("it")
+        else:
+            with pytest.raises(UdiError):
+                one.verify("it")
+        assert bool(seen) == reached
+    finally:
+        for each in (plain, server):
+            each.shutdown()
+            each.server_close()
+
+
 def test_a_first_ping_that_is_redirected_names_no_token_server() -> None:
     world = World(False)
     try:
@@ -221,7 +327,9 @@ def test_a_proxy_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("https://r.example", "https://t.example/x", False, True),
         ("https://r.example", "http://t.example/x", False, False),
-        ("https://r.example", "http://t.example/x", True, True),
+        ("https://r.example", "http://t.example/x", True, False),
+        ("https://r.example", "http://r.example:5001/x", True, True),
+        ("https://r.example:5000", "http://R.Example/x", True, True),
         ("http://r.example", "http://t.example/x", False, True),
         ("https://r.example", "HTTP://t.example/x", False, False),
         ("https://r.example", "ftp://t.example/x", True, False),
