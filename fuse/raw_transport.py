@@ -51,7 +51,7 @@ def opened(
         except OSError:
             pass
     else:
-        fd, name = os.open(image, os.O_RDONLY | os.O_CLOEXEC), image
+        fd, name = os.open(image, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), image
     helpers = default_threads() if threads is None else threads
     try:
         return filesystem(Reader(fd, name), cache_bytes, helpers)

@@ -9,6 +9,7 @@ attribute, inode number and byte stays what it was; `verify` makes sure.
 import os
 from struct import pack
 
+from rootless_udi.base import trust
 from rootless_udi.base.records import Record
 from rootless_udi.fuse import format as f
 from rootless_udi.fuse import format_writer
@@ -348,7 +349,7 @@ def reading(path: str) -> FileSystem:
 
     Raises UdiError where it is no image; OSError. Close its reader's source.fd when done.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = trust.regular(path)
     try:
         return FileSystem(Reader(fd, path), threads=1)
     except BaseException:

@@ -7,8 +7,8 @@ then. The launcher scripts do the same for code (bin/udi-run), before this can b
 """
 
 import os
-from errno import EBADF, EINVAL, ELOOP, ENODATA, ENOTSUP
-from stat import S_ISLNK, S_ISREG, S_ISVTX
+from errno import EBADF, EINVAL, EISDIR, ELOOP, ENODATA, ENOTSUP
+from stat import S_ISDIR, S_ISLNK, S_ISREG, S_ISVTX
 
 from rootless_udi.base.errors import UdiError
 
@@ -51,6 +51,19 @@ def opened(path: str, owners: "Iterable[int]" = (), what: str = "") -> int:
             raise
         return fd
     raise OSError(ELOOP, os.strerror(ELOOP), path)
+
+
+def regular(path: str) -> int:
+    """Open a regular file for reading, whoever wrote it. Raises OSError for what is none, without
+    waiting for anybody: a FIFO's open would wait for its writer."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(fd).st_mode
+    if S_ISREG(mode):
+        return fd
+    os.close(fd)
+    if S_ISDIR(mode):
+        raise OSError(EISDIR, os.strerror(EISDIR), path)
+    raise OSError(EINVAL, "It is no regular file", path)
 
 
 def read(path: str, owners: "Iterable[int]" = (), what: str = "") -> bytes:

@@ -16,6 +16,7 @@ from queue import Empty, Queue
 from threading import Event, Thread
 from typing import IO, Any, NoReturn
 
+from rootless_udi.base import trust
 from rootless_udi.base.errors import UdiError
 from rootless_udi.layers.bounds import WINDOW, XZ_MEMORY
 
@@ -55,7 +56,7 @@ def chunks(path: str, label: str) -> Iterator[bytes]:
 
     `label` names the layer in messages.
     """
-    with open(path, "rb", buffering=0) as blob:
+    with open(trust.regular(path), "rb", buffering=0) as blob:
         kind = sniff(blob.read(HEAD))
         blob.seek(0)
         yield from _READERS[kind](blob, label)

@@ -39,6 +39,11 @@ XATTRS, XATTR_RECORD = 55 << 10, 24
 and a target must fit too; and what a record has beside name and value."""
 STEPS, STEPS_EACH = 2_000_000, 40
 """Folders gone through in one layer because of its links, and so many more for each member."""
+WAITS = 5_000_000
+"""Hard links that wait for a lower layer, times the layers that they wait through, and STEPS_EACH
+more for each member of these."""
+ENTRIES = 200_000
+"""Of one folder: tar2sqfs and mksquashfs look through all for each new one: two minutes."""
 WINDOW = 64 * MIB
 """Bytes that a decompressor may look back: zstd up to level 21, `xz -9`."""
 XZ_MEMORY = 80 * MIB
@@ -90,6 +95,8 @@ _TAR: tuple[tuple[str, int | str, str], ...] = (
     ("members", _COUNTED, "each costs 250 to 1000 bytes and its names"),
     ("replaced members", _COUNTED, "100 bytes each, though only the last is in the image"),
     ("whiteouts", _COUNTED, "as members"),
+    ("entries of one folder", ENTRIES, "the squashfs writers take quadratic time for them"),
+    ("hard links that wait for lower layers", WAITS, "each layer is looked at for each of them"),
     ("folders within each other", PATH, "by the path's length; steps are counted in STEPS"),
     ("links followed", 40, "as the kernel does; what they lead through is counted in STEPS"),
     ("bytes of a layer", _BYTES, "each is decompressed, hashed and written once or twice"),

@@ -34,7 +34,14 @@ from typing import Protocol
 
 from rootless_udi.base.records import Record
 from rootless_udi.layers.blob import ahead, chunks, verified
-from rootless_udi.layers.bounds import CONTENT, CONTENT_RATIO, OBSERVED
+from rootless_udi.layers.bounds import (
+    CONTENT,
+    CONTENT_RATIO,
+    ENTRIES,
+    OBSERVED,
+    STEPS_EACH,
+    WAITS,
+)
 from rootless_udi.layers.hidden import Above
 from rootless_udi.layers.layer import Node, OneLayer, Replaced
 from rootless_udi.layers.ledger import (
@@ -168,6 +175,9 @@ class _Merge:
         self.pending: dict[bytes, list[bytes]] = {}
         """Paths in the layers still to come -> the names that hard links give their contents."""
         self.missed: dict[int, tuple[Node, list[bytes]]] = {}
+        self.waits = WAITS
+        self.entries: dict[bytes, int] = {}
+        """Of each folder of the finished tree."""
         self.files = self.bytes = self.xattrs = 0
         self.devices: set[bytes] = set()
         self.setuid: set[bytes] = set()
@@ -179,6 +189,7 @@ class _Merge:
             losers = layer.losers or frozenset()
             for ordinal, member in enumerate(members(stream)):
                 node = view.add(member, ordinal)
+                self.waits += STEPS_EACH
                 if node is None or node.kind is not FILE or ordinal in losers:
                     continue
                 names = [] if self.above.hides(node.path, FILE) else [node.path]
@@ -205,6 +216,7 @@ class _Merge:
         for name in names[1:]:
             self._link(name, path, stream)
         self.ledger.take(WRITER + of_xattrs(member.xattrs), stream)
+        self._entry(path, stream)
         self.left -= member.holes
         if self.left < 0:
             stream.refuse(
@@ -240,8 +252,23 @@ class _Merge:
         observer.file(name, data)
         return iter((memoryview(data),))
 
+    def _entry(self, path: bytes, stream: Stream) -> None:
+        """Count a name of the finished tree in its folder."""
+        folder = path.rpartition(b"/")[0]
+        count = self.entries.get(folder, 0) + 1
+        if count == 1:
+            self.ledger.take(PATH + len(folder), stream)
+        elif count > ENTRIES:
+            stream.refuse(
+                f"the folder {shown(folder)} has more than {ENTRIES} entries, for which squashfs's "
+                "writers take quadratic time",
+                "spread them over several folders, or pack them (tar, HDF5, a volume) in the image",
+            )
+        self.entries[folder] = count
+
     def _link(self, name: bytes, path: bytes, stream: Stream) -> None:
         self.ledger.take(PATH + WRITER + NOTE + of_texts(name, path), stream)
+        self._entry(name, stream)
         self.tree.links[name] = path
         self.tree.file(name)
         if self.observer is not None:
@@ -278,6 +305,12 @@ class _Merge:
                 names.insert(0, path)
             if names:
                 self._names(node, names, view, stream)
+        self.waits -= len(wanted)
+        if self.waits < 0:
+            stream.refuse(
+                f"{len(wanted)} hard links of higher layers wait for it, more than any image has",
+                "it is made to keep its reader busy",
+            )
         for path, names in wanted.items():
             if view.hides(path):
                 self._missing(path, names[0], stream)
@@ -313,6 +346,7 @@ class _Merge:
             if node.target:
                 size += NOTE + of_texts(path, node.target)
             self.ledger.take(size, stream)
+            self._entry(path, stream)
 
     @staticmethod
     def _missing(path: bytes, name: bytes, stream: Stream) -> None:

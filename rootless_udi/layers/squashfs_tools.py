@@ -17,6 +17,7 @@ from contextlib import suppress
 from io import FileIO
 from tempfile import mkdtemp
 
+from rootless_udi.base import trust
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.trees import mount_point, remove_tree
 from rootless_udi.fuse.format import SUPERBLOCK_SIZE, Corrupt, Superblock
@@ -227,7 +228,7 @@ def check(path: str) -> None:
 
     Looks at the superblock alone (Documentation/filesystems/squashfs.rst of the kernel).
     """
-    with open(path, "rb") as file:
+    with open(trust.regular(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(SUPERBLOCK_SIZE)
     why = ""

@@ -18,6 +18,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from rootless_udi.base import trust
 from rootless_udi.base.errors import UdiError
 from rootless_udi.pull.manifest import Descriptor
 from rootless_udi.pull.registry import WrongContent, matches
@@ -47,7 +48,7 @@ def hash_file(path: str, algorithm: str, stop: Stop, report: Report = lambda don
     """Return ALGORITHM:HEX of a file; raises OSError."""
     summed, done = hashlib.new(algorithm), 0
     buffer = memoryview(bytearray(_CHUNK))
-    with open(path, "rb", buffering=0) as file:
+    with open(trust.regular(path), "rb", buffering=0) as file:
         while count := file.readinto(buffer):
             stop.check()
             summed.update(buffer[:count])

@@ -13,8 +13,9 @@ import os
 import tarfile
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
+from rootless_udi.base import trust
 from rootless_udi.base.errors import UdiError
 from rootless_udi.layers.blob import HEAD, sniff
 from rootless_udi.layers.bounds import EXTENSION, GLOBAL, MEMBERS
@@ -68,6 +69,7 @@ class ArchiveSource:
         self._stop = stop
         self._lock = threading.Lock()
         self._tar: tarfile.TarFile | None = None
+        self._file: BinaryIO | None = None
         self._members: dict[str, tarfile.TarInfo] = {}
         self._layers: dict[str, str] = {}
 
@@ -80,9 +82,13 @@ class ArchiveSource:
             found = self._oci(image, platform)
             return found or self._docker(image, platform)
         if "index.json" in self._members:
-            index = parse(self._read("index.json"), f"{self.what}: index.json")
             return from_index(
-                index, tag, self._reference.digest, platform, self.what, self._document
+                parse(self._read("index.json"), f"{self.what}: index.json"),
+                tag,
+                self._reference.digest,
+                platform,
+                self.what,
+                self._document,
             )
         raise UdiError(
             f"{self.what}: has neither manifest.json nor index.json",
@@ -91,7 +97,8 @@ class ArchiveSource:
 
     def _open(self) -> None:
         try:
-            self._tar = tarfile.open(self._reference.path, "r:*", tarinfo=_Info)  # noqa: SIM115
+            self._file = os.fdopen(trust.regular(self._reference.path), "rb")
+            self._tar = tarfile.open(None, "r:*", self._file, tarinfo=_Info)  # noqa: SIM115
             for member in self._tar:
                 self._stop.check()
                 if len(self._members) >= MEMBERS or len(self._tar.pax_headers) > 1000:
@@ -281,6 +288,8 @@ class ArchiveSource:
         self._blobs.release(used)
         if self._tar is not None:
             self._tar.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def _plain(name: str) -> str:

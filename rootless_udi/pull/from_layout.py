@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 
+from rootless_udi.base import trust
 from rootless_udi.base.errors import UdiError
 from rootless_udi.plan.reference import Platform, Reference
 from rootless_udi.pull import manifest
@@ -29,16 +30,22 @@ class LayoutSource:
         found = version.get("imageLayoutVersion") if isinstance(version, dict) else None
         if not isinstance(found, str) or found.partition(".")[0] != "1":
             raise UdiError(f"{self.what}: image layout version {found!r} is unknown")
-        index = parse(self._file("index.json"), f"{self.what}: index.json")
+        del version, found
         reference = self._reference
         return from_index(
-            index, reference.tag, reference.digest, platform, self.what, self._document
+            # Not by a name here, which would hold it.
+            parse(self._file("index.json"), f"{self.what}: index.json"),
+            reference.tag,
+            reference.digest,
+            platform,
+            self.what,
+            self._document,
         )
 
     def _file(self, name: str) -> bytes:
         path = f"{self._path}/{name}"
         try:
-            with open(path, "rb") as file:
+            with open(trust.regular(path), "rb") as file:
                 body = file.read(manifest.DOCUMENT_MAX + 1)
         except OSError as error:
             hint = "an OCI image layout has oci-layout, index.json and blobs/"

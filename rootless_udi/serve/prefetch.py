@@ -112,7 +112,7 @@ def tail(starts: "Mapping[str, Iterable[Question]]") -> bytes:
 def behind(image: str, key: str) -> "list[Question]":
     """Return the questions of a start behind an image; empty where there are none."""
     try:
-        fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(image, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             size = os.fstat(fd).st_size
             last = os.pread(fd, 16, max(size - 16, 0))

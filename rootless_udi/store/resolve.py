@@ -163,7 +163,7 @@ def check(path: str, hint: str = "", owners: "tuple[int, ...] | None" = None) ->
     others than the caller, root and `owners` may have written it (None: anybody may).
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = trust.regular(path)
         try:
             if owners is not None:
                 trust.check(fd, path, owners, "image")

@@ -51,7 +51,10 @@ def members(many: int) -> Bomb:
 
 
 def members_beyond(many: int) -> Bomb:
-    return Bomb([tar(*(head(f"{n}") for n in range(80_000 * many)))], "names, links and attributes")
+    return Bomb(
+        [tar(*(head(f"{n // 100}/{n}") for n in range(80_000 * many)))],
+        "names, links and attributes",
+    )
 
 
 def names(many: int) -> Bomb:
@@ -232,6 +235,11 @@ BOMBS: dict[str, Callable[[int], Bomb]] = {
         *(content, window, program, loader_files, layers, config, config_size),
     )
 }
+
+
+def junk(document: bytes, objects: int = 1_350_000) -> bytes:
+    """Return a JSON object with so many empty objects more, 25 times their bytes in memory."""
+    return document[:-1] + b',"junk":[' + b",".join([b"{}"] * objects) + b"]}"
 
 
 def archive(header: int) -> bytes:

@@ -100,6 +100,30 @@ def test_a_large_bomb_is_held(name: str, user: User, tmp_path: Path) -> None:
     held(user, make(10), tmp_path / "layout", 1200)
 
 
+def test_documents_are_held_one_at_a_time(user: User, tmp_path: Path) -> None:
+    """Indexes within each other, a manifest and a config, each as large as one may be."""
+    one = images.Layout(tmp_path / "layout")
+    labels = {f"{n:x}": "" for n in range(320_000)}
+    bare = [tarbombs.tar(tarbombs.head("a"))]
+    one.image("1", bare, {"Labels": labels}, HERE.architecture)
+    (entry,) = one.manifests
+    document = (one.path / "blobs/sha256" / entry["digest"][7:]).read_bytes()
+    found = one.blob(tarbombs.junk(document), entry["mediaType"])
+    media = "application/vnd.oci.image.index.v1+json"
+    platform = {"os": "linux", "architecture": HERE.architecture}
+    for _ in range(3):
+        index = {"schemaVersion": 2, "mediaType": media, "manifests": [found]}
+        found["platform"] = platform
+        found = one.blob(tarbombs.junk(json.dumps(index).encode()), media)
+    one.manifests.clear()
+    one.tag("1", found)
+    top = one.path / "index.json"
+    top.write_bytes(tarbombs.junk(top.read_bytes().strip(), 1_330_000))
+    status, said, peak = pulled(user, f"oci:{one.path}:1")
+    assert status == 0, said
+    assert peak < LIMIT, f"{peak >> 10} MiB"
+
+
 @pytest.mark.parametrize("part", ("index", "manifest", "config"))
 def test_a_deep_document_is_refused(part: str, user: User, tmp_path: Path) -> None:
     deep = b'{"a":' + b"[" * 1_000_000

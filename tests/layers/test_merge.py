@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.layers import blob as decompress
+from rootless_udi.layers import merge as merging
 from rootless_udi.layers.merge import Layer, merge
 from rootless_udi.layers.squashfs_tools import Again
 from rootless_udi.plan.mountpoints import DIRECTORIES, FILES, FOLLOWED, MOUNTED
@@ -58,6 +59,39 @@ def refused(folder: Path, *layers: list[M]) -> str:
         result(folder, *layers)
     assert caught.value.hint
     return caught.value.message
+
+
+# What takes quadratic time
+
+
+def test_the_entries_of_one_folder_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the finished tree, whatever kind they are and whichever layer they come from."""
+    monkeypatch.setattr(merging, "ENTRIES", 30)
+    lower = [file(f"d/a{n}") for n in range(10)] + [directory(f"d/b{n}") for n in range(5)]
+    upper = [symlink(f"d/s{n}", "x") for n in range(5)]
+    upper += [*(file(f"e/{n}") for n in range(30)), *(link(f"d/l{n}", "d/a0") for n in range(10))]
+    assert len(result(tmp_path, lower, upper)) == 62
+    hidden = [*upper, *(whiteout(f"d/a{n}") for n in range(1, 6))]
+    assert len(result(tmp_path, [*lower, *(file(f"d/c{n}") for n in range(5))], hidden)) == 62
+    for more in (file("d/x"), directory("d/x"), symlink("d/x", "y"), link("d/x", "d/a1")):
+        said = refused(tmp_path, lower, [*upper, more])
+        assert "the folder 'd' has more than 30 entries" in said or "folder d has more" in said
+
+
+def test_hard_links_that_wait_through_many_layers_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = [file(f"a{n}") for n in range(100)]
+    top = [link(f"h{n}", f"a{n}") for n in range(100)]
+    between = [[file("x")]] * 9
+    monkeypatch.setattr(merging, "STEPS_EACH", 0)
+    monkeypatch.setattr(merging, "WAITS", 1000)
+    assert len(result(tmp_path, base, *between, top)) == 201
+    assert "100 hard links of higher layers wait" in refused(
+        tmp_path, base, *between, [file("x")], [file("x")], top
+    )
 
 
 # What hides what
@@ -663,6 +697,7 @@ def test_bomb_stays_small(tmp_path: Path) -> None:
 import resource
 from rootless_udi.layers.merge import Layer; from rootless_udi.layers.merge import merge
 from rootless_udi.layers import blob as decompress
+from rootless_udi.layers import merge as merging
 size = int(open("/proc/self/statm").read().split()[0]) * 4096
 resource.setrlimit(resource.RLIMIT_AS, (size + (64 << 20),) * 2)
 one = Layer({str(tmp_path / "blob")!r}, "sha256:{hashed.hexdigest()}")

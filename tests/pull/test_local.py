@@ -21,6 +21,7 @@ from rootless_udi.pull.registry import WrongContent
 from rootless_udi.store import find
 from rootless_udi.store.store import Store
 from tests.kit import images
+from tests.kit.places import TREE
 from tests.kit.pulling import HERE, SIZE, content, inside, leftovers, noise, pull
 
 pytest_plugins = ["tests.kit.pulling"]
@@ -344,3 +345,23 @@ def test_damaged_archives(
         pull(store, f"docker-archive:{path}")
     assert str(path) in caught.value.message
     assert content(store) == []
+
+
+@pytest.mark.parametrize("where", ["index.json", "oci-layout", "blob", "archive"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, where: str) -> None:
+    """Whoever made the layout could hold whoever pulls it for ever."""
+    layout = tmp_path / "layout"
+    images.busybox_layout(layout)
+    name = f"oci:{layout}:latest"
+    path = layout / where
+    if where == "blob":
+        path = max((layout / "blobs/sha256").iterdir(), key=lambda one: one.stat().st_size)
+    elif where == "archive":
+        path, name = tmp_path / "image.tar", f"docker-archive:{tmp_path}/image.tar"
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    argv = [str(TREE / "bin/udi"), "pull", "-q", name]
+    env = {**os.environ, "UDI_STORE": str(tmp_path / "store")}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60)
+    said = "has 0 bytes" if where == "blob" else "It is no regular file"
+    assert done.returncode == 125 and said in done.stderr, done
