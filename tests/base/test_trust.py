@@ -541,8 +541,8 @@ def test_a_package_that_another_put_into_the_prefix(user: User, tmp_path: Path) 
         planted = prefix / name
         (planted / "commands").mkdir(parents=True)
         (planted / "__pycache__").mkdir()
-        for path in ("__init__.py", "run.py", "commands/__init__.py", "commands/udi.py"):
-            (planted / path).write_text("raise SystemExit('PLANTED')")
+        for module in ("__init__.py", "run.py", "commands/__init__.py", "commands/udi.py"):
+            (planted / module).write_text("raise SystemExit('PLANTED')")
         bundle = planted / f"__pycache__/udi-run.{sys.implementation.cache_tag}.bundle"
         bundle.write_bytes(marshal.dumps((4, fatal, {}, (), {})))
         for path in (planted, *planted.rglob("*")):

@@ -93,9 +93,9 @@ def test_of_two_ranks_that_come_to_two_places_one_waits_for_the_other(
     monkeypatch.setattr(places, "directories", lambda environ, uid: paths)
     assert places.beside(paths, paths[1]) == [paths[0], paths[2]]
     both = election.elect({}, "name")
-    assert both.path == paths[2] and [one.path for one in both.along] == paths[:2]
-    for path in paths:
-        fd = os.open(path, os.O_RDONLY)
+    assert both.path == paths[2] and [each.path for each in both.along] == paths[:2]
+    for one in paths:
+        fd = os.open(one, os.O_RDONLY)
         with pytest.raises(BlockingIOError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(fd)
