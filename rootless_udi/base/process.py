@@ -69,7 +69,7 @@ def guarded(program: str, body: "Callable[[], int]") -> int:
     try:
         status = body()
     except UdiError as error:
-        complain(program, error.message, error.hint)
+        complain(_speaker(program), error.message, error.hint)
         status = error.status
     except BrokenPipeError:
         status = OURS
@@ -80,18 +80,37 @@ def guarded(program: str, body: "Callable[[], int]") -> int:
         if not call and not about and _adrift():
             what = "the working directory has been removed"
         hint = remedy(call, error.errno)
-        complain(program, what, hint or (disk_hint(error.errno) if about and not call else ""))
+        complain(
+            _speaker(program), what, hint or (disk_hint(error.errno) if about and not call else "")
+        )
         status = OURS
     except RuntimeError as error:
         # What threading raises, without a reason.
         if "start new thread" not in str(error):
             raise
-        complain(program, "starting a thread failed", THREADS)
+        complain(_speaker(program), "starting a thread failed", THREADS)
         status = OURS
     except MemoryError:
-        complain(program, "there is no memory left for it", "see ulimit -v, and the job's limit")
+        complain(
+            _speaker(program),
+            "there is no memory left for it",
+            "see ulimit -v, and the job's limit",
+        )
         status = OURS
     return _flushed(program, status)
+
+
+_RANKS = ("SLURM_PROCID", "PMIX_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID")
+
+
+def _speaker(program: str) -> str:
+    """Return the program's name for an error, in a job of several ranks with the rank and the node:
+    a hundred speak to one terminal."""
+    get = os.environ.get
+    rank = next((get(name) for name in _RANKS if get(name)), "")
+    if not rank or program not in ("udi-run", "shifter"):
+        return program
+    return f"{program}: rank {rank} on {get('SLURMD_NODENAME') or os.uname().nodename}"
 
 
 def _adrift() -> bool:

@@ -88,7 +88,7 @@ def variables(
 ) -> dict[str, str]:
     """Return the command's environment."""
     result = dict(environ)
-    environment.apply(result, environment.of_caller(request.clearenv))
+    environment.apply(result, environment.of_caller(environ, request.clearenv, request.shifter))
     for operations in (defaults.before, own, defaults.after):
         environment.apply(result, operations)
     result.setdefault("PATH", environment.DEFAULT_PATH)

@@ -3,7 +3,7 @@
 import os
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.base.process import complain, page
+from rootless_udi.base.process import complain
 from rootless_udi.host.facts import look
 from rootless_udi.launch import command, execute, inject
 from rootless_udi.launch.facts import StartFacts
@@ -48,7 +48,7 @@ def run(
 
         process.lenient()
         made = prepare(request, environ, found)
-        page(explain.as_json(made) if request.explain else explain.as_text(made))
+        explain.show(made, request.explain or "")
         return 0
     return build(request, environ, own, place, fields, found, helper)
 
@@ -105,6 +105,9 @@ def build(
         election.release()
     if request.verbose:
         _say(made)
+        if found.image.facts.get("user"):
+            who = f"USER {found.image.facts['user']} is ignored: you are you"
+            complain("udi-run", f"the image's {who}")
     if lost:
         complain("udi-run", *command.outside(request, lost, environ))
     command.execute(words, env, folder)

@@ -1,10 +1,13 @@
 """Print a plan: for a person, with the reason of each step, and as JSON, which reads back equal."""
 
 import json
+import os
+import sys
 from typing import Any
 
 from rootless_udi.base import jsontext
 from rootless_udi.base.errors import plain
+from rootless_udi.base.process import page
 from rootless_udi.base.records import Record
 from rootless_udi.plan import sizes, steps
 from rootless_udi.plan.image import Root
@@ -59,8 +62,65 @@ def _record(value: Any) -> Any:
     return value
 
 
+def show(plan: Plan, how: str) -> None:
+    """Print the plan: as JSON, or as lines ("wide", and where it goes to no terminal), or so that
+    it fits the terminal, in colours unless NO_COLOR is set (no-color.org)."""
+    if how == "json":
+        page(as_json(plan))
+    elif how == "wide" or not sys.stdout.isatty():
+        page(as_text(plan))
+    else:
+        width = os.get_terminal_size(sys.stdout.fileno()).columns or 80
+        colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        # Each part is plain by now, so that the escapes are ours alone.
+        sys.stdout.write(fitted(plan, width, colours))
+
+
+def fitted(plan: Plan, width: int, colours: bool = False) -> str:
+    """Return `as_text`'s rows in lines of at most `width` columns, each reason below what it is
+    for."""
+    rows = _rows(plan)
+    first = max(len(row[0]) for row in rows)
+    room = max(20, width - first - 2)
+    lines = []
+    for kind, text, reason in rows:
+        head = kind
+        for part, indent, code in ((text, "", "0"), (reason, "  ", "2")):
+            for piece in _wrapped(plain(part), room - len(indent)):
+                shown = f"{indent}{piece}"
+                if colours:
+                    shown = f"\x1b[{code}m{shown}\x1b[0m" if code != "0" else shown
+                    lines.append(f"\x1b[1m{head:<{first}}\x1b[0m  {shown}".rstrip())
+                else:
+                    lines.append(f"{head:<{first}}  {shown}".rstrip())
+                head = ""
+    return "\n".join(lines) + "\n"
+
+
+def _wrapped(text: str, room: int) -> list[str]:
+    """Split at blanks, else after the "/", ":" or "," that a long word has, else anywhere."""
+    found = []
+    while len(text) > room:
+        at = text.rfind(" ", 1, room + 1)
+        if at < 1:
+            at = max(text.rfind(c, 1, room - 1) + 1 for c in "/:,")
+        at = at if at > room // 3 else room
+        found.append(text[:at].rstrip())
+        text = text[at:].lstrip(" ")
+    return [*found, *([text] if text else [])]
+
+
 def as_text(plan: Plan) -> str:
     """Return what the plan will do, a line a step, with the reason of each."""
+    rows = _rows(plan)
+    first = max(len(row[0]) for row in rows)
+    second = min(60, max(len(row[1]) for row in rows))
+    # A row is a line, whatever a value of the image holds.
+    lines = [plain(f"{a:<{first}}  {b:<{second}}  {c}".rstrip()) for a, b, c in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(plan: Plan) -> list[tuple[str, str, str]]:
     rows = [
         ("image", plan.image, plan.digest or "no digest: a foreign file or directory"),
         ("root", plan.root.path, plan.root.reason),
@@ -77,12 +137,7 @@ def as_text(plan: Plan) -> str:
         rows.append(("workdir", plan.workdir, "with --workdir"))
     rows += [("hook", json.dumps(hook.argv), hook.reason) for hook in plan.hooks]
     rows += [("note", note, "") for note in plan.notes]
-    rows += [("warning", text, "") for text in plan.warnings]
-    first = max(len(row[0]) for row in rows)
-    second = min(60, max(len(row[1]) for row in rows))
-    # A row is a line, whatever a value of the image holds.
-    lines = [plain(f"{a:<{first}}  {b:<{second}}  {c}".rstrip()) for a, b, c in rows]
-    return "\n".join(lines) + "\n"
+    return rows + [("warning", text, "") for text in plan.warnings]
 
 
 def _step(step: steps.Step | FileCache) -> tuple[str, str]:

@@ -86,7 +86,7 @@ def _mpi(
     # Without --env-file: it may be a pipe, which is read once.
     inside = dict(environ)
     for operations in (
-        environment.of_caller(request.clearenv),
+        environment.of_caller(environ, request.clearenv, request.shifter),
         environment.of_image(facts.get("env") or ()),
         environment.of_options(request.env),
         [(env.op, env.name, env.value) for part in parts for env in part.environment],

@@ -8,7 +8,7 @@ from rootless_udi.base.errors import UdiError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 Operation = tuple[str, str, str]
 """(op, name, value): see steps.Env for the words."""
@@ -48,6 +48,55 @@ UNSECURE = (
 """What glibc takes from a setuid program (unsecvars.h): Shifter's users never saw the host's inside
 a container, and its LD_LIBRARY_PATH is wrong there."""
 
+HOST_ONLY = (
+    "BASH_ENV",
+    "GEM_HOME",
+    "GEM_PATH",
+    "JULIA_DEPOT_PATH",
+    "JULIA_LOAD_PATH",
+    "LOADEDMODULES",
+    "LUA_CPATH",
+    "LUA_PATH",
+    "MODULEPATH",
+    "MODULEPATH_ROOT",
+    "MODULESHOME",
+    "NODE_PATH",
+    "PERL5LIB",
+    "PERL5OPT",
+    "PERLLIB",
+    "PYTHONHOME",
+    "PYTHONPATH",
+    "PYTHONSTARTUP",
+    "PYTHONUSERBASE",
+    "RUBYLIB",
+    "R_HOME",
+    "R_LIBS",
+    "R_LIBS_SITE",
+    "R_LIBS_USER",
+    "TCLLIBPATH",
+    "VIRTUAL_ENV",
+    "VIRTUAL_ENV_PROMPT",
+    "_CE_CONDA",
+    "_CE_M",
+    "_LMFILES_",
+)
+HOST_PREFIXES = (
+    "BASH_FUNC_ml",
+    "BASH_FUNC_module",
+    "CONDA_",
+    "LMOD_",
+    "MODULES_",
+    "_LMFILES_",
+    "_ModuleTable",
+    "__LMOD_",
+    "__MODULES_",
+)
+"""Where the host's interpreters find their libraries, and what its module commands keep: folders of
+the host and code for its programs, which those of an image would load. `shifter` keeps them."""
+
+YOURS = ("HOME", "LOGNAME", "USER")
+"""What an image's ENV does not say: the caller stays who he is."""
+
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -69,15 +118,24 @@ def apply(environ: "dict[str, str]", operations: "Iterable[Operation]") -> None:
             environ[name] = ":".join(parts) if old else value
 
 
-def of_caller(clear: bool) -> "list[Operation]":
-    """Return what is done to the caller's environment first."""
-    return [("clear", "", "")] if clear else [("unset", name, "") for name in UNSECURE]
+def of_caller(environ: "Mapping[str, str]", clear: bool, shifter: bool) -> "list[Operation]":
+    """Return what is done to the caller's environment first; `shifter` does less."""
+    if clear:
+        return [("clear", "", "")]
+    names = [*UNSECURE]
+    if not shifter:
+        names += HOST_ONLY
+        names += [name for name in environ if name.startswith(HOST_PREFIXES)]
+    return [("unset", name, "") for name in names]
 
 
 def of_image(pairs: "Iterable[str]") -> "list[Operation]":
-    """Return the image's ENV as operations; pairs without "=" or without a value are left out."""
+    """Return the image's ENV as operations; pairs without "=" or without a value are left out, and
+    who the user is."""
     split = [pair.partition("=") for pair in pairs]
-    return [("set", name, value) for name, _, value in split if name and value]
+    return [
+        ("set", name, value) for name, _, value in split if name and value and name not in YOURS
+    ]
 
 
 def of_options(pairs: "Iterable[str]", what: str = "--env") -> "list[Operation]":

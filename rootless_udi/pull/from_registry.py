@@ -55,14 +55,23 @@ class RegistrySource:
     def _first(self, ask: Callable[[Endpoint], Answer]) -> Answer:
         """Return what the first endpoint says that can; the registry itself is the last."""
         *mirrors, registry = self._endpoints
+        said: list[str] = []
         for mirror in mirrors:
             try:
                 return ask(mirror)
             except Missing:
-                continue
+                said.append(f"mirror {mirror.host} does not have it")
             except UdiError as error:
-                self._note(f"mirror {mirror.host}: {error.message}")
-        return ask(registry)
+                said.append(f"mirror {mirror.host}: {error.message}")
+                self._note(said[-1])
+        try:
+            return ask(registry)
+        except Missing:
+            raise
+        except UdiError as error:
+            if said:
+                error.hint = "; ".join([*said, *([error.hint] if error.hint else [])])
+            raise
 
     def resolve(self, platform: Platform) -> Resolved:
         first = self._reference.digest or self._reference.tag

@@ -73,7 +73,7 @@ def _stored(
             )
         if unseen := find.closed(stores):
             complain("udi-run", f"image {request.image} is in no image store{unseen}")
-        pull(request, stores[0])
+        pull(request, stores[0], stores)
         found = lookup(stores, reference, platform)
         if found is None:
             raise UdiError(f"image {request.image} is not in the store after its pull")
@@ -175,7 +175,10 @@ def check(path: str, hint: str = "", owners: "tuple[int, ...] | None" = None) ->
         raise UdiError(f"opening image {path} failed: {error.strerror}") from None
     used = int.from_bytes(head[40:48], "little")
     if len(head) < SIZE or int.from_bytes(head[:4], "little") != MAGIC:
-        why = "it does not begin with squashfs's magic number"
+        from rootless_udi.store import suggest
+
+        why, hint = suggest.kind(path) if not hint else ("", hint)
+        why = f"it is {why}" if why else "it does not begin with squashfs's magic number"
     elif head[28:32] != b"\x04\0\0\0":
         why = "it is not of squashfs version 4.0"
     elif used > size:
@@ -233,14 +236,18 @@ def _chosen(request: Request) -> str:
     return f"--platform={request.platform} " if request.platform else ""
 
 
-def pull(request: Request, store: str) -> None:
+def pull(request: Request, store: str, more: tuple[str, ...] = ()) -> None:
     """Run `udi pull` for the request's image. Raises UdiError where that fails (it said why)."""
     words = ["pull", *(["--quiet"] if request.quiet else [])]
     words += [*(["--insecure"] if request.insecure else []), *_chosen(request).split()]
     words += ["--", request.image]
     status = udi(words, {"UDI_STORE": store})
     if status:
-        raise UdiError(f"image {request.image} could not be pulled")
+        from rootless_udi.store import suggest
+
+        stores = (store, *(one for one in more if one != store))
+        meant = suggest.meant(request.image, stores)
+        raise UdiError(f"image {request.image} could not be pulled", meant)
 
 
 def udi(words: "list[str]", more: "Mapping[str, str]") -> int:

@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,53 @@ def test_a_folder_that_is_gone(user: User, box: Path) -> None:
     script = 'mkdir gone && cd gone && rmdir ../gone && exec udi-run "$0" pwd'
     done = user.run("sh", "-c", script, box)
     assert lines(done) == ["/"]
+
+
+def test_errors_say_rank_and_node(user: User, box: Path) -> None:
+    """A hundred ranks speak to one terminal; without a launcher nobody needs that."""
+    node = os.uname().nodename
+    for mark, name in (
+        ({"PMI_RANK": "3"}, node),
+        ({"PMIX_RANK": "3"}, node),
+        ({"OMPI_COMM_WORLD_RANK": "3"}, node),
+        ({"SLURM_PROCID": "3", "SLURMD_NODENAME": "n7"}, "n7"),
+    ):
+        for argv in (["udi-run", "--nosuch", box], ["udi-run", box, "nosuch"]):
+            done = user.run(*argv, env=mark)
+            assert done.stderr.startswith(f"udi-run: rank 3 on {name}: ")
+            assert all(f"rank 3 on {name}: " in line for line in done.stderr.splitlines())
+    assert "rank" not in user.run("udi-run", box, "nosuch").stderr
+
+
+def test_verbose_says_that_user_is_ignored_once(user: User, box: Path) -> None:
+    """[9]"""
+    done = user.run("udi-run", "--verbose", box, "true")
+    assert done.stderr.count("the image's USER nobody is ignored: you are you") == 1
+    assert "USER" not in user.run("udi-run", box, "true").stderr
+
+
+def test_explain_fits_the_terminal(user: User, box: Path) -> None:
+    wide = user.run("udi-run", "--explain=wide", box).stdout
+    assert user.run("udi-run", "--explain", box).stdout == wide
+    shown = {}
+    for colour in ("", "1"):
+        leader, follower = os.openpty()
+        termios.tcsetwinsize(follower, (24, 80))
+        env = {"NO_COLOR": colour, "TERM": "xterm"}
+        process = user.popen("udi-run", "--explain", box, stdout=follower, env=env)
+        os.close(follower)
+        seen = b""
+        try:
+            while chunk := os.read(leader, 4096):
+                seen += chunk
+        except OSError:
+            pass  # EIO: the other end is closed
+        assert process.wait(60) == 0
+        os.close(leader)
+        shown[colour] = seen.decode().replace("\r", "")
+    assert "\x1b[" in shown[""] and "\x1b" not in shown["1"]
+    assert max(len(line) for line in shown["1"].splitlines()) <= 80
+    assert "".join(wide.split()) == "".join(shown["1"].split())
 
 
 # The process
@@ -508,7 +556,7 @@ def test_a_directory_and_a_foreign_squashfs(user: User, box: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", "squashfs's magic number"),
+        (b"", "it is an empty file"),
         (b"not a squashfs file" * 100, "squashfs's magic number"),
         (None, "it is cut off"),
     ],

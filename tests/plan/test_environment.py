@@ -102,3 +102,35 @@ def test_members_are_tried_in_an_order_that_finds_a_living_one() -> None:
     assert members("") == []
     assert members("1 5\n2 5\n3") == [2, 1, 2, 1]
     assert members("x y\n2 0\n3 7\n") == [3, 3]
+
+
+HOSTS = {
+    "PYTHONPATH": "/x",
+    "VIRTUAL_ENV": "/x",
+    "CONDA_PREFIX": "/x",
+    "CONDA_PREFIX_1": "/x",
+    "PERL5LIB": "/x",
+    "R_LIBS_USER": "/x",
+    "LOADEDMODULES": "gcc/12",
+    "_LMFILES_": "/x",
+    "_ModuleTable001_": "x",
+    "LMOD_CMD": "/x",
+    "__MODULES_LMCONFLICT": "x",
+    "BASH_FUNC_module%%": "() { x; }",
+    "BASH_ENV": "/x",
+}
+KEPT = {"PYTHONUNBUFFERED": "1", "PYTHON": "3", "CONDA": "x", "R_X": "1", "OMP_NUM_THREADS": "4"}
+
+
+def test_what_the_hosts_interpreters_and_modules_said_stays_outside() -> None:
+    """[2]: `shifter` keeps it, as Shifter does."""
+    before = {**HOSTS, **KEPT, "LD_LIBRARY_PATH": "/x"}
+    assert applied(before, *environment.of_caller(before, False, False)) == KEPT
+    assert applied(before, *environment.of_caller(before, False, True)) == {**HOSTS, **KEPT}
+    assert applied(before, *environment.of_caller(before, True, False)) == {}
+
+
+def test_an_image_does_not_say_who_the_user_is() -> None:
+    """[1, 7]"""
+    pairs = ["HOME=/root", "USER=root", "LOGNAME=root", "HOMEPAGE=x"]
+    assert environment.of_image(pairs) == [("set", "HOMEPAGE", "x")]

@@ -1,6 +1,7 @@
 """Plans are data: golden files, and what a plan refuses. UDI_GOLDEN=write writes the files anew."""
 
 import os
+import re
 from typing import Any
 
 import pytest
@@ -111,6 +112,13 @@ def test_golden(name: str) -> None:
     assert text == path.read_text()
     assert explain.from_json(text) == made
     assert explain.as_text(made).count("\n") > 15
+    for width in (40, 80, 120):
+        lines = explain.fitted(made, width).splitlines()
+        assert max(map(len, lines)) <= width
+        words = "".join("".join(lines).split())
+        assert all("".join(step.reason.split()) in words for step in made.steps)
+        coloured = explain.fitted(made, width, colours=True)
+        assert re.sub("\x1b[[][0-9]*m", "", coloured).split() == "\n".join(lines).split()
 
 
 def test_overlay_only_where_something_asks_for_it() -> None:

@@ -182,6 +182,18 @@ def test_mirrors_come_first(opened: Registry, proxy: Flaky, store: Store) -> Non
         assert leftovers(store) == []
 
 
+def test_a_mirror_that_has_it_not_is_told_where_the_registry_fails(
+    opened: Registry, store: Store
+) -> None:
+    """Else a wrong tag behind a mirror looks like a broken network."""
+    with flaky(opened.host) as mirror:
+        nobody = "127.0.0.1:1"
+        with pytest.raises(UdiError) as caught:
+            pull(store, f"{nobody}/a:nosuch", mirrors={nobody: [f"http://{mirror.host}/"]})
+        assert nobody in caught.value.message
+        assert f"mirror {mirror.host} does not have it" in caught.value.hint
+
+
 def test_what_is_no_image_to_pull(store: Store, tmp_path: Path) -> None:
     for text in ("./dir", "x.sqfs", "sha256:" + "a" * 64):
         with pytest.raises(UdiError, match="there is nothing to pull"):
