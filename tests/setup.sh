@@ -66,6 +66,8 @@ environment() {
         "$PYTHON" -m pip install -q --disable-pip-version-check --upgrade pip setuptools wheel
         (cd "$TREE" && "$PYTHON" -m pip install -q --disable-pip-version-check ".[$1]")
         "$PYTHON" -m pip uninstall -q -y rootless_udi
+        # What the build left in the tree, compiled modules among it, is the user's too.
+        [ "$(id -u)" != 0 ] || chown -R "$USER_NAME:" "$TREE"
         printf '%s' "$stamp" >"$VENV/stamp"
     fi
 }
