@@ -34,14 +34,13 @@ _LAST = 0x7FFFFFFF
 _ATTEMPTS = 64
 
 
-def _older() -> "ModuleType":
-    """Return the module `older`, imported while `launch.execute` makes a container.
+def late(name: str) -> "ModuleType":
+    """Return a module that few starts need, imported while `launch.execute` makes a container.
 
     The host's tree is at /host then, so the import is made with /host as root directory
     (chroot(2)). What is at "/" may be the image, and have a folder of its own at the package's
     path.
     """
-    name = "rootless_udi.base.older"
     if name not in modules:
         here = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         os.chroot("/host")
@@ -68,7 +67,7 @@ def restrict(path: str, flags: int, below: bool = True) -> None:
     except CallError as error:
         if error.errno not in REFUSED:
             raise
-        _older().restrict(path, attributes, below)
+        late("rootless_udi.base.older").restrict(path, attributes, below)
 
 
 def openat2(dirfd: int, path: str, flags: int, resolve: int) -> int:
@@ -84,7 +83,7 @@ def openat2(dirfd: int, path: str, flags: int, resolve: int) -> int:
         except CallError as error:
             inside = resolve == RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS and flags & os.O_PATH
             if error.errno in REFUSED and inside:
-                return int(_older().inside(dirfd, path, flags))
+                return int(late("rootless_udi.base.older").inside(dirfd, path, flags))
             if error.errno != EAGAIN or attempt == _ATTEMPTS - 1:
                 raise
     raise AssertionError("unreachable")

@@ -51,7 +51,8 @@ def findings(environ: dict[str, str]) -> Iterator[Finding]:
         yield _tried(
             "overlay in a user namespace",
             _try_overlay,
-            "Linux 5.11 or newer; without it --writable and missing mount points are refused",
+            "Linux 5.11 or newer; without it missing mount points are made in covers "
+            "(see --explain), and --writable takes fuse-overlayfs",
             WARNING,
         )
     yield from _new_calls()

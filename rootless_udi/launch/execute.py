@@ -6,16 +6,16 @@ between, its root directory is a private tmpfs:
 
     /host      the host's root, until the end
     /image     the image: FUSE or a bind of a directory
-    /upper     what an overlay writes, with its work directory
+    /upper     what an overlay writes, with its work directory; covers (see `underlay`)
     /files     generated files, bound over their targets
     /root      the overlay, where there is one
 """
 
 import os
-from errno import EINVAL, ENOTCONN
+from errno import ELOOP, ENODEV, ENOTCONN
 from stat import S_IFDIR, S_IMODE, S_ISDIR
 
-from rootless_udi.base.calls import restrict
+from rootless_udi.base.calls import late, restrict
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.syscalls import (
     IN_ONLYDIR,
@@ -28,6 +28,7 @@ from rootless_udi.base.syscalls import (
     MS_RDONLY,
     MS_REC,
     MS_SLAVE,
+    REFUSED,
     inotify_add_watch,
     inotify_init,
     mount,
@@ -69,16 +70,14 @@ def run(plan: Plan, helper: "Helper") -> None:
         _attach(plan, helper, made)
     else:
         _image(plan, helper)
-    done = _layer(plan)
-    root = _overlay(plan) if plan.overlay else "/image"
-    tree = Rootfs(root, caches)
+    tree, done = _lay(plan, caches)
     for step in plan.steps:
         if step not in done:
             tree.do(step)
     tree.seal()
-    if plan.overlay and not plan.writable:
-        restrict(root, MS_RDONLY, below=False)
-    os.chdir(root)
+    if tree.root != "/image" and not plan.writable:
+        restrict(tree.root, MS_RDONLY, below=False)
+    os.chdir(tree.root)
     pivot_root(".", ".")
     umount(".", MNT_DETACH)
     os.chdir("/")
@@ -117,7 +116,7 @@ def _image(plan: Plan, helper: "Helper") -> None:
     if root.server == "directory":
         mount(f"/host{root.path}", "/image", None, MS_BIND | MS_REC)
         mount(None, "/image", None, MS_REC | MS_PRIVATE)
-        restrict("/image", MS_NOSUID | MS_NODEV | (0 if plan.overlay else MS_RDONLY))
+        restrict("/image", MS_NOSUID | MS_NODEV)
         helper.hand_over(root, None, watch)
         return
     # It must be opened in the user namespace that mounts it (fuse(4)); user_id is an id in there.
@@ -214,7 +213,34 @@ def _watch() -> int | None:
     return fd
 
 
-def _layer(plan: Plan) -> "tuple[Step, ...]":
+def _lay(plan: Plan, caches: dict[str, int]) -> "tuple[Rootfs, tuple[Step, ...]]":
+    """Lay over the image what the plan says; return the tree, and the steps that are done by it."""
+    kind, why = plan.layer.kind, ""
+    if kind == "overlay":
+        done = _upper(plan)
+        why = _overlay()
+        if not why:
+            return Rootfs("/root", caches), done
+        kind = plan.layer.instead
+    if plan.root.server == "directory" and kind in ("none", "underlay"):
+        # Of a server's mount nothing can be written. What is bound from it is sealed like it.
+        restrict("/image", MS_RDONLY)
+    if kind == "underlay":
+        return late("rootless_udi.launch.underlay").Underlay("/image", caches, plan), ()
+    if kind == "fuse-overlayfs":
+        done = done if why else _upper(plan)
+        late("rootless_udi.serve.fuseoverlay").mount_over(plan.layer.program)
+        return Rootfs("/root", caches), done
+    if kind == "none":
+        return Rootfs("/image", caches), ()
+    raise UdiError(
+        f"an overlay over {plan.root.path} is needed ({plan.layer.reason}), and can't be mounted: "
+        f"{why}",
+        "`udi doctor` tries it; --writable takes fuse-overlayfs where that is installed",
+    )
+
+
+def _upper(plan: Plan) -> "tuple[Step, ...]":
     """Do what can be done in the overlay's upper layer; return the steps that are done.
 
     A file's mount point is made there too, and the standard directories that the image has not, or
@@ -226,7 +252,7 @@ def _layer(plan: Plan) -> "tuple[Step, ...]":
         mode = os.lstat("/image/etc").st_mode if steps else 0
     except FileNotFoundError:
         mode = S_IFDIR | 0o755
-    if plan.overlay and not (plan.complete and (S_ISDIR(mode) or not steps)):
+    if not (plan.complete and (S_ISDIR(mode) or not steps)):
         etc = f"/upper/upper{layover.directories('/image', '/upper/upper')}"
     elif steps:
         os.mkdir(etc)
@@ -242,15 +268,17 @@ def _layer(plan: Plan) -> "tuple[Step, ...]":
     return tuple(step for step in steps if not isinstance(step, Mount))
 
 
-def _overlay(plan: Plan) -> str:
+def _overlay() -> str:
+    """Mount the overlay; return why the kernel refuses it, "" where it does not.
+
+    ENODEV: it has none; ELOOP: layers over layers; EINVAL also over a directory with another file
+    system in it; the rest as `REFUSED` has it.
+    """
     data = "lowerdir=/image,upperdir=/upper/upper,workdir=/upper/work,userxattr"
     try:
         mount("overlay", "/root", "overlay", MS_NOSUID | MS_NODEV, data)
     except OSError as error:
-        if error.errno != EINVAL or plan.root.server != "directory":
+        if error.errno not in (*REFUSED, ENODEV, ELOOP):
             raise
-        raise UdiError(
-            f"a layer over {plan.root.path} is needed ({plan.overlay}), and can't be mounted",
-            "another file system may be mounted below it, which the kernel refuses",
-        ) from None
-    return "/root"
+        return str(error.strerror)
+    return ""

@@ -12,7 +12,7 @@ from rootless_udi.base.records import Record
 from rootless_udi.plan import sizes, steps
 from rootless_udi.plan.image import Root
 from rootless_udi.plan.pernodecache import FileCache
-from rootless_udi.plan.planner import Plan
+from rootless_udi.plan.planner import Plan, RootLayer
 
 _TYPES: dict[str, type[Record]] = {
     cls.__name__: cls
@@ -24,6 +24,7 @@ _TYPES: dict[str, type[Record]] = {
         steps.Env,
         FileCache,
         Root,
+        RootLayer,
         steps.Hook,
         Plan,
     )
@@ -124,7 +125,7 @@ def _rows(plan: Plan) -> list[tuple[str, str, str]]:
     rows = [
         ("image", plan.image, plan.digest or "no digest: a foreign file or directory"),
         ("root", plan.root.path, plan.root.reason),
-        ("overlay", "yes" if plan.overlay else "no", plan.overlay or "the image has all it needs"),
+        ("layer", _layer(plan.layer), plan.layer.reason),
         ("writable", "yes, in memory" if plan.writable else "no", ""),
         ("ids", f"uid {plan.uid}, gid {plan.gid}", "the caller's, mapped to themselves"),
     ]
@@ -138,6 +139,10 @@ def _rows(plan: Plan) -> list[tuple[str, str, str]]:
     rows += [("hook", json.dumps(hook.argv), hook.reason) for hook in plan.hooks]
     rows += [("note", note, "") for note in plan.notes]
     return rows + [("warning", text, "") for text in plan.warnings]
+
+
+def _layer(layer: RootLayer) -> str:
+    return f"{layer.kind}, or {layer.instead} where refused" if layer.instead else layer.kind
 
 
 def _step(step: steps.Step | FileCache) -> tuple[str, str]:

@@ -32,3 +32,5 @@ class Host(Record):
     """Path of squashfuse_ll, or empty."""
     unsquashfs: str
     machine: str = ""
+    fuse_overlayfs: str = ""
+    """Path of fuse-overlayfs, or empty; looked for only where --writable is asked for."""

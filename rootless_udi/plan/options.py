@@ -95,6 +95,13 @@ OPTIONS = (
     Option(
         "fuse", VALUE, "SERVER", "who serves the image: auto, udi, squashfuse_ll, directory, ..."
     ),
+    Option(
+        "layer",
+        VALUE,
+        "KIND",
+        "how missing mount points are made: auto, overlay, underlay",
+        choices=("auto", "overlay", "underlay"),
+    ),
     Option("trace", VALUE, "FILE", "write what is read of the image to FILE (see udi profile)"),
     Option(
         "pull",
@@ -156,6 +163,7 @@ class Request(Record):
     device: tuple[str, ...] = ()
     share: str | None = None
     fuse: str | None = None
+    layer: str | None = None
     trace: str | None = None
     pull: str | None = None
     platform: str | None = None
@@ -171,9 +179,9 @@ class Request(Record):
 def parse(argv: "list[str]", environ: "dict[str, str]") -> Request:
     """Read `argv` (without the program's name) and the UDI_* variables behind it.
 
-    UDI_IMAGE, UDI_VOLUME, UDI_MODULE, UDI_MPI, UDI_GPU, UDI_FUSE and UDI_SHARE stand for options
-    that are not given; a workload manager's plugin sets them. With an image from --image or
-    UDI_IMAGE, every word is the command's; else one "--" may stand before the command. Words of
+    UDI_IMAGE, UDI_VOLUME, UDI_MODULE, UDI_MPI, UDI_GPU, UDI_FUSE, UDI_LAYER and UDI_SHARE stand for
+    options that are not given; a workload manager's plugin sets them. With an image from --image
+    or UDI_IMAGE, every word is the command's; else one "--" may stand before the command. Words of
     other tools are those of `foreign`. Raises UdiError for what it does not understand.
     """
     values: dict[str, object] = {}
@@ -183,7 +191,7 @@ def parse(argv: "list[str]", environ: "dict[str, str]") -> Request:
         from rootless_udi.plan import foreign
 
         rest = _options(foreign.command(rest), values, named)
-    for name in ("image", "module", "mpi", "gpu", "fuse", "share"):
+    for name in ("image", "module", "mpi", "gpu", "fuse", "layer", "share"):
         text = environ.get("UDI_" + name.upper())
         if text and name not in values:
             values[name] = text

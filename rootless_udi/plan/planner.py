@@ -28,18 +28,32 @@ NSSWITCH = (
 ADDED = "/opt/udiImage"
 
 
+class RootLayer(Record):
+    """What lies over the image, and why.
+
+    `kind` is "none", "overlay" (the kernel's), "underlay" (no layer: directories of the image that
+    lack a mount point are covered, see `covers`) or "fuse-overlayfs" (that program, at `program`).
+    Only a try shows whether the kernel mounts an overlay. Where it does not, the layer is of the
+    kind `instead`; where that is empty, the launch fails.
+    """
+
+    kind: str
+    reason: str
+    instead: str = ""
+    program: str = ""
+
+
 class Plan(Record):
     """A launch as data; the order of `steps` is the order in which they are done.
 
     `before` and `after` surround the caller's own --env-file and --env: see `environment`.
-    `overlay` says why there is one, and is empty where there is none.
     """
 
     image: str
     digest: str
     root: Root
     writable: bool
-    overlay: str
+    layer: RootLayer
     steps: "tuple[Step | FileCache, ...]"
     before: tuple[Env, ...]
     after: tuple[Env, ...]
@@ -92,13 +106,13 @@ def build(
         mount = made.get(volume.destination) or _look(_volume(volume), sources)
         assert mount is not None
         steps.append(mount)
-    overlay, facts = _overlay(request, host, image, root, steps), image.facts
+    layer, facts = _layer(request, host, root, _why(request, image, steps)), image.facts
     return Plan(
         image=image.request,
         digest=image.digest,
         root=root,
         writable=request.writable,
-        overlay=overlay,
+        layer=layer,
         steps=tuple(steps),
         before=tuple(_before(image)),
         after=tuple(_after(site, injections)),
@@ -134,14 +148,14 @@ def _beside(
 
 
 def layered(made: Plan) -> "tuple[File | Symlink | Mount, ...]":
-    """Return the steps that the overlay's upper layer can prepare before it is mounted.
+    """Return the steps that an overlay's upper layer can prepare before it is mounted.
 
     Those of /etc, where nothing is mounted over it. In the layer a generated file costs a third of
     the system calls of a bind and the image server none of its questions; and with --writable it
     can be replaced by rename(2), as package managers do, which a mount point can't.
     """
     found: dict[str, File | Symlink | Mount] = {}
-    for step in made.steps if made.overlay else ():
+    for step in made.steps:
         if step.target == "/etc":
             return ()
         if step.target.rpartition("/")[0] != "/etc":
@@ -255,38 +269,53 @@ def _left_out(steps: "Iterable[Step]", sources: "Mapping[str, HostPath]") -> "It
                 yield f"{_refused(step, source)}; it is left out (required = false)"
 
 
-def _overlay(
-    request: Request, host: Host, image: Image, root: Root, steps: "list[Step | FileCache]"
-) -> str:
-    """Say why this launch needs an overlay over the image, or return ""."""
-    why = ""
+def _why(request: Request, image: Image, steps: "list[Step | FileCache]") -> str:
+    """Say why something must lie over the image, or return ""."""
     if request.writable:
-        why = "--writable: changes go to memory and are gone at the end"
-    elif not image.facts.get("mount_points"):
-        why = "the image was not made by udi pull and may lack mount points"
+        return "--writable: changes go to memory and are gone at the end"
+    if not image.facts.get("mount_points"):
         if "mount_points" in image.facts:
-            why = "the image has a file where a directory must be, or the other way round"
-    else:
-        made = {*mountpoints.DIRECTORIES, *mountpoints.FILES, *mountpoints.SYMLINKS}
-        covered = {s.target for s in steps if isinstance(s, Mount)}
-        for step in steps:
-            over = isinstance(step, Mount) and step.over
-            inside = any(parent in covered for parent in parents(step.target))
-            if isinstance(step, Mount) and step.only_empty and not host.overlay:
-                # It is mounted where the image has its place.
-                continue
-            if step.target not in made and not over and not inside:
-                why = f"mount point {step.target} is not in the image"
-                break
-    if not why and root.server == "udi" and host.overlay:
-        # The overlay answers the ioctl(2) of isatty(3) itself, which else goes to the image server.
-        return "so that the kernel asks the image server nothing after the first rank"
-    if why and not host.overlay:
-        raise UdiError(
-            f"an overlay is needed ({why}), and this kernel lets no ordinary user mount one",
-            "Linux 5.11 or newer can; images of `udi pull` need none for standard mount points",
-        )
-    return why
+            return "the image has a file where a directory must be, or the other way round"
+        return "the image was not made by udi pull and may lack mount points"
+    made = {*mountpoints.DIRECTORIES, *mountpoints.FILES, *mountpoints.SYMLINKS}
+    covered = {s.target for s in steps if isinstance(s, Mount)}
+    for step in steps:
+        over = isinstance(step, Mount) and step.over
+        inside = any(parent in covered for parent in parents(step.target))
+        if step.target not in made and not over and not inside:
+            return f"mount point {step.target} is not in the image"
+    return ""
+
+
+def _layer(request: Request, host: Host, root: Root, why: str) -> RootLayer:
+    """Choose what lies over the image; `why` says why something must, and is empty else."""
+    asked = request.layer or "auto"
+    program = host.fuse_overlayfs
+    if asked == "overlay":
+        # By name: what is asked for and impossible is an error.
+        return RootLayer("overlay", why or "--layer=overlay")
+    if asked == "auto" and host.overlay:
+        if request.writable:
+            return RootLayer("overlay", why, "fuse-overlayfs" if program else "", program)
+        if why:
+            return RootLayer("overlay", why, "underlay")
+        if root.server == "udi":
+            # It answers isatty's ioctl itself; over this server it pays for itself.
+            reason = "so that the kernel asks the image server nothing after the first rank"
+            return RootLayer("overlay", reason, "none")
+    if not why:
+        return RootLayer("none", "the image has all it needs")
+    no = (
+        "--layer=underlay" if host.overlay else "this kernel lets no ordinary user mount an overlay"
+    )
+    if not request.writable:
+        return RootLayer("underlay", f"{why}; {no}")
+    if program:
+        return RootLayer("fuse-overlayfs", f"{why}; {no}", program=program)
+    raise UdiError(
+        f"--writable failed: {no}, and fuse-overlayfs is not installed",
+        "install it, or Linux 5.11 or newer; or write to a directory of your own (--volume)",
+    )
 
 
 def _before(image: Image) -> list[Env]:

@@ -13,10 +13,10 @@ PATH = "/var/shifterConfig.json"
 
 def injection(request: Request, image: Image, root: Root, host: Host) -> Injection:
     """Return what `--shifter` adds: the file, with Shifter's keys in its order (shifter_core.c)."""
-    if not host.overlay or root.server == "directory":
-        # No image has the place for it, and `shifter` must not fail where it can't be made: on an
-        # old kernel, or over a directory of a file system that takes no overlay.
-        return Injection(notes=(f"no {PATH}: it needs an overlay",))
+    if root.server == "directory":
+        # No image has the place for it, and `shifter` must not fail where it can't be made: in a
+        # directory of somebody else's.
+        return Injection(notes=(f"no {PATH}: the image is a directory",))
     fields = {
         "identifier": image.identifier,
         "user": host.user,

@@ -29,6 +29,9 @@ def steps() -> list[vm.Step]:
         cat /tmp/rank?
         rm /tmp/rank? /tmp/up /tmp/go
     """
+    touch = ("touch", "/made", "/etc/made", "/bin/made")
+    nested = "grep ' /bin/o ' /proc/self/mountinfo | cut -d ' ' -f 6 | cut -d , -f 1-3"
+    cache = "--volume=/home/u:/c:perNodeCache=size=1M"
     return [
         step("uname", "uname", "-r"),
         step("doctor", "udi", "doctor"),
@@ -40,6 +43,14 @@ def steps() -> list[vm.Step]:
         step("mount point", "udi-run", "--volume=/opt:/not/there", IMAGE, "ls", "/not/there"),
         step("bare", "mksquashfs", "/srv/tree", "/home/u/bare.sqfs", "-quiet", "-no-progress"),
         step("foreign", "udi-run", "/home/u/bare.sqfs", "id", "-u"),
+        step("explain", "udi-run", "--explain", "/home/u/bare.sqfs"),
+        step("sealed", "udi-run", "--volume=/opt:/etc/x/y", "/home/u/bare.sqfs", *touch),
+        step(
+            "nested", "udi-run", "--volume=/opt:/bin/o:ro", "/home/u/bare.sqfs", "sh", "-c", nested
+        ),
+        step("cache", "udi-run", cache, "/home/u/bare.sqfs", "sh", "-c", "echo 1 >/c/f; cat /c/f"),
+        step("without", "chmod", "0", "/usr/bin/fuse-overlayfs", user=False),
+        step("refused", "udi-run", "--writable", "--layer=underlay", IMAGE, "true"),
         step("hide", "mount", "-o", "remount,hidepid=2", "/proc", user=False),
         step("hidden ranks", "sh", "-c", eight, "sh", IMAGE),
         step("left", "pgrep", "-l", "^udi-", user=False),
@@ -55,7 +66,7 @@ def guest(
     tree = work / "tree"
     (tree / "bin").mkdir(parents=True)
     shutil.copy(shutil.which("busybox") or "", tree / "bin/busybox")
-    for name in ("sh", "id"):
+    for name in ("sh", "id", "touch", "grep", "cut", "cat", "ls"):
         (tree / "bin" / name).symlink_to("busybox")
     files = {IMAGE: box, "/srv/box.json": box.with_suffix(".json"), "/srv/tree": tree}
     return vm.boot(request.param, steps(), work / "boot", files)
@@ -78,18 +89,22 @@ def test_what_runs_on_every_kernel(guest: dict[str, Done]) -> None:
 
 
 @pytest.mark.parametrize("guest", OLD, indirect=True)
-def test_what_an_old_kernel_refuses(guest: dict[str, Done]) -> None:
-    """Without overlay, each says that it is overlay that this kernel lacks."""
+def test_what_an_old_kernel_does_without_overlay(guest: dict[str, Done]) -> None:
+    """What an image lacks is made in covers; --writable is another program's, or refused."""
     assert guest["uname"].stdout.startswith("5.10.")
-    for name in ("writable", "mount point", "foreign"):
-        assert guest[name].status == 125, name
-        assert "this kernel lets no ordinary user mount one" in guest[name].stderr
     assert "overlay in a user namespace" in guest["doctor"].stdout
+    assert "this kernel lets no ordinary user mount an overlay" in guest["explain"].stdout
+    assert guest["refused"].status == 125
+    assert "fuse-overlayfs is not installed" in guest["refused"].stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("guest", slow, indirect=True)
-def test_what_runs_with_overlay(guest: dict[str, Done]) -> None:
+@pytest.mark.parametrize("guest", [*OLD, *slow], indirect=True)
+def test_what_a_layer_is_for(guest: dict[str, Done]) -> None:
+    """By overlay, or without: a foreign image, new mount points, --writable."""
+    assert guest["cache"] == Done(0, "1\n", "")
+    assert guest["sealed"].status == 1
+    assert guest["sealed"].stderr.count("Read-only file system") == 3
+    assert guest["nested"] == Done(0, "ro,nosuid,nodev\n", "")
     assert guest["writable"] == Done(0, "made\n", "")
     assert guest["mount point"] == Done(0, "udi\n", "")
     assert guest["foreign"] == Done(0, "1500\n", "")

@@ -76,6 +76,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "mpich": _command("mpicc.mpich", "mpiexec.hydra"),
     "openmpi": _command("mpicc.openmpi", "mpiexec.openmpi"),
     "openmpi-c++": lambda: any(Path("/usr/lib").glob("*/libmpi_cxx.so.40")),
+    "fuse-overlayfs": _command("fuse-overlayfs"),
     "fuse2fs": _command("fuse2fs", "mke2fs"),
     "qemu": _command("qemu-system-x86_64", "cpio", "mmdebstrap"),
     "zsh": _command("zsh"),

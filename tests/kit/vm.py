@@ -28,6 +28,7 @@ PACKAGES = (
     "squashfuse",
     "fuse3",
     "fuse2fs",
+    "fuse-overlayfs",
     "kmod",
     "procps",
     "strace",

@@ -32,6 +32,7 @@ def test_variables_stand_for_options() -> None:
         "UDI_GPU": "nvidia",
         "UDI_SHARE": "off",
         "UDI_FUSE": "udi",
+        "UDI_LAYER": "underlay",
     }
     got = parse(["cmd"], environ)
     assert got == Request(
@@ -43,6 +44,7 @@ def test_variables_stand_for_options() -> None:
         gpu="nvidia",
         share="off",
         fuse="udi",
+        layer="underlay",
     )
     assert parse(["--image=other", "--share=x", "cmd"], environ).share == "x"
 

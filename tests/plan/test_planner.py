@@ -98,6 +98,10 @@ CASES: dict[str, dict[str, Any]] = {
     "site": {"site": SITE, "sources": Anything({"/gone": HostPath("missing", "/gone")})},
     "module": {"injections": (MODULE,), "hooks": (Hook(("/bin/sh", "-c", "true"), 5.0, "x"),)},
     "old-kernel": {"host": HOST.replace(overlay=False)},
+    "underlay": {
+        "host": HOST.replace(overlay=False),
+        "volumes": parse("/scratch:/new/place"),
+    },
 }
 
 
@@ -121,21 +125,53 @@ def test_golden(name: str) -> None:
         assert re.sub("\x1b[[][0-9]*m", "", coloured).split() == "\n".join(lines).split()
 
 
-def test_overlay_only_where_something_asks_for_it() -> None:
-    assert not build().overlay
-    assert not build(**CASES["module"]).overlay
-    assert not build(volumes=parse("/a:/tmp/deep/er")).overlay
-    assert "/new/place is not in the image" in build(**CASES["new-mount-point"]).overlay
-    assert "not made by udi pull" in build(**CASES["foreign"]).overlay
-    assert "asks the image server nothing" in build(root=UDI).overlay
-    assert not build(root=UDI, host=HOST.replace(overlay=False)).overlay
+OLD = HOST.replace(overlay=False)
+UNION = OLD.replace(fuse_overlayfs="/usr/bin/fuse-overlayfs")
 
 
-@pytest.mark.parametrize("case", ["writable", "foreign", "new-mount-point"])
-def test_an_overlay_that_the_kernel_refuses(case: str) -> None:
-    with pytest.raises(UdiError, match="lets no ordinary user mount one") as caught:
-        build(**{**CASES[case], "host": HOST.replace(overlay=False)})
-    assert "Linux 5.11" in caught.value.hint
+def test_a_layer_only_where_something_asks_for_it() -> None:
+    assert build().layer.kind == "none"
+    assert build(**CASES["module"]).layer.kind == "none"
+    assert build(volumes=parse("/a:/tmp/deep/er")).layer.kind == "none"
+    assert "/new/place is not in the image" in build(**CASES["new-mount-point"]).layer.reason
+    assert "not made by udi pull" in build(**CASES["foreign"]).layer.reason
+    own = build(root=UDI).layer
+    assert "asks the image server nothing" in own.reason and own.instead == "none"
+    assert build(root=UDI, host=OLD).layer.kind == "none"
+
+
+def request(layer: str, writable: bool = False) -> Request:
+    return Request(image="app:1", layer=layer, writable=writable)
+
+
+@pytest.mark.parametrize("case", ["foreign", "new-mount-point"])
+def test_without_overlay_what_is_missing_is_covered(case: str) -> None:
+    """On an old kernel at once, on others where the mount is refused, or by name."""
+    made = build(**{**CASES[case], "host": OLD}).layer
+    assert made.kind == "underlay" and made.reason.endswith(
+        "lets no ordinary user mount an overlay"
+    )
+    made = build(**CASES[case]).layer
+    assert (made.kind, made.instead) == ("overlay", "underlay")
+    made = build(**{**CASES[case], "request": request("underlay")}).layer
+    assert made.kind == "underlay" and made.reason.endswith("; --layer=underlay")
+    made = build(**{**CASES[case], "request": request("overlay")}).layer
+    assert (made.kind, made.instead) == ("overlay", "")
+
+
+def test_writable_without_overlay_is_another_programs_or_refused() -> None:
+    for host, asked in ((OLD, "auto"), (HOST, "underlay")):
+        with pytest.raises(UdiError, match="fuse-overlayfs is not installed"):
+            build(request=request(asked, True), host=host)
+        union = host.replace(fuse_overlayfs="/usr/bin/fuse-overlayfs")
+        made = build(request=request(asked, True), host=union).layer
+        assert (made.kind, made.program) == ("fuse-overlayfs", "/usr/bin/fuse-overlayfs")
+    made = build(**CASES["writable"]).layer
+    assert (made.kind, made.instead) == ("overlay", "")
+    made = build(**CASES["writable"], host=UNION.replace(overlay=True)).layer
+    assert (made.kind, made.instead) == ("overlay", "fuse-overlayfs")
+    made = build(request=request("overlay", True), host=UNION).layer
+    assert (made.kind, made.instead) == ("overlay", "")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,207 @@
+"""Without overlay: cover the image's directories that lack a mount point (`plan.covers`).
+
+A cover is a directory of private memory, bound over the image's directory; each entry of that is
+bound into it through a descriptor opened before, and links are made again. Nothing above it is
+touched. Imported by the launches alone that need it.
+
+The image must be sealed before: what is bound has its flags. Always MS_REC, since the kernel shows
+no part of mounts that are locked to each other (mount_namespaces(7)).
+"""
+
+import os
+from errno import ENOENT, ENOSPC
+from stat import S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK, S_IMODE, S_ISDIR, S_ISLNK
+
+from rootless_udi.base.calls import openat2
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.process import complain
+from rootless_udi.base.syscalls import (
+    MS_BIND,
+    MS_NODEV,
+    MS_NOSUID,
+    MS_RDONLY,
+    MS_REC,
+    MS_REMOUNT,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    mount,
+)
+from rootless_udi.launch.rootfs import Rootfs, write
+from rootless_udi.plan import covers
+from rootless_udi.plan.covers import Cover
+from rootless_udi.plan.steps import File, Mount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rootless_udi.plan.planner import Plan
+
+STAGE = "/upper"
+"""Where the covers are made, in private memory."""
+
+
+class Underlay(Rootfs):
+    """A container's tree over an image that stays as it is, but for covers."""
+
+    def __init__(self, root: str, caches: dict[str, int], plan: "Plan") -> None:
+        super().__init__(root, caches)
+        self.memory = os.stat(STAGE).st_dev
+        self.covers: list[tuple[int, int]] = []
+        """Of each cover a descriptor and the time that its directory has in the image."""
+        files = frozenset(
+            step.target
+            for step in plan.steps
+            if isinstance(step, Mount) and not step.fstype and _is_file(step.source)
+        )
+        for cover in covers.covers(plan.steps, self.look, files):
+            try:
+                count = self.cover(cover)
+            except UdiError:
+                if cover.required:
+                    raise
+                continue
+            if text := covers.warning(cover, count):
+                complain("udi-run", f"warning: {text}")
+
+    def look(self, path: str) -> tuple[str, str]:
+        """Return what is at `path`, as `covers.Look` has it."""
+        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = openat2(self.fd, path, flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+        except OSError:
+            return "", ""
+        try:
+            mode = os.fstat(fd).st_mode
+            if S_ISLNK(mode):
+                return "link", os.readlink("", dir_fd=fd)
+            return ("directory" if S_ISDIR(mode) else "file"), ""
+        finally:
+            os.close(fd)
+
+    def cover(self, cover: Cover) -> int:
+        """Make one cover; return the number of its entries. Raises UdiError, OSError."""
+        stage = f"{STAGE}/cover{len(self.covers)}"
+        os.mkdir(stage, 0o700)
+        at = self.open(cover.target)
+        where = f"/host/proc/self/fd/{at}"
+        try:
+            old = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            entries = _entries(old, cover)
+        except OSError as error:
+            raise _impossible(cover, f"listing it failed: {error.strerror}") from None
+        status = os.fstat(old)
+        mount(stage, where, None, MS_BIND)
+        os.close(at)
+        if cover.target == "/":
+            # The mount's root itself is covered: it is found by its place, not below itself.
+            os.close(self.fd)
+            self.fd = os.open(self.root, os.O_PATH | os.O_CLOEXEC)
+        new = self.open(cover.target)
+        os.fchdir(new)
+        try:
+            for name, mode in entries:
+                _bind(old, name, mode)
+        except OSError as error:
+            if error.errno != ENOSPC:
+                raise
+            why = f"a mount for each of its {len(entries)} entries is too much (fs.mount-max)"
+            raise _impossible(cover, why) from None
+        finally:
+            os.chdir("/")
+            os.close(old)
+        os.chmod(f"/host/proc/self/fd/{new}", S_IMODE(status.st_mode))
+        self.covers.append((new, status.st_mtime_ns))
+        return len(entries)
+
+    def file(self, step: File) -> None:
+        """Write a generated file straight into a cover; elsewhere bind it."""
+        folder, _, name = step.target.rpartition("/")
+        parent = self._reach(folder or "/", True)
+        try:
+            if os.fstat(parent).st_dev == self.memory and not _there(parent, name):
+                self._allow(step.target, self.found(parent), name)
+                write(f"/host/proc/self/fd/{parent}/{name}", step)
+                return
+        finally:
+            os.close(parent)
+        super().file(step)
+
+    def seal(self) -> None:
+        """Make the covers read-only, with the times of what they cover.
+
+        By what their mounts are known to have: no question of the kernel, on any version of it.
+        """
+        flags = MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV
+        for fd, time in self.covers:
+            where = f"/host/proc/self/fd/{fd}"
+            os.utime(where, ns=(time, time))
+            mount(None, where, None, flags)
+            os.close(fd)
+        super().seal()
+
+
+def _is_file(source: str) -> bool:
+    try:
+        return not S_ISDIR(os.stat(f"/host{source}").st_mode)
+    except OSError:
+        # It has gone since the plan was made: its mount will say so.
+        return False
+
+
+def _entries(folder: int, cover: Cover) -> list[tuple[str, int]]:
+    """Return (name, type) of what is to be bound, in the order in which a tmpfs then lists it as
+    the image does: it has the newest first (before and since Linux 6.6)."""
+    found: list[tuple[str, int]] = []
+    with os.scandir(folder) as listing:
+        for entry in listing:
+            if entry.name in cover.without:
+                continue
+            if len(found) == covers.MOST:
+                why = f"it has more than {covers.MOST} entries, each of which would be a mount"
+                raise _impossible(cover, why)
+            if entry.is_dir(follow_symlinks=False):
+                kind = 0o040000
+            elif entry.is_symlink():
+                kind = 0o120000
+            else:
+                kind = S_IFREG if entry.is_file(follow_symlinks=False) else 0
+            found.append((entry.name, kind))
+    return found[::-1]
+
+
+def _bind(folder: int, name: str, kind: int) -> None:
+    """Show one entry of `folder` in the current directory. One that has vanished is left out."""
+    try:
+        if S_ISLNK(kind):
+            os.symlink(os.readlink(name, dir_fd=folder), name)
+            times = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            ns = times.st_atime_ns, times.st_mtime_ns
+            os.utime(name, ns=ns, follow_symlinks=False)
+            return
+        if S_ISDIR(kind):
+            os.mkdir(name)
+        else:
+            # So that a listing has its type; a device's can't be made.
+            kind = kind or S_IFMT(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+            os.mknod(name, 0o600 | (kind if kind in (S_IFIFO, S_IFSOCK) else S_IFREG))
+        mount(f"/host/proc/self/fd/{folder}/{name}", name, None, MS_BIND | MS_REC)
+    except OSError as error:
+        if error.errno != ENOENT:
+            raise
+        if _there(None, name):
+            (os.rmdir if S_ISDIR(kind) else os.unlink)(name)
+
+
+def _there(folder: int | None, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _impossible(cover: Cover, why: str) -> UdiError:
+    return UdiError(
+        f"covering {cover.target} of the image failed: {why}",
+        f"{cover.reason}; choose a destination that exists in the image, or a kernel with overlay "
+        "for users (Linux 5.11 or newer)",
+    )

@@ -1,0 +1,115 @@
+"""--writable where the kernel mounts no overlay: fuse-overlayfs, a process outside the container.
+
+It is given the connection of a mount that is ours, as image servers are. It works in a mount
+namespace of its own, with the image and the private memory in the host's /tmp there: so it holds
+both until the container's mount is gone, then ends, and they go with it; and where it is killed,
+they go too, and the container's record with them, so that nobody joins it. Another process waits
+for it. Imported by the launches alone that need it.
+"""
+
+import os
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.messages import pair, receive, tell
+from rootless_udi.base.syscalls import (
+    CLONE_NEWNS,
+    MS_BIND,
+    MS_NODEV,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_REC,
+    mount,
+    unshare,
+)
+from rootless_udi.serve import outside
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+    from typing import NoReturn
+
+LAYER = "udi-layer"
+"""What ps(1) shows of the process that waits; at most 15 bytes."""
+
+_FLAGS = MS_NOSUID | MS_NODEV
+
+
+def mount_over(program: str) -> None:
+    """Have `program` (fuse-overlayfs) served at /root: what is written to /upper, over /image.
+
+    To be called while the host's tree is at /host. Raises UdiError where it does not serve.
+    """
+    fuse = os.open("/host/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    said = os.memfd_create("stderr")
+    mine, theirs = pair()
+    between = os.fork()
+    if between == 0:
+        try:
+            if os.fork() == 0:
+                mine.close()
+                _serve(program, fuse, said, theirs)
+        finally:
+            os._exit(0)
+    theirs.close()
+    os.waitpid(between, 0)
+    try:
+        # It has a namespace in which the mount to come is not: that would never end.
+        receive(mine)
+        data = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
+        mount("fuse-overlayfs", "/root", "fuse.fuse-overlayfs", _FLAGS, data)
+        tell(mine, "mounted")
+        # A copy that stays open would make readers of a dead server hang in place of ENOTCONN.
+        os.close(fuse)
+        os.listdir("/root")
+    except OSError as error:
+        words = os.pread(said, 2048, 0).decode("utf-8", "replace").strip().replace("\n", "; ")
+        raise UdiError(
+            f"--writable by {program} failed: {words or error.strerror}",
+            "without --writable the image is run as it is",
+        ) from None
+    finally:
+        mine.close()
+        os.close(said)
+
+
+def _serve(program: str, fuse: int, said: int, sock: "_socket.socket") -> "NoReturn":
+    """Become the process that runs `program` and waits for its end."""
+    unshare(CLONE_NEWNS)
+    mount(None, "/", None, MS_REC | MS_PRIVATE)
+    base = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    os.chroot("/host")
+    outside.leave(LAYER, base, fuse, said, sock.fileno())
+    tell(sock, "ready")
+    if not receive(sock)[0]:
+        os._exit(0)
+    sock.close()
+    child = os.fork()
+    if child == 0:
+        try:
+            _become(program, base, fuse, said)
+        except OSError as error:
+            os.write(said, f"starting it failed: {error.strerror}".encode())
+        finally:
+            os._exit(127)
+    os.close(base)
+    os.close(fuse)
+    os.waitpid(child, 0)
+    os._exit(0)
+
+
+def _become(program: str, base: int, fuse: int, said: int) -> "NoReturn":
+    """Execute `program` where the host's /tmp has the image and the private memory."""
+    os.fchdir(base)
+    os.chroot(".")
+    unshare(CLONE_NEWNS)
+    mount("tmpfs", "/host/tmp", "tmpfs", _FLAGS, "mode=700")
+    for name, flags in (("image", MS_BIND | MS_REC), ("upper", MS_BIND)):
+        os.mkdir(f"/host/tmp/{name}")
+        mount(f"/{name}", f"/host/tmp/{name}", None, flags)
+    os.chroot("/host")
+    os.chdir("/")
+    os.dup2(said, 2)
+    os.set_inheritable(fuse, True)
+    layers = "lowerdir=/tmp/image,upperdir=/tmp/upper/upper,workdir=/tmp/upper/work"
+    argv = [program, "-f", "-o", layers, f"/dev/fd/{fuse}"]
+    os.execve(program, argv, {"PATH": "/usr/bin:/bin"})
