@@ -103,6 +103,9 @@ def find(
             digest = _named(store, link)
         except OSError:
             continue
+        except trust.Untrusted as error:
+            _pass_over(store, error)
+            continue
         image = at(store, digest, name)
         if image is not None:
             return image
@@ -187,9 +190,28 @@ def closed(stores: "tuple[str, ...]") -> str:
 def _first(stores: "tuple[str, ...]", digest: str, name: str) -> StoredImage | None:
     for store in stores:
         image = at(store, digest, name)
-        if image is not None:
-            return image
+        if image is None:
+            continue
+        try:
+            if isinstance(store, SiteStore):
+                judge(store, "images")
+        except trust.Untrusted as error:
+            _pass_over(store, error)
+            continue
+        return image
     return None
+
+
+def _pass_over(store: str, error: trust.Untrusted) -> None:
+    """Say so where a store of the site's is not trusted: who put it there must not stop anybody.
+
+    Raises the error where it is the caller's own, who asked for it.
+    """
+    if not isinstance(store, SiteStore):
+        raise error
+    from rootless_udi.base.process import complain
+
+    complain("udi", f"{error.message}; passed over", error.hint)
 
 
 def at(store: str, digest: str, name: str) -> StoredImage | None:

@@ -324,7 +324,16 @@ def test_who_makes_a_store_first_does_not_own_it(user: User, store: Path, tmp_pa
     assert done.returncode == 125 and f"it belongs to user {OTHER}\n" in done.stderr
     configured(user, f'[store]\nsite = ["{scratch}/{user.name}"]\n')
     done = start(user)
-    assert done.returncode == 125 and f"it belongs to user {OTHER}\n" in done.stderr
+    assert done.returncode == 125 and "is in no image store" in done.stderr
+    assert f"it belongs to user {OTHER}; passed over\n" in done.stderr
+    (image,) = scratch.glob("*/images/*.sqfs")
+    digest = image.name.removesuffix(".sqfs").replace("-", ":")
+    done = user.run("udi-run", "--pull=never", digest, "echo", "ok")
+    assert done.returncode == 125 and "is in no image store" in done.stderr
+    # Nobody is stopped by it: the image is pulled, into a store of one's own.
+    done = user.run("udi-run", user.env["NAME"], "echo", "ok")
+    assert done.stdout == "ok\n" and "passed over" in done.stderr
+    shutil.rmtree(user.home / ".local")
     # What only root could put there may be a third user's: who fills the site's store.
     mount = f"mount --bind {scratch}/{user.name} /mnt && "
     configured(user, '[store]\nsite = ["/mnt"]\n')
