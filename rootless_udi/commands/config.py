@@ -3,9 +3,11 @@
 import os
 from pathlib import Path
 
+from rootless_udi.base import jsontext
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import page, say, tell
 from rootless_udi.commands.given import Arguments, write_files
+from rootless_udi.plan import site as plan_site
 
 
 def config_show(arguments: Arguments) -> int:
@@ -13,6 +15,12 @@ def config_show(arguments: Arguments) -> int:
     from rootless_udi.config import show
 
     site, problems = show.merged(os.environ)
+    if arguments.json:
+        document = plan_site.to_flat(site)
+        document["origins"] = dict(site.origins)
+        document["problems"] = [dict(zip(p.FIELDS, p.values(), strict=True)) for p in problems]
+        page(jsontext.text(document) + "\n")
+        return 1 if problems else 0
     page(show.show(site))
     tell(*show.report(problems).splitlines())
     return 1 if problems else 0

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rootless_udi.base import syscalls
+from rootless_udi.base import jsontext, syscalls
 from rootless_udi.base.errors import UdiError
-from rootless_udi.base.process import say
+from rootless_udi.base.process import page, say
 from rootless_udi.base.records import Record
 from rootless_udi.commands import refused
 from rootless_udi.config import load
@@ -66,8 +66,12 @@ def findings(environ: dict[str, str]) -> Iterator[Finding]:
     yield _network()
 
 
-def report(environ: dict[str, str]) -> int:
+def report(environ: dict[str, str], as_json: bool = False) -> int:
     """Print the findings; return 1 where one is a failure, else 0."""
+    if as_json:
+        found = list(findings(environ))
+        page(jsontext.text([dict(zip(f.FIELDS, f.values(), strict=True)) for f in found]) + "\n")
+        return int(any(finding.state == FAILURE for finding in found))
     worst = 0
     for finding in findings(environ):
         say(f"{finding.state:<8}{finding.what}: {finding.found}")

@@ -16,6 +16,13 @@ def gpu_report(arguments: Arguments) -> int:
     places = load.load(os.environ).cdi_spec_dirs
     devices = tuple(arguments.device)
     request = ("" if devices else "auto") if arguments.gpu is None else arguments.gpu
+    if arguments.json:
+        from rootless_udi.launch import explain
+        from rootless_udi.mpi_inject.gpu import planner
+
+        planned = planner.plan(request, devices, {}, os.environ, directories=places)
+        page(jsontext.text(explain.as_data(planned)) + "\n")
+        return 0
     lines = report.report(request, devices, os.environ, directories=places)
     page("\n".join(lines) + "\n")
     return 0

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,11 +14,11 @@ from rootless_udi.pull.pipeline import Progress, Silent
 _SAID = {
     "resolve": "resolving {}",
     "wait": "waiting for {}, which is pulling the same image",
-    "fetch": "fetching the layers of {}",
+    "fetch": "fetching the layers",
     "convert": "merging the layers into a squashfs file",
     "store": "putting the image into the store",
-    "present": "{} is in the store already",
-    "done": "{} is in the store",
+    "present": "the image is in the store already",
+    "done": "the image is in the store: {}",
 }
 
 
@@ -25,20 +26,35 @@ def _short(digest: str) -> str:
     return digest.partition(":")[2][:12] or digest
 
 
+class _Total:
+    """What was fetched, for the last line; the digest is on standard output."""
+
+    def __init__(self) -> None:
+        self.layers: dict[str, int] = {}
+        self._began = time.monotonic()
+
+    def __str__(self) -> str:
+        count, size = len(self.layers), sum(self.layers.values()) / 1e6
+        layers = "1 layer" if count == 1 else f"{count} layers"
+        return f"{layers}, {size:.1f} MB, in {time.monotonic() - self._began:.1f} s"
+
+
 class Lines(Silent):
     """A line a step, and one for each layer that is there."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._total = _Total()
 
     def _say(self, text: str) -> None:
         with self._lock:
             tell(text)
 
     def stage(self, stage: str, text: str) -> None:
-        self._say(_SAID[stage].format(text))
+        self._say(_SAID[stage].format(self._total if stage == "done" else text))
 
     def blob(self, digest: str, done: int, total: int, state: str) -> None:
+        self._total.layers[digest] = total
         if state == "done":
             self._say(f"layer {_short(digest)}: {total / 1e6:.1f} MB")
 
@@ -52,6 +68,7 @@ class Bars(Silent):
     def __init__(self, display: Any) -> None:
         self._display = display
         self._tasks: dict[str, Any] = {}
+        self._total = _Total()
         self._lock = threading.Lock()
 
     def _task(self, key: str, text: str, total: int | None) -> Any:
@@ -62,9 +79,10 @@ class Bars(Silent):
 
     def stage(self, stage: str, text: str) -> None:
         if stage in ("wait", "present", "done"):
-            self._print(_SAID[stage].format(text))
+            self._print(_SAID[stage].format(self._total if stage == "done" else text))
 
     def blob(self, digest: str, done: int, total: int, state: str) -> None:
+        self._total.layers[digest] = total
         task = self._task(digest, f"layer {_short(digest)}", total)
         self._display.update(task, completed=done)
 

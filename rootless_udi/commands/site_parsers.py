@@ -13,7 +13,10 @@ def add(commands: Any) -> None:
     one = commands.add_parser("config", help="show and check the configuration").add_subparsers(
         metavar="ACTION", required=True
     )
-    _action(one, "show", config_show, "print the merged configuration and where it comes from")
+    action = _action(
+        one, "show", config_show, "print the merged configuration and where it comes from"
+    )
+    action.add_argument("--json", action="store_true", help="as JSON")
     _action(one, "check", config_check, "print what is wrong with it, by file and line")
     _action(one, "compile", config_compile, "write the site's copy that launches read quickly")
     action = _action(one, "import", config_import, "translate Shifter's udiRoot.conf")
@@ -41,6 +44,7 @@ def add(commands: Any) -> None:
     gpu.set_defaults(command=gpu_report)
     gpu.add_argument("--gpu", metavar="WHICH", help="default: auto, and none with --device")
     gpu.add_argument("--device", action="append", default=[], metavar="VENDOR/CLASS=NAME")
+    gpu.add_argument("--json", action="store_true", help="what would be put in, as JSON")
     one = gpu.add_subparsers(metavar="ACTION")
     action = _action(one, "cdi", gpu_cdi, "write CDI specifications of what was found")
     action.add_argument("--to", metavar="DIR", help="write the files there; else print them")

@@ -108,7 +108,10 @@ def parser() -> argparse.ArgumentParser:
     one = add("completion", completion, "print a completion script for a shell")
     one.add_argument("shell", choices=("bash", "zsh", "fish", "tcsh"))
     site_parsers.add(commands)
-    add("doctor", doctor, "check what this machine lets an ordinary user do, with the remedies")
+    one = add(
+        "doctor", doctor, "check what this machine lets an ordinary user do, with the remedies"
+    )
+    one.add_argument("--json", action="store_true", help="as JSON")
     return top
 
 
@@ -150,7 +153,7 @@ def doctor(arguments: Arguments) -> int:
     """udi doctor: see `rootless_udi.commands.doctor`."""
     from rootless_udi.commands import doctor as checks
 
-    return checks.report(dict(os.environ))
+    return checks.report(dict(os.environ), arguments.json)
 
 
 if __name__ == "__main__":

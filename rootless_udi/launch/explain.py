@@ -33,7 +33,7 @@ _TYPES: dict[str, type[Record]] = {
 
 def as_json(plan: Plan) -> str:
     """Return the plan as a JSON document; each record is an object with its type as "type"."""
-    return jsontext.text(_plain(plan)) + "\n"
+    return jsontext.text(as_data(plan)) + "\n"
 
 
 def from_json(text: str) -> Plan:
@@ -44,11 +44,12 @@ def from_json(text: str) -> Plan:
     return found
 
 
-def _plain(value: Any) -> Any:
+def as_data(value: Any) -> Any:
+    """Return what JSON can hold of a record, or of what is in one."""
     if isinstance(value, Record):
-        fields = {name: _plain(getattr(value, name)) for name in value.FIELDS}
+        fields = {name: as_data(getattr(value, name)) for name in value.FIELDS}
         return {"type": type(value).__name__, **fields}
-    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+    return [as_data(v) for v in value] if isinstance(value, tuple) else value
 
 
 def _record(value: Any) -> Any:

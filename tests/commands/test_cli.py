@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,10 @@ def test_pull_prints_the_digest_and_plain_lines(user: User, tmp_path: Path) -> N
     done = user.run("udi", "pull", name)
     assert done.stdout.startswith("sha256:") and done.stdout.count("\n") == 1
     assert "fetching the layers" in done.stderr and "\x1b" not in done.stderr
+    # The digest once, for scripts; and a total, for people.
+    assert "sha256" not in done.stderr and re.search(
+        r"store: \d+ layers?, [\d.]+ MB, in ", done.stderr
+    )
     again = user.run("udi", "pull", name)
     assert again.stdout == done.stdout and "is in the store already" in again.stderr
     assert user.run("udi", "pull", "-q", "--force", name).stderr == ""
@@ -582,3 +587,19 @@ def test_commands_that_udi_does_not_have(user: User, word: str, hint: str) -> No
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith(f"udi: udi has no command {word}\nudi: hint: ")
     assert hint in done.stderr
+
+
+def test_reports_as_json(user: User) -> None:
+    """ps, images and inspect have theirs tested beside them."""
+    found = json.loads(user.run("udi", "doctor", "--json").stdout)
+    assert {"state", "what", "found", "remedy"} == set(found[0])
+    (user.home / "site").mkdir()
+    (user.home / "site/udi.toml").write_text('[user]\nhome = true\n[site]\nnme = "x"\n')
+    done = user.run(
+        "udi", "config", "show", "--json", env={"UDI_SITE_DIR": str(user.home / "site")}
+    )
+    shown = json.loads(done.stdout)
+    assert shown["home"] is True and shown["origins"]["user.home"].endswith("udi.toml:2")
+    assert shown["problems"][0]["line"] == 4 and done.returncode == 1 and done.stderr == ""
+    done = user.run("udi", "gpu", "--json", "--gpu=none")
+    assert json.loads(done.stdout)["steps"] == []
