@@ -51,8 +51,18 @@ def run(argv: "Sequence[str]", keep: "Sequence[int]", gone: str, shared: str = "
         _helper(argv, keep, gone, theirs, said, shared)
     theirs.close()
     message, fds = receive(mine)
+    server = 0
+    if message.startswith("pid "):
+        server = int(message[4:])
+        message, fds = receive(mine)
     mine.close()
     os.waitpid(child, 0)
+    if server and not message:
+        # The child was killed: its namespace has the mount and the server, which keep each other.
+        try:
+            os.kill(server, SIGKILL)
+        except ProcessLookupError:
+            pass
     if message != "+":
         if message.startswith("!"):
             os.write(said, f"\n{message[1:]}".encode("utf-8", "surrogateescape"))
@@ -80,6 +90,23 @@ def start(argv: list[str], said: int) -> int:
         os.close(null)
 
 
+def _serve(argv: list[str], said: int, sock: "_socket.socket") -> int:
+    """Fork the server; return its process id, which it sends before it mounts anything."""
+    server = os.fork()
+    if server:
+        return server
+    try:
+        send(sock, (f"pid {os.getpid()}",), [])
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        for fd, number in ((null, 0), (said, 1), (said, 2)):
+            os.dup2(fd, number)
+        os.execve(argv[0], argv, _ENVIRONMENT)
+    except OSError as error:
+        os.write(said, f"{argv[0]}: {error.strerror}".encode())
+    finally:
+        os._exit(127)
+
+
 def _helper(
     argv: "Sequence[str]",
     keep: "Sequence[int]",
@@ -104,7 +131,7 @@ def _helper(
             mount(None, "/", None, MS_REC | MS_PRIVATE)
         place = f"{shared or cover(argv)}/{SERVED}"
         os.mkdir(place, 0o755)
-        server = start([word.replace(TARGET, place) for word in argv], said)
+        server = _serve([word.replace(TARGET, place) for word in argv], said, sock)
         if not _mounted(server, place):
             sock.send(b"?")
             return

@@ -5,6 +5,7 @@ that waits. `programs/killat.c` traces all of them and strikes one.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -117,6 +118,23 @@ def test_killed_at_each_sort_of_call(
     starts = Starts(user, killat, image, True, cpus()[1])
     chosen = [point for point in thinned(starts.points(), 1) if point[0] == role]
     struck(starts, left, chosen, "enter", "kill")
+
+
+@pytest.mark.needs("fuse2fs")
+def test_a_cache_server_ends_whose_starter_is_killed(
+    user: User, image: Path, left: Leftovers
+) -> None:
+    """Nothing else would end it: it lives in the mount namespace that has its own mount."""
+    real = shutil.which("fuse2fs", path="/usr/sbin:/usr/bin:/sbin:/bin")
+    program = user.home / "bin" / "fuse2fs"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\n[ "$1" = -V ] || kill -KILL $PPID\nexec {real} "$@"\n')
+    program.chmod(0o755)
+    cache = f"--volume={user.home}:/tmp/c:perNodeCache=size=64M,method=file"
+    path = {"PATH": f"{program.parent}:{user.env['PATH']}"}
+    done = user.run("udi-run", "--writable", cache, image, "true", env=path)
+    assert (done.returncode, done.stdout) == (OURS, "")
+    assert f"{program} failed" in done.stderr
 
 
 @pytest.mark.slow
