@@ -11,6 +11,7 @@ from typing import Any
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import page, say
 from rootless_udi.plan import reference as oci
+from rootless_udi.plan.image import Image
 from rootless_udi.plan.site import Site
 from rootless_udi.store import find, resolve, upkeep
 
@@ -54,6 +55,24 @@ def stored_image(text: str, site: Site, platform: oci.Platform | None = None) ->
     # Also what is written anew of it (extract, optimize) comes out of what others may not write.
     find.owners(found)
     return found
+
+
+def any_image(text: str, site: Site, platform: oci.Platform | None = None) -> Image:
+    """Return an image of the stores, or a squashfs file that is named by its path, with its facts.
+
+    Raises UdiError where there is none, and for a directory.
+    """
+    reference = oci.parse(text, site.registry)
+    if reference.kind in ("squashfs", "path"):
+        found = resolve.local(text, os.path.abspath(reference.path))
+        if not found.path:
+            raise UdiError(f"{text} is a directory, not an image's file")
+        return found
+    stored = stored_image(text, site, platform)
+    owners = find.owners(stored)
+    packed = resolve.check(stored.squashfs, f"udi pull --force {text}", owners)
+    facts = resolve.read(stored.facts, owners)
+    return Image(text, stored.digest, stored.squashfs, stored.directory, facts, *packed)
 
 
 def write_files(files: Any, folder: str | None) -> None:

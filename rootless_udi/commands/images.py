@@ -11,8 +11,15 @@ from rootless_udi.base.errors import BYTES, UdiError, plain
 from rootless_udi.base.process import page, say, tell
 from rootless_udi.base.records import Record
 from rootless_udi.commands import names
-from rootless_udi.commands.given import Arguments, image_stores, parsed_platform, stored_image
+from rootless_udi.commands.given import (
+    Arguments,
+    any_image,
+    image_stores,
+    parsed_platform,
+    stored_image,
+)
 from rootless_udi.config import load
+from rootless_udi.plan.reference import parse
 from rootless_udi.plan.site import Site
 from rootless_udi.store import find, resolve
 
@@ -117,8 +124,14 @@ def _filter(text: str) -> Callable[[ImageRow], bool]:
 
 
 def inspect(arguments: Arguments) -> int:
-    """udi inspect: the facts that the pull wrote, and where the image is."""
-    image = stored_image(arguments.image, load.load(os.environ), parsed_platform(arguments))
+    """udi inspect: the facts that the pull wrote, and where the image is; also of a file."""
+    site = load.load(os.environ)
+    if parse(arguments.image, site.registry).kind in ("squashfs", "path"):
+        file = any_image(arguments.image, site)
+        size = os.stat(file.path).st_size
+        page(jsontext.text({**file.facts, "squashfs": file.path, "size": size}) + "\n")
+        return 0
+    image = stored_image(arguments.image, site, parsed_platform(arguments))
     place = {"squashfs": image.squashfs, "store": image.store, "size": image.size}
     facts = resolve.read(image.facts, find.owners(image))
     page(jsontext.text({**facts, **place}) + "\n")

@@ -17,6 +17,7 @@ from rootless_udi.fuse.format import Corrupt
 from rootless_udi.fuse.relayout import Result, reading, relayout
 from rootless_udi.fuse.relayout_check import verify
 from rootless_udi.serve import prefetch
+from rootless_udi.store import inside, resolve
 
 WAIT = 30.0
 """Seconds to wait for the server's profile after the command has ended: its mount ends after it."""
@@ -64,7 +65,9 @@ def optimize(
     """
     loaded = [profiles.load(path) for path in profile_paths]
     merged = profiles.merge(loaded)
-    tail = prefetch.tail(profiles.questions(loaded))
+    known = resolve.examine(image)[2]
+    facts = inside.pack(resolve.parsed(known)) if known else b""
+    tail = facts + prefetch.tail(profiles.questions(loaded))
     old = reading(image)
     partial = f"{target}.{os.urandom(8).hex()}.part"
     try:

@@ -4,7 +4,9 @@ import argparse
 from collections.abc import Callable
 
 from rootless_udi.commands.df import df
+from rootless_udi.commands.export import export, import_
 from rootless_udi.commands.given import Arguments
+from rootless_udi.commands.history import history
 from rootless_udi.commands.images import images
 from rootless_udi.commands.prune import prune
 from rootless_udi.commands.rm import remove
@@ -44,4 +46,22 @@ def add(command: Add) -> None:
     one = command("tag", tag, "give an image another name")
     one.add_argument("image")
     one.add_argument("name", metavar="NAME")
+    one.add_argument("--platform", help=_PLATFORM)
+    one = command("export", export, "write an image to one file, with all that is known of it")
+    one.add_argument("image", help="of the store, or a squashfs file (./FILE.sqfs)")
+    one.add_argument("file")
+    one.add_argument(
+        "--format",
+        default="squashfs",
+        choices=("squashfs", "oci-archive", "docker-archive"),
+        help="for udi-run, or for other tools",
+    )
+    one.add_argument("--force", action="store_true", help="replace the file")
+    one.add_argument("--platform", help=_PLATFORM)
+    one = command("import", import_, "put a squashfs file into the store")
+    one.add_argument("file")
+    one.add_argument("name", nargs="?", metavar="NAME", help="what the file says it is, without it")
+    one = command("history", history, "print the steps by which an image was made")
+    one.add_argument("image")
+    one.add_argument("--json", action="store_true", help="as JSON")
     one.add_argument("--platform", help=_PLATFORM)

@@ -57,6 +57,7 @@ MEMBERS = 100_000
 """Of an archive of `docker save`: a file for each layer and document."""
 OBSERVED = 96 * MIB
 """Bytes of a program or library that is looked into, if HELD has room for it."""
+HISTORY = 256
 FACTS = 40 * MIB
 """Bytes of names that are kept of all programs and libraries."""
 
@@ -154,7 +155,10 @@ _DOCUMENTS: tuple[tuple[str, int | str, str], ...] = (
     ("User", DOCUMENT, "kept as text"),
     ("Labels", DOCUMENT, "kept as text"),
     ("Volumes", DOCUMENT, "kept as text"),
-    ("history", DOCUMENT, _UNUSED),
+    ("history", HISTORY, "the steps that are kept, 400 characters of each"),
+    ("created_by", 400, "characters that are kept"),
+    ("comment", 400, "in place of created_by"),
+    ("empty_layer", "compared", "with true"),
     ("Config", DOCUMENT, "of `docker save`: as a document"),
     ("Layers", LAYERS, "of `docker save`"),
     ("RepoTags", DOCUMENT, "of `docker save`"),

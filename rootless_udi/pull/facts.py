@@ -37,6 +37,7 @@ def facts(
         "labels": dict(config.labels),
         "volumes": list(config.volumes),
         "layers": [layer.digest for layer in resolved.manifest.layers],
+        "history": _history(resolved),
         "mount_points": summary.mount_points,
         "compression": compression,
         "size": summary.bytes,
@@ -50,3 +51,13 @@ def facts(
         },
         "elf": elf,
     }
+
+
+def _history(resolved: Resolved) -> list[list[str | int]]:
+    """Return [created, created by, bytes of its compressed layer (-1: none)] of each step."""
+    layers = iter(resolved.manifest.layers)
+    found: list[list[str | int]] = []
+    for created, how, empty in resolved.config.history:
+        layer = None if empty else next(layers, None)
+        found.append([created, how, -1 if layer is None else layer.size])
+    return found

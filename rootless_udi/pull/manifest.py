@@ -53,6 +53,9 @@ _HINTS = {
     "application/vnd.oci.empty": "it is an artifact, no image",
 }
 
+_STEP_MAX = 400
+"""Characters of a step of an image's history that are kept."""
+
 
 class Descriptor(Record):
     """What a document says of a blob. `size` is in bytes; `platform` an index's entry's."""
@@ -83,6 +86,8 @@ class Config(Record):
     user: str = ""
     labels: tuple[tuple[str, str], ...] = ()
     volumes: tuple[str, ...] = ()
+    history: tuple[tuple[str, str, bool], ...] = ()
+    """(created, created by, has no layer), the lowest first."""
 
 
 def _refuse(what: str, why: str, hint: str = "") -> UdiError:
@@ -284,7 +289,20 @@ def config(
         user=_text(run.get("User"), "User", what),
         labels=tuple(sorted(labels.items())),
         volumes=tuple(sorted(_keys(run.get("Volumes"), "Volumes", what))),
+        history=_history(document.get("history")),
     )
+
+
+def _history(value: object) -> tuple[tuple[str, str, bool], ...]:
+    """Return what is said of how an image was made. It is for people alone: what is odd is left
+    out, what is long is cut off."""
+    rows = [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+    found = []
+    for row in rows[: bounds.HISTORY]:
+        texts = (row.get("created"), row.get("created_by") or row.get("comment"))
+        created, how = (text if isinstance(text, str) else "" for text in texts)
+        found.append((created[:40], how[:_STEP_MAX], row.get("empty_layer") is True))
+    return tuple(found)
 
 
 def _suited(document: dict[str, Any], platform: Platform, unnamed: Platform, what: str) -> Platform:

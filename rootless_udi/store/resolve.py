@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from rootless_udi.plan.site import Site
 
 _AGAIN = "make it anew: udi pull --force IMAGE"
+INSIDE, _ASKS = b"udi-fact", b"udi-asks"
+"""How what `udi export` and `udi optimize` write behind a squashfs ends: with this and 8 bytes of
+its length, these 16 included. The facts come first, JSON filled up with zeros to whole blocks."""
+INSIDE_MAX = 64 << 20
+"""Bytes of facts inside a file that are read."""
 
 
 def image(request: Request, site: "Site", environ: "Mapping[str, str]", who: str) -> Image:
@@ -133,9 +138,20 @@ def local(text: str, path: str) -> Image:
         return Image(text, "", "", os.path.realpath(path), {})
     if not S_ISREG(status.st_mode):
         raise UdiError(f"image {path} is neither a file nor a directory")
-    packed = check(path)
-    known = _beside(path, status.st_uid)
-    return Image(text, known.get("digest", ""), os.path.realpath(path), "", known, *packed)
+    name, optimized, data = examine(path)
+    known = _inside(path, data) if data else _beside(path, status.st_uid)
+    digest = known.get("digest", "")
+    return Image(text, digest, os.path.realpath(path), "", known, name, optimized)
+
+
+def _inside(path: str, data: bytes) -> "dict[str, Any]":
+    """Return the facts that `udi export` wrote into the file at `path`, as trusted as the file."""
+    try:
+        return parsed(data)
+    except ValueError as error:
+        raise UdiError(
+            f"reading the facts inside {path} failed: {error}", "copy the file, or export it, again"
+        ) from None
 
 
 def _beside(path: str, owner: int) -> "dict[str, Any]":
@@ -156,8 +172,16 @@ def _beside(path: str, owner: int) -> "dict[str, Any]":
     return {}
 
 
-def check(path: str, hint: str = "", owners: "tuple[int, ...] | None" = None) -> tuple[str, bool]:
-    """Return the compressor of the squashfs file at `path`, by name, and whether it is optimised.
+def check(path: str, hint: str, owners: "tuple[int, ...]") -> tuple[str, bool]:
+    """Return a store's squashfs file's compressor, and whether it is optimised; as `examine`."""
+    return examine(path, hint, owners)[:2]
+
+
+def examine(
+    path: str, hint: str = "", owners: "tuple[int, ...] | None" = None
+) -> tuple[str, bool, bytes]:
+    """Return the compressor of the squashfs file at `path`, by name, whether it is optimised, and
+    the facts inside it as they are; none are looked for with `owners`: a store has them beside.
 
     Raises UdiError, with `hint`, where it is no whole squashfs 4.0 (its superblock says), and where
     others than the caller, root and `owners` may have written it (None: anybody may).
@@ -169,11 +193,13 @@ def check(path: str, hint: str = "", owners: "tuple[int, ...] | None" = None) ->
                 trust.check(fd, path, owners, "image")
             head = os.pread(fd, HEAD, 0)
             size = os.fstat(fd).st_size
+            used = int.from_bytes(head[40:48], "little")
+            optimized = OPTIMIZED in head
+            data = _behind(fd, size, used, optimized) if owners is None else b""
         finally:
             os.close(fd)
     except OSError as error:
         raise UdiError(f"opening image {path} failed: {error.strerror}") from None
-    used = int.from_bytes(head[40:48], "little")
     if len(head) < SIZE or int.from_bytes(head[:4], "little") != MAGIC:
         from rootless_udi.store import suggest
 
@@ -186,9 +212,27 @@ def check(path: str, hint: str = "", owners: "tuple[int, ...] | None" = None) ->
         hint = hint or "copy it again, or pull it anew (udi pull --force)"
     else:
         name = COMPRESSORS.get(int.from_bytes(head[20:22], "little"), "unknown")
-        return name, OPTIMIZED in head
+        return name, optimized, data
     hint = hint or "a name without / is looked up in the store; a tar is docker-archive:FILE"
     raise UdiError(f"image {path} is no squashfs file: {why}", hint)
+
+
+def _behind(fd: int, size: int, used: int, optimized: bool) -> bytes:
+    """Return the facts behind a squashfs of `used` bytes, as they are; empty for none."""
+    end = size
+    for _ in range(1 + optimized):
+        if end - 16 < used:
+            break
+        last = os.pread(fd, 16, end - 16)
+        start = end - int.from_bytes(last[8:], "little")
+        if last[:8] not in (INSIDE, _ASKS) or not used <= start <= end - 16:
+            break
+        if last[:8] == INSIDE:
+            if end - start > INSIDE_MAX:
+                return b" "
+            return os.pread(fd, end - 16 - start, start).rstrip(b"\0") or b" "
+        end = start
+    return b""
 
 
 def read(path: str, owners: "tuple[int, ...]") -> "dict[str, Any]":
@@ -208,13 +252,18 @@ def read(path: str, owners: "tuple[int, ...]") -> "dict[str, Any]":
 def _facts(path: str, owners: "tuple[int, ...]") -> "dict[str, Any]":
     data = trust.read(path, owners)
     try:
-        found = fastjson.loads(data.decode())
-        if not isinstance(found, dict) or found.get("version") != 1:
-            # A file that happens to lie beside a foreign squashfs, or of a later version.
-            return {}
-        _check_shape(found)
+        return parsed(data)
     except ValueError as error:
         raise UdiError(f"reading {path} failed: {error}", _AGAIN) from None
+
+
+def parsed(data: bytes) -> "dict[str, Any]":
+    """Return the facts that `data` is; none for another document: what lies beside a foreign
+    squashfs, or is of a later version. Raises ValueError where they are damaged."""
+    found = fastjson.loads(data.decode())
+    if not isinstance(found, dict) or found.get("version") != 1:
+        return {}
+    _check_shape(found)
     return found
 
 

@@ -1,0 +1,62 @@
+"""Facts inside an image's file, behind the squashfs, so that one copied file has them all.
+
+`resolve` reads them, since a start does; it has the format. The squashfs comes first, then the
+facts, then what a start asks of an optimised image (serve.prefetch).
+"""
+
+import os
+
+from rootless_udi.base import fastjson
+from rootless_udi.base.errors import UdiError
+from rootless_udi.store.resolve import _ASKS, INSIDE, INSIDE_MAX
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+BLOCK = 4096
+_CHUNK = 1 << 20
+
+
+def pack(facts: "Mapping[str, Any]") -> bytes:
+    """Return facts as they lie behind a squashfs; empty for none. Raises UdiError for too many."""
+    if not facts:
+        return b""
+    data = fastjson.dumps(facts, separators=(",", ":")).encode("utf-8", "surrogateescape")
+    data += bytes(-(len(data) + 16) % BLOCK)
+    if len(data) + 16 > INSIDE_MAX:
+        raise UdiError(f"its facts have {len(data)} bytes; at most {INSIDE_MAX} go into a file")
+    return data + INSIDE + (len(data) + 16).to_bytes(8, "little")
+
+
+def parts(fd: int) -> "tuple[int, tuple[int, int]]":
+    """Return the bytes of the squashfs open at `fd`, and (position, length) of what starts ask."""
+    size = os.fstat(fd).st_size
+    used = int.from_bytes(os.pread(fd, 8, 40), "little")
+    last = os.pread(fd, 16, max(size - 16, 0))
+    length = int.from_bytes(last[8:], "little")
+    asks = last[:8] == _ASKS and 16 <= length <= size - used
+    return used, (size - length, length) if asks else (size, 0)
+
+
+def copied(fd: int, facts: "Mapping[str, Any]") -> "Iterator[bytes]":
+    """Yield the file open at `fd` with `facts` in place of those that may be in it.
+
+    Raises OSError, and UdiError where it ends early.
+    """
+    used, (at, length) = parts(fd)
+    yield from _range(fd, 0, used)
+    yield bytes(-used % BLOCK)
+    yield pack(facts)
+    yield from _range(fd, at, length)
+
+
+def _range(fd: int, at: int, length: int) -> "Iterator[bytes]":
+    end = at + length
+    while at < end:
+        data = os.pread(fd, min(_CHUNK, end - at), at)
+        if not data:
+            raise UdiError(f"the file ends at {at}, before the image does", "copy it again")
+        yield data
+        at += len(data)
