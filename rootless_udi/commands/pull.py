@@ -7,7 +7,12 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import say
 from rootless_udi.commands.given import Arguments, image_stores, parsed_platform, parsed_reference
 from rootless_udi.config import load
-from rootless_udi.plan import site as plan_site
+from rootless_udi.plan import reference as oci
+from rootless_udi.plan.site import Site
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rootless_udi.pull import pipeline
 
 
 def pull(arguments: Arguments) -> int:
@@ -24,14 +29,12 @@ def pull(arguments: Arguments) -> int:
             "pip install rootless_udi installs it; images that are there run without it",
         ) from None
 
-    options = pipeline.Options(
-        platform=parsed_platform(arguments),
-        compression=arguments.compression or _compression(site),
-        insecure=arguments.insecure or reference.registry in site.insecure,
+    options = options_for(reference, site, parsed_platform(arguments), arguments.insecure)
+    options = options.replace(
+        compression=arguments.compression or options.compression,
         force=arguments.force,
         keep_blobs=arguments.keep_blobs,
         writer=arguments.writer,
-        mirrors=dict(site.mirrors),
     )
     with progress.shown(arguments.quiet) as shown:
         image = pipeline.pull_sync(reference, Store(image_stores(site)[0]), options, shown)
@@ -39,7 +42,21 @@ def pull(arguments: Arguments) -> int:
     return 0
 
 
-def _compression(site: plan_site.Site) -> str:
+def options_for(
+    reference: oci.Reference, site: Site, platform: oci.Platform | None, insecure: bool
+) -> "pipeline.Options":
+    """Return a pull's options as the site has them."""
+    from rootless_udi.pull import pipeline
+
+    return pipeline.Options(
+        platform=platform,
+        compression=_compression(site),
+        insecure=insecure or reference.registry in site.insecure,
+        mirrors=dict(site.mirrors),
+    )
+
+
+def _compression(site: Site) -> str:
     # These two have no levels.
     plain = site.compression in ("none", "lz4")
     return site.compression if plain else f"{site.compression}:{site.compression_level}"

@@ -10,6 +10,7 @@ from rootless_udi.commands.history import history
 from rootless_udi.commands.images import images
 from rootless_udi.commands.prune import prune
 from rootless_udi.commands.rm import remove
+from rootless_udi.commands.search import search, tags
 from rootless_udi.commands.tag import tag
 
 Add = Callable[[str, Callable[[Arguments], int], str], argparse.ArgumentParser]
@@ -65,3 +66,21 @@ def add(command: Add) -> None:
     one.add_argument("image")
     one.add_argument("--json", action="store_true", help="as JSON")
     one.add_argument("--platform", help=_PLATFORM)
+    one = command("update", _update, "pull the images of tags that have moved")
+    one.add_argument("image", nargs="*", help="these tags; else all that were pulled")
+    one.add_argument("--check", action="store_true", help="only tell which have moved")
+    one.add_argument("--insecure", action="store_true", help="plain HTTP (loopback is always)")
+    one.add_argument("--quiet", "-q", action="store_true", help="show no progress")
+    one = command("search", search, "find repositories of a registry by a word of their names")
+    one.add_argument("word", metavar="[HOST/]WORD")
+    one.add_argument("--insecure", action="store_true", help="plain HTTP (loopback is always)")
+    one = command("tags", tags, "list the tags of a repository")
+    one.add_argument("repository")
+    one.add_argument("--insecure", action="store_true", help="plain HTTP (loopback is always)")
+
+
+def _update(arguments: Arguments) -> int:
+    # The other commands run without what a pull needs.
+    from rootless_udi.commands.update import update
+
+    return update(arguments)

@@ -9,7 +9,8 @@ import http.client
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from email.message import Message
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.plan.reference import DOCKER_HUB
@@ -25,6 +26,8 @@ _API_HOSTS = {DOCKER_HUB: "registry-1.docker.io"}
 _ERROR_MAX = 1 << 16
 _CHUNK = 1 << 18
 _SLOW_BYTES = 1 << 16
+PAGES = 1000
+"""Of a list of tags or repositories that are read."""
 _RENEWALS = 2
 """What a request may be refused with before it is denied: no right, and one that has run out."""
 
@@ -90,10 +93,10 @@ class Endpoint:
         """
         digest = reference if ":" in reference else ""
         what = f"pulling {self}@{digest}" if digest else f"pulling {self}:{reference}"
-        body, media = self._whole(f"manifests/{reference}", DOCUMENT_MAX, what)
+        body, headers = self._whole(f"manifests/{reference}", DOCUMENT_MAX, what)
         if digest:
             check(body, digest, what)
-        return body, media
+        return body, headers.get("Content-Type", "")
 
     def document(self, descriptor: Descriptor, part: str) -> bytes:
         """Return a small blob (a config) whole and checked."""
@@ -106,12 +109,29 @@ class Endpoint:
         check(body, descriptor.digest, what)
         return body
 
-    def _whole(self, path: str, most: int, what: str) -> tuple[bytes, str]:
+    def listing(self, path: str, what: str) -> Iterator[bytes]:
+        """Yield the pages of a list ("tags/list", "_catalog" without a repository) as they are.
+
+        Of what a page says of the next one (Link, rel="next") only the query is taken: it is of the
+        same list of the same registry. Raises UdiError, also after PAGES of them.
+        """
+        query = ""
+        for _ in range(PAGES):
+            body, headers = self._whole(path + query, DOCUMENT_MAX, what)
+            yield body
+            link = headers.get("Link", "")
+            _, mark, rest = link.partition(">")[0].partition("?")
+            if not mark or 'rel="next"' not in link or not all("!" <= c <= "~" for c in rest):
+                return
+            query = f"?{rest}"
+        raise UdiError(f"{what}: {self.host} has no end of pages")
+
+    def _whole(self, path: str, most: int, what: str) -> tuple[bytes, Message]:
         tries = self._tries()
         while True:
             reply = self._answer(path, {"Accept": ACCEPT}, tries, what)
             try:
-                return reply.read_all(most, what), reply.headers.get("Content-Type", "")
+                return reply.read_all(most, what), reply.headers
             except (OSError, http.client.HTTPException) as error:
                 self._transport.stop.check()
                 why = reason(error)
@@ -198,7 +218,8 @@ class Endpoint:
             try:
                 base = self._find_base(what)
                 right = self._authorizer.right(what, base)
-                url = f"{base}/v2/{self.repository}/{path}" if path else f"{base}/v2/"
+                below = f"{self.repository}/{path}".lstrip("/") if path else ""
+                url = f"{base}/v2/{below}"
                 reply = self._transport.get(url, headers, right, self.insecure)
             except (OSError, http.client.HTTPException) as error:
                 self._network(error, tries, what)

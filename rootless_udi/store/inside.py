@@ -8,7 +8,7 @@ import os
 
 from rootless_udi.base import fastjson
 from rootless_udi.base.errors import UdiError
-from rootless_udi.store.resolve import _ASKS, INSIDE, INSIDE_MAX
+from rootless_udi.store.resolve import ASKS, INSIDE, INSIDE_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def parts(fd: int) -> "tuple[int, tuple[int, int]]":
     used = int.from_bytes(os.pread(fd, 8, 40), "little")
     last = os.pread(fd, 16, max(size - 16, 0))
     length = int.from_bytes(last[8:], "little")
-    asks = last[:8] == _ASKS and 16 <= length <= size - used
+    asks = last[:8] == ASKS and 16 <= length <= size - used
     return used, (size - length, length) if asks else (size, 0)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rootless_udi.plan.site import Site
 
 _AGAIN = "make it anew: udi pull --force IMAGE"
-INSIDE, _ASKS = b"udi-fact", b"udi-asks"
+INSIDE, ASKS = b"udi-fact", b"udi-asks"
 """How what `udi export` and `udi optimize` write behind a squashfs ends: with this and 8 bytes of
 its length, these 16 included. The facts come first, JSON filled up with zeros to whole blocks."""
 INSIDE_MAX = 64 << 20
@@ -225,7 +225,7 @@ def _behind(fd: int, size: int, used: int, optimized: bool) -> bytes:
             break
         last = os.pread(fd, 16, end - 16)
         start = end - int.from_bytes(last[8:], "little")
-        if last[:8] not in (INSIDE, _ASKS) or not used <= start <= end - 16:
+        if last[:8] not in (INSIDE, ASKS) or not used <= start <= end - 16:
             break
         if last[:8] == INSIDE:
             if end - start > INSIDE_MAX:

@@ -15,10 +15,6 @@ from tests.kit import images
 pytestmark = pytest.mark.needs("userns", "busybox")
 
 
-def text(done: "object") -> str:
-    return str(done.stdout) + str(done.stderr)  # type: ignore[attr-defined]
-
-
 @pytest.fixture
 def three(user: User, tmp_path: Path) -> list[str]:
     """Three images, `one:1`, `two:2` and `host:5000/three:3`; their digests."""
