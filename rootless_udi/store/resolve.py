@@ -70,11 +70,15 @@ def _stored(
     found = None if policy == "always" and not who else lookup(stores, reference, platform)
     if found is None:
         if who or policy == "never":
+            from rootless_udi.store import suggest
+
+            meant = suggest.meant(request.image, stores)
             why = "a job of several ranks never pulls" if who else "--pull=never"
             raise UdiError(
                 f"image {request.image} is in no image store ({', '.join(stores)}), and {why}"
                 + find.closed(stores),
-                f"run this first, once: udi pull {_chosen(request)}{request.image}",
+                f"run this first, once: udi pull {_chosen(request)}{request.image}"
+                + (f"; {meant}" if meant else ""),
             )
         if unseen := find.closed(stores):
             complain("udi-run", f"image {request.image} is in no image store{unseen}")

@@ -90,7 +90,14 @@ class Leftovers:
         self.state = Path(user.env["XDG_RUNTIME_DIR"])
         subreaper(True)
         self._before = set(descendants())
-        self._mounts = Path("/proc/self/mountinfo").read_text()
+        self._mounts = self._own_mounts()
+
+    def _own_mounts(self) -> set[str]:
+        """Return the mounts that a start of this user can have made: FUSE of his, or on his
+        folders. What else is mounted meanwhile is somebody else's business."""
+        marks = (f"user_id={self.user.uid},", f" {self.user.home}/", f" {self.state}/")
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        return {line for line in lines if any(mark in line for mark in marks)}
 
     def processes(self) -> dict[int, str]:
         """Return the living descendants that are new: pid -> command line."""
@@ -111,7 +118,7 @@ class Leftovers:
         A rank that the test did not end, since it failed, is killed first.
         """
         self.check_processes(seconds)
-        assert Path("/proc/self/mountinfo").read_text() == self._mounts
+        assert self._own_mounts() == self._mounts
         assert self.files() == []
         assert len(self.folders()) <= 1, self.folders()
 

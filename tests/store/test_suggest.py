@@ -66,3 +66,13 @@ def test_a_file_that_is_here(user: User, monkeypatch: pytest.MonkeyPatch, tmp_pa
     (tmp_path / "app").mkdir()
     assert suggest.meant("app.tar", ()) == "did you mean the file: docker-archive:app.tar?"
     assert suggest.meant("app", ()) == "did you mean what is here: ./app?"
+
+
+def test_a_name_is_suggested_where_nothing_may_be_pulled(user: User) -> None:
+    names = user.home / "store/names/amd64"
+    names.mkdir(parents=True)
+    (names / find.escape("docker.io/library/ubuntu:24.04")).symlink_to("sha256-" + "0" * 64)
+    for argv in (["--pull=never"], ["--share=job"]):
+        done = user.run("udi-run", *argv, "ubuntu:24.4", "id")
+        assert done.returncode == 125
+        assert done.stderr.endswith("; did you mean ubuntu:24.04, which the store has?\n")
