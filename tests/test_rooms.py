@@ -35,6 +35,7 @@ ROOMS = {
         "shifter bundle version",
         False,
     ),
+    "__main__": ("commands", False),
     "bundle": ("base", True),
     "version": ("", True),
 }

@@ -11,6 +11,7 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.commands import names
 from tests.conftest import User
 from tests.kit import images
+from tests.kit.places import TREE
 
 pytestmark = pytest.mark.needs("userns", "busybox")
 
@@ -216,3 +217,9 @@ def test_familiar_names_mean_the_same() -> None:
     # Without its registry this would be another one's.
     assert names.familiar("reg.site/a.b/c:1", "reg.site") == "reg.site/a.b/c:1"
     assert names.familiar("oci:/x/y:1#5-6", "docker.io") == "oci:/x/y:1"
+
+
+def test_the_package_is_udi(user: User) -> None:
+    env = {"PYTHONPATH": str(TREE)}
+    done = user.run("python3", "-m", "rootless_udi", "--version", env=env)
+    assert (done.returncode, done.stdout) == (0, user.run("udi", "--version").stdout)
