@@ -9,6 +9,7 @@ from rootless_udi.base import jsontext
 from rootless_udi.base.errors import plain
 from rootless_udi.base.process import page
 from rootless_udi.base.records import Record
+from rootless_udi.launch import explaincovers
 from rootless_udi.plan import sizes, steps
 from rootless_udi.plan.image import Root
 from rootless_udi.plan.pernodecache import FileCache
@@ -130,6 +131,7 @@ def _rows(plan: Plan) -> list[tuple[str, str, str]]:
         ("writable", "yes, in memory" if plan.writable else "no", ""),
         ("ids", f"uid {plan.uid}, gid {plan.gid}", "the caller's, mapped to themselves"),
     ]
+    rows += explaincovers.rows(plan)
     rows += [(*_step(step), step.reason) for step in plan.steps]
     for env in (*plan.before, *plan.after):
         rows.append(("env", _env(env), env.reason))

@@ -192,6 +192,8 @@ def test_a_directory_of_very_many_entries(user: User, tree: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "2001\n")
     assert "udi-run: warning: /usr/lib/new is not in the image" in done.stderr
     assert "each of the 2000 entries of /usr/lib" in done.stderr
+    explained = user.run("udi-run", "--explain", *argv).stdout
+    assert "/usr/lib (2000 entries)" in explained and "each of the 2000 entries" in explained
     for number in range(100_000):
         os.mknod(many / f"more{number}")
     done = user.run("udi-run", *argv)
