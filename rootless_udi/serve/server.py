@@ -24,7 +24,10 @@ def run(source: "_socket.socket", place: "Place") -> "NoReturn":
     status = BUG
     try:
         outside.title(SERVER)
-        if _serve(source) and place[0]:
+        served = _serve(source)
+        # A launcher whose connection was aborted holds the record's lock until it sees our end.
+        source.close()
+        if served and place[0]:
             from rootless_udi.node import publish
 
             publish.end(*place)
