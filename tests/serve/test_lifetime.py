@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,3 +164,17 @@ def test_the_whole_matrix(
         struck(starts, left, chosen, "enter", how)
         chosen = [point for point in chosen if point[1] != "exit_group"]
         struck(starts, left, chosen, "exit", how)
+
+
+@pytest.mark.root
+def test_an_aborted_connection_hangs_nobody(user: User) -> None:
+    """The launcher holds the lock of a record that the server takes away at its end."""
+    image = busybox(user.home)
+    image.chmod(0o644)
+    run = user.argv("udi-run", "--share=job", image, "sh", "-c", "sleep 0.1; ls /bin")
+    mount = 'mount -t fusectl none /sys/fs/fuse/connections && exec "$@"'
+    words = ["unshare", "--mount", "sh", "-c", mount, "sh", sys.executable]
+    words += [str(PROGRAMS / "abortfuse.py"), str(user.uid), "10", *run]
+    done = subprocess.run(words, env=user.env, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
