@@ -70,7 +70,7 @@ def show(plan: Plan, how: str) -> None:
     it fits the terminal, in colours unless NO_COLOR is set (no-color.org)."""
     if how == "json":
         page(as_json(plan))
-    elif how == "wide" or not sys.stdout.isatty():
+    elif how == "wide" or sys.stdout is None or not sys.stdout.isatty():
         page(as_text(plan))
     else:
         width = os.get_terminal_size(sys.stdout.fileno()).columns or 80
