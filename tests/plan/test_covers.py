@@ -92,14 +92,14 @@ def test_a_file_in_the_place_of_a_link_that_leads_nowhere() -> None:
 
 def test_the_callers_folder_may_stay_out() -> None:
     """What nobody asked for by name is no reason to fail; and is not mounted over the image's."""
-    folder = bind("/work/me").replace(only_empty=True)
-    look = looking({**SOME, "/work": "directory"})
+    folder = bind("/project/me").replace(only_empty=True)
+    look = looking({**SOME, "/project": "directory"})
     (cover,) = covers([folder], look)
     assert (cover.target, cover.required) == ("/work", False)
-    (cover,) = covers([folder, bind("/work/other")], look)
+    (cover,) = covers([folder, bind("/project/other")], look)
     assert cover.required
-    look = looking({**SOME, "/work": "directory", "/work/me": "directory"})
-    assert [one.target for one in covers([folder, bind("/work/me/in")], look)] == ["/work/me"]
+    look = looking({**SOME, "/project": "directory", "/project/me": "directory"})
+    assert [one.target for one in covers([folder, bind("/project/me/in")], look)] == ["/project/me"]
 
 
 @pytest.mark.parametrize(
