@@ -295,7 +295,8 @@ def test_signals_that_the_caller_ignores_stay_ignored(
         for blocked in ((), (10,), tuple({13, 25} - {*ignored})):
             words = (" ".join(map(str, ignored)), " ".join(map(str, blocked)))
             done = user.run(sys.executable, "-c", code, *words, *show)
-            found = [int(line.split()[1], 16) for line in lines(done)]
+            # posix_spawn(3), as make uses it, ignores 32 and 33 in its child: the C library's own.
+            found = [int(line.split()[1], 16) & ~(3 << 31) for line in lines(done)]
             assert found == [sum(1 << (s - 1) for s in group) for group in (blocked, ignored)]
 
 
