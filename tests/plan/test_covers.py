@@ -95,7 +95,7 @@ def test_the_callers_folder_may_stay_out() -> None:
     folder = bind("/project/me").replace(only_empty=True)
     look = looking({**SOME, "/project": "directory"})
     (cover,) = covers([folder], look)
-    assert (cover.target, cover.required) == ("/work", False)
+    assert (cover.target, cover.required) == ("/project", False)
     (cover,) = covers([folder, bind("/project/other")], look)
     assert cover.required
     look = looking({**SOME, "/project": "directory", "/project/me": "directory"})
