@@ -105,9 +105,10 @@ def check(user: User, image: str, host: str) -> str:
     for command in commands:
         out = run(user, host, image, *command, silent=not why)
         if why:
-            message = next(line for line in out.splitlines() if line.startswith("udi-run: --mpi"))
-            assert re.search(why, message), out
-            return message.removeprefix("udi-run: --mpi: ")
+            # A rank says which it is, and where.
+            said = re.search(r"^udi-run: (?:rank \d+ on \S+: )?--mpi: (.*)$", out, re.M)
+            assert said and re.search(why, said[0]), out
+            return said[1]
         mpi.verify(out, host, RANKS, own(image, host))
     return "runs"
 
