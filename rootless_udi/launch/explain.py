@@ -1,4 +1,4 @@
-"""Print a plan: for a person, with the reason of each step, and as JSON, which reads back equal."""
+"""Print a plan: for a person, with the reason of each step, and as JSON."""
 
 import json
 import os
@@ -11,38 +11,13 @@ from rootless_udi.base.process import page
 from rootless_udi.base.records import Record
 from rootless_udi.launch import explaincovers
 from rootless_udi.plan import sizes, steps
-from rootless_udi.plan.image import Root
 from rootless_udi.plan.pernodecache import FileCache
 from rootless_udi.plan.planner import Plan, RootLayer
-
-_TYPES: dict[str, type[Record]] = {
-    cls.__name__: cls
-    for cls in (
-        steps.Mount,
-        steps.File,
-        steps.Symlink,
-        steps.Directory,
-        steps.Env,
-        FileCache,
-        Root,
-        RootLayer,
-        steps.Hook,
-        Plan,
-    )
-}
 
 
 def as_json(plan: Plan) -> str:
     """Return the plan as a JSON document; each record is an object with its type as "type"."""
     return jsontext.text(as_data(plan)) + "\n"
-
-
-def from_json(text: str) -> Plan:
-    """Return the plan that `as_json` wrote. Raises ValueError for anything else."""
-    found = _record(json.loads(text))
-    if not isinstance(found, Plan):
-        raise ValueError("not a plan")
-    return found
 
 
 def as_data(value: Any) -> Any:
@@ -51,18 +26,6 @@ def as_data(value: Any) -> Any:
         fields = {name: as_data(getattr(value, name)) for name in value.FIELDS}
         return {"type": type(value).__name__, **fields}
     return [as_data(v) for v in value] if isinstance(value, tuple) else value
-
-
-def _record(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_record(v) for v in value)
-    if isinstance(value, dict):
-        try:
-            fields = {k: _record(v) for k, v in value.items() if k != "type"}
-            return _TYPES[value["type"]](**fields)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not a plan: {error}") from None
-    return value
 
 
 def show(plan: Plan, how: str) -> None:

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from rootless_udi.base import jsontext
 from rootless_udi.base.errors import plain
-from rootless_udi.launch import explain
 from tests.conftest import User
-from tests.kit import images
+from tests.kit import images, plans
 from tests.kit.places import TREE
 from tests.test_rooms import MODULES
 
@@ -190,5 +189,5 @@ def test_on_a_terminal_rich_reads_no_markup_of_others(user: User) -> None:
 def test_a_plan_reads_back(user: User) -> None:
     """--explain=json is for programs too."""
     done = user.run("udi-run", "--explain=json", TREE / "tests")
-    assert done.returncode == 125 or explain.from_json(done.stdout)
+    assert done.returncode == 125 or plans.from_json(done.stdout)
     assert Path(TREE).is_dir()

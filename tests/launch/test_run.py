@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import User
+from tests.kit import plans
 from tests.kit.places import TREE
 
 pytestmark = pytest.mark.needs("userns", "fuse", "busybox")
@@ -676,7 +677,7 @@ def test_explain_is_a_plan_that_reads_back(user: User, box: Path) -> None:
     from rootless_udi.launch import explain
 
     done = user.run("udi-run", "--explain=json", f"-V{user.home}:/data", box, "true")
-    plan = explain.from_json(done.stdout)
+    plan = plans.from_json(done.stdout)
     assert explain.as_json(plan) == done.stdout
     assert plan.uid == user.uid and plan.root.path == os.path.realpath(box)
     assert any(step.target == "/data" and "--volume" in step.reason for step in plan.steps)

@@ -15,7 +15,7 @@ from rootless_udi.plan.options import Request
 from rootless_udi.plan.site import MountRow, Site
 from rootless_udi.plan.steps import Directory, Env, Hook, Injection, Mount, Symlink
 from rootless_udi.plan.volumes import parse
-from tests.kit import places
+from tests.kit import places, plans
 
 GOLDEN = places.GOLDEN / "plan"
 
@@ -114,7 +114,7 @@ def test_golden(name: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     assert text == path.read_text()
-    assert explain.from_json(text) == made
+    assert plans.from_json(text) == made
     assert explain.as_text(made).count("\n") > 15
     for width in (40, 80, 120):
         lines = explain.fitted(made, width).splitlines()
@@ -230,4 +230,4 @@ def test_accounts_cannot_break_a_line() -> None:
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"type": "Plan"}', '{"type": "Nope"}', "nope"])
 def test_what_is_no_plan(text: str) -> None:
     with pytest.raises(ValueError):
-        explain.from_json(text)
+        plans.from_json(text)
