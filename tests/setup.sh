@@ -24,11 +24,14 @@ packages() {
     done
     [ -z "$missing" ] && return
     say "installing$missing"
-    as_root apt-get update -qq
+    # Another apt may be at work (unattended upgrades): wait for it. A download may break once.
+    patient="-o DPkg::Lock::Timeout=900 -o Acquire::Retries=3"
     # Service starts are nobody's wish here.
     # shellcheck disable=SC2086
+    as_root apt-get $patient update -qq
+    # shellcheck disable=SC2086
     as_root env DEBIAN_FRONTEND=noninteractive \
-        apt-get install -y -qq --no-install-recommends $missing >/dev/null
+        apt-get $patient install -y -qq --no-install-recommends $missing >/dev/null
 }
 
 # environment EXTRAS: a virtual environment with the package's dependencies, under root's or the

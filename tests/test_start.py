@@ -13,6 +13,7 @@ import pytest
 from rootless_udi import bundle, version
 from rootless_udi.base import boot
 from tests.conftest import User
+from tests.kit.calls import calls_of
 from tests.kit.places import TREE
 
 PYTHON = "/usr/bin/python3"
@@ -78,11 +79,9 @@ def opens(user: User, log: Path, *argv: object) -> int:
     user.env["PATH"] = f"{TREE}/bin:/usr/bin:/bin"
     done = user.run("strace", "-f", "-e", "trace=open,openat,execve", "-o", log, *argv)
     assert done.returncode == 0, done.stderr
-    lines = log.read_text().splitlines()
-    pid = lines[0].split()[0]
-    last = next(i for i, line in enumerate(lines) if '"/bin/true"], ' in line and "execve" in line)
-    own = [x for x in lines[:last] if x.split()[0] == pid and re.search(r" open(at)?\(", x)]
-    return len(own)
+    lines = calls_of(log)
+    last = next(i for i, (_, x) in enumerate(lines) if '"/bin/true"], ' in x and "execve" in x)
+    return len([x for pid, x in lines[:last] if pid == lines[0][0] and re.match(r"open(at)?\(", x)])
 
 
 @pytest.mark.needs("userns", "fuse", "busybox", "strace")

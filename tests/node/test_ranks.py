@@ -15,6 +15,7 @@ import pytest
 
 from tests.conftest import User
 from tests.kit import images
+from tests.kit.calls import calls_of
 from tests.kit.nodes import SHOW, Leftovers, Rank, busybox, counted, servers, squashfs
 from tests.kit.places import TREE
 
@@ -253,9 +254,9 @@ def test_a_join_opens_at_most_45_files(
     log = tmp_path / "log"
     done = user.run("strace", "-f", "-o", log, "-e", "trace=/open,execve", *argv, "true")
     assert done.returncode == 0, done.stderr
-    calls = log.read_text().splitlines()
+    calls = [line for _, line in calls_of(log)]
     last = max(i for i, line in enumerate(calls) if "execve(" in line and line.endswith("= 0"))
-    opens = [line for line in calls[:last] if " open" in line]
+    opens = [line for line in calls[:last] if line.startswith("open")]
     assert len(opens) <= 45, "\n".join(opens)
     end(*one)
 

@@ -23,6 +23,7 @@ from rootless_udi.serve import prefetch
 from tests.conftest import User
 from tests.fuse.test_mount import counted
 from tests.kit import fuseimages, images
+from tests.kit.calls import calls_of
 from tests.kit.fusemount import Mount, ours
 from tests.kit.places import PROGRAMS, TREE
 from tests.launch.test_run import wait_for
@@ -246,18 +247,16 @@ def test_the_second_start_finds_its_answers(user: User, box: Path, tmp_path: Pat
     words = ("strace", "-f", "-e", calls, "-o", log, "udi-run", box, "sh", "-c", many)
     one = user.popen(*words, stdin=subprocess.PIPE)
 
-    def asking() -> str:
-        """Return the process that asks, "" before there is one."""
-        lines = log.read_text().splitlines() if log.exists() else []
-        return next((line.split()[0] for line in lines if 'chroot("."' in line), "")
+    def asking() -> list[str]:
+        """Return what the process that asks has done, [] before there is one."""
+        lines = calls_of(log)
+        pid = next((pid for pid, line in lines if 'chroot("."' in line), 0)
+        return [line for one, line in lines if one == pid]
 
-    wait_for(lambda: asking() and f"{asking()} +++ exited" in log.read_text())
+    wait_for(lambda: asking()[-1:] == ["+++ exited with 0 +++"])
     one.communicate("\n", timeout=60)
     assert one.returncode == 0
-    lines = log.read_text().splitlines()
-    pid = asking()
-    mine = [line.split(maxsplit=1)[1] for line in lines if line.split()[0] == pid]
-    mine = [line for line in mine if re.match(r"(setns|chroot|newfstatat|lstat|\+)", line)]
+    mine = [line for line in asking() if re.match(r"(setns|chroot|newfstatat|lstat|\+)", line)]
     stats = [line for line in mine if "absent" in line]
     assert len(stats) == 150
     assert mine.index(stats[0]) > next(n for n, x in enumerate(mine) if x.startswith("chroot"))
@@ -288,9 +287,9 @@ def test_without_an_overlay_nothing_is_asked_of_what_is_mounted(
     one = user.popen(*words, PROGRAMS / "oldkernel.py", box, "sh", "-c", command, cwd="/")
 
     def asked() -> list[str]:
-        lines = log.read_text().splitlines() if log.exists() else []
-        ahead = {line.split()[0] for line in lines if 'chroot("."' in line}
-        return [line for line in lines if line.split()[0] in ahead]
+        lines = calls_of(log)
+        ahead = {pid for pid, line in lines if 'chroot("."' in line}
+        return [line for pid, line in lines if pid in ahead]
 
     try:
         wait_for(lambda: any("exited" in line for line in asked()))
@@ -462,9 +461,9 @@ def test_an_optimised_image_knows_its_start(user: User, box: Path, tmp_path: Pat
         one = user.popen(*words, *command, stdin=subprocess.PIPE)
 
         def found() -> list[str]:
-            lines = log.read_text().splitlines() if log.exists() else []
-            asking = [line.split()[0] for line in lines if 'chroot("."' in line]
-            return [line for line in lines if line.split()[0] in asking and "absent" in line]
+            lines = calls_of(log)
+            asking = {pid for pid, line in lines if 'chroot("."' in line}
+            return [line for pid, line in lines if pid in asking and "absent" in line]
 
         wait_for(lambda: len(found()) >= count)
         one.communicate("\n", timeout=60)
