@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.kit import images, probes
 from tests.kit.places import TREE
@@ -21,7 +21,9 @@ SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
 
 # The tree may not be the user's to write to, and a shared machine is no place for deadlines.
-settings.register_profile("udi", database=None, deadline=None)
+settings.register_profile(
+    "udi", database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("udi")
 
 

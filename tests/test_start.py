@@ -98,7 +98,7 @@ def test_opens_of_a_launch_and_of_a_join(user: User, box: Path, tmp_path: Path) 
     assert opens(user, tmp_path / "join", "udi-run", box, "/bin/true") <= 45
     read = (tmp_path / "join").read_text()
     assert "/udi-run.cpython-" in read and "/udi-start.cpython-" not in read
-    holder.communicate("\n", timeout=30)
+    holder.communicate("\n", timeout=120)
 
 
 def test_a_bundle_and_its_boot_code_have_one_format() -> None:

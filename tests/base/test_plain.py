@@ -125,7 +125,7 @@ def test_a_start_and_its_container(user: User, evil: str) -> None:
     for words in (("udi", "ps"), ("udi", "ps", "--json")):
         done = user.run(*words)
         assert is_clean(done.stdout) and "lay" in done.stdout, done
-    holder.communicate("\n", timeout=30)
+    holder.communicate("\n", timeout=120)
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def test_ps_lists_a_running_container(user: User, box: Path) -> None:
     table = user.run("udi", "ps").stdout.splitlines()
     assert table[0].split() == ["IMAGE", "JOB", "MEMBERS", "AGE", "SERVER", "MEMORY"]
     assert any(line.split()[0] == str(box) for line in table)
-    process.communicate("\n", timeout=30)
+    process.communicate("\n", timeout=120)
 
 
 def test_ps_removes_what_is_stale(user: User) -> None:
@@ -532,7 +532,7 @@ def test_ps_says_which_state_directory_it_does_not_trust(user: User, tmp_path: P
 @pytest.mark.needs("userns", "fuse", "busybox")
 def test_udi_run_becomes_udi_run(user: User, box: Path) -> None:
     process = user.popen("udi", "run", "-it", "--rm", box, "sh", "-c", "echo $$", stdout=-1)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=120)
     assert int(out) == process.pid and process.returncode == 0
     done = user.run("udi", "run", "--nosuch", box)
     assert done.returncode == 125 and done.stderr.startswith("udi-run: unknown option --nosuch")

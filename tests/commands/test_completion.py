@@ -43,7 +43,7 @@ def place(tmp_path: Path) -> Path:
 
 def run(place: Path, *argv: str) -> list[str]:
     env = {"PATH": f"{place}/bin:/usr/bin:/bin", "HOME": f"{place}/home", "LANG": "C.UTF-8"}
-    done = subprocess.run(argv, env=env, cwd=place, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, env=env, cwd=place, capture_output=True, text=True, timeout=120)
     assert done.stderr == ""
     return done.stdout.splitlines()
 
@@ -127,11 +127,17 @@ def test_fish(place: Path, line: str, words: list[str]) -> None:
 
 def tcsh(place: Path, line: str) -> list[str]:
     """Return what tcsh lists for a line, typed at a terminal: it completes nowhere else."""
-    child, fd = pty.fork()
-    if child == 0:
-        os.chdir(place)
-        env = {"PATH": f"{place}/bin:/usr/bin:/bin", "HOME": f"{place}/home", "TERM": "vt100"}
-        os.execvpe("tcsh", ["tcsh", "-f"], env | {"LANG": "C.UTF-8"})
+    fd, terminal = pty.openpty()
+    env = {"PATH": f"{place}/bin:/usr/bin:/bin", "HOME": f"{place}/home", "TERM": "vt100"}
+    child = subprocess.Popen(
+        ["setsid", "--ctty", "tcsh", "-f"],
+        env=env | {"LANG": "C.UTF-8"},
+        cwd=place,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
 
     def typed(text: str) -> str:
         """Return what is written from here to the next prompt."""
@@ -147,7 +153,7 @@ def tcsh(place: Path, line: str) -> list[str]:
         os.write(fd, b"\25exit\n")
     finally:
         os.close(fd)
-        os.waitpid(child, 0)
+        child.wait()
     return sorted(listed.removeprefix(line).split())
 
 

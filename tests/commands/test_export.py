@@ -1,7 +1,6 @@
 """udi export, import and history: one file that has all that is known of an image."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import pytest
 from rootless_udi.base.errors import UdiError
 from rootless_udi.store import inside, resolve
 from tests.conftest import User
-from tests.kit import images
+from tests.kit import fuseimages, images
 
 pytestmark = pytest.mark.needs("userns", "busybox")
 
@@ -225,7 +224,7 @@ with newfile.writing("out", False) as file:
     process = user.popen("python3", "-c", code, env={"PYTHONPATH": str(TREE)}, stdin=-1, stdout=-1)
     assert process.stdout and process.stdout.readline() == "up\n"
     process.send_signal(number)
-    assert process.wait(20) in (128 + number, -number)
+    assert process.wait(120) in (128 + number, -number)
     process.stdin.close()  # type: ignore[union-attr]
     assert [path.name for path in user.home.iterdir() if path.name != "run"] == []
 
@@ -262,7 +261,7 @@ def test_a_damaged_image_is_no_archive(user: User, named: str) -> None:
     path = exported(user)
     data = bytearray(path.read_bytes())
     table = int.from_bytes(data[64:72], "little")
-    data[table : table + 64] = os.urandom(64)
+    data[table : table + 64] = fuseimages.noise(64)
     path.write_bytes(data)
     target = user.home / "x.tar"
     done = user.run("udi", "export", path, target, "--format=oci-archive")

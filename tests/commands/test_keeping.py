@@ -11,7 +11,9 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.commands import names
 from tests.conftest import User
 from tests.kit import images
+from tests.kit.nodes import state_files
 from tests.kit.places import TREE
+from tests.launch.test_run import wait_for
 
 pytestmark = pytest.mark.needs("userns", "busybox")
 
@@ -183,6 +185,8 @@ def test_prune_leaves_what_runs_here(user: User, three: list[str]) -> None:
     os.utime(sqfs(user, three[0]), (1, 1))
     assert user.run("udi", "prune", "--older-than=1y").stdout == ""
     process.communicate("\n")
+    # Its server ends a moment later, and reads no more then.
+    wait_for(lambda: not state_files(user.home / "run"))
     os.utime(sqfs(user, three[0]), (1, 1))
     assert user.run("udi", "prune", "--older-than=1y").stdout.split()[1:] == ["one:1"]
 

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rootless_udi.base.errors import UdiError
@@ -19,8 +19,6 @@ from rootless_udi.plan.steps import Env
 from tests.kit import places
 from tests.kit.places import TREE
 
-QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-"""A loaded machine is no failure."""
 GOLDEN = places.GOLDEN / "config"
 
 
@@ -498,7 +496,6 @@ def _toml(value: object) -> str:
     return str(value).lower() if isinstance(value, bool | float) else str(value)
 
 
-@QUIET
 @given(
     st.dictionaries(
         SECTIONS | KEYS | st.just("image"),
@@ -515,13 +512,11 @@ def test_any_values_are_a_site_or_problems(values: dict[str, object]) -> None:
         modules.available(plan_site.from_flat(flat).modules)
 
 
-@QUIET
 @given(st.text(max_size=60))
 def test_any_text_is_a_site_or_problems(text: str) -> None:
     merge.merge([files.ConfigFile("/x", "site", 0, 0, 0)], [text])
 
 
-@QUIET
 @given(st.text(alphabet=st.sampled_from("ab.='\"[]{},#\n\\1 "), max_size=30))
 def test_lines_of_any_toml(text: str) -> None:
     try:

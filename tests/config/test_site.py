@@ -297,7 +297,7 @@ def test_the_ranks_of_a_step_share_a_cache_and_jobs_do_not(site: Site, box: Path
         assert good(other) == ""
         assert good(site.user.run(*words, "ls -A /scratch", env={"UDI_SITE_DIR": "/none"})) == ""
         (home / "down").write_text("done\n")
-        assert first.communicate(timeout=30)[0] == "done\n"
+        assert first.communicate(timeout=120)[0] == "done\n"
         assert good(site.user.run(*words, "ls -A /scratch", env=job)) == ""
     finally:
         first.kill()

@@ -85,8 +85,10 @@ def test_every_decompressor_stops_at_its_limit_and_knows_damage(name: str, numbe
     if name in ("zstd", "lz4", "lzo"):
         packed, bomb = made_by_mksquashfs(name, block), None
         if name == "zstd":
-            zstd = pytest.importorskip("backports.zstd")
-            bomb = zstd.compress(bytes(50 << 20))
+            probes.need("zstd")
+            bomb = subprocess.run(
+                ["zstd", "-q"], input=bytes(50 << 20), stdout=subprocess.PIPE, check=True
+            ).stdout
     else:
         packed, bomb = BOMBS[name](block), BOMBS[name](bytes(50 << 20))
     assert run(packed, 8192) == block
@@ -157,7 +159,7 @@ def test_a_directory_that_contains_its_parent(tree: bytearray, tmp_path: Path) -
     image = tmp_path / "cycle"
     image.write_bytes(tree)
     with Mount(ours(), image, tmp_path / "m") as one:
-        done = one.run("find", one.point, timeout=20)
+        done = one.run("find", one.point)
         assert done.stdout.count("/b") <= 3
         assert done.returncode == 1
         assert "symbolic links" in done.stderr or "loop" in done.stderr.lower()
@@ -245,7 +247,7 @@ def test_names_that_would_lead_elsewhere(name: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("mksquashfs")
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_superblock_over_a_real_image(data: st.DataObject) -> None:
     global _good

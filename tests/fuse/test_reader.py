@@ -38,7 +38,7 @@ LINE = re.compile(
 def listed(image: Path) -> dict[str, tuple[str, int, int, int | None, str]]:
     """path -> mode letters, uid, gid, size, time, by unsquashfs -lln."""
     argv = ["unsquashfs", "-UTC", "-lln", str(image)]
-    text = subprocess.run(argv, capture_output=True, check=True, timeout=60).stdout
+    text = subprocess.run(argv, capture_output=True, check=True, timeout=120).stdout
     found = {}
     for line in re.split(r"\n(?=[-dlbcps][-rwxsStT]{9} )", "\n" + os.fsdecode(text).rstrip("\n")):
         match = LINE.fullmatch(line.lstrip("\n"))

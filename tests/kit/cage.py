@@ -94,7 +94,7 @@ class Cage:
         return [*enter, "env", "-C", str(cwd), *map(str, argv)]
 
     def run(
-        self, *argv: object, env: Mapping[str, str] | None = None, timeout: float = 60
+        self, *argv: object, env: Mapping[str, str] | None = None, timeout: float = 240
     ) -> "subprocess.CompletedProcess[str]":
         """Run a command in the cage as root; its failure is an error with its output."""
         done = subprocess.run(
@@ -183,7 +183,7 @@ class Scheduler:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def gone(self, state: Callable[[], list[str]] = list, seconds: float = 15) -> None:
+    def gone(self, state: Callable[[], list[str]] = list, seconds: float = 60) -> None:
         """Wait until no leftover lives and `state` names no file; kill them and fail otherwise."""
         end = time.monotonic() + seconds
         while left := self.leftovers() or state():

@@ -149,7 +149,8 @@ class Mount:
             raise AssertionError("the holder failed; see above")
 
     def _wait_for_mount(self) -> None:
-        for _ in range(500):
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
             if f" {self.point} " in Path(f"/proc/{self.holder}/mounts").read_text():
                 return
             time.sleep(0.02)
@@ -179,7 +180,7 @@ class Mount:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def close(self, timeout: float = 20) -> int:
+    def close(self, timeout: float = 60) -> int:
         """End the namespaces; return the status of the server, which must end by itself."""
         self._ours.close()
         self._holder.wait()

@@ -115,7 +115,7 @@ class GridEngine(Scheduler):
             self.cage.run("qconf", option, self.cage.name, env=self.settings)
         self.cage.run("sge_execd", env=self.settings)
 
-    def _until(self, *argv: str, shows: str = "", seconds: float = 30) -> None:
+    def _until(self, *argv: str, shows: str = "", seconds: float = 120) -> None:
         """Ask until the answer holds `shows`: Grid Engine tells nobody when it is ready."""
         end = time.monotonic() + seconds
         while True:

@@ -112,7 +112,7 @@ class Leftovers:
         found = [os.path.join(at, name) for at, names, _ in os.walk(self.state) for name in names]
         return [path for path in found if not path.endswith("/starts")]
 
-    def check(self, seconds: float = 10) -> None:
+    def check(self, seconds: float = 60) -> None:
         """Wait until every process has ended; then no mount, no file and one directory is left.
 
         A rank that the test did not end, since it failed, is killed first.
@@ -122,7 +122,7 @@ class Leftovers:
         assert self.files() == []
         assert len(self.folders()) <= 1, self.folders()
 
-    def check_processes(self, seconds: float = 10) -> None:
+    def check_processes(self, seconds: float = 60) -> None:
         """Wait until every process has ended; see `check`."""
         for rank in list(_POPENS.values()):
             rank.kill()

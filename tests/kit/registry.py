@@ -8,6 +8,7 @@ All run as the tests' ordinary user.
 import base64
 import contextlib
 import json
+import re
 import shutil
 import socket
 import ssl
@@ -25,10 +26,12 @@ from pathlib import Path
 USER, PASSWORD = "udi", "secret"
 
 
-def free_port() -> int:
+@contextlib.contextmanager
+def closed_port() -> Iterator[int]:
+    """A port that refuses every connection, and that nobody else can take meanwhile."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+        yield int(sock.getsockname()[1])
 
 
 def certificate(folder: Path, name: str) -> tuple[Path, Path]:
@@ -46,12 +49,12 @@ class Registry:
 
     def __init__(self, folder: Path, data: Path, extra: str = "", tls: str = "") -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.host = f"127.0.0.1:{free_port()}"
         config = folder / "config.yml"
+        # It takes a free port, and says which.
         config.write_text(
-            "version: 0.1\nlog: {level: error}\n"
+            "version: 0.1\nlog: {level: info}\n"
             f"storage: {{filesystem: {{rootdirectory: {data}}}, delete: {{enabled: true}}}}\n"
-            f"http: {{addr: '{self.host}'{tls}}}\n{extra}"
+            f"http: {{addr: '127.0.0.1:0'{tls}}}\n{extra}"
         )
         self._log = open(folder / "log", "w")  # noqa: SIM115
         self._process = subprocess.Popen(
@@ -60,7 +63,7 @@ class Registry:
             stderr=self._log,
             stdin=subprocess.DEVNULL,
         )
-        wait_for(self.host, self._process)
+        self.host = said_host(folder / "log", self._process)
 
     def push(self, layout: Path, tag: str, name: str, *options: str) -> None:
         """Copy LAYOUT:TAG to NAME here, with skopeo."""
@@ -84,16 +87,17 @@ class Registry:
         self._log.close()
 
 
-def wait_for(host: str, process: "subprocess.Popen[bytes]") -> None:
-    name, _, port = host.rpartition(":")
-    for _ in range(200):
-        with contextlib.suppress(OSError), socket.create_connection((name, int(port)), 1):
-            return
+def said_host(log: Path, process: "subprocess.Popen[bytes]") -> str:
+    """Wait until a registry listens; return where, as its log says it."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        text = log.read_text()
+        if found := re.search(r"listening on (127\.0\.0\.1:\d+)\W", text):
+            return found[1]
         if process.poll() is not None:
-            raise RuntimeError(f"docker-registry ended with {process.returncode}")
-        # Nothing tells that the port is open but trying it.
+            raise RuntimeError(f"docker-registry ended with {process.returncode}: {text}")
         time.sleep(0.05)
-    raise RuntimeError(f"nothing listens on {host}")
+    raise RuntimeError(f"docker-registry does not listen: {log.read_text()}")
 
 
 @contextlib.contextmanager

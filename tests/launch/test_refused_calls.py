@@ -122,7 +122,7 @@ def join(user: User, before: Words, pulled: str) -> None:
     assert space.startswith("mnt:")
     done = user.run(*words, "sh", "-c", show)
     assert (done.stdout, done.stderr) == (space, "")
-    first.communicate("\n", timeout=60)
+    first.communicate("\n", timeout=120)
 
 
 def cache(user: User, before: Words, pulled: str) -> None:
@@ -394,7 +394,10 @@ def opened(way: Callable[[], int]) -> object:
         os.close(fd)
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+LENIENT = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+@settings(max_examples=400, suppress_health_check=LENIENT)
 @given(
     parts=st.lists(st.sampled_from(NAMES), max_size=7),
     absolute=st.booleans(),

@@ -170,7 +170,7 @@ def test_a_workdir_that_is_not_inside_is_an_error(
         done = user.run("udi-run", f"--share={share}", f"--workdir={folder}", box, "pwd")
         said = f"udi-run: --workdir={folder} can't be entered in the container: {why}\n"
         assert done.returncode == 125 and done.stdout == "" and said in done.stderr
-    holder.communicate("\n", timeout=30)
+    holder.communicate("\n", timeout=120)
     done = user.run("shifter", f"--image={box}", f"--workdir={folder}", "pwd")
     assert lines(done) == ["/"]
     said = f"shifter: Failed to switch to working dir: {folder}, staying in /\n"
@@ -257,7 +257,7 @@ def test_explain_fits_the_terminal(user: User, box: Path) -> None:
 def test_the_command_is_the_process_itself(user: User, box: Path) -> None:
     """[11]"""
     process = user.popen("udi-run", box, "sh", "-c", "echo $$", stdout=subprocess.PIPE)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=120)
     assert int(out) == process.pid
 
 
@@ -266,7 +266,7 @@ def test_signals_reach_the_command(user: User, box: Path) -> None:
     process = user.popen("udi-run", box, "sh", "-c", "echo up; sleep 60", stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == -signal.SIGTERM
+    assert process.wait(120) == -signal.SIGTERM
     process.stdout.close()
 
 
@@ -323,9 +323,12 @@ def test_descriptors_stay_open(user: User, box: Path) -> None:
 
 def test_standard_output_ends_with_the_command(user: User, box: Path) -> None:
     """The helper outside holds none of the caller's descriptors."""
-    script = f"udi-run {box} sh -c 'exec 2>&-; sleep 30 >&- & echo done' | cat; echo $?"
-    done = user.run("sh", "-c", script, timeout=20)
+    fifo = user.home / "fifo"
+    os.mkfifo(fifo)
+    inner = f"exec 2>&-; read x <{fifo} >&- & echo done"
+    done = user.run("sh", "-c", f"udi-run {box} sh -c '{inner}' | cat; echo $?")
     assert lines(done) == ["done", "0"]
+    fifo.write_text("and the container ends\n")
 
 
 def test_no_child_that_the_command_did_not_make(user: User, box: Path) -> None:
@@ -577,7 +580,7 @@ def test_an_image_with_damaged_tables(user: User, box: Path, server: str) -> Non
     data[96 : len(data)] = bytes(len(data) - 96)
     broken = user.home / "broken.sqfs"
     broken.write_bytes(data)
-    done = user.run("udi-run", f"--fuse={server}", broken, "true", timeout=60)
+    done = user.run("udi-run", f"--fuse={server}", broken, "true")
     assert done.returncode in (125, 126, 127)
     assert done.stderr.startswith("udi-run: ") and "Traceback" not in done.stderr
 
@@ -735,7 +738,7 @@ def test_nothing_remains(user: User, box: Path) -> None:
     assert stat.S_IMODE(state.stat().st_mode) == 0o700
 
 
-def wait_for(condition: "object", seconds: float = 20) -> None:
+def wait_for(condition: "object", seconds: float = 60) -> None:
     """Wait until `condition()` is true: what the kernel does after the last exit takes a moment."""
     import time
 

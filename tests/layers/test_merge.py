@@ -766,7 +766,7 @@ MEMBERS = st.one_of(
 STACKS = st.lists(st.lists(MEMBERS, max_size=7), min_size=1, max_size=4)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(STACKS)
 @example([[file("a", "1")], [link("b", "a"), file("a", "2")]])
 @example([[directory("a", 0o700)], [file("a")], [opaque("a/b")]])
@@ -781,7 +781,7 @@ def test_same_as_the_model(tmp_path_factory: pytest.TempPathFactory, stack: list
     assert result(folder, *stack) == expected
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(STACKS, st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=4))
 def test_any_bytes(
     tmp_path_factory: pytest.TempPathFactory,

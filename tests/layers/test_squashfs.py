@@ -21,7 +21,7 @@ from rootless_udi.base.trees import remove_tree
 from rootless_udi.layers import squashfs_tools
 from rootless_udi.layers.merge import Layer, Summary, merge
 from rootless_udi.layers.tarwriter import Write
-from tests.kit import images, probes
+from tests.kit import fuseimages, images, probes
 from tests.kit.layerkit import SKELETON, M, directory, file, layer, link, symlink, tar, whiteout
 from tests.kit.places import TREE
 
@@ -284,7 +284,7 @@ except UdiError as err:
 """
     mount = f'mount -t tmpfs -o size=2m tmpfs {small} && exec {sys.executable} -c "$0"'
     argv = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, program]
-    done = subprocess.run(argv, cwd=TREE, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, cwd=TREE, capture_output=True, text=True, timeout=120)
     assert not done.returncode, done.stderr
     return done.stdout.strip()
 
@@ -406,8 +406,8 @@ def test_check_of_a_file_cut_short(tmp_path: Path, image: Path, size: int) -> No
 
 def test_extract_of_a_corrupt_image(tmp_path: Path, image: Path) -> None:
     data = bytearray(image.read_bytes())
-    data[96:4000] = os.urandom(3904)
-    data[-3000:-1000] = os.urandom(2000)
+    data[96:4000] = fuseimages.noise(3904)
+    data[-3000:-1000] = fuseimages.noise(2000, 2)
     (tmp_path / "bad.sqfs").write_bytes(data)
     with pytest.raises(UdiError, match=r"unpacking .* failed"):
         squashfs_tools.extract(str(tmp_path / "bad.sqfs"), str(tmp_path / "x"))

@@ -382,7 +382,7 @@ def _features() -> bytes:
 FEATURES = _features()
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.lists(st.tuples(st.integers(0, len(FEATURES) - 1), st.integers(0, 255)), max_size=4),
     st.integers(0, len(FEATURES)),
@@ -404,7 +404,7 @@ def test_any_bytes_give_members_or_a_refusal(
         assert "reading layer test failed at byte" in err.message
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=2000))
 def test_random_bytes(data: bytes) -> None:
     try:

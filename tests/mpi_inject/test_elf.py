@@ -203,7 +203,7 @@ def everything(data: bytes) -> None:
             pass
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_damaged_files_are_refused_or_read(data: st.DataObject) -> None:
     """Bytes changed where they steer the reading, files cut anywhere: ElfError or an answer."""
@@ -215,7 +215,7 @@ def test_damaged_files_are_refused_or_read(data: st.DataObject) -> None:
     everything(bytes(content[: data.draw(st.sampled_from([len(content), 64, 5000, 20000]))]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=600))
 def test_any_bytes_behind_a_header(tail: bytes) -> None:
     everything(header(64, "<", 62, 3) + tail)

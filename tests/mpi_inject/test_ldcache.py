@@ -138,7 +138,7 @@ def test_garbage_is_refused(data: bytes, message: str) -> None:
         ldcache.parse(data)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_damaged_caches_are_refused_or_read(data: st.DataObject) -> None:
     content = bytearray(data.draw(st.sampled_from([old("<"), new("<", 2), new(">", 0)])))

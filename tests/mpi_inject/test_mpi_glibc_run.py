@@ -48,7 +48,7 @@ def udi_run(user: User, family: str, image: str, *words: str, ranks: int = RANKS
     """Run words in the image with the host's MPI; return what they say."""
     argv = [*mpi.launcher(f"debian-{family}", ranks), str(TREE / "bin/udi-run"), f"--mpi={family}"]
     env = mpi.environment(user, f"debian-{family}")
-    done = user.run(*argv, mpi.pulled(image), *words, env=env, timeout=120)
+    done = user.run(*argv, mpi.pulled(image), *words, env=env)
     assert not done.returncode, done.stdout + done.stderr
     return done.stdout
 

@@ -57,7 +57,7 @@ def run(
     if tool:
         launcher[0] = os.path.join(os.path.dirname(launcher[0]), tool)
     argv = [*launcher, str(TREE / "bin/udi-run"), "--mpi", mpi.pulled(image)]
-    done = user.run(*argv, *command, env=mpi.environment(user, host), timeout=120)
+    done = user.run(*argv, *command, env=mpi.environment(user, host))
     assert not done.stderr or not silent, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -163,7 +163,7 @@ def test_a_file_that_can_not_run_keeps_no_other_from_running(user: User) -> None
     assert lacks in out and "rank=" not in out
     argv = [*mpi.launcher(host, 2), str(TREE / "bin/udi-run"), "--mpi", "--mpi-compat=warn"]
     env = mpi.environment(user, host)
-    done = user.run(*argv, mpi.pulled(image), mpi.NEWER, env=env, timeout=120)
+    done = user.run(*argv, mpi.pulled(image), mpi.NEWER, env=env)
     assert done.stdout.count("sum=2 of 2") == 2 and lacks in done.stderr
 
 

@@ -35,7 +35,7 @@ def left(user: User) -> Iterator[Leftovers]:
 
 
 def join(user: User, image: Path, *command: str) -> "subprocess.CompletedProcess[str]":
-    return user.run("udi-run", "--share=job", image, *(command or ("true",)), timeout=60)
+    return user.run("udi-run", "--share=job", image, *(command or ("true",)))
 
 
 def rank(user: User, image: Path) -> Rank:
@@ -134,7 +134,7 @@ def test_the_builder_is_killed(
         argv = ("udi-run", "--share=job", image, "true")
         builder = user.popen(*strace, *argv, stderr=subprocess.DEVNULL)
         peers = [user.popen(*argv, stderr=subprocess.PIPE) for _ in range(2)]
-        ended = [(peer.communicate(timeout=60)[1], peer.returncode) for peer in peers]
+        ended = [(peer.communicate(timeout=120)[1], peer.returncode) for peer in peers]
         builder.wait(60)
         assert ended == [("", 0), ("", 0)], (name, count)
         done = join(user, image)
@@ -146,7 +146,7 @@ def test_the_builder_is_killed(
 def test_the_helper_is_killed_before_it_serves(user: User, image: Path, left: Leftovers) -> None:
     """Only the process that stays outside makes this call; the launcher must not wait for it."""
     strace = ["strace", "-f", "-o", "/dev/null", "-e", "inject=setsid:signal=KILL"]
-    done = user.run(*strace, "udi-run", "--share=job", image, "true", timeout=60)
+    done = user.run(*strace, "udi-run", "--share=job", image, "true")
     assert done.returncode == 125
     assert done.stderr.startswith("udi-run: ") and "Traceback" not in done.stderr
     assert join(user, image).returncode == 0
@@ -162,7 +162,7 @@ def test_the_server_is_killed_before_it_serves_a_known_start(
     known = Path(user.env["XDG_RUNTIME_DIR"]) / "rootless_udi/starts"
     wait_for(lambda: known.exists() and list(known.iterdir()))
     strace = ["strace", "-f", "-o", "/dev/null", "-e", "inject=writev:signal=KILL"]
-    done = user.run(*strace, "udi-run", "--share=off", image, *many, timeout=60)
+    done = user.run(*strace, "udi-run", "--share=off", image, *many)
     assert done.returncode == 125
     assert "the image server" in done.stderr or "it " in done.stderr
 
@@ -174,7 +174,7 @@ def test_a_builder_that_fails_leaves_the_way_free(
     argv = ("udi-run", "--share=job", tmp_path / "missing.squashfs", "true")
     four = [user.popen(*argv, stderr=subprocess.PIPE) for _ in range(4)]
     for one in four:
-        assert "missing.squashfs" in one.communicate(timeout=60)[1]
+        assert "missing.squashfs" in one.communicate(timeout=120)[1]
         assert one.returncode == 125
 
 

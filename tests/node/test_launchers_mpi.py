@@ -120,5 +120,5 @@ def test_a_killed_launcher_leaves_nothing(user: User, left: Leftovers, kind: Kin
         assert launcher.stdout.readline() == "up\n"
     assert len(servers(left)) == 1
     launcher.send_signal(signal.SIGTERM)
-    launcher.communicate(timeout=60)
+    launcher.communicate(timeout=120)
     left.check_processes()

@@ -43,7 +43,7 @@ def nothing_remains(slurm: Slurm, user: User) -> Iterator[None]:
     gone(slurm, user)
 
 
-def gone(slurm: Slurm, user: User, seconds: float = 15) -> None:
+def gone(slurm: Slurm, user: User, seconds: float = 60) -> None:
     state = Path(user.env["XDG_RUNTIME_DIR"])
     slurm.gone(lambda: state_files(state), seconds)
 

@@ -181,7 +181,7 @@ def test_environment_folder_and_descriptors_are_the_ranks_own(
         pass_fds=[writer],
         stdout=subprocess.PIPE,
     ) as joiner:
-        out, _ = joiner.communicate(timeout=60)
+        out, _ = joiner.communicate(timeout=120)
     os.close(writer)
     with open(reader) as said:
         assert said.read() == "hello\n"
@@ -296,7 +296,7 @@ def test_ranks_that_arrive_one_after_the_other(user: User, image: Path, left: Le
 def private_tmp(user: User, script: str, env: dict[str, str]) -> "subprocess.CompletedProcess[str]":
     """Run a script with a /tmp of its own; it sees the image as /tmp/image."""
     outer = ["unshare", "-Urm", "--map-current-user", "--keep-caps", "--propagation=private"]
-    return user.run(*outer, "sh", "-ec", script, env=env, timeout=40)
+    return user.run(*outer, "sh", "-ec", script, env=env)
 
 
 @pytest.mark.parametrize("runtime", ["", "/nonexistent", "not/absolute"])

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rootless_udi.base.errors import UdiError
@@ -259,7 +259,7 @@ def test_patterns_on_disk(tmp_path: Path) -> None:
     ]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=300)
+@settings(max_examples=300)
 @given(
     st.text(alphabet="ab.-]", min_size=1, max_size=6),
     st.text(alphabet="ab*?[]!-.", max_size=8),

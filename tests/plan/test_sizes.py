@@ -3,14 +3,11 @@
 from contextlib import suppress
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.plan import sizes
-
-QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-"""A loaded machine is no failure."""
 
 
 @pytest.mark.parametrize(
@@ -70,14 +67,12 @@ def test_refused(text: str, why: str) -> None:
     assert why in caught.value.message
 
 
-@QUIET
 @given(st.text(max_size=50))
 def test_any_text_is_a_size_or_refused(text: str) -> None:
     with suppress(UdiError):
         assert 1 <= sizes.parse(text) <= sizes.LARGEST
 
 
-@QUIET
 @given(st.integers(1, sizes.LARGEST))
 def test_shown_sizes_read_back(size: int) -> None:
     assert sizes.parse(sizes.show(size)) == size

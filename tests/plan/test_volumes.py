@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rootless_udi.base.errors import UdiError
@@ -13,8 +13,6 @@ from rootless_udi.plan import volumes
 from rootless_udi.plan.volumes import PerNodeCache, Volume, parse
 
 G = 1024**3
-QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-"""A loaded machine is no failure."""
 
 
 @pytest.mark.parametrize(
@@ -164,7 +162,6 @@ def test_mount_order_is_parents_first() -> None:
     assert [v.destination for v in volumes.together(found)] == ["/x", "/q", "/x/y/z"]
 
 
-@QUIET
 @given(st.text(alphabet=st.sampled_from('/ab.:;"\\\n =,~'), max_size=40) | st.text(max_size=40))
 def test_any_text_is_volumes_or_refused(text: str) -> None:
     for site in (False, True):
@@ -181,7 +178,6 @@ PATHS = st.lists(
 ).map(lambda parts: "/" + "/".join(parts))
 
 
-@QUIET
 @given(PATHS, PATHS, st.sets(st.sampled_from(["ro", "rec", "slave"])))
 def test_every_name_can_be_written(source: str, below: str, options: set[str]) -> None:
     volume = Volume(source, "/data" + below, tuple(sorted(options)))

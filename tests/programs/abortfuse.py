@@ -1,7 +1,7 @@
 """abortfuse.py UID TRIES ARGV...: abort the FUSE connection of each start as soon as it is there.
 
-Root, in a mount namespace of its own where fusectl is mounted. Prints how many connections were
-aborted; ends with 1 where a start has not ended after 30 s.
+Root, in a mount namespace of its own where fusectl is mounted. ARGV's standard input ends when it
+has lost its connection. Prints how many were aborted; ends with 1 where a start goes on after that.
 """
 
 import os
@@ -12,11 +12,14 @@ CONNECTIONS = "/sys/fs/fuse/connections"
 
 
 def mine(uid: int) -> list[str]:
-    try:
-        names = os.listdir(CONNECTIONS)
-        return [name for name in names if os.stat(f"{CONNECTIONS}/{name}").st_uid == uid]
-    except OSError:
-        return []
+    found = []
+    for name in os.listdir(CONNECTIONS):
+        try:
+            if os.stat(f"{CONNECTIONS}/{name}").st_uid == uid:
+                found.append(name)
+        except OSError:  # it has just ended
+            continue
+    return found
 
 
 def main() -> None:
@@ -24,7 +27,8 @@ def main() -> None:
     before, aborted = set(mine(uid)), 0
     for number in range(tries):
         environ = {**os.environ, "SLURM_JOB_ID": "1", "SLURM_STEP_ID": str(number)}
-        start = subprocess.Popen(argv, env=environ, stderr=subprocess.DEVNULL)
+        start = subprocess.Popen(argv, env=environ, stdin=-1, stderr=subprocess.DEVNULL)
+        assert start.stdin
         hit = False
         while start.poll() is None and not hit:
             for name in set(mine(uid)) - before:
@@ -34,8 +38,9 @@ def main() -> None:
                     hit = True
                 except OSError:
                     continue
+        start.stdin.close()
         try:
-            start.wait(30)
+            start.wait(120)
         except subprocess.TimeoutExpired:
             start.kill()
             sys.exit(1)

@@ -4,7 +4,7 @@
    table, NTH how many-th of it in that process; WHEN is enter or exit; HOW is kill (SIGKILL), stop
    (for 2 s: on entry it is held by ptrace(2), on exit it gets SIGSTOP and SIGCONT) or none. Each call of the table is written to descriptor FD as
    "ROLE CALL NTH" as it is entered. Ends when all of them have: as COMMAND did, or with 99 where the
-   call was never made, 96 where a process stays for 5 s after COMMAND, 95 where COMMAND takes 20. */
+   call was never made, 96 where a process stays for 60 s after COMMAND, 95 where COMMAND takes 120. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>
@@ -93,8 +93,8 @@ int main(int argc, char **argv) {
             stopped = 0;
         }
         if (pid == 0) {
-            if (ended && now() - over > 5) return 96;
-            if (!ended && now() - begun > 20) return 95;
+            if (ended && now() - over > 60) return 96;
+            if (!ended && now() - begun > 120) return 95;
             /* Short: each call of each process waits for this. */
             usleep(50);
             continue;

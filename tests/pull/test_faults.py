@@ -100,7 +100,7 @@ def test_a_broken_pull_is_gone_on_with_by_the_next(proxy: Flaky, store: Store) -
 
 
 def test_two_pulls_of_one_digest_download_once(proxy: Flaky, store: Store) -> None:
-    both = threading.Barrier(2, timeout=30)
+    both = threading.Barrier(2, timeout=120)
 
     def act(*event: object) -> None:
         # Neither may begin with the digest before both know it.
@@ -111,7 +111,7 @@ def test_two_pulls_of_one_digest_download_once(proxy: Flaky, store: Store) -> No
 
     def rule(proxy: Flaky, request: Quiet, path: str) -> bool:
         if "/blobs/" in path and path not in configs:
-            waiting.wait(30)
+            waiting.wait(120)
         return False
 
     configs = {f"/v2/a/blobs/{config_of(proxy, 'a:1')}"}
@@ -133,7 +133,7 @@ def test_two_pulls_of_one_digest_download_once(proxy: Flaky, store: Store) -> No
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(240)
     assert len(results) == 2 and results[0] == results[1]
     assert len([p for p in proxy.paths("/blobs/") if p not in configs]) == 2
     assert sorted(sink.stages[1] for sink in sinks) == ["fetch", "wait"]
@@ -142,7 +142,7 @@ def test_two_pulls_of_one_digest_download_once(proxy: Flaky, store: Store) -> No
 
 def test_a_layer_of_two_images_is_downloaded_once(proxy: Flaky, store: Store) -> None:
     configs = {f"/v2/a/blobs/{config_of(proxy, name)}" for name in ("a:1", "a:2")}
-    both = threading.Barrier(2, timeout=30)
+    both = threading.Barrier(2, timeout=120)
 
     def act(*event: object) -> None:
         # Neither converts, and so removes its blobs, before the other has its own.
@@ -159,7 +159,7 @@ def test_a_layer_of_two_images_is_downloaded_once(proxy: Flaky, store: Store) ->
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(240)
     assert len(results) == 2
     assert len([p for p in proxy.paths("/blobs/") if p not in configs]) == 3
     assert leftovers(store) == []
@@ -245,7 +245,7 @@ def child(text: str, store: Store, point: str = "-", how: str = "-") -> list[str
 def test_a_killed_pull_leaves_a_sound_store(proxy: Flaky, store: Store, point: str) -> None:
     text = f"{proxy.host}/a:2"
     reference = parse(text)
-    done = subprocess.run(child(text, store, point, "kill"), capture_output=True, timeout=60)
+    done = subprocess.run(child(text, store, point, "kill"), capture_output=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
     found = find.find((store.root,), reference, HERE)
     assert found is None
@@ -266,7 +266,7 @@ def test_a_killed_pull_leaves_a_sound_store(proxy: Flaky, store: Store, point: s
 
 def test_a_killed_pull_is_gone_on_with(proxy: Flaky, store: Store) -> None:
     text = f"{proxy.host}/a:2"
-    subprocess.run(child(text, store, "blob running some", "kill"), timeout=60)
+    subprocess.run(child(text, store, "blob running some", "kill"), timeout=120)
     parts = [
         Path(store.path("blobs", name)).stat().st_size for name in os.listdir(store.path("blobs"))
     ]
@@ -279,7 +279,7 @@ def test_a_killed_pull_is_gone_on_with(proxy: Flaky, store: Store) -> None:
 
 def test_damaged_leftovers_are_found_out(proxy: Flaky, store: Store) -> None:
     text = f"{proxy.host}/a:2"
-    subprocess.run(child(text, store, "blob running some", "kill"), timeout=60)
+    subprocess.run(child(text, store, "blob running some", "kill"), timeout=120)
     for name in os.listdir(store.path("blobs")):
         path = Path(store.path("blobs", name))
         path.write_bytes(bytes(path.stat().st_size))
@@ -305,7 +305,7 @@ def test_an_interrupted_pull_ends_at_once(proxy: Flaky, store: Store) -> None:
     one = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
     assert asked.wait(60)
     one.send_signal(signal.SIGINT)
-    _, said = one.communicate(timeout=30)
+    _, said = one.communicate(timeout=120)
     assert said.rstrip().endswith("KeyboardInterrupt")
     assert "Group" not in said
     assert [name for name in content(store) if "part" not in name] == []
@@ -319,7 +319,7 @@ def on_a_small_disk(text: str, point: str, megabytes: int) -> "subprocess.Comple
     )
     argv = ["unshare", "-Urm", "sh", "-c", script, "sh", str(megabytes)]
     argv += child(text, Store("/mnt/store"), point, "fill")
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.needs("userns")

@@ -362,6 +362,6 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, where: 
     os.mkfifo(path)
     argv = [str(TREE / "bin/udi"), "pull", "-q", name]
     env = {**os.environ, "UDI_STORE": str(tmp_path / "store")}
-    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120)
     said = "has 0 bytes" if where == "blob" else "It is no regular file"
     assert done.returncode == 125 and said in done.stderr, done

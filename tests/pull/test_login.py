@@ -10,7 +10,7 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.pull import credentials
 from rootless_udi.pull.login import auth_file, login, logout, registry_name
 from rootless_udi.pull.retry import Patience
-from tests.kit.registry import PASSWORD, USER, basic_registry, free_port, token_registry
+from tests.kit.registry import PASSWORD, USER, basic_registry, closed_port, token_registry
 
 QUICK = Patience(attempts=2, first=0.01, longest=0.02)
 
@@ -70,8 +70,9 @@ def test_logins_that_cannot_be(tmp_path: Path) -> None:
     for user in ("", "a:b"):
         with pytest.raises(UdiError, match="is no user name"):
             login("host:1", user, "x", environ)
-    with pytest.raises(UdiError, match=r"login to 127.*: Connection refused"):
-        login(f"127.0.0.1:{free_port()}", "u", "x", environ, patience=QUICK)
+    refused = pytest.raises(UdiError, match=r"login to 127.*: Connection refused")
+    with closed_port() as port, refused:
+        login(f"127.0.0.1:{port}", "u", "x", environ, patience=QUICK)
 
 
 @pytest.mark.needs("registry")

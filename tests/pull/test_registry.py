@@ -30,8 +30,8 @@ from tests.kit.registry import (
     Registry,
     TokenServer,
     basic_registry,
+    closed_port,
     flaky,
-    free_port,
     open_registry,
     tls_registry,
     token_registry,
@@ -392,8 +392,7 @@ def test_other_proxies_are_refused(url: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_plain_http_elsewhere_wants_insecure(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UdiError, match="the host name is not known"):
         endpoint("registry.invalid").manifest("1")
-    port = free_port()
-    with pytest.raises(UdiError, match="Connection refused") as caught:
+    with closed_port() as port, pytest.raises(UdiError, match="Connection refused") as caught:
         endpoint(f"127.0.0.1:{port}").manifest("1")
     assert "check the host, the port" in caught.value.hint
 

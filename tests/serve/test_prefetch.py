@@ -254,7 +254,7 @@ def test_the_second_start_finds_its_answers(user: User, box: Path, tmp_path: Pat
         return [line for one, line in lines if one == pid]
 
     wait_for(lambda: asking()[-1:] == ["+++ exited with 0 +++"])
-    one.communicate("\n", timeout=60)
+    one.communicate("\n", timeout=120)
     assert one.returncode == 0
     mine = [line for line in asking() if re.match(r"(setns|chroot|newfstatat|lstat|\+)", line)]
     stats = [line for line in mine if "absent" in line]
@@ -336,7 +336,7 @@ def test_they_are_kept_while_the_container_lives(user: User, box: Path) -> None:
     assert one.stdout is not None and one.stdout.readline() == "up\n"
     wait_for(lambda: kept(user))
     assert one.poll() is None
-    one.communicate("\n", timeout=60)
+    one.communicate("\n", timeout=120)
 
 
 @RUNS
@@ -371,7 +371,7 @@ def test_damaged_questions_cost_a_start_nothing(user: User, box: Path) -> None:
         ("r", b"bin/busybox", 1 << 40, 1 << 20),
         ("s", b"n" * 5000, 0, 0),
     ]
-    for data in (prefetch.pack(strange * 30), prefetch.HEAD, os.urandom(9999), b""):
+    for data in (prefetch.pack(strange * 30), prefetch.HEAD, fuseimages.noise(9999), b""):
         file.write_bytes(data)
         done = user.run("udi-run", box, "sh", "-c", "echo well; #" + MANY)
         assert (done.stdout, done.stderr) == ("well\n", "")
@@ -466,7 +466,7 @@ def test_an_optimised_image_knows_its_start(user: User, box: Path, tmp_path: Pat
             return [line for pid, line in lines if pid in asking and "absent" in line]
 
         wait_for(lambda: len(found()) >= count)
-        one.communicate("\n", timeout=60)
+        one.communicate("\n", timeout=120)
         assert one.returncode == 0
         count_then = len(found())
         log.unlink()

@@ -6,7 +6,7 @@ import pwd
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rootless_udi.base.errors import UdiError
@@ -209,7 +209,6 @@ LINES = st.lists(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(LINES)
 def test_any_words_are_translated_or_refused(argv: list[str]) -> None:
     try:

@@ -1,7 +1,7 @@
 """Shifter's udiRoot.conf becomes our files, and says what did not."""
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rootless_udi.config import files, merge
@@ -108,14 +108,12 @@ TEXTS = st.text(alphabet=st.sampled_from('/ab.:;"\\= ,$~\n\x7fé'), max_size=20)
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.sampled_from(KEYS), TEXTS), max_size=5))
 def test_any_values_make_good_files(pairs: list[tuple[str, str]]) -> None:
     text = "\n".join(f"{key}={value}" for key, value in pairs)
     read(udiroot.convert(text, lambda folder: ["hosts"]))
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text())
 def test_any_text_makes_good_files(text: str) -> None:
     read(udiroot.convert(text))
