@@ -21,4 +21,4 @@ bench:
 
 # The manual pages, from the tables that parse the command lines.
 man:
-	python3 -m rootless_udi.commands.manpages build/man
+	python3 -m rootless_udi.commands.common.manpages build/man

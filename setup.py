@@ -15,12 +15,12 @@ InstallData: Any = Distribution().get_command_class("install_data")
 
 
 class MadeData(InstallData):  # type: ignore[misc]
-    """install_data with the files that rootless_udi.commands.share makes."""
+    """install_data with the files that rootless_udi.commands.common.share makes."""
 
     def run(self) -> None:
         """Write the files below the build folder, then install them below share/."""
         sys.path.insert(0, str(Path(__file__).parent.resolve()))
-        from rootless_udi.commands import share
+        from rootless_udi.commands.common import share
 
         folder = Path(self.get_finalized_command("build").build_base, "share")
         self.data_files = [

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from rootless_udi.commands import startup_layout
+from rootless_udi.commands import optimize, profile
 
 TREE = Path(__file__).resolve().parent.parent
 COMMAND = ("/usr/bin/python3", "-c", "import numpy")
@@ -56,9 +56,9 @@ def bubblewrap(root: Path) -> list[str]:
 def optimised(image: str, folder: Path) -> str:
     """Return a copy of `image` in `folder`, with its facts, laid out for COMMAND."""
     target, traced = folder / "optimised.sqfs", str(folder / "profile")
-    if startup_layout.profile([str(TREE / "bin/udi-run")], image, COMMAND, traced):
+    if profile.traced([str(TREE / "bin/udi-run")], image, COMMAND, traced):
         raise SystemExit(f"{' '.join(COMMAND)} failed in {image}")
-    startup_layout.optimize(image, [traced], str(target))
+    optimize.rewrite(image, [traced], str(target))
     facts = Path(image).with_suffix(".json")
     if facts.exists():
         shutil.copy(facts, target.with_suffix(".json"))

@@ -234,6 +234,16 @@ def test_contributing_shows_the_same_map() -> None:
     assert text.count("\n") <= 120
 
 
+def test_one_file_a_command() -> None:
+    """`udi X` is commands/X.py, parts of it commands/X_*.py; `import` is no name of a module."""
+    from rootless_udi.commands.udi import parser
+
+    known = {name for action in parser()._actions for name in action.choices or ()}
+    files = {path.stem for path in (TREE / "rootless_udi/commands").glob("*.py")} - {"udi"}
+    assert known <= {file.removesuffix("_") for file in files}
+    assert {file.partition("_")[0] for file in files} == known
+
+
 TEXTS = sorted(
     path
     for folder, pattern in (

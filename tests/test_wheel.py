@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rootless_udi.commands import share
+from rootless_udi.commands.common import share
 from rootless_udi.version import VERSION
 from tests.kit.places import TREE
 

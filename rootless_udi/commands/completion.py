@@ -1,23 +1,39 @@
-"""Completion scripts for bash, zsh, fish and tcsh, printed by `udi completion SHELL`.
+"""udi completion: completion scripts for bash, zsh, fish and tcsh.
 
 Image names come from `udi images` when somebody presses Tab; udi-run itself is never asked.
 """
 
 import argparse
 
-from rootless_udi.commands import (
-    completion_bash,
-    completion_fish,
-    completion_tcsh,
-    completion_zsh,
-)
-from rootless_udi.commands.tree import all_commands
+from rootless_udi.base.process import page
+from rootless_udi.commands.common.given import Arguments
+from rootless_udi.commands.common.parsers import Parsers, command
 
 SHELLS = ("bash", "zsh", "fish", "tcsh")
 
 
+def add(commands: Parsers) -> None:
+    """Add the parser of `udi completion`."""
+    one = command(commands, "completion", completion, "print a completion script for a shell")
+    one.add_argument("shell", choices=SHELLS)
+
+
+def completion(arguments: Arguments) -> int:
+    """udi completion: print the script; in bash: source <(udi completion bash)."""
+    page(script(arguments.shell, arguments.whole))
+    return 0
+
+
 def script(shell: str, parser: argparse.ArgumentParser) -> str:
     """Return the script for one of SHELLS; `parser` is that of udi."""
+    from rootless_udi.commands import (
+        completion_bash,
+        completion_fish,
+        completion_tcsh,
+        completion_zsh,
+    )
+    from rootless_udi.commands.common.tree import all_commands
+
     make = {
         "bash": completion_bash.script,
         "zsh": completion_zsh.script,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from rootless_udi.commands.tree import (
+from rootless_udi.commands.common.tree import (
     IMAGE,
     LIST_IMAGES,
     LIST_MODULES,

@@ -7,7 +7,7 @@ list of options.
 
 from collections.abc import Iterable, Iterator
 
-from rootless_udi.commands.tree import (
+from rootless_udi.commands.common.tree import (
     DIRECTORY,
     FILE,
     IMAGE,

@@ -1,4 +1,4 @@
-"""udi config, udi mpi, udi gpu: what the site configured and what the host would put in."""
+"""udi config: what the site and the user configured; checked, compiled, or taken from Shifter."""
 
 import os
 from pathlib import Path
@@ -6,11 +6,25 @@ from pathlib import Path
 from rootless_udi.base import jsontext
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import page, say, tell
-from rootless_udi.commands.given import Arguments, write_files
+from rootless_udi.commands.common.given import Arguments, write_files
+from rootless_udi.commands.common.parsers import Parsers, add_json, command, group
 from rootless_udi.plan import site as plan_site
 
 
-def config_show(arguments: Arguments) -> int:
+def add(commands: Parsers) -> None:
+    """Add the parsers of `udi config` and its actions."""
+    actions = group(commands, "config", "show and check the configuration")
+    add_json(
+        command(actions, "show", _show, "print the merged configuration and where it comes from")
+    )
+    command(actions, "check", _check, "print what is wrong with it, by file and line")
+    command(actions, "compile", _compile, "write the site's copy that launches read quickly")
+    one = command(actions, "import", _import, "translate Shifter's udiRoot.conf")
+    one.add_argument("file")
+    one.add_argument("--to", metavar="DIR", help="write the files there; else print them")
+
+
+def _show(arguments: Arguments) -> int:
     """udi config show."""
     from rootless_udi.config import show
 
@@ -26,7 +40,7 @@ def config_show(arguments: Arguments) -> int:
     return 1 if problems else 0
 
 
-def config_check(arguments: Arguments) -> int:
+def _check(arguments: Arguments) -> int:
     """udi config check: 1 where there is a problem."""
     from rootless_udi.config import show
 
@@ -35,7 +49,7 @@ def config_check(arguments: Arguments) -> int:
     return 1 if problems else 0
 
 
-def config_compile(arguments: Arguments) -> int:
+def _compile(arguments: Arguments) -> int:
     """udi config compile: print the file that was written."""
     from rootless_udi.config import compiled
 
@@ -43,7 +57,7 @@ def config_compile(arguments: Arguments) -> int:
     return 0
 
 
-def config_import(arguments: Arguments) -> int:
+def _import(arguments: Arguments) -> int:
     """udi config import: what has no counterpart goes to standard error, a line each."""
     from rootless_udi.shifter import udiroot
 

@@ -6,11 +6,17 @@ from typing import Any
 from rootless_udi.base import jsontext
 from rootless_udi.base.errors import BYTES, plain
 from rootless_udi.base.process import page, say
-from rootless_udi.commands import names
-from rootless_udi.commands.given import Arguments, image_stores
+from rootless_udi.commands.common import names
+from rootless_udi.commands.common.given import Arguments, image_stores
+from rootless_udi.commands.common.parsers import Parsers, add_json, command
 from rootless_udi.config import load
 from rootless_udi.store import upkeep
 from rootless_udi.store.store import Store
+
+
+def add(commands: Parsers) -> None:
+    """Add the parser of `udi df`."""
+    add_json(command(commands, "df", df, "show what the stores take"))
 
 
 def df(arguments: Arguments) -> int:

@@ -14,7 +14,8 @@ from rootless_udi.base import jsontext, syscalls
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import page, say
 from rootless_udi.base.records import Record
-from rootless_udi.commands import refused
+from rootless_udi.commands.common.given import Arguments
+from rootless_udi.commands.common.parsers import Parsers, add_json, command
 from rootless_udi.config import load
 from rootless_udi.host import facts as host
 from rootless_udi.idmap import maps, userns
@@ -35,7 +36,7 @@ class Finding(Record):
     remedy: str = ""
 
 
-def findings(environ: dict[str, str]) -> Iterator[Finding]:
+def _findings(environ: dict[str, str]) -> Iterator[Finding]:
     """Yield the findings in the order in which a launch needs things."""
     yield _python()
     yield _kernel()
@@ -66,14 +67,21 @@ def findings(environ: dict[str, str]) -> Iterator[Finding]:
     yield _network()
 
 
-def report(environ: dict[str, str], as_json: bool = False) -> int:
-    """Print the findings; return 1 where one is a failure, else 0."""
-    if as_json:
-        found = list(findings(environ))
+def add(commands: Parsers) -> None:
+    """Add the parser of `udi doctor`."""
+    text = "check what this machine lets an ordinary user do, with the remedies"
+    add_json(command(commands, "doctor", doctor, text))
+
+
+def doctor(arguments: Arguments) -> int:
+    """udi doctor: print the findings; 1 where one is a failure, else 0."""
+    environ = dict(os.environ)
+    if arguments.json:
+        found = list(_findings(environ))
         page(jsontext.text([dict(zip(f.FIELDS, f.values(), strict=True)) for f in found]) + "\n")
         return int(any(finding.state == FAILURE for finding in found))
     worst = 0
-    for finding in findings(environ):
+    for finding in _findings(environ):
         say(f"{finding.state:<8}{finding.what}: {finding.found}")
         if finding.remedy and finding.state != OK:
             say(f"{'':8}  remedy: {finding.remedy}")
@@ -232,7 +240,9 @@ def _try_overlay() -> None:
 
 def _new_calls() -> Iterator[Finding]:
     """The newer system calls: which are refused, and what that costs."""
-    found = refused.find()
+    from rootless_udi.commands import doctor_calls
+
+    found = doctor_calls.refused()
     if not found:
         yield Finding(OK, "newer system calls", "none is refused")
     for row, why in found:

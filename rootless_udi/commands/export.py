@@ -1,21 +1,35 @@
-"""udi export and udi import: an image as one file, for another machine or another tool."""
+"""udi export: an image as one file, for another machine or another tool."""
 
-import hashlib
 import os
-from typing import BinaryIO
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.base.process import say, tell
-from rootless_udi.commands import names, newfile
-from rootless_udi.commands.given import Arguments, any_image, image_stores, parsed_platform
-from rootless_udi.commands.tag import new_name
+from rootless_udi.base.process import say
+from rootless_udi.commands.common import newfile
+from rootless_udi.commands.common.given import Arguments, any_image, opened, parsed_platform
+from rootless_udi.commands.common.parsers import Parsers, add_platform, command
 from rootless_udi.config import load
 from rootless_udi.plan import reference as oci
 from rootless_udi.plan.image import Image
 from rootless_udi.plan.options import SQUASHFS_SUFFIXES
 from rootless_udi.plan.site import Site
-from rootless_udi.store import inside, resolve
-from rootless_udi.store.store import Store, discard
+from rootless_udi.store import inside
+
+
+def add(commands: Parsers) -> None:
+    """Add the parser of `udi export`."""
+    one = command(
+        commands, "export", export, "write an image to one file, with all that is known of it"
+    )
+    one.add_argument("image", help="of the store, or a squashfs file (./FILE.sqfs)")
+    one.add_argument("file")
+    one.add_argument(
+        "--format",
+        default="squashfs",
+        choices=("squashfs", "oci-archive", "docker-archive"),
+        help="for udi-run, or for other tools",
+    )
+    one.add_argument("--force", action="store_true", help="replace the file")
+    add_platform(one)
 
 
 def export(arguments: Arguments) -> int:
@@ -23,11 +37,13 @@ def export(arguments: Arguments) -> int:
     site = load.load(os.environ)
     image = any_image(arguments.image, site, parsed_platform(arguments))
     if arguments.format != "squashfs":
-        from rootless_udi.commands import archive
+        from rootless_udi.commands import export_archive
 
         name = _named(image, arguments.image, site)
         with newfile.writing(arguments.file, arguments.force) as out:
-            archive.write(image, name, arguments.format, out, os.path.dirname(arguments.file))
+            export_archive.write(
+                image, name, arguments.format, out, os.path.dirname(arguments.file)
+            )
         say(arguments.file)
         return 0
     if not arguments.file.endswith(SQUASHFS_SUFFIXES):
@@ -35,18 +51,11 @@ def export(arguments: Arguments) -> int:
             f"{arguments.file} does not end in .sqfs, by which udi-run knows such a file",
             "for docker or podman: --format=oci-archive or --format=docker-archive",
         )
-    with _opened(image.path) as source, newfile.writing(arguments.file, arguments.force) as out:
+    with opened(image.path) as source, newfile.writing(arguments.file, arguments.force) as out:
         for data in inside.copied(source.fileno(), image.facts):
             out.write(data)
     say(arguments.file)
     return 0
-
-
-def _opened(path: str) -> BinaryIO:
-    try:
-        return open(path, "rb", buffering=0)
-    except OSError as error:
-        raise UdiError(f"opening image {path} failed: {error.strerror}") from None
 
 
 def _named(image: Image, text: str, site: Site) -> str:
@@ -59,94 +68,3 @@ def _named(image: Image, text: str, site: Site) -> str:
         if reference.kind == "registry" and not reference.digest and one != image.digest:
             return reference.canonical
     return ""
-
-
-def import_(arguments: Arguments) -> int:
-    """udi import: put a squashfs file into the user's store; print its digest.
-
-    The digest is the file's own: nobody can tell whether a file is the image of the digest that its
-    facts name, and what the store has by a digest must be that.
-    """
-    site = load.load(os.environ)
-    image = resolve.local(arguments.file, os.path.abspath(arguments.file))
-    if not image.path:
-        raise UdiError(f"{arguments.file} is a directory", "udi-run takes it as it is")
-    store = Store(image_stores(site)[0])
-    name = _name_for(arguments, image, site)
-    store.create()
-    with _opened(image.path) as source:
-        digest = f"sha256:{_digest(source.fileno())}"
-        platform = _platform(image)
-        _may_name(store, name, platform, digest, arguments)
-        lock = store.lock(digest)
-        lock.wait()
-        try:
-            if store.image(digest) is None:
-                _store(store, source.fileno(), digest, image, name)
-        finally:
-            lock.release()
-    store.set_name(name, platform, digest)
-    tell(f"it is {names.familiar(name, site.registry)}")
-    say(digest)
-    return 0
-
-
-def _name_for(arguments: Arguments, image: Image, site: Site) -> str:
-    if arguments.name:
-        return new_name(arguments.name, site)
-    try:
-        return new_name(str(image.facts.get("reference") or ""), site)
-    except UdiError:
-        raise UdiError(
-            f"{arguments.file} does not say what image it is of", "udi import FILE NAME"
-        ) from None
-
-
-def _may_name(
-    store: Store, name: str, platform: oci.Platform, digest: str, arguments: Arguments
-) -> None:
-    """Raise UdiError where the file's own word would take a name from another image."""
-    if arguments.name:
-        return
-    for entry in store.images():
-        if (platform.key(), name) in entry.names and entry.image.digest != digest:
-            raise UdiError(
-                f"{arguments.file} says that it is {name}, and that name is another image's",
-                f"to rename that: udi import {arguments.file} {name}; or give another name",
-            )
-
-
-def _digest(fd: int) -> str:
-    summed = hashlib.sha256()
-    for data in inside.copied(fd, {}):
-        summed.update(data)
-    return summed.hexdigest()
-
-
-def _store(store: Store, fd: int, digest: str, image: Image, name: str) -> None:
-    facts = {"version": 1, "reference": name, **image.facts, "digest": digest}
-    facts["imported"] = {"digest": image.digest}
-    target = store.temporary("images", digest)
-    summed = hashlib.sha256()
-    try:
-        with newfile.ending():
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            with open(os.open(target, flags, 0o644), "wb") as out:
-                for data in inside.copied(fd, {}):
-                    summed.update(data)
-                    out.write(data)
-            if f"sha256:{summed.hexdigest()}" != digest:
-                raise UdiError(f"importing {image.path} failed: it changed meanwhile")
-            store.commit(digest, target, facts)
-    except OSError as error:
-        raise store.refused(f"importing {image.path}", error) from None
-    finally:
-        discard(target)
-
-
-def _platform(image: Image) -> oci.Platform:
-    known = [str(image.facts.get(key) or "") for key in ("architecture", "variant")]
-    if not known[0]:
-        return oci.platform_of(os.uname().machine)
-    # A plain word: it becomes a folder's name.
-    return oci.parse_platform("/".join(filter(None, ("linux", *known))))

@@ -5,11 +5,24 @@ import os
 
 from rootless_udi.base import jsontext
 from rootless_udi.base.process import page
-from rootless_udi.commands.given import Arguments, write_files
+from rootless_udi.commands.common.given import Arguments, write_files
+from rootless_udi.commands.common.parsers import Parsers, add_json, command
 from rootless_udi.config import load
 
 
-def gpu_report(arguments: Arguments) -> int:
+def add(commands: Parsers) -> None:
+    """Add the parsers of `udi gpu` and `udi gpu cdi`."""
+    one = commands.add_parser("gpu", help="the host's GPUs: what --gpu would put in, and why")
+    one.set_defaults(command=_report)
+    one.add_argument("--gpu", metavar="WHICH", help="default: auto, and none with --device")
+    one.add_argument("--device", action="append", default=[], metavar="VENDOR/CLASS=NAME")
+    add_json(one, "what would be put in, as JSON")
+    actions = one.add_subparsers(metavar="ACTION")
+    one = command(actions, "cdi", _cdi, "write CDI specifications of what was found")
+    one.add_argument("--to", metavar="DIR", help="write the files there; else print them")
+
+
+def _report(arguments: Arguments) -> int:
     """udi gpu."""
     from rootless_udi.mpi_inject.gpu import report
 
@@ -28,7 +41,7 @@ def gpu_report(arguments: Arguments) -> int:
     return 0
 
 
-def gpu_cdi(arguments: Arguments) -> int:
+def _cdi(arguments: Arguments) -> int:
     """udi gpu cdi."""
     from rootless_udi.mpi_inject.gpu import report
 

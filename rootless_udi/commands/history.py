@@ -6,9 +6,18 @@ import shutil
 from rootless_udi.base import jsontext
 from rootless_udi.base.errors import UdiError, plain
 from rootless_udi.base.process import page, say
-from rootless_udi.commands import names
-from rootless_udi.commands.given import Arguments, any_image, parsed_platform
+from rootless_udi.commands.common import names
+from rootless_udi.commands.common.given import Arguments, any_image, parsed_platform
+from rootless_udi.commands.common.parsers import Parsers, add_json, add_platform, command
 from rootless_udi.config import load
+
+
+def add(commands: Parsers) -> None:
+    """Add the parser of `udi history`."""
+    one = command(commands, "history", history, "print the steps by which an image was made")
+    one.add_argument("image")
+    add_json(one)
+    add_platform(one)
 
 
 def history(arguments: Arguments) -> int:

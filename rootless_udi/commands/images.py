@@ -1,4 +1,4 @@
-"""udi images, inspect and extract: the images of the stores."""
+"""udi images: the images of the stores, as a table, as names, or as JSON."""
 
 import fnmatch
 import os
@@ -6,26 +6,21 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 
-from rootless_udi.base import jsontext, trust
+from rootless_udi.base import jsontext
 from rootless_udi.base.errors import BYTES, UdiError, plain
 from rootless_udi.base.process import page, say, tell
 from rootless_udi.base.records import Record
-from rootless_udi.commands import names
-from rootless_udi.commands.given import (
-    Arguments,
-    any_image,
-    image_stores,
-    parsed_platform,
-    stored_image,
-)
+from rootless_udi.commands.common import names
+from rootless_udi.commands.common.given import Arguments, image_stores
+from rootless_udi.commands.common.parsers import Parsers, add_json, command
 from rootless_udi.config import load
-from rootless_udi.plan.reference import parse
 from rootless_udi.plan.site import Site
-from rootless_udi.store import find, resolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rootless_udi.store.store import ListedImage
+
+_FILTERS = "reference=PATTERN, platform=ARCH, untagged=true, older=AGE"
 
 
 class ImageRow(Record):
@@ -35,6 +30,20 @@ class ImageRow(Record):
     reference: str
     platform: str
     entry: "ListedImage"
+
+
+def add(commands: Parsers) -> None:
+    """Add the parser of `udi images`."""
+    one = command(commands, "images", images, "list the images of the stores")
+    add_json(one)
+    one.add_argument("--digests", action="store_true", help="whole digests")
+    one.add_argument(
+        "--quiet", "-q", action="store_true", help="digests only, as udi rm takes them"
+    )
+    one.add_argument("--names", action="store_true", help="names only, one a line")
+    one.add_argument(
+        "--filter", "-f", action="append", default=[], metavar="KEY=VALUE", help=_FILTERS
+    )
 
 
 def images(arguments: Arguments) -> int:
@@ -96,9 +105,6 @@ def _print(rows: Sequence[ImageRow], whole: bool) -> None:
         tell(f"{len(images)} images, {names.amount(sum(images.values()))}{again}")
 
 
-_FILTERS = "reference=PATTERN, platform=ARCH, untagged=true, older=AGE"
-
-
 def _filters(texts: Sequence[str]) -> list[Callable[[ImageRow], bool]]:
     """Return what each KEY=VALUE asks of a row; all must hold. Raises UdiError."""
     return [_filter(text) for text in texts]
@@ -121,38 +127,3 @@ def _filter(text: str) -> Callable[[ImageRow], bool]:
         before = time.time() - names.age(value, f"--filter={key}")
         return lambda row: row.entry.pulled < before
     raise UdiError(f"--filter={text}: unknown", f"filters are: {_FILTERS}")
-
-
-def inspect(arguments: Arguments) -> int:
-    """udi inspect: the facts that the pull wrote, and where the image is; also of a file."""
-    site = load.load(os.environ)
-    if parse(arguments.image, site.registry).kind in ("squashfs", "path"):
-        file = any_image(arguments.image, site)
-        size = os.stat(file.path).st_size
-        page(jsontext.text({**file.facts, "squashfs": file.path, "size": size}) + "\n")
-        return 0
-    image = stored_image(arguments.image, site, parsed_platform(arguments))
-    place = {"squashfs": image.squashfs, "store": image.store, "size": image.size}
-    facts = resolve.read(image.facts, find.owners(image))
-    page(jsontext.text({**facts, **place}) + "\n")
-    return 0
-
-
-def extract(arguments: Arguments) -> int:
-    """udi extract: what udi-run does by itself where there is no FUSE. Prints the directory."""
-    from rootless_udi.layers import squashfs_tools
-    from rootless_udi.store.store import Store
-
-    image = stored_image(arguments.image, load.load(os.environ), parsed_platform(arguments))
-    store = Store(image.store)
-    lock = store.lock(image.digest)
-    lock.wait()
-    try:
-        trust.make(os.path.dirname(image.directory))
-        squashfs_tools.extract(image.squashfs, image.directory)
-    except OSError as error:
-        raise store.refused(f"extracting {image.name or image.digest}", error) from None
-    finally:
-        lock.release()
-    say(image.directory)
-    return 0

@@ -1,11 +1,21 @@
-"""udi login and logout: a registry's credentials, asked for on the terminal."""
+"""udi login: a registry's credentials, asked for on the terminal, tried and kept."""
 
 import os
 import sys
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import tell
-from rootless_udi.commands.given import Arguments
+from rootless_udi.commands.common.given import Arguments
+from rootless_udi.commands.common.parsers import Parsers, add_insecure, command
+
+
+def add(commands: Parsers) -> None:
+    """Add the parser of `udi login`."""
+    one = command(commands, "login", login, "try a registry's credentials and keep them")
+    one.add_argument("registry", nargs="?", default="docker.io")
+    one.add_argument("--username", "-u", help="asked for where it is not given")
+    one.add_argument("--password-stdin", action="store_true", help="read it from standard input")
+    add_insecure(one)
 
 
 def login(arguments: Arguments) -> int:
@@ -27,14 +37,4 @@ def login(arguments: Arguments) -> int:
             raise UdiError("udi login: no name or password was given") from None
     path = logins.login(registry, username, password, os.environ, arguments.insecure)
     tell(f"logged in at {registry}; kept in {path}")
-    return 0
-
-
-def logout(arguments: Arguments) -> int:
-    """udi logout."""
-    from rootless_udi.pull import login as logins
-
-    registry = logins.registry_name(arguments.registry)
-    path = logins.logout(registry, os.environ)
-    tell(f"logged out of {registry}; removed from {path}")
     return 0

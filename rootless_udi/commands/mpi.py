@@ -6,10 +6,25 @@ from typing import Any
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import page
-from rootless_udi.commands.given import Arguments
+from rootless_udi.commands.common.given import Arguments
+from rootless_udi.commands.common.parsers import Parsers, command, group
 from rootless_udi.config import load
 from rootless_udi.plan import reference as oci
 from rootless_udi.store import find, resolve
+
+
+def add(commands: Parsers) -> None:
+    """Add the parsers of `udi mpi` and its actions."""
+    actions = group(commands, "mpi", "the host's MPI in an image")
+    one = command(actions, "check", _check, "tell whether --mpi would work, and why; runs nothing")
+    one.add_argument("image")
+    one.add_argument("--profile", default="", help="of the site's, or auto, mpich, openmpi, abi")
+    one.add_argument("--compat", default="", choices=("", "warn", "major", "full", "strict"))
+    profile = group(actions, "profile", "MPI profiles")
+    one = command(profile, "capture", _capture, "write a profile of the MPI on the PATH")
+    one.add_argument("name")
+    one.add_argument("--launcher", default="", help='before the program: "srun -n 2 --mpi=pmi2"')
+    one.add_argument("--family", default="", choices=("", "mpich", "openmpi", "abi"))
 
 
 def _facts(image: str) -> dict[str, Any]:
@@ -24,7 +39,7 @@ def _facts(image: str) -> dict[str, Any]:
     return resolve.read(found.facts, find.owners(found))
 
 
-def mpi_check(arguments: Arguments) -> int:
+def _check(arguments: Arguments) -> int:
     """udi mpi check: 1 where a launch would be refused."""
     from rootless_udi.mpi_inject.mpi import check, profiles
 
@@ -41,7 +56,7 @@ def mpi_check(arguments: Arguments) -> int:
     return 0 if possible else 1
 
 
-def mpi_capture(arguments: Arguments) -> int:
+def _capture(arguments: Arguments) -> int:
     """udi mpi profile capture: TOML on standard output."""
     from rootless_udi.mpi_inject.mpi import check
 

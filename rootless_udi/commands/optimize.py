@@ -1,35 +1,36 @@
-"""udi profile and udi optimize."""
+"""udi optimize: lay an image out anew, for what start-ups read of it (`udi profile`).
+
+The new image has the content of the old one, to the inode number; it is a squashfs like any other,
+which any server reads, faster still by our own. Nothing here is on the path of a launch.
+"""
 
 import os
+from collections.abc import Callable, Sequence
 
-from rootless_udi.base import program
-from rootless_udi.base.errors import OURS, UdiError
+from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import say, tell
-from rootless_udi.commands.given import Arguments, stored_image
+from rootless_udi.commands.common.given import Arguments, stored_image
+from rootless_udi.commands.common.parsers import Parsers, command
 from rootless_udi.config import load
 from rootless_udi.plan import reference as oci
-from rootless_udi.store import find
+from rootless_udi.store import find, inside, resolve
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rootless_udi.fuse.relayout import Result
 
 
-def profile(arguments: Arguments) -> int:
-    """udi profile: the command's exit status; the profile is written when its mount has ended."""
-    from rootless_udi.commands import startup_layout
-
-    words = arguments.word[1:] if arguments.word[:1] == ["--"] else arguments.word
-    if not words:
-        raise UdiError("udi profile: no command is given", "udi profile IMAGE -- COMMAND [ARG...]")
-    launcher = "from rootless_udi.run import main; main()"
-    run = program.argv(launcher, "--share=off", site=False)
-    status = startup_layout.profile(run, arguments.image, words, arguments.output)
-    if status != OURS:
-        tell(f"what it read is in {arguments.output}")
-    return status
+def add(commands: Parsers) -> None:
+    """Add the parser of `udi optimize`."""
+    one = command(commands, "optimize", optimize, "lay an image out anew for what was noted")
+    one.add_argument("--output", "-o", metavar="FILE", help="write it there; else into the store")
+    one.add_argument("--compact", action="store_true", help="leave what starts read compressed")
+    one.add_argument("image")
+    one.add_argument("profile", nargs="+")
 
 
 def optimize(arguments: Arguments) -> int:
     """udi optimize: print the file. In the store both layouts have one name and one digest."""
-    from rootless_udi.commands import startup_layout
-
     site = load.load(os.environ)
     reference = oci.parse(arguments.image, site.registry)
     if reference.kind in ("squashfs", "path"):
@@ -40,9 +41,68 @@ def optimize(arguments: Arguments) -> int:
         image = stored_image(arguments.image, site)
         source = f"{image.store}/images/{image.digest.replace(':', '-', 1)}.sqfs"
         target = arguments.output or source.removesuffix(".sqfs") + find.OPTIMIZED
-    found = startup_layout.optimize(
-        source, arguments.profile, target, raw=not arguments.compact, progress=tell
-    )
+    found = rewrite(source, arguments.profile, target, raw=not arguments.compact, progress=tell)
     tell(f"{found.files} files of the profile lie first")
     say(target)
     return 0
+
+
+def rewrite(
+    image: str,
+    profile_paths: Sequence[str],
+    target: str,
+    *,
+    raw: bool = True,
+    progress: Callable[[str], None] = lambda _: None,
+) -> "Result":
+    """Write to `target` the image at `image`, laid out for the profiles, and compare the two.
+
+    `raw` stores what start-ups read uncompressed: larger, and quicker to serve. What they ask is
+    written behind the image, for every node's first such start. `target` appears
+    whole or not at all. Raises UdiError where a profile or the image is none, or does not fit the
+    other, and where the comparison fails; OSError.
+    """
+    from rootless_udi.fuse import profile as profiles
+    from rootless_udi.fuse.format import Corrupt
+    from rootless_udi.fuse.relayout import reading, relayout
+    from rootless_udi.fuse.relayout_check import verify
+    from rootless_udi.serve import prefetch
+
+    loaded = [profiles.load(path) for path in profile_paths]
+    merged = profiles.merge(loaded)
+    known = resolve.examine(image)[2]
+    facts = inside.pack(resolve.parsed(known)) if known else b""
+    tail = facts + prefetch.tail(profiles.questions(loaded))
+    old = reading(image)
+    partial = f"{target}.{os.urandom(8).hex()}.part"
+    try:
+        progress(f"writing {target}")
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with open(os.open(partial, flags, 0o644), "w+b") as out:
+            result = relayout(old, merged, out, raw, tail)
+            out.flush()
+            os.fsync(out.fileno())
+        if not result.files:
+            raise UdiError(
+                f"optimizing failed on {image}: none of the files that were read is in it",
+                "is the profile of another image? Make one with `udi profile`",
+            )
+        progress("comparing it with the old one")
+        new = reading(partial)
+        try:
+            verify(old, new)
+        finally:
+            new.close()
+            os.close(new.reader.source.fd)
+        os.chmod(partial, os.stat(image).st_mode & 0o777)
+        os.replace(partial, target)
+    except Corrupt as error:
+        raise UdiError(
+            f"optimizing failed on {image}: the image is damaged: {error}", "pull it again"
+        ) from None
+    finally:
+        old.close()
+        os.close(old.reader.source.fd)
+        if os.path.lexists(partial):
+            os.unlink(partial)
+    return result

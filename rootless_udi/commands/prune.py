@@ -5,13 +5,24 @@ import time
 
 from rootless_udi.base.errors import OURS
 from rootless_udi.base.process import complain, say, tell
-from rootless_udi.commands import names
-from rootless_udi.commands.given import Arguments, image_stores
+from rootless_udi.commands.common import names
+from rootless_udi.commands.common.given import Arguments, image_stores
+from rootless_udi.commands.common.parsers import Parsers, command
 from rootless_udi.config import load
 from rootless_udi.plan import sizes
 from rootless_udi.store import upkeep
 from rootless_udi.store.store import Store
 from rootless_udi.store.upkeep import Use
+
+
+def add(commands: Parsers) -> None:
+    """Add the parser of `udi prune`."""
+    one = command(
+        commands, "prune", prune, "remove images without a name, and what broken pulls left"
+    )
+    one.add_argument("--older-than", metavar="AGE", help="also what was not used for 30d, 6w, 1y")
+    one.add_argument("--until-free", metavar="SIZE", help="the longest unused, until 100G are free")
+    one.add_argument("--dry-run", "-n", action="store_true", help="only print what would go")
 
 
 def prune(arguments: Arguments) -> int:

@@ -6,9 +6,12 @@ Records that nobody lives behind any more (their helper was killed) are removed 
 import os
 from time import time
 
+from rootless_udi.base import jsontext
 from rootless_udi.base.errors import UdiError, plain
-from rootless_udi.base.process import complain
+from rootless_udi.base.process import complain, page
 from rootless_udi.base.records import Record
+from rootless_udi.commands.common.given import Arguments
+from rootless_udi.commands.common.parsers import Parsers, add_json, command
 from rootless_udi.node import places
 from rootless_udi.node.record import living, read_record
 from rootless_udi.node.sweep import sweep
@@ -26,6 +29,21 @@ class Container(Record):
     server: str
     memory: int
     trouble: str = ""
+
+
+def add(commands: Parsers) -> None:
+    """Add the parser of `udi ps`."""
+    add_json(command(commands, "ps", ps, "list the containers that live on this node"))
+
+
+def ps(arguments: Arguments) -> int:
+    """udi ps: a row a container, the oldest first."""
+    found = containers(dict(os.environ))
+    if arguments.json:
+        page(jsontext.text([dict(zip(c.FIELDS, c.values(), strict=True)) for c in found]) + "\n")
+    else:
+        page(_table(found))
+    return 0
 
 
 def containers(environ: dict[str, str]) -> list[Container]:
@@ -72,7 +90,7 @@ def _container(directory: int, name: str) -> Container | None:
         members=tuple(members),
         age=max(0, int(time()) - _number(record.get("started"))),
         server=record.get("rung"),
-        memory=resident(pid) if pid else 0,
+        memory=_resident(pid) if pid else 0,
         trouble=record.lost(),
     )
 
@@ -81,7 +99,7 @@ def _number(text: str) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def resident(pid: int) -> int:
+def _resident(pid: int) -> int:
     """Return the resident memory of a process in KiB, from /proc/PID/status (VmRSS)."""
     try:
         with open(f"/proc/{pid}/status", encoding="utf-8") as file:
@@ -93,7 +111,7 @@ def resident(pid: int) -> int:
     return 0
 
 
-def table(found: list[Container]) -> str:
+def _table(found: list[Container]) -> str:
     """Return the containers as a table for a person; the header alone where there are none."""
     rows = [("IMAGE", "JOB", "MEMBERS", "AGE", "SERVER", "MEMORY")]
     for one in found:

@@ -5,7 +5,13 @@ import sys
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import say
-from rootless_udi.commands.given import Arguments, image_stores, parsed_platform, parsed_reference
+from rootless_udi.commands.common.given import (
+    Arguments,
+    image_stores,
+    parsed_platform,
+    parsed_reference,
+)
+from rootless_udi.commands.common.parsers import Parsers, add_insecure, command
 from rootless_udi.config import load
 from rootless_udi.plan import reference as oci
 from rootless_udi.plan.site import Site
@@ -15,12 +21,25 @@ if TYPE_CHECKING:
     from rootless_udi.pull import pipeline
 
 
+def add(commands: Parsers) -> None:
+    """Add the parser of `udi pull`."""
+    one = command(commands, "pull", pull, "fetch an image and make one squashfs file of it")
+    one.add_argument("image")
+    one.add_argument("--platform", help="OS/ARCHITECTURE[/VARIANT], this machine's by default")
+    one.add_argument("--compression", help="zstd[:LEVEL], gzip[:LEVEL], xz, lz4, lzo or none")
+    add_insecure(one)
+    one.add_argument("--force", action="store_true", help="make it anew though it is there")
+    one.add_argument("--keep-blobs", action="store_true", help="keep the compressed layers")
+    one.add_argument("--writer", default="", help="tar2sqfs or mksquashfs, by name or path")
+    one.add_argument("--quiet", "-q", action="store_true", help="say nothing but errors")
+
+
 def pull(arguments: Arguments) -> int:
     """udi pull: print the digest on standard output; all else goes to standard error."""
     site = load.load(os.environ)
     reference = parsed_reference(arguments.image, site)
     try:
-        from rootless_udi.commands import progress
+        from rootless_udi.commands.common import progress
         from rootless_udi.pull import pipeline
         from rootless_udi.store.store import Store
     except ModuleNotFoundError as error:

@@ -4,13 +4,14 @@ import os
 
 from rootless_udi.base.errors import OURS, UdiError
 from rootless_udi.base.process import complain, say
-from rootless_udi.commands import names
-from rootless_udi.commands.given import (
+from rootless_udi.commands.common import names
+from rootless_udi.commands.common.given import (
     Arguments,
     image_stores,
     parsed_platform,
     parsed_reference,
 )
+from rootless_udi.commands.common.parsers import Parsers, add_platform, command
 from rootless_udi.config import load
 from rootless_udi.plan import reference as oci
 from rootless_udi.plan.site import Site
@@ -18,7 +19,14 @@ from rootless_udi.store import find, upkeep
 from rootless_udi.store.store import Store
 
 
-def remove(arguments: Arguments) -> int:
+def add(commands: Parsers) -> None:
+    """Add the parser of `udi rm`."""
+    one = command(commands, "rm", rm, "remove images from the store")
+    one.add_argument("image", nargs="+", help="a name, a digest, or its first digits")
+    add_platform(one)
+
+
+def rm(arguments: Arguments) -> int:
     """udi rm: print each name and image that is gone; goes on where one is not there."""
     site = load.load(os.environ)
     store = Store(image_stores(site)[0])

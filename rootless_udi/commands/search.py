@@ -1,27 +1,22 @@
-"""udi search and udi tags: what a registry has, where it tells."""
+"""udi search: repositories of a registry, where it can be searched."""
 
 import os
 import shutil
 
 from rootless_udi.base.errors import UdiError, plain
 from rootless_udi.base.process import say
-from rootless_udi.commands.given import Arguments, parsed_reference
+from rootless_udi.commands.common.given import Arguments
+from rootless_udi.commands.common.parsers import Parsers, add_insecure, command
 from rootless_udi.config import load
 
 
-def tags(arguments: Arguments) -> int:
-    """udi tags: a tag a line, in the registry's order."""
-    from rootless_udi.pull import listing
-
-    site = load.load(os.environ)
-    reference = parsed_reference(arguments.repository, site)
-    if reference.kind != "registry":
-        raise UdiError(f"{arguments.repository} is no repository of a registry")
-    host = reference.registry
-    insecure = arguments.insecure or host in site.insecure
-    for tag in listing.tags(host, reference.repository, insecure):
-        say(tag)
-    return 0
+def add(commands: Parsers) -> None:
+    """Add the parser of `udi search`."""
+    one = command(
+        commands, "search", search, "find repositories of a registry by a word of their names"
+    )
+    one.add_argument("word", metavar="[HOST/]WORD")
+    add_insecure(one)
 
 
 def search(arguments: Arguments) -> int:

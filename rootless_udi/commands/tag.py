@@ -4,13 +4,27 @@ import os
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import say
-from rootless_udi.commands import names
-from rootless_udi.commands.given import Arguments, image_stores, parsed_platform, stored_image
+from rootless_udi.commands.common import names
+from rootless_udi.commands.common.given import (
+    Arguments,
+    image_stores,
+    parsed_platform,
+    stored_image,
+)
+from rootless_udi.commands.common.parsers import Parsers, add_platform, command
 from rootless_udi.config import load
 from rootless_udi.plan import reference as oci
 from rootless_udi.plan.site import Site
 from rootless_udi.store import find, resolve, upkeep
 from rootless_udi.store.store import Store
+
+
+def add(commands: Parsers) -> None:
+    """Add the parser of `udi tag`."""
+    one = command(commands, "tag", tag, "give an image another name")
+    one.add_argument("image")
+    one.add_argument("name", metavar="NAME")
+    add_platform(one)
 
 
 def tag(arguments: Arguments) -> int:
@@ -24,7 +38,7 @@ def tag(arguments: Arguments) -> int:
             f"udi pull {arguments.image} brings it there",
         )
     name = new_name(arguments.name, site)
-    Store(own).set_name(name, platform_of(image), image.digest)
+    Store(own).set_name(name, _platform_of(image), image.digest)
     say(names.familiar(name, site.registry))
     return 0
 
@@ -39,7 +53,7 @@ def new_name(text: str, site: Site) -> str:
     return find.name_of(reference)
 
 
-def platform_of(image: find.StoredImage) -> oci.Platform:
+def _platform_of(image: find.StoredImage) -> oci.Platform:
     """Return the platform whose names an image has, else that of its facts, else this machine's."""
     for key, _ in upkeep.links_of(Store(image.store), image.digest):
         return oci.Platform("linux", *key.split("-", 1))

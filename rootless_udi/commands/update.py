@@ -5,17 +5,18 @@ import os
 from rootless_udi.base.errors import OURS, UdiError
 from rootless_udi.base.process import complain, say, tell
 from rootless_udi.base.records import Record
-from rootless_udi.commands import names, progress
-from rootless_udi.commands.given import Arguments, image_stores, parsed_reference
+from rootless_udi.commands.common import names
+from rootless_udi.commands.common.given import Arguments, image_stores, parsed_reference
+from rootless_udi.commands.common.parsers import Parsers, add_insecure, command
 from rootless_udi.commands.pull import options_for
 from rootless_udi.config import load
 from rootless_udi.plan import reference as oci
-from rootless_udi.pull import pipeline
-from rootless_udi.pull.blobs import Blobs
-from rootless_udi.pull.open import open_source
-from rootless_udi.pull.stop import Stop
 from rootless_udi.store import platforms
 from rootless_udi.store.store import Store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rootless_udi.pull import pipeline
 
 
 class Tag(Record):
@@ -31,8 +32,20 @@ class Tag(Record):
     from_there: bool
 
 
+def add(commands: Parsers) -> None:
+    """Add the parser of `udi update`."""
+    one = command(commands, "update", update, "pull the images of tags that have moved")
+    one.add_argument("image", nargs="*", help="these tags; else all that were pulled")
+    one.add_argument("--check", action="store_true", help="only tell which have moved")
+    add_insecure(one)
+    one.add_argument("--quiet", "-q", action="store_true", help="show no progress")
+
+
 def update(arguments: Arguments) -> int:
     """udi update: a line for each tag that has moved; those that can't be asked for are told."""
+    from rootless_udi.commands.common import progress
+    from rootless_udi.pull import pipeline
+
     site = load.load(os.environ)
     store = Store(image_stores(site)[0])
     wanted = [parsed_reference(text, site).canonical for text in arguments.image]
@@ -66,8 +79,12 @@ def update(arguments: Arguments) -> int:
     return status
 
 
-def _there(reference: oci.Reference, store: Store, options: pipeline.Options) -> str:
+def _there(reference: oci.Reference, store: Store, options: "pipeline.Options") -> str:
     """Return the digest that a tag means at its registry or a mirror, for the store's platform."""
+    from rootless_udi.pull.blobs import Blobs
+    from rootless_udi.pull.open import open_source
+    from rootless_udi.pull.stop import Stop
+
     stop = Stop()
     blobs = Blobs(store, stop, False, lambda text: None)
     source = open_source(

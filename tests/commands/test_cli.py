@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rootless_udi.commands import doctor, running, udi
+from rootless_udi.commands import doctor, shell, udi
 from tests.conftest import User
 from tests.kit import images
 from tests.kit.places import TREE
@@ -561,8 +561,8 @@ def test_a_shell_whose_prompt_shows_the_image(user: User, box: Path) -> None:
 def test_bash_keeps_its_own_prompt_behind_the_images_name(own: str) -> None:
     """Once, whether its start-up files set PS1 or not; and children inherit nothing."""
     for name in ("a/b:1", "odd$name`x`"):
-        shown = running.marks(name)[0].removeprefix("PS1=").removesuffix("$PWD $ ")
-        env = dict(pair.split("=", 1) for pair in running.marks(name))
+        shown = shell.marks(name)[0].removeprefix("PS1=").removesuffix("$PWD $ ")
+        env = dict(pair.split("=", 1) for pair in shell.marks(name))
         script = f"PS1='{own or env['PS1']}'"
         script += '; eval "$PROMPT_COMMAND"; echo "$PS1"; echo "[${PROMPT_COMMAND-}]"'
         done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True)

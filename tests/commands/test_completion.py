@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rootless_udi.commands import completion, manpages
-from rootless_udi.commands import tree as commandtree
+from rootless_udi.commands import completion
+from rootless_udi.commands.common import manpages
+from rootless_udi.commands.common import tree as commandtree
 from rootless_udi.commands.udi import parser
 from rootless_udi.plan import options
 from rootless_udi.shifter import options as shifter
@@ -239,7 +240,7 @@ def test_manual_pages(name: str) -> None:
 
 
 def test_writing_the_manual_pages(tmp_path: Path) -> None:
-    argv = ["python3", "-m", "rootless_udi.commands.manpages", str(tmp_path / "man")]
+    argv = ["python3", "-m", "rootless_udi.commands.common.manpages", str(tmp_path / "man")]
     tree = TREE
     subprocess.run(argv, cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)}, check=True)
     assert sorted(path.name for path in (tmp_path / "man").iterdir()) == sorted(manpages.pages())

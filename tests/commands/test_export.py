@@ -213,7 +213,7 @@ def test_interrupted_it_leaves_nothing(user: User, number: int, fallback: bool) 
         return  # without O_TMPFILE a hidden file is what remains
     code = f"""
 import os, sys
-from rootless_udi.commands import newfile
+from rootless_udi.commands.common import newfile
 if {fallback}:
     os.O_TMPFILE = 0
 with newfile.writing("out", False) as file:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.commands import names
+from rootless_udi.commands.common import names
 from tests.conftest import User
 from tests.kit import images
 from tests.kit.nodes import state_files

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.commands import startup_layout
+from rootless_udi.commands import optimize as optimizing
+from rootless_udi.commands import profile as profiling
 from rootless_udi.fuse import profile
 from rootless_udi.fuse.imagefile import ImageFile
 from rootless_udi.fuse.profile import Read, load, merge
@@ -110,7 +111,7 @@ def test_an_optimised_image_is_the_same_to_every_reader(
     target = tmp_path / "new"
     trace = tmp_path / "trace"
     trace.write_text(profile.VERSION + "\n" + "".join(line(one) for one in HOT))
-    found = startup_layout.optimize(str(image), [str(trace)], str(target), raw=raw)
+    found = optimizing.rewrite(str(image), [str(trace)], str(target), raw=raw)
     assert found.files == 5 and found.size == target.stat().st_size
     assert list(fusetree.of_image(str(target))) == list(fusetree.of_image(str(image)))
     folders = [tmp_path / "old-out", tmp_path / "new-out"]
@@ -164,14 +165,14 @@ def test_refusals_leave_nothing_behind(tmp_path: Path) -> None:
     trace.write_text(profile.VERSION + "\n" + line(reads("no/such/file")[0]))
     target = str(tmp_path / "new")
     with pytest.raises(UdiError, match="none of the files that were read is in it"):
-        startup_layout.optimize(str(image), [str(trace)], target)
+        optimizing.rewrite(str(image), [str(trace)], target)
     data = bytearray(image.read_bytes())
     table = int.from_bytes(data[64:72], "little")
     data[table + 6 : table + 40] = bytes(34)
     image.write_bytes(data)
     trace.write_text(profile.VERSION + "\n" + "".join(line(one) for one in HOT))
     with pytest.raises(UdiError, match="the image is damaged"):
-        startup_layout.optimize(str(image), [str(trace)], target)
+        optimizing.rewrite(str(image), [str(trace)], target)
     assert sorted(os.listdir(tmp_path)) == ["i", "trace"]
 
 
@@ -232,14 +233,14 @@ sys.exit(status)
     target = tmp_path / "profile"
     command = ["sh", "-c", f"cat {tmp_path}/m/links/one; exit 3"]
     run = [sys.executable, str(stand_in)]
-    assert startup_layout.profile(run, str(image), command, str(target)) == 3
+    assert profiling.traced(run, str(image), command, str(target)) == 3
     assert any(one.path == b"links/one" and one.length for one in load(str(target)))
 
 
 def test_profile_without_a_profile_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(startup_layout, "WAIT", 0.05)
+    monkeypatch.setattr(profiling, "WAIT", 0.05)
     with pytest.raises(UdiError, match="the image server left no profile"):
-        startup_layout.profile(["true"], "image", ["x"], str(tmp_path / "p"))
+        profiling.traced(["true"], "image", ["x"], str(tmp_path / "p"))
     assert struct.calcsize("<8s4Q") == 40 and os.listdir(tmp_path) == []

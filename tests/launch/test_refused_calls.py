@@ -325,8 +325,8 @@ def test_doctor_blames_no_other_call(user: User, row: NewCall) -> None:
 
 
 def doctored(user: User, row: NewCall) -> list[tuple[str, str]]:
-    code = "from rootless_udi.commands import refused; "
-    code += "print([(r.name, why) for r, why in refused.find()])"
+    code = "from rootless_udi.commands import doctor_calls; "
+    code += "print([(r.name, why) for r, why in doctor_calls.refused()])"
     words = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(TREE)!r}); {code}"]
     done = user.run(*refusing(row.name, EPERM), *words)
     return list(ast.literal_eval(done.stdout))

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rootless_udi.base.process import guarded
-from rootless_udi.commands.progress import Lines
+from rootless_udi.commands.common.progress import Lines
 from rootless_udi.plan import reference
 from rootless_udi.pull.manifest import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
 from rootless_udi.pull.pipeline import Options, pull_sync

@@ -1,12 +1,13 @@
 """What an installation has below share/: completion files for shells, and manual pages.
 
-`python3 -m rootless_udi.commands.share DIR` writes it; setup.py does so for every wheel.
+`python3 -m rootless_udi.commands.common.share DIR` writes it; setup.py does so for every wheel.
 """
 
 import sys
 from pathlib import Path
 
-from rootless_udi.commands import completion, manpages
+from rootless_udi.commands import completion
+from rootless_udi.commands.common import manpages
 from rootless_udi.commands.udi import parser
 
 # bash and fish load one file for each command by its name; the others point to udi's.

@@ -1,14 +1,15 @@
 """Manual pages in man(7), from the same tables as --help and completion.
 
-`python3 -m rootless_udi.commands.manpages DIR` writes udi-run.1, udi.1, shifter.1 and shifterimg.1.
+`python3 -m rootless_udi.commands.common.manpages DIR` writes udi-run.1, udi.1, shifter.1 and
+shifterimg.1.
 """
 
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from rootless_udi.commands import tree
-from rootless_udi.commands.tree import COMMAND, Command, Opt, walk
+from rootless_udi.commands.common import tree
+from rootless_udi.commands.common.tree import COMMAND, Command, Opt, walk
 from rootless_udi.commands.udi import parser
 from rootless_udi.version import VERSION
 

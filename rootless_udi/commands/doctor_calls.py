@@ -14,7 +14,7 @@ _MOUNTS = {"open_tree", "move_mount", "mount_setattr"}
 """To be asked by who may mount; else the kernel's EPERM looks like a filter's."""
 
 
-def find() -> list[tuple[NewCall, str]]:
+def refused() -> list[tuple[NewCall, str]]:
     """Return the calls that are refused, each with the reason. Raises OSError."""
     reader, writer = os.pipe()
     pid = os.fork()

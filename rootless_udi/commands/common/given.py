@@ -6,7 +6,7 @@ Raises UdiError for what the user can mend.
 import argparse
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import page, say
@@ -73,6 +73,14 @@ def any_image(text: str, site: Site, platform: oci.Platform | None = None) -> Im
     packed = resolve.check(stored.squashfs, f"udi pull --force {text}", owners)
     facts = resolve.read(stored.facts, owners)
     return Image(text, stored.digest, stored.squashfs, stored.directory, facts, *packed)
+
+
+def opened(path: str) -> BinaryIO:
+    """Open an image's file for reading, without a buffer. Raises UdiError where it can't be."""
+    try:
+        return open(path, "rb", buffering=0)
+    except OSError as error:
+        raise UdiError(f"opening image {path} failed: {error.strerror}") from None
 
 
 def write_files(files: Any, folder: str | None) -> None:

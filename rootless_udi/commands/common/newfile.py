@@ -1,7 +1,6 @@
 """A file that appears whole under its name, or not at all, whatever ends the command."""
 
 import os
-import secrets
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +23,7 @@ def writing(path: str, replace: bool) -> Iterator[BinaryIO]:
     if os.path.lexists(where) and not replace:
         raise UdiError(f"{path} is there already", "--force replaces it")
     folder = os.path.dirname(where)
-    hidden = f"{folder}/.{os.path.basename(where)[:100]}.{secrets.token_hex(6)}.part"
+    hidden = f"{folder}/.{os.path.basename(where)[:100]}.{os.urandom(6).hex()}.part"
     try:
         with ending():
             fd, named = _open(folder, hidden)

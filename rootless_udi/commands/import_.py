@@ -1,0 +1,118 @@
+"""udi import: a squashfs file as an image of the user's store."""
+
+import os
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.process import say, tell
+from rootless_udi.commands.common import names, newfile
+from rootless_udi.commands.common.given import Arguments, image_stores, opened
+from rootless_udi.commands.common.parsers import Parsers, command
+from rootless_udi.commands.tag import new_name
+from rootless_udi.config import load
+from rootless_udi.plan import reference as oci
+from rootless_udi.plan.image import Image
+from rootless_udi.plan.site import Site
+from rootless_udi.store import inside, resolve
+from rootless_udi.store.store import Store, discard
+
+
+def add(commands: Parsers) -> None:
+    """Add the parser of `udi import`."""
+    one = command(commands, "import", import_, "put a squashfs file into the store")
+    one.add_argument("file")
+    one.add_argument("name", nargs="?", metavar="NAME", help="what the file says it is, without it")
+
+
+def import_(arguments: Arguments) -> int:
+    """udi import: put a squashfs file into the user's store; print its digest.
+
+    The digest is the file's own: nobody can tell whether a file is the image of the digest that its
+    facts name, and what the store has by a digest must be that.
+    """
+    site = load.load(os.environ)
+    image = resolve.local(arguments.file, os.path.abspath(arguments.file))
+    if not image.path:
+        raise UdiError(f"{arguments.file} is a directory", "udi-run takes it as it is")
+    store = Store(image_stores(site)[0])
+    name = _name_for(arguments, image, site)
+    store.create()
+    with opened(image.path) as source:
+        digest = f"sha256:{_digest(source.fileno())}"
+        platform = _platform(image)
+        _may_name(store, name, platform, digest, arguments)
+        lock = store.lock(digest)
+        lock.wait()
+        try:
+            if store.image(digest) is None:
+                _store(store, source.fileno(), digest, image, name)
+        finally:
+            lock.release()
+    store.set_name(name, platform, digest)
+    tell(f"it is {names.familiar(name, site.registry)}")
+    say(digest)
+    return 0
+
+
+def _name_for(arguments: Arguments, image: Image, site: Site) -> str:
+    if arguments.name:
+        return new_name(arguments.name, site)
+    try:
+        return new_name(str(image.facts.get("reference") or ""), site)
+    except UdiError:
+        raise UdiError(
+            f"{arguments.file} does not say what image it is of", "udi import FILE NAME"
+        ) from None
+
+
+def _may_name(
+    store: Store, name: str, platform: oci.Platform, digest: str, arguments: Arguments
+) -> None:
+    """Raise UdiError where the file's own word would take a name from another image."""
+    if arguments.name:
+        return
+    for entry in store.images():
+        if (platform.key(), name) in entry.names and entry.image.digest != digest:
+            raise UdiError(
+                f"{arguments.file} says that it is {name}, and that name is another image's",
+                f"to rename that: udi import {arguments.file} {name}; or give another name",
+            )
+
+
+def _digest(fd: int) -> str:
+    import hashlib
+
+    summed = hashlib.sha256()
+    for data in inside.copied(fd, {}):
+        summed.update(data)
+    return summed.hexdigest()
+
+
+def _store(store: Store, fd: int, digest: str, image: Image, name: str) -> None:
+    import hashlib
+
+    facts = {"version": 1, "reference": name, **image.facts, "digest": digest}
+    facts["imported"] = {"digest": image.digest}
+    target = store.temporary("images", digest)
+    summed = hashlib.sha256()
+    try:
+        with newfile.ending():
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            with open(os.open(target, flags, 0o644), "wb") as out:
+                for data in inside.copied(fd, {}):
+                    summed.update(data)
+                    out.write(data)
+            if f"sha256:{summed.hexdigest()}" != digest:
+                raise UdiError(f"importing {image.path} failed: it changed meanwhile")
+            store.commit(digest, target, facts)
+    except OSError as error:
+        raise store.refused(f"importing {image.path}", error) from None
+    finally:
+        discard(target)
+
+
+def _platform(image: Image) -> oci.Platform:
+    known = [str(image.facts.get(key) or "") for key in ("architecture", "variant")]
+    if not known[0]:
+        return oci.platform_of(os.uname().machine)
+    # A plain word: it becomes a folder's name.
+    return oci.parse_platform("/".join(filter(None, ("linux", *known))))

@@ -1,0 +1,23 @@
+"""udi logout: forget a registry's credentials."""
+
+import os
+
+from rootless_udi.base.process import tell
+from rootless_udi.commands.common.given import Arguments
+from rootless_udi.commands.common.parsers import Parsers, command
+
+
+def add(commands: Parsers) -> None:
+    """Add the parser of `udi logout`."""
+    one = command(commands, "logout", logout, "forget a registry's credentials")
+    one.add_argument("registry", nargs="?", default="docker.io")
+
+
+def logout(arguments: Arguments) -> int:
+    """udi logout."""
+    from rootless_udi.pull import login as logins
+
+    registry = logins.registry_name(arguments.registry)
+    path = logins.logout(registry, os.environ)
+    tell(f"logged out of {registry}; removed from {path}")
+    return 0

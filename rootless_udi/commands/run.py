@@ -1,0 +1,31 @@
+"""udi run: becomes udi-run."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from rootless_udi.base import program
+from rootless_udi.commands.common.given import Arguments
+from rootless_udi.commands.common.parsers import Parsers, command
+
+
+def add(commands: Parsers) -> None:
+    """Add the parser of `udi run`."""
+    one = command(commands, "run", run, "run a command in an image, with udi-run's options")
+    one.add_argument("word", nargs=argparse.REMAINDER, metavar="[OPTIONS] IMAGE ...")
+
+
+def run(arguments: Arguments) -> NoReturn:
+    """udi run: see udi-run."""
+    become(arguments.word)
+
+
+def become(words: Sequence[str]) -> NoReturn:
+    """Become udi-run with `words`: the one beside this program, else this package's."""
+    beside = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "udi-run")
+    argv = [beside, *words]
+    if not os.access(beside, os.X_OK):
+        argv = program.argv("from rootless_udi.run import main; main()", *words, site=False)
+    os.execv(argv[0], argv)
