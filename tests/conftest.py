@@ -17,6 +17,9 @@ from hypothesis import HealthCheck, settings
 from tests.kit import images, probes
 from tests.kit.places import TREE
 
+# A plugin of some modules, which others import before pytest hears of it.
+pytest.register_assert_rewrite("tests.kit.pulling")
+
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -47,8 +46,8 @@ def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def unpacked(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tree that a source distribution has."""
     target = tmp_path_factory.mktemp("unpacked")
-    with tarfile.open(built(checkout, "build_sdist", tmp_path_factory.mktemp("sdist"))) as archive:
-        archive.extractall(target)
+    archive = built(checkout, "build_sdist", tmp_path_factory.mktemp("sdist"))
+    subprocess.run(["tar", "-xf", archive, "-C", target], check=True)
     (top,) = target.iterdir()
     return top
 

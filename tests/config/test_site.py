@@ -276,7 +276,7 @@ def test_its_server_ends_with_the_container(site: Site, box: Path) -> None:
             continue
         waiter = select.poll()
         waiter.register(handle, select.POLLIN)
-        assert waiter.poll(30_000), "fuse2fs is still there"
+        assert waiter.poll(60_000), "fuse2fs is still there"
         os.close(handle)
 
 

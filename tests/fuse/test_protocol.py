@@ -28,7 +28,7 @@ class Kernel:
     def __init__(self, image: Path) -> None:
         self.log: list[str] = []
         self.ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.ours.settimeout(10)
+        self.ours.settimeout(60)
         fd = os.open(image, os.O_RDONLY)
         server = Server(FileSystem(Reader(fd, "image")), self.log.append)
         server.fd = theirs.fileno()
@@ -57,7 +57,7 @@ class Kernel:
 
     def close(self) -> None:
         self.ours.close()
-        self.thread.join(10)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
 

@@ -147,21 +147,22 @@ def mirror() -> str:
 
 def _mmdebstrap(suite: str, packages: tuple[str, ...], target: Path) -> None:
     partial = target.with_suffix(".part.tar")
-    subprocess.run(
-        [
-            "mmdebstrap",
-            "--quiet",
-            "--variant=minbase",
-            f"--mode={'root' if os.getuid() == 0 else 'unshare'}",
-            *([f"--include={','.join(packages)}"] if packages else []),
-            '--aptopt=Acquire::Languages "none"',
-            "--dpkgopt=path-exclude=/usr/share/man/*",
-            "--dpkgopt=path-exclude=/usr/share/doc/*",
-            suite,
-            str(partial),
-            f"deb {mirror()} {suite} main",
-        ],
-        check=True,
-        stdin=subprocess.DEVNULL,
-    )
+    argv = [
+        "mmdebstrap",
+        "--quiet",
+        "--variant=minbase",
+        f"--mode={'root' if os.getuid() == 0 else 'unshare'}",
+        *([f"--include={','.join(packages)}"] if packages else []),
+        '--aptopt=Acquire::Languages "none"',
+        '--aptopt=Acquire::Retries "5"',
+        "--dpkgopt=path-exclude=/usr/share/man/*",
+        "--dpkgopt=path-exclude=/usr/share/doc/*",
+        suite,
+        str(partial),
+        f"deb {mirror()} {suite} main",
+    ]
+    # A mirror may be in the middle of an update: what its lists name is there a moment later.
+    for last in (False, False, True):
+        if subprocess.run(argv, check=last, stdin=subprocess.DEVNULL).returncode == 0:
+            break
     partial.rename(target)

@@ -45,7 +45,7 @@ class Step:
     argv: tuple[str, ...]
     user: bool = True
     env: tuple[tuple[str, str], ...] = ()
-    seconds: int = 60
+    seconds: int = 180
     """After which it is killed: everything takes ten times as long as outside."""
 
 
@@ -58,7 +58,7 @@ class Done:
     stderr: str
 
 
-def step(name: str, *argv: str, user: bool = True, seconds: int = 60, **env: str) -> Step:
+def step(name: str, *argv: str, user: bool = True, seconds: int = 180, **env: str) -> Step:
     """Return a Step."""
     return Step(name, argv, user, tuple(env.items()), seconds)
 

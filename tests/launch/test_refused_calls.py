@@ -166,7 +166,7 @@ def ended(pid: int) -> bool:
     waiter = select.poll()
     waiter.register(handle, select.POLLIN)
     try:
-        return bool(waiter.poll(30_000))
+        return bool(waiter.poll(60_000))
     finally:
         os.close(handle)
 

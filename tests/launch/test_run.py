@@ -325,7 +325,7 @@ def test_standard_output_ends_with_the_command(user: User, box: Path) -> None:
     """The helper outside holds none of the caller's descriptors."""
     fifo = user.home / "fifo"
     os.mkfifo(fifo)
-    inner = f"exec 2>&-; read x <{fifo} >&- & echo done"
+    inner = f"exec 2>&-; (exec >&-; read x <{fifo}) & echo done"
     done = user.run("sh", "-c", f"udi-run {box} sh -c '{inner}' | cat; echo $?")
     assert lines(done) == ["done", "0"]
     fifo.write_text("and the container ends\n")

@@ -165,6 +165,6 @@ def test_what_is_silent_can_be_stopped(
         with waiting:
             assert waiting.recv(1)  # it has asked, and waits
             stop.set()
-            thread.join(20)
+            thread.join(60)
         assert not thread.is_alive()
         assert isinstance(found[0], Stopped)

@@ -726,7 +726,6 @@ def test_an_answer_that_never_ends(
     proxy: Flaky, manner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A byte now and then keeps a socket's own timeout from ever being reached."""
-    monkeypatch.setattr(http, "ANSWER_SECONDS", 0.2)
 
     def rule(proxy: Flaky, request: Quiet, path: str) -> bool:
         head, again = {
@@ -745,6 +744,7 @@ def test_an_answer_that_never_ends(
 
     one = endpoint(proxy.host)
     one.verify("it")
+    monkeypatch.setattr(http, "ANSWER_SECONDS", 0.2)
     proxy.rule = rule
     with pytest.raises(UdiError, match=r"no answer in time \(3 attempts\)"):
         one.manifest("1")
