@@ -1,7 +1,7 @@
 # Two commands: `make demo` shows the main job, `make test` passes the tests. Each installs what is
 # missing (Debian, Ubuntu; root or sudo) and drops to an ordinary user where root calls it.
 
-.PHONY: demo test slow lint bench man
+.PHONY: demo test slow lint bench man site
 
 demo:
 	sh contrib/demo/run
@@ -22,3 +22,7 @@ bench:
 # The manual pages, from the tables that parse the command lines.
 man:
 	python3 -m rootless_udi.commands.common.manpages build/man
+
+# The documents as a site in build/site; needs `pip install .[docs]`.
+site:
+	sh docs/build
