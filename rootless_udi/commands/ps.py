@@ -13,7 +13,7 @@ from rootless_udi.base.records import Record
 from rootless_udi.commands.common.given import Arguments
 from rootless_udi.commands.common.parsers import Parsers, add_json, command
 from rootless_udi.node import places
-from rootless_udi.node.record import living, read_record
+from rootless_udi.node.record import file_of, living, read_record
 from rootless_udi.node.sweep import sweep
 
 
@@ -60,8 +60,9 @@ def containers(environ: dict[str, str]) -> list[Container]:
             continue
         try:
             sweep(directory)
-            for name in os.listdir(directory):
-                if not name.endswith((".lock", ".new")):
+            for file in os.listdir(directory):
+                name = file.removesuffix(file_of(""))
+                if name != file:
                     one = _container(directory, name)
                     if one is not None:
                         found.append(one)

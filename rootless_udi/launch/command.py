@@ -120,7 +120,7 @@ def enter(
     names = workdir(request, defaults, current(environ))
     if join(record, fd):
         folder, lost = arrive(request, names)
-        if lost and first_to_tell(fd):
+        if lost and first_to_tell(fd, record.tail_at):
             complain("udi-run", *outside(request, lost, environ))
         execute(words, env, folder)
 

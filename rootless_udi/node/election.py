@@ -16,7 +16,7 @@ from time import sleep
 from rootless_udi.base.errors import UdiError, disk_hint
 from rootless_udi.base.process import complain
 from rootless_udi.node import places
-from rootless_udi.node.record import NodeRecord, entering, read_record
+from rootless_udi.node.record import NodeRecord, entering, file_of, read_record
 
 _SILENT = 5.0
 """Seconds after which a rank that waits for the builder prints a message."""
@@ -125,7 +125,7 @@ class Election:
         """Release after a failure; the lock file is removed where there is no record."""
         try:
             if self.lock >= 0:
-                os.stat(self.name, dir_fd=self.directory)
+                os.stat(file_of(self.name), dir_fd=self.directory)
         except FileNotFoundError:
             try:
                 os.unlink(f"{self.name}.lock", dir_fd=self.directory)

@@ -4,7 +4,8 @@ import os
 
 from rootless_udi.base.digest import digest
 from rootless_udi.base.process import start_and_parent, started
-from rootless_udi.plan.options import OPTIONS, SQUASHFS_SUFFIXES, Request
+from rootless_udi.node.record import FORMAT
+from rootless_udi.plan.options import FLAG, LIST, OPTIONS, SQUASHFS_SUFFIXES, Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,15 +94,17 @@ def _starter(mark: str) -> tuple[int, int]:
 
 def key(request: Request, who: str, environ: "Mapping[str, str]") -> tuple[str, str]:
     """Return (name, text): what a container depends on as text, and its file name in the state."""
-    parts = [who]
+    parts = [f"udi {FORMAT}", who]
     for option in OPTIONS:
         value = getattr(request, option.field)
         if option.shares and option.name != "share" and value:
-            parts.append(f"{option.name}={value}")
+            values = value if option.kind == LIST else ["" if option.kind == FLAG else value]
+            parts += [f"{option.name}={one}" for one in values]
     if _relative(request.image):
         parts.append(f"cwd={os.getcwd()}")
     parts += [f"{name}={environ[name]}" for name in PLANNED if name in environ]
-    text = "\n".join(parts)
+    # What no argument and no variable can hold: no two requests come to one text.
+    text = "\0".join(parts)
     return digest(text.encode("utf-8", "surrogateescape")), text
 
 

@@ -1,18 +1,20 @@
 """Write the record of a node's container, and take it away at the end."""
 
 import os
-from errno import ENOSPC
+from errno import EFBIG, ENOSPC
 from time import time
 
 from rootless_udi.base import process
 from rootless_udi.base.errors import UdiError
 from rootless_udi.node import places
 from rootless_udi.node.election import Election, failed
-from rootless_udi.node.record import FORMAT, TOLD, NodeRecord, escape, read_record
+from rootless_udi.node.record import FORMAT, MOST, TOLD, NodeRecord, file_of, read_record
 from rootless_udi.node.sweep import remove_files, sweep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rootless_udi.plan.planner import Plan
 
 
@@ -41,40 +43,43 @@ def write(
         ("mnt", str(spaces["mnt"])),
         ("server", server),
         ("rung", plan.root.server),
-        *(("before", f"{e.op}\t{e.name}\t{e.value}") for e in plan.before),
-        *(("after", f"{e.op}\t{e.name}\t{e.value}") for e in plan.after),
+        *(("before", f"{e.op}\0{e.name}\0{e.value}") for e in plan.before),
+        *(("after", f"{e.op}\0{e.name}\0{e.value}") for e in plan.after),
         *(("entrypoint", word) for word in plan.entrypoint),
         *(("cmd", word) for word in plan.command),
         ("workdir", plan.workdir),
     ]
     me = os.getpid()
-    said = f"{TOLD}\n" if told else ""
-    _replace(directory, path, name, text(pairs) + f"\n{me} {process.started(me)}\n{said}")
+    said = TOLD + b"\n" if told else b""
+    tail = b"%d %d\n%s" % (me, process.started(me), said)
+    _replace(directory, path, name, content(pairs, tail))
 
 
-def text(pairs: "list[tuple[str, str]]") -> str:
-    """Return a record's head; values that hold tabs between fields keep them."""
-    lines = [FORMAT]
+def content(pairs: "Iterable[tuple[str, str]]", tail: bytes) -> bytes:
+    """Return a record: its head's fields, and its members' lines."""
+    head = b""
     for key, value in pairs:
-        fields = value.split("\t", 2) if key in ("before", "after") else [value]
-        lines.append(f"{key}=" + "\t".join(escape(field) for field in fields))
-    return "\n".join(lines) + "\n"
+        field = f"{key}={value}".encode("utf-8", "surrogateescape")
+        head += b"%d:%s\n" % (len(field), field)
+    return b"udi %d %d\n%s%s" % (FORMAT, len(head), head, tail)
 
 
-def _replace(directory: int, path: str, name: str, content: str) -> None:
+def _replace(directory: int, path: str, name: str, data: bytes) -> None:
     new = f"{name}.new"
     try:
+        if len(data) > MOST // 2:
+            # Members are still to be added.
+            raise OSError(EFBIG, os.strerror(EFBIG))
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(new, flags, 0o600, dir_fd=directory)
         try:
             # Whatever the caller's umask is, the next rank must be able to read it.
             os.fchmod(fd, 0o600)
-            data = content.encode("utf-8", "surrogateescape")
             if os.write(fd, data) != len(data):
                 raise OSError(ENOSPC, os.strerror(ENOSPC))
         finally:
             os.close(fd)
-        os.rename(new, name, src_dir_fd=directory, dst_dir_fd=directory)
+        os.rename(new, file_of(name), src_dir_fd=directory, dst_dir_fd=directory)
     except OSError as error:
         try:
             os.unlink(new, dir_fd=directory)
@@ -114,9 +119,9 @@ def end(path: str, name: str, token: str, why: str = "") -> None:
 
 def _mark(directory: int, path: str, name: str, record: NodeRecord, why: str) -> None:
     head = [(key, value) for key, values in record.lists.items() for value in values]
-    members = "".join(f"{pid} {start}\n" for pid, start in reversed([*record.newest()]))
+    members = b"".join(b"%d %d\n" % pair for pair in reversed([*record.newest()]))
     try:
-        _replace(directory, path, name, text([*head, ("dead", why)]) + f"\n{members}")
+        _replace(directory, path, name, content([*head, ("dead", why)], members))
     except UdiError:
         # No room to say so: then nobody may join.
-        os.unlink(name, dir_fd=directory)
+        os.unlink(file_of(name), dir_fd=directory)

@@ -2,21 +2,25 @@
 
 Ranks in different user namespaces can't reach each other's memory, which MPI's shared-memory
 transports need; so all ranks that one launcher starts on a node share one container. Its record is
-a file in the user's state directory, of lines:
+a file NAME.2 in the user's state directory, which C reads as safely as Python (joiner/record.c):
 
-    udi 1                       the format
-    KEY=VALUE                   "\n", "\t" and "\\" escaped; repeated keys make a list
-                                (an empty line)
+    udi 2 BYTES                 the format, and the length of the head in decimal
+    LENGTH:KEY=VALUE            the head: fields, each with its length; repeated keys make a list
     PID START                   members: process id and start time (proc(5), stat, field 22)
 
 Keys: request (all that the container depends on), token (of this container), image, digest, job,
 started (seconds), user and mnt (inode numbers of the namespaces), server (PID START), rung
-(its name), before, after ("op TAB name TAB value" on the environment), entrypoint, cmd, workdir.
-`dead` says how the image server has ended while members live. Among the members there are lines
-that begin with `told`: the rank of the first one has said that the ranks' folder is not inside.
+(its name), before, after (op, name and value of an operation on the environment, with NUL
+between), entrypoint, cmd, workdir. `dead` says how the image server has ended while members live.
+Among the members there are lines that begin with `told`: the rank of the first one has said that
+the ranks' folder is not inside.
 
 A joiner reads this file and nothing else. Each one adds itself as a member, so that any living one
 can be joined when the first has gone. Nothing here imports what a joiner does not need.
+
+A node may run two versions while a site upgrades. The format's number is part of the file's name
+and of what the name stands for, so none finds the other's. In every format the members are lines
+"PID START": a record of a format that is not known here is left alone as long as one of them lives.
 """
 
 import os
@@ -32,8 +36,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-FORMAT = "udi 1"
-TOLD = "told"
+FORMAT = 2
+TOLD = b"told"
+OPERATIONS = ("set", "unset", "clear", "append", "prepend")
+MOST = 1 << 26
+"""Bytes of the longest record that is read: a request has 2 MB at most, a member 20 bytes."""
+_LENGTH = 8
+"""Most digits of a length."""
 
 
 class NodeRecord:
@@ -44,18 +53,28 @@ class NodeRecord:
     (namespaces(7)). Raises ValueError for what is no record.
     """
 
-    def __init__(self, data: str) -> None:
-        head, _, tail = data.partition("\n\n")
-        lines = head.split("\n")
-        if lines[0] != FORMAT:
-            raise ValueError(f"a record of format {lines[0]!r}, not {FORMAT!r}")
+    def __init__(self, data: bytes) -> None:
+        first, _, _ = data[:32].partition(b"\n")
+        words = first.split(b" ")
+        if words[:2] != [b"udi", b"%d" % FORMAT] or len(words) != 3:
+            raise ValueError(f"a record that begins with {first!r}")
+        at = len(first) + 1
+        self.tail_at = end = at + _number(words[2], _LENGTH)
         self.lists: dict[str, list[str]] = {}
-        for line in lines[1:]:
-            key, _, value = line.partition("=")
-            self.lists.setdefault(key, []).append(_unescape(value) if "\\" in value else value)
-        self.spaces = int(self.get("user")), int(self.get("mnt"))
+        while at < end:
+            colon = data.find(b":", at, at + _LENGTH + 1)
+            begin = colon + 1
+            stop = begin + _number(data[at : max(at, colon)], _LENGTH)
+            key, equals, value = data[begin:stop].partition(b"=")
+            if not equals or stop >= end or data[stop : stop + 1] != b"\n":
+                raise ValueError(f"a field at byte {at} that does not fit")
+            self.lists.setdefault(_text(key), []).append(_text(value))
+            at = stop + 1
+        if at != end or end > len(data):
+            raise ValueError("a head that is cut off")
+        self.spaces = tuple(_number(self.get(kind).encode(), 20) for kind in ("user", "mnt"))
         self.before, self.after = self._operations("before"), self._operations("after")
-        self._tail = tail
+        self._tail = data[end:]
 
     def get(self, key: str) -> str:
         """Return the one value of `key`, "" where it is missing."""
@@ -67,13 +86,15 @@ class NodeRecord:
         A stopped server is normal once all members have ended. If it dies before, its helper notes
         that in the record, unless the helper was killed as well.
         """
-        pid, _, start = self.get("server").partition(" ")
-        if pid.isdecimal() and start.isdecimal() and not alive(int(pid), int(start)):
+        server = _pair(self.get("server").encode("utf-8", "surrogateescape"))
+        if server is not None and not alive(*server):
             return self.get("dead") or "it has ended"
         return self.get("dead")
 
     def _operations(self, key: str) -> list[tuple[str, str, str]]:
-        split = [line.split("\t", 2) for line in self.lists.get(key, [])]
+        split = [line.split("\0", 2) for line in self.lists.get(key, [])]
+        if any(one[0] not in OPERATIONS for one in split):
+            raise ValueError(f"an unknown operation in {key}")
         return [(op, name, value) for op, name, value in split]
 
     def newest(self) -> "Iterator[tuple[int, int]]":
@@ -89,33 +110,40 @@ class NodeRecord:
         newest = next(self.newest(), None)
         if newest is not None:
             yield newest
-            yield from self._backwards(self._tail.find("\n"))
+            yield from self._backwards(self._tail.find(b"\n"))
         yield from self.newest()
 
     def _backwards(self, end: int) -> "Iterator[tuple[int, int]]":
         while end > 0:
-            begin = self._tail.rfind("\n", 0, end) + 1
-            pid, _, start = self._tail[begin:end].partition(" ")
+            begin = self._tail.rfind(b"\n", 0, end) + 1
+            pair = _pair(self._tail[begin:end])
             end = begin - 1
-            if pid.isdecimal() and start.isdecimal() and start != "0":
-                yield int(pid), int(start)
+            if pair is not None and pair[1]:
+                yield pair
 
 
-def _unescape(text: str) -> str:
-    out, at = [], 0
-    while at < len(text):
-        c = text[at]
-        if c == "\\":
-            at += 1
-            c = {"n": "\n", "t": "\t"}.get(text[at : at + 1], text[at : at + 1])
-        out.append(c)
-        at += 1
-    return "".join(out)
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
 
 
-def escape(text: str) -> str:
-    """Return `text` on one line without tabs; `NodeRecord` reads it back."""
-    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
+def _number(text: bytes, digits: int) -> int:
+    """Return a decimal number of at most so many digits. Raises ValueError."""
+    if not text.isdigit() or len(text) > digits:
+        raise ValueError(f"no number: {text!r}")
+    return int(text)
+
+
+def _pair(line: bytes) -> tuple[int, int] | None:
+    """Return "PID START" as numbers; None for what is none, or no process id."""
+    pid, _, start = line.partition(b" ")
+    if not (pid.isdigit() and start.isdigit() and len(pid) <= 10 and len(start) <= 18):
+        return None
+    return (int(pid), int(start)) if 0 < int(pid) < 1 << 31 else None
+
+
+def file_of(name: str) -> str:
+    """Return the name of the record's file of the container `name`."""
+    return f"{name}.{FORMAT}"
 
 
 def alive(pid: int, start: int) -> bool:
@@ -142,32 +170,53 @@ def alive(pid: int, start: int) -> bool:
 
 
 def read_record(directory: int, name: str) -> tuple[NodeRecord | None, int]:
-    """Return the record `name` of a state directory and its descriptor, for appending.
+    """Return the record of the container `name` and its descriptor, for appending.
 
-    (None, -1) where there is none, or none that this version understands. Raises UdiError for
-    something else of that name, and for one that others may have written.
+    (None, -1) where there is none, or a damaged one. Raises UdiError for something else of that
+    name, for one that others may have written, and for a living one of another version's.
     """
+    file = file_of(name)
     try:
-        fd = os.open(name, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        fd = os.open(file, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     except OSError as error:
         if error.errno != ENOENT:
             raise _failed(
-                "reading", os.readlink(f"/proc/self/fd/{directory}"), name, error
+                "reading", os.readlink(f"/proc/self/fd/{directory}"), file, error
             ) from None
         return None, -1
-    chunks = []
     try:
-        trust.check(fd, name, what="the record")
-        while chunk := os.read(fd, 1 << 16):
-            chunks.append(chunk)
+        trust.check(fd, file, what="the record")
+        data = _read(fd)
+        return NodeRecord(data), fd
+    except ValueError:
+        os.close(fd)
     except BaseException:
         os.close(fd)
         raise
-    try:
-        return NodeRecord(b"".join(chunks).decode("utf-8", "surrogateescape")), fd
-    except ValueError:
-        os.close(fd)
-        return None, -1
+    if _foreign(data):
+        raise UdiError(
+            f"the record {file} is of a format that this version does not know, and it lives",
+            "--share=off starts without it, and so does --share=NAME",
+        )
+    return None, -1
+
+
+def _read(fd: int, at: int = 0) -> bytes:
+    """Return what an open record holds from byte `at` on. Raises OSError, ValueError."""
+    chunks = []
+    while chunk := os.pread(fd, 1 << 16, at):
+        chunks.append(chunk)
+        at += len(chunk)
+        if at > MOST:
+            raise ValueError(f"a record of more than {MOST} bytes")
+    return b"".join(chunks)
+
+
+def _foreign(data: bytes) -> bool:
+    """Tell whether this is a record of another format, of which a member lives."""
+    if not data.startswith(b"udi ") or data.startswith(b"udi %d " % FORMAT):
+        return False
+    return any(pair and pair[1] and alive(*pair) for pair in map(_pair, data.split(b"\n")))
 
 
 def _failed(what: str, folder: str, name: str, error: OSError) -> UdiError:
@@ -211,24 +260,23 @@ def join(record: NodeRecord, fd: int) -> bool:
     return False
 
 
-def first_to_tell(fd: int) -> bool:
+def first_to_tell(fd: int, tail_at: int) -> bool:
     """Tell whether the caller is the first of the node's ranks to say that its folder is missing.
 
-    Each adds a line to the record; whose is first, speaks. `fd` is the record's, open for both.
+    Each adds a line to the record; whose is first, speaks. `fd` is the record's, open for both;
+    `tail_at` is where its members begin.
     """
-    mine = f"{TOLD} {os.getpid()}\n".encode()
+    mine = b"%s %d\n" % (TOLD, os.getpid())
     try:
         os.write(fd, b"\n" + mine)
-        data, at = b"", 0
-        while chunk := os.pread(fd, 1 << 16, at):
-            data, at = data + chunk, at + len(chunk)
-    except OSError:
+        data = _read(fd, tail_at)
+    except (OSError, ValueError):
         return True
-    first = data.find(b"\n" + TOLD.encode())
+    first = data.find(b"\n" + TOLD)
     return first < 0 or data.startswith(mine, first + 1)
 
 
-def _namespaces(pid: int, start: int, numbers: tuple[int, int]) -> tuple[int, int] | None:
+def _namespaces(pid: int, start: int, numbers: tuple[int, ...]) -> tuple[int, int] | None:
     """Return open descriptors of a member's namespaces; None where it is no member any more."""
     fds: list[int] = []
     try:

@@ -9,9 +9,9 @@ import fcntl
 import os
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.node.record import living, read_record
+from rootless_udi.node.record import FORMAT, living, read_record
 
-_ENDINGS = (".new", ".lock")
+_ENDINGS = (".new", ".lock", f".{FORMAT}")
 
 
 def sweep(directory: int) -> list[str]:
@@ -19,6 +19,7 @@ def sweep(directory: int) -> list[str]:
 
     `directory` is a descriptor of the state directory. A container is dead when nobody holds its
     lock and no member of its record lives; a helper that is still there finds nothing more to do.
+    What another version has put there stays.
     """
     names = set()
     for name in os.listdir(directory):
@@ -30,9 +31,9 @@ def sweep(directory: int) -> list[str]:
 
 def remove_files(directory: int, name: str) -> None:
     """Remove the record of the container `name`, with what belongs to it. Raises OSError."""
-    for left in (name, *(name + ending for ending in _ENDINGS)):
+    for ending in _ENDINGS:
         try:
-            os.unlink(left, dir_fd=directory)
+            os.unlink(name + ending, dir_fd=directory)
         except FileNotFoundError:
             pass
 

@@ -400,14 +400,14 @@ def test_the_way_to_a_file(tmp_path: Path) -> None:
 
 
 def test_a_record_that_others_may_write(tmp_path: Path) -> None:
-    path = tmp_path / "name"
-    path.write_text("udi 1\nuser=1\nmnt=1\n\n")
+    path = tmp_path / "name.2"
+    path.write_text("udi 2 17\n6:user=1\n5:mnt=1\n")
     directory = os.open(tmp_path, os.O_RDONLY)
     record, fd = read_record(directory, "name")
     os.close(fd)
     assert record is not None
     path.chmod(0o666)
-    with pytest.raises(UdiError, match="name is not trusted: it may be written by everybody"):
+    with pytest.raises(UdiError, match=r"name\.2 is not trusted: it may be written by everybody"):
         read_record(directory, "name")
     os.close(directory)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rootless_udi.commands import doctor, shell, udi
+from rootless_udi.node import publish
 from tests.conftest import User
 from tests.kit import images
 from tests.kit.places import TREE
@@ -211,7 +212,8 @@ def test_ps_lists_a_running_container(user: User, box: Path) -> None:
 def test_ps_removes_what_is_stale(user: User) -> None:
     state = user.home / "run/rootless_udi"
     state.mkdir(mode=0o700)
-    (state / "alone-1").write_text("udi 1\nuser=1\nmnt=1\nserver=999999999\n\n999999999 1\n")
+    pairs = (("user", "1"), ("mnt", "1"), ("server", "999999999"))
+    (state / "alone-1.2").write_bytes(publish.content(pairs, b"999999999 1\n"))
     (state / "nonsense").write_text("what is this")
     assert user.run("udi", "ps").returncode == 0
     assert [path.name for path in state.iterdir()] == ["nonsense"]

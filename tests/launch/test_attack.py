@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from rootless_udi.base import process
-from rootless_udi.node.record import FORMAT, NodeRecord, living
+from rootless_udi.node import publish
+from rootless_udi.node.record import NodeRecord, living
 from rootless_udi.plan import environment
 from tests.conftest import User
 from tests.kit import fuseimages, probes
@@ -250,22 +251,25 @@ def test_what_is_no_record_is_named(user: User, box: Path, left: Leftovers, kind
 def test_a_record_without_numbers_is_listed(user: User, box: Path, left: Leftovers) -> None:
     path = place(user, box, left)
     start = process.started(os.getpid())
-    head = f"{FORMAT}\nuser=1\nmnt=1\nserver=x\nstarted=x\nimage=odd"
-    path.write_text(f"{head}\n\n{os.getpid()} {start}\n")
+    pairs = (*SPACES, ("server", "x"), ("started", "x"), ("image", "odd"))
+    path.write_bytes(publish.content(pairs, b"%d %d\n" % (os.getpid(), start)))
     done = user.run("udi", "ps")
     assert (done.returncode, done.stderr) == (0, "") and "odd" in done.stdout
     path.unlink()
 
 
-@pytest.mark.parametrize("line", ["before=x", "after=set\tX"])
-def test_a_record_with_half_an_operation_is_none(line: str) -> None:
+SPACES = (("user", "1"), ("mnt", "1"))
+
+
+@pytest.mark.parametrize("field", [("before", "x"), ("after", "set\0X"), ("after", "do\0X\0y")])
+def test_a_record_with_half_an_operation_is_none(field: tuple[str, str]) -> None:
     with pytest.raises(ValueError):
-        NodeRecord(f"{FORMAT}\nuser=1\nmnt=1\n{line}\n\n1 2\n")
+        NodeRecord(publish.content((*SPACES, field), b"1 2\n"))
 
 
 def test_members_are_read_from_the_end_and_torn_lines_passed_over() -> None:
     tail = "1 2\n\n3\n4 x\nx 5\n-6 7\n8 0\n9 10\n11 12"
-    record = NodeRecord(f"{FORMAT}\nuser=1\nmnt=1\n\n{tail}")
+    record = NodeRecord(publish.content(SPACES, tail.encode()))
     assert [*record.newest()] == [(11, 12), (9, 10), (1, 2)]
     assert living(record) == []
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from rootless_udi.node.record import NodeRecord
 from tests.conftest import User
 from tests.kit.cage import reachable
 from tests.kit.nodes import Leftovers, Rank, busybox, counted, servers
@@ -65,11 +66,11 @@ def test_of_those_who_wait_for_a_builder_one_says_so(
     user: User, image: Path, left: Leftovers, tmp_path: Path, stopped: bool
 ) -> None:
     first = rank(user, image).ready()
-    lock = f"{record(left)}.lock"
+    lock = record(left).with_suffix(".lock")
     assert first.end()[0] == 0
     wait_for(lambda: not left.files())
     said = tmp_path / "said"
-    words = [sys.executable, "-c", HOLD, lock]
+    words = [sys.executable, "-c", HOLD, str(lock)]
     with subprocess.Popen(words, stdin=-1, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdin is not None and holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
@@ -255,14 +256,14 @@ def test_the_helper_is_killed(user: User, image: Path, left: Leftovers) -> None:
 # The record lies
 
 
-def stale(user: User, image: Path, left: Leftovers) -> tuple[Path, str]:
+def stale(user: User, image: Path, left: Leftovers) -> tuple[Path, bytes]:
     """Return where a record lay and what it said, when its container has gone."""
     one = rank(user, image).ready()
     path = record(left)
-    text = path.read_text()
+    data = path.read_bytes()
     one.end()
     left.check()
-    return path, text
+    return path, data
 
 
 def start_of(pid: int) -> str:
@@ -275,9 +276,9 @@ def start_of(pid: int) -> str:
 def test_a_stale_record_with_a_recycled_pid(
     user: User, image: Path, left: Leftovers, case: str
 ) -> None:
-    path, text = stale(user, image, left)
-    head, _, members = text.partition("\n\n")
-    pid, start = members.split()[:2]
+    path, data = stale(user, image, left)
+    at = NodeRecord(data).tail_at
+    pid, start = data[at:].decode().split()[:2]
     me = os.getpid()
     member = {
         "gone": f"{pid} {start}",
@@ -285,7 +286,7 @@ def test_a_stale_record_with_a_recycled_pid(
         "another process of that start": f"{me} {start_of(me)}",
         "init": f"1 {start_of(1)}",
     }[case]
-    path.write_text(f"{head}\n\n{member}\n")
+    path.write_bytes(data[:at] + f"{member}\n".encode())
     two = [one.ready() for one in [rank(user, image), rank(user, image)]]
     (found,) = {one.namespaces for one in two}
     assert found[1] != os.readlink("/proc/self/ns/mnt")
@@ -296,20 +297,48 @@ def test_a_stale_record_with_a_recycled_pid(
     "text",
     [
         "",
-        "udi 1",
-        "udi 1\n",
-        "udi 99\nrequest=x\n\n1 1\n",
+        "udi 2",
+        "udi 2 0\n",
+        "udi 99\nrequest=x\n\n4194303 1\n",
         "\0" * 100,
-        "udi 1\n\nx y\n",
-        "udi 1\n\n7\n",
+        "udi 2 99999999\n",
+        "udi 2 17\n6:user=1\n5:mnt=1\nx y\n",
+        "udi 2 17\n6:user=1\n5:mnt=1\n7\n",
     ],
-    ids=["empty", "no line", "no key", "another format", "zeros", "no numbers", "half a member"],
+    ids=["empty", "no line", "no key", "dead", "zeros", "cut", "no numbers", "half a member"],
 )
 def test_a_damaged_record_is_no_record(user: User, image: Path, left: Leftovers, text: str) -> None:
     path, _ = stale(user, image, left)
     path.write_text(text)
     done = join(user, image)
     assert (done.stderr, done.returncode) == ("", 0)
+
+
+def test_a_living_record_of_another_version_stays(user: User, image: Path, left: Leftovers) -> None:
+    """It is not joined, not swept and not overwritten, as long as one of its members lives."""
+    path, _ = stale(user, image, left)
+    text = f"udi 3\nanything\n{os.getpid()} {start_of(os.getpid())}\n"
+    path.write_text(text)
+    path.with_suffix(".lock").touch()
+    done = join(user, image)
+    assert done.returncode == 125 and "is of a format that this version does not" in done.stderr
+    assert user.run("udi-run", "--share=other", image, "true").stderr == ""
+    left.check_processes()
+    assert user.run("udi", "ps").returncode == 0 and path.read_text() == text
+    for file in (path, path.with_suffix(".lock")):
+        file.unlink()
+
+
+def test_records_of_two_versions_lie_side_by_side(user: User, image: Path, left: Leftovers) -> None:
+    """Format 1 had NAME and NAME.lock, which an old helper would take away with its own."""
+    path, _ = stale(user, image, left)
+    old = path.parent / ("0" * 32)
+    text = f"udi 1\nrequest=x\nuser=1\nmnt=1\n\n{os.getpid()} {start_of(os.getpid())}\n"
+    old.write_text(text)
+    assert join(user, image).stderr == ""
+    left.check_processes()
+    assert old.read_text() == text
+    old.unlink()
 
 
 def test_a_member_that_died_while_it_entered(user: User, image: Path, left: Leftovers) -> None:

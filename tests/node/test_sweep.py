@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from rootless_udi.base import process
+from rootless_udi.node import publish
 from rootless_udi.node.sweep import sweep
 
-HEAD = "udi 1\nrequest=x\ntoken=1.1\nuser=1\nmnt=1\n\n"
+HEAD = publish.content((("token", "1.1"), ("user", "1"), ("mnt", "1")), b"").decode()
 DEAD = "4194303 1\n"
 
 
@@ -28,13 +29,13 @@ def me() -> str:
 @pytest.mark.parametrize(
     "files",
     [
-        {"a": HEAD + DEAD, "a.lock": ""},
-        {"a": HEAD + DEAD, "a.lock": "", "a.new": "udi"},
-        {"a": HEAD + DEAD},
+        {"a.2": HEAD + DEAD, "a.lock": ""},
+        {"a.2": HEAD + DEAD, "a.lock": "", "a.new": "udi"},
+        {"a.2": HEAD + DEAD},
         {"a.lock": ""},
         {"a.lock": "", "a.new": ""},
-        {"a": "no record", "a.lock": ""},
-        {"a": HEAD + f"{os.getpid()} 1\n", "a.lock": ""},
+        {"a.2": "no record", "a.lock": ""},
+        {"a.2": HEAD + f"{os.getpid()} 1\n", "a.lock": ""},
     ],
     ids=["dead", "and unfinished", "alone", "lock", "unfinished", "damaged", "recycled pid"],
 )
@@ -49,12 +50,23 @@ def test_what_is_dead_goes(place: tuple[Path, int], files: dict[str, str]) -> No
 
 def test_what_lives_stays(place: tuple[Path, int]) -> None:
     path, fd = place
-    (path / "a").write_text(HEAD + DEAD + me())
+    (path / "a.2").write_text(HEAD + DEAD + me())
     (path / "a.lock").touch()
-    (path / "alone").write_text(HEAD + me())
-    (path / "b").write_text(HEAD + DEAD)
+    (path / "alone.2").write_text(HEAD + me())
+    (path / "b.2").write_text(HEAD + DEAD)
     assert sweep(fd) == ["b"]
-    assert sorted(p.name for p in path.iterdir()) == ["a", "a.lock", "alone"]
+    assert sorted(p.name for p in path.iterdir()) == ["a.2", "a.lock", "alone.2"]
+
+
+def test_what_another_version_has_made_stays(place: tuple[Path, int]) -> None:
+    """Format 1 had NAME for a record, and its lock is nobody's while the container runs."""
+    path, fd = place
+    (path / "a").write_text(f"udi 1\nuser=1\nmnt=1\n\n{me()}")
+    (path / "b.3").write_text(f"udi 3\n{me()}")
+    (path / "c.2").write_text(f"udi 3 {me()}{me()}")
+    (path / "c.lock").touch()
+    assert sweep(fd) == []
+    assert sorted(p.name for p in path.iterdir()) == ["a", "b.3", "c.2", "c.lock"]
 
 
 def test_what_is_being_made_stays(place: tuple[Path, int]) -> None:
@@ -62,8 +74,8 @@ def test_what_is_being_made_stays(place: tuple[Path, int]) -> None:
     path, fd = place
     with open(path / "a.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        (path / "a").write_text(HEAD + DEAD)
-        (path / "alone.new").write_text("udi 1\nreq")
+        (path / "a.2").write_text(HEAD + DEAD)
+        (path / "alone.new").write_text("udi 2 100\nreq")
         assert sweep(fd) == []
         assert len(list(path.iterdir())) == 3
     assert sweep(fd) == ["a"]

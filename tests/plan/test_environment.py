@@ -1,5 +1,7 @@
 """The environment's grammar and operations, apart from a container."""
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,8 @@ from hypothesis import strategies as st
 from rootless_udi.base.errors import UdiError
 from rootless_udi.host import facts
 from rootless_udi.idmap import accounts, maps
-from rootless_udi.node.record import FORMAT, NodeRecord, escape
+from rootless_udi.node import publish
+from rootless_udi.node.record import NodeRecord
 from rootless_udi.plan import environment
 
 
@@ -82,19 +85,35 @@ def test_maps_have_one_entry() -> None:
     assert maps.entry(0, 1000) == "0 1000 1\n"
 
 
-@given(st.text())
+def encodable(text: str) -> bool:
+    """Tell whether a byte string can be read as `text`: what all of ours can (os.fsdecode)."""
+    try:
+        return os.fsdecode(os.fsencode(text)) == text
+    except UnicodeError:
+        return False
+
+
+SPACES = (("user", "1"), ("mnt", "1"))
+
+
+@given(st.text(st.characters(exclude_categories=())).filter(encodable))
 def test_records_keep_any_text(text: str) -> None:
-    line = escape(text)
-    assert "\n" not in line and "\t" not in line
-    read = NodeRecord(f"{FORMAT}\nuser=1\nmnt=1\nkey={line}\n\n1 2\n")
+    read = NodeRecord(publish.content((*SPACES, ("key", text)), b"1 2\n"))
     assert read.get("key") == text and [*read.newest()] == [(1, 2)]
+
+
+@given(st.data())
+def test_a_record_that_is_cut_off_anywhere_is_none(data: st.DataObject) -> None:
+    whole = publish.content((*SPACES, ("key", "a\nb=c")), b"")
+    with pytest.raises(ValueError):
+        NodeRecord(whole[: data.draw(st.integers(0, len(whole) - 1))])
 
 
 def test_members_are_tried_in_an_order_that_finds_a_living_one() -> None:
     """The last, the builder, then backwards; a torn line and a start of 0 are nobody's."""
 
     def members(tail: str) -> list[int]:
-        record = NodeRecord(f"{FORMAT}\nuser=1\nmnt=2\n\n{tail}")
+        record = NodeRecord(publish.content(SPACES, tail.encode()))
         return [pid for pid, _ in record.likely()]
 
     assert members("1 5\n2 5\n3 5\n4 5\n") == [4, 1, 4, 3, 2, 1]
