@@ -1,10 +1,10 @@
-"""File data: which blocks a range lies in, where these are, their bytes.
+"""File data: where each block of a file lies in the image, and its decompressed bytes.
 
-A file's blocks lie one after the other from its start; the inode lists their sizes only, so that
-where block N is comes from adding up the sizes before it. Lists are read in segments of LIST
-entries (one metadata block), and only the segments before the highest one asked for are ever added
-up: an 8 GiB sparse file has 65,536 entries. A block of size 0 is a hole. A last part shorter than a
-block may lie in a *fragment*, a block that several files share.
+A file's blocks lie one after the other. The inode has a list of their sizes, not of their
+positions: where block N lies is the sum of the sizes before it. A list may be long (an 8 GiB file
+has 65,536 entries), so it is read in segments of LIST entries, one metadata block each, and added
+up only as far as the file is read. A block of size 0 is a hole. The end of a file that fills no
+whole block may lie in a *fragment*, a block that several files share.
 """
 
 from _struct import unpack_from
@@ -14,16 +14,23 @@ from rootless_udi.fuse.format import FRAGMENT, NONE32, RAW, Corrupt, Inode
 from rootless_udi.fuse.reader import Reader
 
 LIST = 2048
+"""Sizes of blocks, of 4 bytes each, in a metadata block."""
 MOST_BLOCKS = 1 << 25
-"""Of one file: 4 TiB in blocks of 128 KiB. What is remembered of a list grows with its length."""
+"""Blocks of a file at most: 4 TiB in blocks of 128 KiB. Longer lists would need too much memory."""
 HOLE = (0, 0)
+_FRAGMENTS = 512
+"""Rows of the fragment table, of 16 bytes each, in a metadata block."""
 
 Place = tuple[int, int]
-"""A block in the image: its position, and its size with format.RAW where uncompressed; or HOLE."""
+"""A block in the image: its position, and its size, with the bit format.RAW where it is stored
+uncompressed; or HOLE."""
 
 
 class Blocks:
-    """The data of a Reader's files. Blocks that were decompressed are kept, within bounds."""
+    """The data of a Reader's files, with a cache of decompressed blocks.
+
+    All methods raise Corrupt where the image is damaged, and OSError.
+    """
 
     def __init__(self, reader: Reader, cache_bytes: int) -> None:
         self.reader = reader
@@ -36,7 +43,7 @@ class Blocks:
         )
 
     def count(self, node: Inode) -> int:
-        """Return how many blocks a file has in its list; a tail in a fragment is not one."""
+        """Return how many blocks a file's list has; an end that lies in a fragment is not in it."""
         return (node.size if node.fragment != NONE32 else node.size + self.size - 1) >> self.log
 
     def length(self, node: Inode, index: int) -> int:
@@ -44,7 +51,11 @@ class Blocks:
         return min(self.size, node.size - (index << self.log))
 
     def place(self, node: Inode, index: int) -> Place:
-        """Return where block `index` of a file lies; the one after the last is its fragment's."""
+        """Return where block `index` of a file lies.
+
+        The index after the last one means the fragment with the file's end. Raises Corrupt,
+        OSError.
+        """
         if index >= self.count(node):
             return self.fragment(node.fragment)
         return self._segment(node, index // LIST)[index % LIST]
@@ -85,13 +96,13 @@ class Blocks:
         supers = self.reader.super
         if number >= supers.fragment_count:
             raise Corrupt(f"fragment {number} of {supers.fragment_count} does not exist")
-        at = supers.fragment_table + number // 512 * 8
+        at = supers.fragment_table + number // _FRAGMENTS * 8
         block = int.from_bytes(self.reader.source.read(at, 8), "little")
-        start, size, _ = FRAGMENT.unpack(self.reader.span(block, number % 512 * 16, 16))
+        start, size, _ = FRAGMENT.unpack(self.reader.span(block, number % _FRAGMENTS * 16, 16))
         return start, size
 
     def stored(self, place: Place) -> bytes:
-        """Return a block's bytes as the image has them. Raises Corrupt; OSError."""
+        """Return a block's bytes as they are stored."""
         return self.reader.source.read(place[0], self.checked(place))
 
     def checked(self, place: Place) -> int:
@@ -102,7 +113,10 @@ class Blocks:
         return size
 
     def decode(self, place: Place, stored: bytes, most: int) -> bytes:
-        """Return what `stored`, the block at `place`, holds: at most `most` bytes. Any thread."""
+        """Decompress `stored`, the bytes of the block at `place`, to `most` bytes or fewer.
+
+        Any thread may call this.
+        """
         if place[1] & RAW:
             return stored
         try:
@@ -111,14 +125,14 @@ class Blocks:
             raise Corrupt(f"the data block at {place[0]}: {error}") from None
 
     def take(self, place: Place) -> bytes:
-        """Return what `get` would, and keep nothing: for a block that is handed over whole."""
+        """Return the decompressed block at `place` and do not cache it."""
         found = self.cache.take(place)
         if found is None:
             found = self.decode(place, self.stored(place), self.size)
         return found
 
     def get(self, place: Place) -> bytes:
-        """Return what the block at `place` (no HOLE) holds, from the cache where it is there."""
+        """Return the decompressed block at `place`, which is no HOLE, and cache it."""
         found = self.cache.get(place)
         if found is None:
             found = self.decode(place, self.stored(place), self.size)

@@ -1,4 +1,4 @@
-"""A cache bounded in bytes, and nothing else."""
+"""A cache that holds a bounded number of bytes."""
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,14 +18,16 @@ else:
 
 
 class Cache(Generic[V]):
-    """Maps keys to values of known cost; holds at most `limit` bytes of them.
+    """Maps keys to values of known size; holds at most `limit` bytes of them.
 
-    Two generations in place of an exact LRU: a hit in the old one moves to the young one, and when
-    the young one holds half the limit it becomes the old one and the old one is dropped. A hit in
-    the young one then costs one dict look-up (an OrderedDict's move_to_end costs three), and what
-    was used in the last half of the limit is always there. Threads may share it: each step is one
-    dict operation, a value lost in a race is only made again, and a count lost in one is forgotten
-    with its generation.
+    It drops values that were not used for long, with two dicts in place of an exact order of use
+    (LRU). New values go to the young dict. When that holds half the limit, it becomes the old dict,
+    and what was in the old one is dropped. A value found in the old dict moves to the young one. So
+    a hit costs one look-up in most cases (an OrderedDict's move_to_end costs three).
+
+    Several threads may use it without a lock, because each step is one dict operation. In a race a
+    value may be lost, and is made again; or the count of bytes may be wrong until the young dict
+    becomes the old one.
     """
 
     __slots__ = ("_cost", "_half", "_old", "_used", "_young")

@@ -1,27 +1,27 @@
-"""Who serves an image on this node: one pure function over what was found out before.
+"""Choose the program that serves an image on this node. Pure: a function of facts found out before.
 
 In the order of preference (docs/fuse.md has the figures):
 
-- `udi`: our own server on /dev/fuse. Needs nothing but a decompressor for the image.
-- `squashfuse_ll`: a C program, where it is installed; brings its own decompressors.
-- `directory`: the image extracted once, where FUSE is not to be had.
-- `pyfuse3` and `fuse-python` serve the same core as `udi` through libfuse 3 and 2, more slowly:
-  only where they are asked for.
+- `udi`: our own server on /dev/fuse. It needs a decompressor for the image, and nothing else.
+- `squashfuse_ll`: a C program with its own decompressors, where it is installed.
+- `directory`: no server; the image is extracted once into a directory. For nodes without FUSE.
+- `pyfuse3` and `fuse-python` are our own server through libfuse 3 and libfuse 2. They are slower,
+  and used only where they are asked for by name.
 """
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
 
-DOCTOR = "`udi doctor` says what this machine lacks and how to get it"
+_DOCTOR = "`udi doctor` says what this machine lacks and how to get it"
 
 
 class Facts(Record):
     """What `choose` decides on.
 
     `wanted`: --fuse, or the site's choice: "auto" or a name of NAMES. `fuse`: /dev/fuse may be
-    opened. `compressor`: the image's; `decompressor`: it can be undone here. `squashfuse`: the path
-    of squashfuse_ll, or empty. `pyfuse3`, `fuse_python`: can be imported. `directory`: an extracted
-    image is there or can be made.
+    opened. `compressor`: the image's, by name. `decompressor`: this machine can decompress that.
+    `squashfuse`: the path of squashfuse_ll, or empty. `pyfuse3`, `fuse_python`: the module can be
+    imported. `directory`: the image has been extracted, or can be.
     """
 
     wanted: str
@@ -42,7 +42,7 @@ class Choice(Record):
 
 
 NAMES = ("udi", "squashfuse_ll", "directory", "pyfuse3", "fuse-python")
-AUTOMATIC = ("udi", "squashfuse_ll", "directory")
+_AUTOMATIC = ("udi", "squashfuse_ll", "directory")
 
 _PRAISE = {
     "udi": "our own server, which the kernel asks once for each thing",
@@ -54,27 +54,27 @@ _PRAISE = {
 
 
 def choose(facts: Facts) -> Choice:
-    """Return who serves the image.
+    """Return the server to use, and why.
 
-    Raises UdiError where nothing will do, with what each candidate lacks.
+    Raises UdiError for an unknown name, and where none can be used, with what each of them lacks.
     """
     if facts.wanted not in ("auto", *NAMES):
         raise UdiError(
             f"choosing an image server failed on {facts.wanted}: there is none of that name",
-            f"one of auto, {', '.join(NAMES)}; {DOCTOR}",
+            f"one of auto, {', '.join(NAMES)}; {_DOCTOR}",
         )
     lacking: list[str] = []
-    for name in AUTOMATIC if facts.wanted == "auto" else (facts.wanted,):
+    for name in _AUTOMATIC if facts.wanted == "auto" else (facts.wanted,):
         lack = _lack(name, facts)
         if not lack:
             because = "asked for" if facts.wanted == name else "; ".join(lacking) or "preferred"
             return Choice(name, f"{_PRAISE[name]} ({because})")
         lacking.append(f"not {name}: {lack}")
-    raise UdiError(f"there is no way to mount the image: {'; '.join(lacking)}", DOCTOR)
+    raise UdiError(f"there is no way to mount the image: {'; '.join(lacking)}", _DOCTOR)
 
 
 def _lack(name: str, facts: Facts) -> str:
-    """Say what `name` lacks here; empty where it would do."""
+    """Say why `name` can't be used here; "" where it can."""
     if name == "directory":
         return "" if facts.directory else "there is no unsquashfs, or the image is not in a store"
     if not facts.fuse:

@@ -1,14 +1,14 @@
-"""Decompressors for squashfs blocks: whichever of the machine's libraries has the format.
+"""Decompressors for squashfs blocks, from whatever library this machine has.
 
-`decompressor(name)` returns a function (data, most) -> bytes that never makes more than `most`
-bytes, whatever the data says, and raises `Corrupt`. All of them release the GIL while they work, so
-threads pay; each call has a context of its own, so threads are safe.
+`decompressor(name)` returns a function (data, most) -> bytes. It never makes more than `most`
+bytes, whatever the data says, and raises `Corrupt` for damaged data. Several threads may call it at
+once, and gain by it: each call has its own context, and Python's lock (GIL) is released meanwhile.
 
-Preferred: the standard library, then the C library that the machine has anyway, by ctypes (it
-writes straight into the result: no second copy, no growing), then a package from PyPI. zstd is in
-Python only from 3.14 and LZ4 and LZO never, yet libzstd.so.1 is on practically every Linux
-(dpkg, rpm and systemd need it), so that a plain install of this package mounts zstd images.
-Nothing is imported before a format is asked for.
+For each compressor the candidates are tried in order. gzip and xz come with Python. zstd comes with
+Python 3.14 and later only, LZ4 and LZO never; for these the C library is used through ctypes, which
+also decompresses straight into the result without a copy. Nearly every Linux has libzstd.so.1,
+since dpkg, rpm and systemd need it. Packages of PyPI come last. No candidate is loaded before its
+format is asked for.
 """
 
 from os import RTLD_NOW
@@ -32,18 +32,22 @@ PACKAGES = {
     "lz4": "liblz4.so.1, or `pip install lz4`",
     "lzo": "liblzo2.so.2, or `pip install python-lzo`",
 }
-"""What gives each format, in words for an error's hint."""
+"""What a user can install for each compressor, for the hint of an error."""
 
 
 _made: "dict[Callable[[], Decompress], Decompress]" = {}
-"""What was asked for before: a launch's server loads the usual one while it waits."""
+"""Decompressors that were loaded before: the image server loads the usual one while it waits for
+the launcher."""
 
-SIZE_T = (maxsize.bit_length() + 1) // 8
+_SIZE_T = (maxsize.bit_length() + 1) // 8
 """Bytes of a size_t."""
 
 
 def decompressor(name: str) -> "Decompress":
-    """Return the decompressor for the compressor `name`. Raises UdiError if none is here."""
+    """Return the decompressor for `name` (of base.superblock.COMPRESSORS).
+
+    Raises UdiError where this machine has none.
+    """
     for attempt in _CANDIDATES[name]:
         try:
             if attempt not in _made:
@@ -81,7 +85,7 @@ def _zlib() -> "Decompress":
         stream = make()
         try:
             found: bytes = stream.decompress(data, most)
-            if not stream.eof:  # full to the last byte: the end is still to be seen
+            if not stream.eof:  # the output is full, and the end of the stream was not read yet
                 found += stream.decompress(stream.unconsumed_tail, 1)
         except failure as error:
             raise Corrupt(f"a gzip block is damaged ({error})") from None
@@ -98,7 +102,7 @@ def _lzma(alone: bool) -> "Decompress":
     import _lzma as lzma
 
     container = lzma.FORMAT_ALONE if alone else lzma.FORMAT_XZ
-    limit = 64 << 20  # a dictionary never needs to be larger than a block
+    limit = 64 << 20  # memory; a dictionary is never larger than a block, which has 1 MiB at most
 
     def run(data: bytes, most: int) -> bytes:
         try:
@@ -116,10 +120,11 @@ def _lzma(alone: bool) -> "Decompress":
 
 
 def _function(library: "str | None", name: str, result: str, arguments: str) -> "Any":
-    """Return a C function of a shared library, or of Python itself (None), which keeps the GIL.
+    """Return the C function `name` of a shared library, or of Python itself where that is None.
 
-    Types are ctypes' letters: i int, L size_t, P void *, z const char *, O object. By `_ctypes`
-    itself, as in rootless_udi.base.syscalls: the package around it costs a server's start 4 ms.
+    A function of Python is called with the GIL held. `result` and `arguments` are types in ctypes'
+    letters: i int, L size_t, P void *, z const char *, O object. This uses the extension module
+    `_ctypes`, as base.syscalls does: the package `ctypes` around it costs 4 ms at each start.
     """
     import _ctypes
 
@@ -140,8 +145,8 @@ def _uninitialised() -> "Callable[[None, int], bytes]":
 
 
 _zstd_contexts: list[int] = []
-"""One of libzstd's for each thread that was ever inside at the same time; 150 KiB, never freed, so
-the images that a process opens one after the other share them."""
+"""Contexts of libzstd that no call uses now, 150 KiB each. They are never freed, since the next
+image that this process opens can use them; there are as many as calls ever ran at the same time."""
 
 
 def _libzstd() -> "Decompress":
@@ -150,7 +155,7 @@ def _libzstd() -> "Decompress":
     call = _function(library, "ZSTD_decompressDCtx", "L", "PzLzL")
     wrong = _function(library, "ZSTD_isError", "i", "L")
     why = _function(library, "ZSTD_getErrorName", "z", "L")
-    highest = 2 * maxsize - 4096  # of a size_t; errors are small negative numbers
+    highest = 2 * maxsize - 4096  # errors are small negative numbers, as size_t above this
     make = _uninitialised()
     contexts = _zstd_contexts
 
@@ -197,7 +202,7 @@ def _zstandard() -> "Decompress":
     import zstandard
 
     def run(data: bytes, most: int) -> bytes:
-        try:  # without a size in the frame `most` bounds the output, with one it is checked here
+        try:  # `max_output_size` bounds the output only where the frame does not say its size
             if zstandard.frame_content_size(data) > most:
                 raise _too_long("zstd", most)
             found: bytes = zstandard.ZstdDecompressor().decompress(data, max_output_size=most)
@@ -240,8 +245,8 @@ def _liblzo() -> "Decompress":
     make = _uninitialised()
 
     def run(data: bytes, most: int) -> bytes:
-        # C overwrites `length` too: a bytes object that was made here and nobody else has.
-        out, length = make(None, most), most.to_bytes(SIZE_T, byteorder)
+        # C writes the length of the result into `length`. Nobody else has that bytes object.
+        out, length = make(None, most), most.to_bytes(_SIZE_T, byteorder)
         status = call(data, len(data), out, length, None)
         if status != 0:
             raise Corrupt(f"an lzo block is damaged (status {status})")

@@ -1,4 +1,4 @@
-"""What a transport does with a failure: an errno for the caller, a line for the log."""
+"""What a transport does with an error: the errno that it answers, and the line that it logs."""
 
 import os
 from errno import EINVAL, EIO, EISDIR, ENAMETOOLONG, ENODATA, ENOTDIR, EPROTO, ERANGE
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     Log = Callable[[str], None]
 
 LINES = 100
-"""A damaged image on a busy node must not fill a disk with the same complaint."""
-CALLERS = (EINVAL, EISDIR, ENAMETOOLONG, ENODATA, ENOTDIR, EPROTO, ERANGE)
-"""The caller's own mistakes, answered and not logged."""
+"""Most lines that one server logs: a damaged image must not fill the disk with messages."""
+_CALLERS = (EINVAL, EISDIR, ENAMETOOLONG, ENODATA, ENOTDIR, EPROTO, ERANGE)
+"""Errors that are the caller's own mistakes: they are answered and not logged."""
 
 
 def to_stderr(line: str) -> None:
-    """Write a log line to descriptor 2, in one piece; a closed one is no reason to stop serving."""
+    """Write a log line to standard error, in one write. Where that fails, serving goes on."""
     try:
         os.write(2, f"{plain(line)}\n".encode())
     except OSError:
@@ -35,9 +35,12 @@ class Complaints:
         self._lines = 0
 
     def errno(self, error: Exception, what: str, node: int) -> int:
-        """Return the errno to answer for `error`, met in `what` on `node`; log it where unusual."""
+        """Return the errno to answer for `error`; log it where it is not the caller's mistake.
+
+        `what` is the operation in which it was raised, `node` what that was about.
+        """
         if isinstance(error, OSError):
-            if error.errno in CALLERS:
+            if error.errno in _CALLERS:
                 return error.errno
             why = f"reading the image failed: {error}"
         elif isinstance(error, Corrupt):
@@ -48,7 +51,7 @@ class Complaints:
         return EIO
 
     def note(self, line: str) -> None:
-        """Log a line about the image, within bounds."""
+        """Log a line about the image, unless there were LINES of them."""
         self._lines += 1
         if self._lines <= LINES:
             last = "; no more such lines" if self._lines == LINES else ""

@@ -1,13 +1,17 @@
-"""The file system that an image is, as any transport may serve it. Nothing in here knows of FUSE.
+"""An image as a read-only file system: names, attributes, listings and the content of files.
 
-Contract of `FileSystem`. A *node* is a number for an inode, the same for each of its hard links and
-for as long as the image is; ROOT is the root's. There is nothing to look up first, to hold or to
-forget: any node that was ever handed out can be asked for at any time. All answers are constant, so
-a transport may tell its kernel to remember every one of them for ever.
+A transport (`raw_transport`, `pyfuse3_transport`, `fusepython_transport`) speaks FUSE with the
+kernel and calls the methods of `FileSystem`. Nothing here knows of FUSE.
 
-Methods raise OSError for what the caller did wrong (ENOTDIR, EISDIR, EINVAL, ENODATA) and for what
-the image file's own file system refuses, and `Corrupt` for an image that does not hold together:
-transports answer EIO to the latter two and log them. One thread calls; `read` uses more by itself.
+A *node* is a number that stands for an inode. All hard links of a file have the same node, ROOT is
+the root directory's. A node that a method has returned stays valid as long as the image is open:
+the transport need not count references to it. The image never changes, so the transport may let the
+kernel keep every answer for ever.
+
+Methods raise OSError for a mistake of the caller (ENOTDIR, EISDIR, EINVAL, ENAMETOOLONG, ENODATA)
+and where reading the image's file fails, `Corrupt` where the image is damaged. For the last two a
+transport answers EIO and writes a line to its log (`failures`). Only one thread may call the
+methods; `read` starts others by itself.
 """
 
 import os
@@ -26,16 +30,20 @@ if TYPE_CHECKING:
 Buffer = bytes | memoryview
 ROOT = 1
 CACHE_BYTES = 32 << 20
-PARALLEL = 256 << 10
-"""Missing bytes from which on a read is worth more than one thread."""
+"""Most bytes of decompressed blocks that are kept."""
+_PARALLEL = 256 << 10
+"""Bytes. A read that has this much to decompress is shared among several threads."""
 LONGEST_NAME = 256
-AHEAD = 6
+"""Bytes of a name in squashfs."""
+_AHEAD = 6
 """Blocks decompressed ahead of a sequential reader."""
+_STREAMS = 64
+"""Files of which it is known where they were read last, to find sequential readers."""
 
 ELF = b"\x7fELF"
 PROGRAM = 8 << 20
-"""Programs and libraries up to this size are decompressed whole once their start is read: page by
-page, from any place, most of them will be asked for, and who asks waits."""
+"""Bytes. A program or library up to this size is decompressed whole once its start has been read:
+most of its pages will be needed, in any order, and each that is not ready makes somebody wait."""
 
 Attributes = tuple[int, int, int, int, int, int, int, int, int]
 """inode number, size, 512-byte blocks, mtime (s), mode, links, uid, gid, rdev, as stat(2)."""
@@ -48,10 +56,11 @@ class FileSystem:
         """`cache_bytes` bounds the decompressed data kept; `threads` decompress besides."""
         self.reader = reader
         self.blocks = Blocks(reader, cache_bytes)
-        # One waits for slow reads, if nothing else.
+        # At least one: it waits for slow reads of the image's file while this thread answers.
         self.workers = Workers(max(threads, 1), yielding=threads == 0)
         self._parallel = threads > 0
-        # Of one file, that is: what is early must not push out what is in use.
+        # Prefetch at most a quarter of the cache per file, so that blocks in use are not evicted;
+        # with one CPU nothing.
         self._early = cache_bytes // 4 if len(os.sched_getaffinity(0)) > 1 else 0
         reader.source.expect(reader.super.hot(), self.workers)
         self._shift = self.blocks.log
@@ -115,10 +124,11 @@ class FileSystem:
         if directory.kind != DIR:
             raise OSError(ENOTDIR, "not a directory")
         if cookie < 1:
-            yield b".", 0, directory.number, 4, 1
+            yield b".", 0, directory.number, _DT_DIR, 1
         if cookie < 2:
             # the root's parent is written as 0 by some tools, which readdir(3) takes for "deleted"
-            yield b"..", 0, directory.number if node == ROOT else directory.parent, 4, 2
+            parent = directory.number if node == ROOT else directory.parent
+            yield b"..", 0, parent, _DT_DIR, 2
         reader, root = self.reader, self.reader.super.root
         number, done = divmod(max(cookie - 2, 0), 1 << 20)
         for segment in range(number, len(reader.segments(directory))):
@@ -153,7 +163,10 @@ class FileSystem:
         )
 
     def read(self, node: int, offset: int, size: int) -> "list[Buffer]":
-        """Return up to `size` bytes of a regular file from `offset`, as buffers to be joined."""
+        """Return the `size` bytes of a regular file from `offset`, as buffers to be joined.
+
+        They are fewer where the file ends before.
+        """
         one = self.inode(node)
         if one.kind != REG:
             raise OSError(EISDIR if one.kind == DIR else EINVAL, "not a regular file")
@@ -180,23 +193,24 @@ class FileSystem:
             try:
                 self.expect(one, PROGRAM, end)
             except (Corrupt, OSError):
-                pass  # of another block: who asks for it meets that again
+                pass  # another block is damaged: whoever reads that one gets the error
         return parts
 
     def offer_to(self, offer: "Callable[[int, int, Buffer], object]") -> None:
-        """Have a worker call `offer(node, offset, data)` with data that is wanted soon.
+        """Have a worker call `offer(node, offset, data)` with file data that is needed soon.
 
-        For a transport that can hand over what nobody has asked for yet. It may wait for answers of
-        `read`, and may raise anything, since nobody depends on it.
+        For a transport that can give data to the kernel before it asks (FUSE_NOTIFY_STORE). `offer`
+        may wait until `read` has answered other requests, and may raise any error.
         """
         self._offer = offer
 
     def expect(self, one: Inode, most: int, known: int = 0) -> int:
-        """Have the data of a file decompressed by a worker, before it is asked for.
+        """Have a worker decompress a file before it is read.
 
-        Of a file in use the first `known` bytes are: what follows them is offered to the transport,
-        before other jobs. Returns how many bytes the file has; 0 for one that has more than `most`
-        or the cache has room for, and where there is no CPU to spare.
+        `known` is how many bytes from its start have been read already. If there are any, the file
+        is in use: then the bytes behind them are offered to the transport, before all other jobs.
+        Returns the file's size in bytes; 0 where nothing is done, because the file is larger than
+        `most` or than a quarter of the cache, is no regular file, or there is only one CPU.
         """
         if one.kind != REG or one.size > min(most, self._early):
             return 0
@@ -218,7 +232,10 @@ class FileSystem:
     def _offering(
         self, one: Inode, index: int, place: Place, start: int
     ) -> "Callable[[Hashable], None]":
-        """Return a job that offers a block of a file from `start` on. Not for who answers."""
+        """Return a job that offers a file's block, from its byte `start` on, to the transport.
+
+        For a worker: the thread that answers requests would wait for itself (see `offer_to`).
+        """
         blocks = self.blocks
 
         def job(_: "Hashable") -> None:
@@ -229,7 +246,7 @@ class FileSystem:
                 self._offer(self.node(one.ref), (index << blocks.log) + start, data)
             except OSError as error:
                 if isinstance(data, bytes):
-                    blocks.cache.put(place, data)  # it will be asked for, then
+                    blocks.cache.put(place, data)  # the kernel did not take it: it will read it
                 if error.errno in (EINVAL, ENOSYS):
                     self._offer = None
 
@@ -242,7 +259,8 @@ class FileSystem:
             return memoryview(self._zeros)[: stop - start]
         self.workers.wait(where)
         length = blocks.length(one, index)
-        # what goes out whole is the caller's to remember: freed memory is cheaper than new pages
+        # A block that is handed over whole is not cached here, since the kernel caches it. Its
+        # memory is free for the next block then, which is cheaper than memory that was never used.
         whole = stop - start == length and index < blocks.count(one)
         data = blocks.take(where) if whole else blocks.get(where)
         skip = 0
@@ -265,10 +283,10 @@ class FileSystem:
     def _look_ahead(
         self, node: int, one: Inode, first: int, last: int, places: list[Place]
     ) -> None:
-        """Give the workers what this read wants besides one block, and what comes after it."""
+        """Have workers decompress this read's other blocks and a sequential reader's next ones."""
         workers = self.workers
         missing = [p for p in places if p != HOLE and p not in self.blocks.cache]
-        if len(missing) << self._shift >= PARALLEL and len(missing) > 1:
+        if len(missing) << self._shift >= _PARALLEL and len(missing) > 1:
             for where in missing[1:]:
                 workers.ask(self.blocks.get, where)
         elif len(missing) > 1:
@@ -276,19 +294,22 @@ class FileSystem:
         streams = self._streams
         at = streams.pop(node, None)
         if at is None:
-            if len(streams) > 64:
+            if len(streams) > _STREAMS:
                 del streams[next(iter(streams))]
         elif first <= at + 1 and last > at:
             blocks = self.blocks
             behind = (one.size - 1) >> self._shift
-            for index in range(last + 1, min(last + 1 + AHEAD, behind + 1)):
+            for index in range(last + 1, min(last + 1 + _AHEAD, behind + 1)):
                 where = blocks.place(one, index)
                 if where != HOLE and where not in blocks.cache:
                     workers.ask(blocks.get, where)
         streams[node] = last
 
     def _fetch_together(self, places: list[Place]) -> None:
-        """Read blocks that lie one after the other at once: a read may span 32 of 4 KiB."""
+        """Read blocks that lie next to each other with one read of the image, and cache them.
+
+        Blocks may be as small as 4 KiB: then one read of a file spans up to 32 of them.
+        """
         blocks = self.blocks
         run: list[Place] = []
         for where in [*places, HOLE]:
@@ -308,13 +329,16 @@ class FileSystem:
                 run.append(where)
 
 
-_DTYPE = (0, 4, 8, 10, 6, 2, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0)
+_DT_DIR = 4
+_DTYPE = (0, _DT_DIR, 8, 10, 6, 2, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0)
+"""readdir(3)'s d_type by the inode's type in squashfs: DIR, REG, SYMLINK, BLOCK, CHAR, FIFO, SOCKET
+of `format`; 0 (unknown) for other numbers, which an entry has 4 bits for."""
 
 
 def has_idle_cpu() -> bool:
-    """Tell whether a CPU has nothing to do now, by the tasks that want one (proc(5), loadavg).
+    """Tell whether a CPU is idle: there are as many CPUs as runnable tasks (proc(5), loadavg).
 
-    Where a node's ranks all start at once, what may not be needed is not worth their time.
+    Where all ranks of a node start at once, none is: then nothing is done that may not be needed.
     """
     try:
         fd = os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC)

@@ -1,8 +1,9 @@
 """The squashfs 4.0 on-disk format: superblock, inodes, directory listings. Bytes in, values out.
 
-Source: Documentation/filesystems/squashfs.rst and fs/squashfs/squashfs_fs.h of Linux. Everything is
-little-endian. Nothing here reads a file; whatever does not hold together raises `Corrupt`.
-`_struct` is what `struct` is a file in front of.
+Source: Documentation/filesystems/squashfs.rst and fs/squashfs/squashfs_fs.h of Linux. All numbers
+are little-endian. `superblock` reads the image's first bytes; nothing else here reads a file.
+Data that contradicts itself raises `Corrupt`. `_struct` is the C module behind Python's `struct`;
+importing it directly saves a file.
 """
 
 from _struct import Struct
@@ -16,17 +17,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 METADATA = 8192
-"""Most bytes that a metadata block holds once decompressed."""
+"""Bytes of a metadata block once decompressed; only the last one of a table may have fewer."""
+STORED, LENGTH = 0x8000, 0x7FFF
+"""Of a metadata block's header, 2 bytes: set where the block is stored uncompressed; its length."""
 NONE32 = 0xFFFFFFFF
 NONE64 = 0xFFFFFFFFFFFFFFFF
 RAW = 1 << 24
 """Set in a data block's size where the block is stored uncompressed."""
-NO_XATTRS = 0x200
-COMPRESSOR_OPTIONS = 0x400
+NO_XATTRS, COMPRESSOR_OPTIONS = 0x200, 0x400
+"""Flags of the superblock."""
 
 DIR, REG, SYMLINK, BLOCK, CHAR, FIFO, SOCKET = range(1, 8)
 """Inode types; an inode of type N + 7 is the extended form of type N."""
-FORMAT_BITS = (0, 0o040000, 0o100000, 0o120000, 0o060000, 0o020000, 0o010000, 0o140000)
+_FORMAT_BITS = (0, 0o040000, 0o100000, 0o120000, 0o060000, 0o020000, 0o010000, 0o140000)
 """S_IFMT bits (inode(7)) by type."""
 
 SUPERBLOCK = Struct("<5I6H8Q")
@@ -53,17 +56,21 @@ INODE_FIXED = 16 + _LREG.size
 
 
 LONGEST_RUN = 12 + 256 * (8 + 256)
-"""Bytes of a directory header with all that may follow it before the next."""
+"""Most bytes of a directory's header and its entries: up to 256, with names of up to 256 bytes."""
 LONGEST_TARGET = 4095
-"""Bytes of a symbolic link's target: what symlink(2) makes and the kernel's own squashfs reads."""
+"""Most bytes of a link's target (symlink(2)); the kernel's squashfs reads none that is longer."""
 
 
 class Corrupt(Exception):
-    """The image does not hold together; the message names what and where. Leads to EIO."""
+    """The image is damaged; the message says what is wrong and where. Readers get EIO."""
 
 
 class Superblock:
-    """The first 96 bytes. `start` fields are byte positions in the image, NONE64 where absent."""
+    """The first 96 bytes of an image.
+
+    The fields that end in `_table` are positions in the image in bytes, NONE64 where there is none.
+    `root` is the root directory's reference (see `reader`), `head` the bytes that were parsed.
+    """
 
     __slots__ = (
         "block_log",
@@ -137,14 +144,14 @@ class Superblock:
             raise Corrupt("its root directory lies outside of its inode table")
 
     def hot(self) -> "tuple[tuple[int, int], ...]":
-        """Return (position, length) of what to read ahead, in order, from `udi optimize`'s marker.
+        """Return (position, length) of what to read ahead, in order; () if no marker says it.
 
-        It lies between the compressor's options and the first data block, where no reader of
-        squashfs looks: blocks are found by their positions alone.
+        `udi optimize` writes the marker between the compressor's options and the first data block.
+        Other readers of squashfs never look there, since they find blocks by their positions alone.
         """
         at = SUPERBLOCK.size
         if self.flags & COMPRESSOR_OPTIONS:
-            at += 2 + (int.from_bytes(self.head[at : at + 2], "little") & 0x7FFF)
+            at += 2 + (int.from_bytes(self.head[at : at + 2], "little") & LENGTH)
         if self.head[at : at + 8] != OPTIMIZED or len(self.head) < at + HOT_SIZE:
             return ()
         values = HOT.unpack_from(self.head, at)[1:]
@@ -160,7 +167,7 @@ HOT_SIZE = HOT.size
 def superblock(fd: int, name: str) -> Superblock:
     """Return the superblock of the image open at `fd`, called `name` in errors.
 
-    Raises UdiError where it is no squashfs 4.0 image, or shorter than it says; OSError.
+    Raises UdiError where it is no squashfs 4.0 image, or is cut short; OSError.
     """
     import os
 
@@ -179,11 +186,18 @@ def superblock(fd: int, name: str) -> Superblock:
 class Inode:
     """An inode, of any type.
 
-    `uid` and `gid` are indices into the table of owners. `start`: of the first data block (REG, a
-    position in the image) or of the listing (DIR, a metadata block counted from the directory
-    table). `fragment`, `offset`: the tail's fragment and where in it; for a DIR `offset` is where
-    in its metadata block the listing starts. `tail`: how many bytes after the inode's start its
-    block list, index or link target begins. `count`: entries of a directory's index.
+    - `kind`: a type from DIR to SOCKET. `mode`: with the S_IFMT bits (inode(7)). `mtime`: seconds.
+    - `ref`: where the inode lies, its reference (see `reader`). `number`: its inode number.
+    - `uid`, `gid`: indices into the table of owners. `xattr`: index into that of the extended
+      attributes, or NONE32. `parent`: a directory's parent, by inode number.
+    - `start`: a file's first data block, as a position in the image in bytes; or a directory's
+      listing, as a metadata block's position counted from the directory table.
+    - `fragment`: the fragment with a file's end, or NONE32. `offset`: where in the fragment that
+      is; for a directory where in its metadata block the listing starts.
+    - `size`: bytes of a file, a link's target or, with 3 more, a directory's listing. `sparse`: how
+      many of a file's bytes lie in holes.
+    - `tail`: how many bytes after the inode's start its list of blocks, its index or its target
+      begins. `count`: rows of a directory's index.
     """
 
     __slots__ = (
@@ -221,11 +235,15 @@ class Inode:
             raise Corrupt(f"inode {self.number} has the unknown type {kind}")
         _PARSERS[kind](self, data, at + 16)
         self.kind = kind if kind < 8 else kind - 7
-        self.mode = FORMAT_BITS[self.kind] | mode & 0o7777
+        self.mode = _FORMAT_BITS[self.kind] | mode & 0o7777
 
 
 def inode(ref: int, data: bytes, at: int) -> Inode:
-    """Return the inode at `data[at:]`, which holds at least INODE_FIXED bytes or all there are."""
+    """Return the inode at `data[at:]`, where `data` has INODE_FIXED bytes of it, or the table's
+    last.
+
+    `ref` is the inode's reference. Raises Corrupt.
+    """
     try:
         return Inode(ref, data, at)
     except StructError:
@@ -288,7 +306,7 @@ _PARSERS: "tuple[Callable[[Inode, bytes, int], None], ...]" = (
     _ipc,
     _ldir,
     _lreg,
-    _symlink,  # its xattr index lies behind the target: Reader.inode reads it
+    _symlink,  # an extended one; its xattr index lies behind the target, where Reader reads it
     _ldevice,
     _ldevice,
     _lipc,
@@ -296,15 +314,12 @@ _PARSERS: "tuple[Callable[[Inode, bytes, int], None], ...]" = (
 )
 
 
-def pack_entry(ref: int, number: int, kind: int) -> int:
-    """Return a directory entry as one integer: 36 bytes where a tuple takes 130."""
-    return ref << 36 | number << 4 | kind
-
-
 def listing(data: bytes) -> "dict[bytes, int]":
     """Parse a directory listing, or the part of one that starts at a header.
 
-    Returns name -> `pack_entry` in the order of the listing. Raises Corrupt.
+    Returns name -> entry in the order of the listing. An entry is one integer, the inode's
+    reference << 36 | its number << 4 | its type: that takes 36 bytes where a tuple takes 130.
+    Raises Corrupt.
     """
     found: dict[bytes, int] = {}
     at, end = 0, len(data)
@@ -334,9 +349,10 @@ def listing(data: bytes) -> "dict[bytes, int]":
 
 
 def listing_headers(data: bytes) -> "list[tuple[int, bytes, int]]":
-    """Return (position, first name, end) of each header whose entries are all in `data`.
+    """Return (position, first name, end) of each header whose entries are all in `data`, in bytes.
 
-    `data` is a piece of a listing that starts at a header; LONGEST_RUN bytes hold one at least.
+    `data` is a piece of a listing that starts at a header. With LONGEST_RUN bytes or more, at least
+    one header is whole. Raises Corrupt.
     """
     found: list[tuple[int, bytes, int]] = []
     at, have = 0, len(data)

@@ -1,10 +1,12 @@
 """Serve an image through fuse-python (libfuse 2): the extra `[fuse2]`.
 
-libfuse 2 can't be given a mounted connection: it opens /dev/fuse and mounts by itself. So this
-server has to run inside the container's namespaces as root of its user namespace, where mount(2)
-needs no fusermount; it is then one of the container's processes, and the mount ends only when the
-server is told to (SIGTERM). libfuse 2 also thinks in paths: each operation walks from the root,
-which the table of `Paths` makes bearable, and hard links are one file by `use_ino` alone.
+Other transports are given a connection that somebody has mounted already. libfuse 2 can't use one:
+it opens /dev/fuse and mounts by itself. So this server runs as root of a user namespace, where
+mount(2) needs no fusermount; `rootless_udi.serve.detached` passes its mount to the container. The
+server ends when it is unmounted everywhere, or by SIGTERM.
+
+libfuse 2 names files by paths. Each operation would look up every part of its path, so the nodes of
+paths are cached. That two names are hard links of one file shows by the inode number (`use_ino`).
 """
 
 import os
@@ -41,7 +43,10 @@ def serve(
     filesystem: Callable[[Reader, int, int], FileSystem] = FileSystem,
     ready_fd: int | None = None,
 ) -> None:
-    """Mount `image` at the folder `where` and serve it until it is unmounted; else as raw.serve."""
+    """Mount `image` at the folder `where` and serve it until it is unmounted.
+
+    The other arguments are those of `raw_transport.serve`.
+    """
     fs = opened(image, cache_bytes, threads, filesystem)
     fuse.fuse_python_api = (0, 2)
     server = LibfuseServer(fs, Complaints(fs.reader.name, log))
@@ -52,7 +57,7 @@ def serve(
 
 
 class LibfuseServer(fuse.Fuse):  # type: ignore[misc]
-    """fuse-python's handlers, each a walk to a node and one call of the core."""
+    """fuse-python's request handlers: each finds a path's node and calls a method of `fs`."""
 
     ready_fd: int | None = None
 
@@ -63,7 +68,7 @@ class LibfuseServer(fuse.Fuse):  # type: ignore[misc]
         self._paths: Cache[int] = Cache(8 << 20, lambda _: 200)
 
     def fsinit(self) -> None:
-        """Called once the kernel has answered: the mount is there."""
+        """Say that requests will be answered; libfuse calls this when it has mounted."""
         ready(self.ready_fd)
 
     def _node(self, path: str) -> int:
@@ -80,7 +85,7 @@ class LibfuseServer(fuse.Fuse):  # type: ignore[misc]
         return found
 
     def _ask(self, what: str, path: str, call: Callable[[int], Any]) -> Any:
-        """Call the core with the node of `path`; errors become what fuse-python returns: -errno."""
+        """Return `call(node)` for the node of `path`; -errno for an error (fuse-python's way)."""
         node = ROOT
         try:
             node = self._node(path)
@@ -124,7 +129,7 @@ class LibfuseServer(fuse.Fuse):  # type: ignore[misc]
             yield fuse.Direntry(os.fsdecode(name), ino=number, type=kind << 12)
 
     def open(self, path: str, flags: int) -> None:
-        """Nothing is held open; kernel_cache keeps the pages."""
+        """Do nothing: there is nothing to open. `kernel_cache` lets the kernel keep the pages."""
 
     def read(self, path: str, size: int, offset: int) -> Any:
         return self._ask("READ", path, lambda node: b"".join(self.fs.read(node, offset, size)))

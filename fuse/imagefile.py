@@ -1,4 +1,4 @@
-"""The image file: exact reads at positions, few of them where each one is slow."""
+"""Read ranges of the image's file; where each read is slow, with few and large reads."""
 
 from os import POSIX_FADV_WILLNEED, posix_fadvise, pread
 from time import monotonic_ns
@@ -7,51 +7,55 @@ from rootless_udi.fuse.bounded_cache import Cache
 from rootless_udi.fuse.format import Corrupt
 from rootless_udi.fuse.workers import Workers
 
-WINDOW = 1 << 20
-AHEAD = 6
-"""Windows read ahead of a start-up."""
+_WINDOW = 1 << 20
+"""Bytes that are read at once where reads are slow."""
+_AHEAD = 6
+"""Windows read ahead of the one that a program's start needs."""
 EXPECTED = 4096
-"""Windows that a start-up's order may name: 4 GiB; a sparse image can name a terabyte."""
-SLOW = 300_000
-"""ns. A local disk or the page cache answers in 10 to 100 us, a parallel file system's server in 1
-to 20 ms."""
+"""Most windows that a marker (`format.Superblock.hot`) may name, 4 GiB. A damaged one may name
+terabytes."""
+_SLOW = 300_000
+"""Nanoseconds. A local disk or the page cache answers in 10 to 100 microseconds, the server of a
+parallel file system in 1 to 20 milliseconds."""
+_SLOW_READS, _FAST_READS = 3, 8
+"""Reads are slow after so many more slow ones than fast ones. Of fast ones so many are counted."""
 
 
 class ImageFile:
     """Reads of the image open at `fd`.
 
-    Where reads turn out to be slow, whole windows of WINDOW bytes are read and remembered, so that
-    neighbours (which the writer of an image put next to each other because they belong together)
-    cost one round trip. On a fast file system that would only copy bytes that nobody asked for.
+    Where reads turn out to be slow, whole windows of _WINDOW bytes are read and cached. Things that
+    belong together lie next to each other in an image, so that they then cost one slow read. On a
+    fast file system that would only copy bytes that nobody needs.
     """
 
-    __slots__ = ("_fast", "_next", "_windows", "_workers", "fd", "size", "slow")
+    __slots__ = ("_balance", "_next", "_windows", "_workers", "fd", "size", "slow")
 
-    def __init__(self, fd: int, size: int, windows: int = 16 * WINDOW) -> None:
-        """`size` is where the image ends; `windows` bounds the bytes remembered."""
+    def __init__(self, fd: int, size: int, windows: int = 16 * _WINDOW) -> None:
+        """`size` is the image's in bytes; `windows` is how many bytes of windows are cached."""
         self.fd = fd
         self.size = size
         self.slow = False
-        self._fast = 0  # a balance: slow reads count up, fast ones down
+        self._balance = 0  # slow reads add 1, fast ones subtract 1
         self._windows: Cache[bytes] = Cache(windows, len)
         self._workers: Workers | None = None
-        self._next: dict[int, int] = {}  # window -> the one that a start-up wants after it
+        self._next: dict[int, int] = {}  # window -> the one that a start reads after it
 
     def expect(self, ranges: "tuple[tuple[int, int], ...]", workers: Workers | None) -> None:
-        """Know that a start-up reads `ranges`, (position, length) in order, and have them at hand.
+        """Prefetch `ranges`, each (position, length), which a program's start reads in this order.
 
-        The kernel is told to fetch them, which costs nothing where it can (a local disk, Lustre).
-        Where reads are slow all the same, `workers` read AHEAD windows beyond the one in use.
+        The kernel is told to read them ahead, which is all that a local disk or Lustre needs. Where
+        reads are slow all the same, `workers` read _AHEAD windows beyond the one in use.
         """
         self._workers = workers
         order: list[int] = []
         for at, length in ranges:
-            length = min(length, (EXPECTED - len(order)) * WINDOW)
-            order += range(at // WINDOW, (at + length - 1) // WINDOW + 1)
+            length = min(length, (EXPECTED - len(order)) * _WINDOW)
+            order += range(at // _WINDOW, (at + length - 1) // _WINDOW + 1)
             try:
                 posix_fadvise(self.fd, at, length, POSIX_FADV_WILLNEED)
             except OSError:
-                continue  # a file system without readahead: the windows are there for that
+                continue  # a file system that can't read ahead; then the workers do
         if order:
             from itertools import pairwise  # 0.3 ms that only an optimised image needs
 
@@ -65,21 +69,21 @@ class ImageFile:
             return self._windowed(at, size)
         before = monotonic_ns()
         data = pread(self.fd, size, at)
-        if monotonic_ns() - before > SLOW:
-            self._fast += 1
-            self.slow = self._fast >= 3
-        elif self._fast > -8:
-            self._fast -= 1
+        if monotonic_ns() - before > _SLOW:
+            self._balance += 1
+            self.slow = self._balance >= _SLOW_READS
+        elif self._balance > -_FAST_READS:
+            self._balance -= 1
         if len(data) != size:
             return self._rest(at, size, data)
         return data
 
     def some(self, at: int, size: int) -> bytes:
-        """Return up to `size` bytes from `at`, fewer only where the image ends."""
+        """Return `size` bytes from `at`, fewer where the image ends before. Raises OSError."""
         return self.read(at, min(size, self.size - at)) if at < self.size else b""
 
     def _rest(self, at: int, size: int, data: bytes) -> bytes:
-        """Go on after a short read, which a network file system may give."""
+        """Read on after a short read, as a network file system may give. Raises Corrupt."""
         while len(data) < size:
             more = pread(self.fd, size - len(data), at + len(data))
             if not more:
@@ -88,20 +92,20 @@ class ImageFile:
         return data
 
     def _windowed(self, at: int, size: int) -> bytes:
-        first, last = at // WINDOW, (at + size - 1) // WINDOW
+        first, last = at // _WINDOW, (at + size - 1) // _WINDOW
         parts = []
         for number in range(first, last + 1):
             window = self.window(number)
-            start = number * WINDOW
+            start = number * _WINDOW
             parts.append(window[max(at - start, 0) : at + size - start])
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def window(self, number: int) -> bytes:
-        """Return the window that starts at `number` * WINDOW, from memory where it is there."""
+        """Return the window that starts at `number` * _WINDOW, from the cache where it is there."""
         workers = self._workers
         if workers is not None:
             ahead = number
-            for _ in range(AHEAD):
+            for _ in range(_AHEAD):
                 ahead = self._next.get(ahead, -1)
                 if ahead < 0:
                     break
@@ -112,9 +116,9 @@ class ImageFile:
         return self.load(number) if data is None else data
 
     def load(self, number: int) -> bytes:
-        """Read the window `number` and remember it. Any thread."""
-        at = number * WINDOW
-        size = min(WINDOW, self.size - at)
+        """Read the window `number` and cache it. Any thread may call this."""
+        at = number * _WINDOW
+        size = min(_WINDOW, self.size - at)
         data = pread(self.fd, size, at)
         if len(data) != size:
             data = self._rest(at, size, data)

@@ -1,16 +1,18 @@
 """Serve an image by hand: `python3 -m rootless_udi.fuse.main [OPTIONS] IMAGE /dev/fd/N`.
 
-N is /dev/fuse, opened and mounted by the caller; fuse-python takes a folder to mount on instead. A
-launch of udi-run calls `raw.serve` in a process that it has anyway; this command is for the other
-transports, for trying things and for the tests.
+Descriptor N is /dev/fuse, which the caller has opened and mounted; fuse-python takes a folder to
+mount on in its place. udi-run does not use this command for its own server: it calls
+`raw_transport.serve` in a process that it has anyway. The command is for the other transports, for
+experiments and for tests.
 
-    --transport=raw|pyfuse3|fuse-python   who speaks to the kernel (raw)
-    --cache=BYTES                         decompressed data kept
-    --threads=N                           threads that help with large reads
-    --ready-fd=N                          gets a byte once requests will be answered
-    --counts=FILE                         gets the number of messages by operation, at the end and
-                                          at each SIGUSR1
-    --trace=FILE                          gets what was read, for `udi optimize`
+    --transport=raw|pyfuse3|fuse-python   which module speaks to the kernel (default: raw)
+    --cache=BYTES                         most bytes of decompressed data to cache
+    --threads=N                           further threads that decompress
+    --ready-fd=N                          a descriptor: a byte is written to it once requests will
+                                          be answered
+    --counts=FILE                         write the number of messages by operation to FILE, at the
+                                          end and at each SIGUSR1
+    --trace=FILE                          write what was read to FILE, for `udi optimize`
 """
 
 import os
@@ -63,7 +65,7 @@ def _name_process() -> None:
     try:
         fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
     except OSError:
-        return  # /proc may be hidden, and the name is only for people
+        return  # /proc may be hidden, and the name is for people only
     try:
         os.write(fd, b"udi-image")
     finally:
@@ -151,7 +153,6 @@ def _save_on_signal(path: str, counts: dict[int, int]) -> None:
 
 
 if __name__ == "__main__":
-    # site-packages' .pth files cost more than all of this: the caller may pass -IS, and then names
-    # this file; the package is beside the folder it is in
+    # What it writes (--counts, --trace) is the caller's alone.
     os.umask(0o077)
     sys.exit(main())

@@ -1,9 +1,12 @@
-"""What a start-up reads: traced while it runs, written, merged. Not imported by a plain launch.
+"""Profiles: files that say what a program's start read of an image, for `udi optimize`.
 
-A profile is a text file: a first line with its version and the key of the start (as in
-`rootless_udi.serve.prefetch`), then one JSON array a read, in order, [seconds since the first
-request, path, offset, length, kind]. Kinds are those of `serve.prefetch`; for all but "r", a part
-of a file, offset and length are 0: where inodes of directories and links lie matters as well.
+This module records a profile (`Tracer`), reads it and merges several. Usual starts don't import it.
+
+A profile is a text file. Its first line has a version and the key of the start (see
+`rootless_udi.serve.prefetch`). Each other line is one read, in order, as a JSON array: [seconds
+since the first one, path, offset, length, kind]. `kind` is a letter of `serve.prefetch`; offset and
+length in bytes are 0 for all but "r", a part of a file. Look-ups, listings and links are in it too:
+their inodes can be put first in an image as well.
 """
 
 import json
@@ -29,7 +32,7 @@ KEY = re.compile("([0-9a-f]{32})?").fullmatch
 
 
 class Read:
-    """One read of a start-up: `path` from the image's root, without a leading slash."""
+    """One read of a start: `path` is from the image's root, without a leading slash."""
 
     __slots__ = ("kind", "length", "offset", "path", "seconds")
 
@@ -44,7 +47,10 @@ class Read:
 
 
 class Tracer:
-    """Makes file systems that note what is read of them. Stands where FileSystem stands."""
+    """Makes file systems that record what is read of them.
+
+    An instance stands in the place of the class `FileSystem`, as the argument of `serve`.
+    """
 
     def __init__(self) -> None:
         self.reads: list[tuple[float, int, bytes, int, int, str]] = []
@@ -55,7 +61,7 @@ class Tracer:
         return _Traced(self, reader, cache_bytes, threads)
 
     def path(self, node: int) -> bytes:
-        """Return a path of `node` (of the first name that was looked up of a hard link)."""
+        """Return a path of `node`: the first one that was seen, if it has several hard links."""
         parts: list[bytes] = []
         while node != ROOT and node in self.names and len(parts) < 4096:
             node, name = self.names[node]
@@ -65,7 +71,7 @@ class Tracer:
     def save(self, path: str, key: str = "") -> None:
         """Write the profile to `path`; `key` is that of the start. Raises OSError."""
         start = self.reads[0][0] if self.reads else 0.0
-        # In a folder like /tmp another may have put anything under a name that he can foresee.
+        # A random name: in a folder like /tmp, another user may own any name that can be guessed.
         part = f"{path}.{os.urandom(8).hex()}.part"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with open(os.open(part, flags, 0o644), "w") as file:
@@ -82,7 +88,7 @@ class _Traced(FileSystem):
         self._tracer = tracer
 
     def offer_to(self, offer: "Callable[[int, int, Buffer], object]") -> None:
-        """Offer nothing: the kernel is to ask for whatever is read."""
+        """Offer nothing to the kernel: it shall ask for everything, so that all is recorded."""
 
     def lookup(self, parent: int, name: bytes) -> int:
         node = super().lookup(parent, name)
@@ -116,7 +122,11 @@ class _Traced(FileSystem):
 def serve_traced(
     image: "str | int", fuse_fd: int, target: str, key: str = "", **options: "Any"
 ) -> None:
-    """Serve as `raw.serve` does, with its options, and write the profile to `target` at the end."""
+    """Serve as `raw_transport.serve` does, with its options; write the profile to `target` at the
+    end.
+
+    `key` is the start's, "" where it is not known. Raises what `serve` raises, and OSError.
+    """
     from rootless_udi.fuse.raw_transport import serve
 
     tracer = Tracer()
@@ -127,13 +137,16 @@ def serve_traced(
 
 
 class ReadProfile(list[Read]):
-    """The reads of a start, in order, and its `key`, "" where that is not known."""
+    """The reads of a start, in order, and its `key`, "" where it is not known."""
 
     key = ""
 
 
 def load(path: str) -> ReadProfile:
-    """Return the profile at `path`. Raises UdiError where it is none; OSError."""
+    """Return the profile at `path`.
+
+    Raises UdiError where it is no profile or others may have written it; OSError.
+    """
     hint = "make one with `udi profile IMAGE -- COMMAND`"
     found = ReadProfile()
     with open(trust.opened(path, what="the profile")) as file:
@@ -159,10 +172,10 @@ def load(path: str) -> ReadProfile:
 
 
 def merge(profiles: "Iterable[list[Read]]") -> list[Read]:
-    """Return the reads of several start-ups as one, each range of a file once.
+    """Return the reads of several starts as one list, each range of a file once.
 
-    In the order of the earliest time that any profile has for it: what all start-ups read first
-    comes first, whichever was traced on a slower node.
+    A read is placed by its earliest position in any of the profiles, not by its time: nodes differ
+    in speed.
     """
     first: dict[tuple[bytes, int, int, str], Read] = {}
     for profile in profiles:
@@ -175,7 +188,7 @@ def merge(profiles: "Iterable[list[Read]]") -> list[Read]:
 
 
 def questions(profiles: "Iterable[ReadProfile]") -> "dict[str, list[Question]]":
-    """Return what each start that has a key asks; of two with one key what the later one does."""
+    """Return key -> questions of each profile that has a key; of two with one key the later."""
     return {
         one.key: arranged((read.kind, read.path, read.offset, read.length) for read in one)
         for one in profiles

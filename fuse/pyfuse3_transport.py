@@ -1,8 +1,8 @@
 """Serve an image through pyfuse3 (libfuse 3) and trio: the extra `[fuse]`.
 
-The same core as `raw`, half as many look-ups a second and 150 ms more of start (trio). What it
-can't ask of the kernel: pyfuse3 hands `read` the handle that `open` returned and never the inode,
-so opens stay messages, one each, with its release.
+It answers half as many look-ups a second as `raw_transport`, and importing trio takes 150 ms at its
+start. pyfuse3 passes `read` the handle that `open` returned and not the inode, so that each open
+and each release of a file costs a message, which `raw_transport` spares.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,10 @@ def serve(
     filesystem: Callable[[Reader, int, int], FileSystem] = FileSystem,
     ready_fd: int | None = None,
 ) -> None:
-    """Serve as `raw.serve` does, `fuse_fd` as there; mount options are the mounter's to give."""
+    """Serve as `raw_transport.serve` does, with its arguments.
+
+    Mount options are given by whoever has mounted `fuse_fd`.
+    """
     fs = opened(image, cache_bytes, threads, filesystem)
     operations = Operations(fs, Complaints(fs.reader.name, log))
     pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", {"fsname=udi"})
@@ -43,7 +46,7 @@ def serve(
 
 
 class Operations(pyfuse3.Operations):  # type: ignore[misc]
-    """pyfuse3's request handlers, each one call of the core."""
+    """pyfuse3's request handlers: each calls a method of `fs`."""
 
     enable_acl = False
     enable_writeback_cache = False
@@ -63,7 +66,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
     def _attributes(self, node: int) -> Any:
         _, size, blocks, time, mode, links, uid, gid, rdev = self.fs.attributes(node)
         found = pyfuse3.EntryAttributes()
-        # pyfuse3 has one number for both, node and inode; hard links keep theirs in common
+        # pyfuse3 has one number for node and inode number. Hard links still have the same one.
         found.st_ino, found.generation = node, 0
         found.entry_timeout = found.attr_timeout = FOREVER
         found.st_mode, found.st_nlink, found.st_uid, found.st_gid = mode, links, uid, gid
@@ -72,7 +75,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         return found
 
     async def lookup(self, parent: int, name: bytes, ctx: object) -> Any:
-        """Answer an absent name with inode 0, which the kernel may remember."""
+        """Answer inode 0 for a name that does not exist, so that the kernel may remember that."""
         node = self._ask("LOOKUP", parent, self.fs.lookup, parent, name)
         if node:
             return self._ask("LOOKUP", node, self._attributes, node)
@@ -84,7 +87,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         return self._ask("GETATTR", node, self._attributes, node)
 
     async def forget(self, nodes: object) -> None:
-        """Nodes are places in the image: there is nothing to forget."""
+        """Do nothing: a node says where an inode lies, and nothing is stored for it."""
 
     async def readlink(self, node: int, ctx: object) -> Any:
         return self._ask("READLINK", node, self.fs.readlink, node)
@@ -96,10 +99,10 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         return node
 
     async def release(self, handle: int) -> None:
-        """Handles are nodes."""
+        """Do nothing: a handle is the file's node."""
 
     async def releasedir(self, handle: int) -> None:
-        """Handles are nodes."""
+        """Do nothing: a handle is the directory's node."""
 
     async def flush(self, handle: int) -> None:
         raise pyfuse3.FUSEError(ENOSYS)
@@ -113,7 +116,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         while entry := self._ask("READDIR", handle, next, entries, None):
             name, node, _, _, after = entry
             if node == 0:
-                continue  # "." and ".." are made by libfuse's callers
+                continue  # "." and "..", which have no node
             attributes = self._ask("READDIR", node, self._attributes, node)
             if not pyfuse3.readdir_reply(token, name, attributes, after):
                 return

@@ -1,18 +1,19 @@
 """Serve an image over /dev/fuse itself, with the standard library alone. The default server.
 
-The kernel is told to remember all that it can, since an image never changes: entries and attributes
-for ever, names that do not exist too (a node of 0 with a timeout), links' targets, listings, pages.
-It is also told never to ask some things at all, by ENOSYS: OPEN, OPENDIR, FLUSH, RELEASE, ACCESS,
-xattrs of an image that has none, INTERRUPT (answers come at once), LSEEK, STATX. Nodes are where
-inodes lie in the image, so FORGET has nothing to do. After the first process has started from an
-image, the next ones cost this server nothing.
+An image never changes, so the kernel is told to keep for ever all that it can keep: entries,
+attributes, names that do not exist (an answer with node 0 and a timeout), links' targets, listings
+and the pages of files. To some operations the answer is ENOSYS, after which the kernel never sends
+that one again: OPEN, OPENDIR, FLUSH, RELEASE, ACCESS, LSEEK, STATX, INTERRUPT (answers come at
+once), and the xattr operations for an image without any. A node says where its inode lies in the
+image, so that nothing is stored for it and FORGET needs no work. Once a process has started from an
+image, the next ones on the node need hardly any answer of this server.
 """
 
 import os
 from errno import EAGAIN, ECONNABORTED, EINTR, ENODEV, ENOENT, ENOSYS, EPROTO, ERANGE
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.fuse import protocol as p
+from rootless_udi.fuse import protocol
 from rootless_udi.fuse.failures import Complaints, to_stderr
 from rootless_udi.fuse.filesystem import CACHE_BYTES, FileSystem
 from rootless_udi.fuse.format import Corrupt
@@ -29,10 +30,15 @@ if TYPE_CHECKING:
     Reply = tuple[bytes | memoryview, ...] | None
 
 
-def default_threads() -> int:
-    """Return how many threads decompress beside the server's own, by the CPUs it may use.
+_ARGUMENTS = protocol.IN_HEADER.size
+"""Where an operation's arguments begin in a request."""
 
-    None on two: the reader and this process fill them, and handing a block over costs 50 us.
+
+def _default_threads() -> int:
+    """Return how many threads decompress besides the server's own, by the CPUs that it may use.
+
+    None with two CPUs: the process that reads and this one fill these, and passing a block to a
+    thread costs 50 microseconds.
     """
     return min(4, (len(os.sched_getaffinity(0)) - 1) // 2)
 
@@ -52,7 +58,7 @@ def opened(
             pass
     else:
         fd, name = os.open(image, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), image
-    helpers = default_threads() if threads is None else threads
+    helpers = _default_threads() if threads is None else threads
     try:
         return filesystem(Reader(fd, name), cache_bytes, helpers)
     except Corrupt as error:
@@ -60,7 +66,7 @@ def opened(
 
 
 def ready(fd: "int | None") -> None:
-    """Tell whoever waits at the other end of `fd`, if anybody, that requests will be answered."""
+    """Say that requests will be answered: write a byte to the pipe `fd`, if any, and close it."""
     if fd is not None:
         os.write(fd, b"\0")
         os.close(fd)
@@ -79,16 +85,22 @@ def serve(
     program: bytes = b"",
     keep: "Callable[[list[Question]], object] | None" = None,
 ) -> None:
-    """Serve `image` (a path or an open descriptor) to the kernel over `fuse_fd`; return at its end.
+    """Serve `image` (a path or an open descriptor) to the kernel until it is unmounted everywhere.
 
-    `fuse_fd` is /dev/fuse, opened and mounted by somebody in the mount's own user namespace; the
-    end is when the last process of that mount namespace is gone. It may be a function that returns
-    it, or -1 where it is not there yet and need not be waited for (the argument says); the image is
-    opened before that is asked. `cache_bytes` bounds the
-    decompressed data kept, `threads` those that help (default: by CPUs). A byte is written to
-    `ready_fd` once requests will be answered, and it is closed. `counts` gets the number of
-    messages by opcode. `program` is the first word of the command that will be run, if that is
-    known; `keep` gets what its start has asked, once that is over.
+    That is when the last process of the mount's namespace has ended.
+
+    - `fuse_fd`: a descriptor of /dev/fuse, opened in the user namespace of the mount and mounted.
+      Or a function that returns it: `fuse_fd(wait)` waits for the descriptor or, where `wait` is
+      false, may return -1. It is called when the image has been opened.
+    - `cache_bytes`: most bytes of decompressed data to cache.
+    - `threads`: further threads that decompress; None: by the number of CPUs.
+    - `log`: is called with each line for the log.
+    - `filesystem`: makes the file system to serve of a reader, `cache_bytes` and `threads`.
+    - `ready_fd`: a byte is written to it once requests will be answered, and it is closed.
+    - `counts`: opcode -> number of messages, counted here.
+    - `program`: the first word of the command that will be run, if it is known.
+    - `keep`: is called with what that command's start has asked, once the start is over.
+
     Raises UdiError where `image` can't be served; OSError.
     """
     server = Server(opened(image, cache_bytes, threads, filesystem), log, program)
@@ -103,7 +115,7 @@ def serve(
 
 
 class Server:
-    """One connection: reads requests from `fd` and answers them from `fs`, one at a time."""
+    """A connection to the kernel: reads requests from `fd` and answers them, one by one."""
 
     fd = -1
     notes: Notes | None = None
@@ -115,52 +127,58 @@ class Server:
         self._complain = Complaints(fs.reader.name, log)
         self._handlers: list[Callable[[int, bytes], Reply] | None] = [None] * 64
         for opcode, handler in (
-            (p.LOOKUP, self._lookup),
-            (p.GETATTR, self._getattr),
-            (p.READLINK, self._readlink),
-            (p.READ_OP, self._read),
-            (p.STATFS_OP, self._statfs),
-            (p.READDIR, self._readdir),
-            (p.READDIRPLUS, self._readdirplus),
-            (p.INIT, self._init),
-            (p.DESTROY, self._nothing),
-            (p.FORGET, self._silence),
-            (p.BATCH_FORGET, self._silence),
+            (protocol.LOOKUP, self._lookup),
+            (protocol.GETATTR, self._getattr),
+            (protocol.READLINK, self._readlink),
+            (protocol.READ_OP, self._read),
+            (protocol.STATFS_OP, self._statfs),
+            (protocol.READDIR, self._readdir),
+            (protocol.READDIRPLUS, self._readdirplus),
+            (protocol.INIT, self._init),
+            (protocol.DESTROY, self._nothing),
+            (protocol.FORGET, self._silence),
+            (protocol.BATCH_FORGET, self._silence),
         ):
             self._handlers[opcode] = handler
         if fs.reader.has_xattrs:
-            self._handlers[p.GETXATTR_OP] = self._getxattr
-            self._handlers[p.LISTXATTR] = self._listxattr
+            self._handlers[protocol.GETXATTR_OP] = self._getxattr
+            self._handlers[protocol.LISTXATTR] = self._listxattr
 
     def await_connection(self, connect: "Callable[[bool], int]") -> int:
-        """Return the descriptor that `connect` does (see `serve`), not idle meanwhile."""
+        """Return what `connect` (the `fuse_fd` of `serve`) returns at last; warm up meanwhile."""
         while True:
             fd = connect(not self._went_on())
             if fd >= 0:
                 return fd
 
     def _went_on(self) -> bool:
-        """Do one more step of what may be done early; tell whether there was one."""
+        """Do one more step of `warmup`; tell whether there was one left."""
         try:
             return next(self._early, self) is None
         except Exception:
-            return False  # a damaged image: who asks for that part hears of it
+            return False  # a damaged image: whoever reads that part gets the error
 
     def end_notes(self) -> None:
-        """Hand the notes of the start over, if there are any."""
+        """Pass the notes of the start to `keep`, if there are any."""
         notes, self.notes = self.notes, None
         if notes is not None:
             notes.close(self.fs)
 
     def run(self, counts: "dict[int, int] | None" = None) -> None:
         """Answer until the kernel ends the connection."""
-        read, header, handlers, fd = os.read, p.IN_HEADER.unpack_from, self._handlers, self.fd
+        read, header, handlers, fd = (
+            os.read,
+            protocol.IN_HEADER.unpack_from,
+            self._handlers,
+            self.fd,
+        )
         answer, complain, notes = self._answer, self._complain, self.notes
-        # For as long as there is something to do without a request, or something to wait for.
+        # Not blocking while there is something to do without a request: steps of `warmup`, or to
+        # look whether the start that is recorded is over.
         os.set_blocking(fd, False)
         while True:
             try:
-                request = read(fd, p.BUFFER)
+                request = read(fd, protocol.BUFFER)
             except OSError as error:
                 if error.errno == EAGAIN:
                     if self._went_on():
@@ -172,7 +190,7 @@ class Server:
                         notes = None
                     os.set_blocking(fd, True)
                     continue
-                if error.errno in (EINTR, ENOENT):  # ENOENT: interrupted before we had it
+                if error.errno in (EINTR, ENOENT):  # ENOENT: the request was withdrawn before
                     continue
                 if error.errno in (ENODEV, ECONNABORTED):
                     return
@@ -191,30 +209,31 @@ class Server:
             try:
                 reply = handler(node, request)
             except Exception as error:
-                what = p.NAMES.get(opcode, str(opcode))
+                what = protocol.NAMES.get(opcode, str(opcode))
                 answer(unique, -complain.errno(error, what, node), ())
                 continue
             if reply is not None:
                 answer(unique, 0, reply)
 
     def _answer(self, unique: int, error: int, parts: "tuple[bytes | memoryview, ...]") -> None:
-        size = 16
+        size = protocol.OUT_HEADER.size
         for part in parts:
             size += len(part)
         try:
-            os.writev(self.fd, (p.OUT_HEADER.pack(size, error, unique), *parts))
+            os.writev(self.fd, (protocol.OUT_HEADER.pack(size, error, unique), *parts))
         except OSError as failure:
-            if failure.errno not in (ENOENT, ENODEV, ECONNABORTED):  # gone while we worked on it
+            if failure.errno not in (ENOENT, ENODEV, ECONNABORTED):  # the asker is gone
                 self._complain.note(f"answering request {unique} failed: {failure}")
 
     def _store(self, node: int, offset: int, data: "bytes | memoryview") -> None:
-        """Put file data into the kernel's page cache, unasked (FUSE_NOTIFY_STORE).
+        """Put file data into the kernel's page cache before it asks (FUSE_NOTIFY_STORE).
 
-        Never in the thread of `run`: this waits for pages that a reader has locked, whom that
-        thread has yet to answer.
+        Never call this in the thread of `run`: the kernel waits for a page that somebody reads just
+        now, and it is that thread which has to answer the read.
         """
-        head = p.OUT_HEADER.pack(p.STORE.size + 16 + len(data), p.NOTIFY_STORE, 0)
-        os.writev(self.fd, (head, p.STORE.pack(node, offset, len(data), 0), data))
+        size = protocol.OUT_HEADER.size + protocol.STORE.size + len(data)
+        head = protocol.OUT_HEADER.pack(size, protocol.NOTIFY_STORE, 0)
+        os.writev(self.fd, (head, protocol.STORE.pack(node, offset, len(data), 0), data))
         if self.notes is not None:
             self.notes.stored(node, offset, len(data))
 
@@ -225,44 +244,54 @@ class Server:
         return None
 
     def _init(self, node: int, request: bytes) -> "Reply":
-        major, minor, readahead, flags = p.INIT_IN.unpack_from(request, 40)
-        if major > p.MAJOR:  # the kernel then asks again with ours
-            return (p.INIT_OUT.pack(p.MAJOR, p.MINOR, *[0] * 16),)
-        if major < p.MAJOR or minor < p.OLDEST:
+        major, minor, readahead, flags = protocol.INIT_IN.unpack_from(request, _ARGUMENTS)
+        if major > protocol.MAJOR:  # the kernel then asks again with our number
+            return (protocol.INIT_OUT.pack(protocol.MAJOR, protocol.MINOR, *[0] * 16),)
+        if major < protocol.MAJOR or minor < protocol.OLDEST:
             self._complain.note(
-                f"this kernel speaks FUSE {major}.{minor}, and 7.{p.OLDEST} is the oldest"
+                f"this kernel speaks FUSE {major}.{minor}, and 7.{protocol.OLDEST} is the oldest"
             )
             raise OSError(EPROTO, "protocol too old")
-        if not flags & p.NO_OPEN_SUPPORT:
-            self._handlers[p.OPEN] = self._open
-            self._handlers[p.RELEASE] = self._nothing
-        if not flags & p.NO_OPENDIR_SUPPORT:
-            self._handlers[p.OPENDIR] = self._open
-            self._handlers[p.RELEASEDIR] = self._nothing
-        wanted = flags & p.WANTED
-        reply = (p.MAJOR, min(minor, p.MINOR), readahead, wanted, 256, 192, 4096, 1, p.PAGES)
-        return (p.INIT_OUT.pack(*reply, 0, 0, *[0] * 7),)
+        if not flags & protocol.NO_OPEN_SUPPORT:
+            self._handlers[protocol.OPEN] = self._open
+            self._handlers[protocol.RELEASE] = self._nothing
+        if not flags & protocol.NO_OPENDIR_SUPPORT:
+            self._handlers[protocol.OPENDIR] = self._open
+            self._handlers[protocol.RELEASEDIR] = self._nothing
+        wanted = flags & protocol.WANTED
+        reply = (
+            protocol.MAJOR,
+            min(minor, protocol.MINOR),
+            readahead,
+            wanted,
+            protocol.MAX_BACKGROUND,
+            protocol.CONGESTED,
+            protocol.MAX_WRITE,
+            1,  # nanoseconds: the unit of times
+            protocol.PAGES,
+        )
+        return (protocol.INIT_OUT.pack(*reply, 0, 0, *[0] * 7),)
 
     def _open(self, node: int, request: bytes) -> "Reply":
-        return (p.OPEN_OUT.pack(0, p.KEEP_CACHE | p.CACHE_DIR, 0),)
+        return (protocol.OPEN_OUT.pack(0, protocol.KEEP_CACHE | protocol.CACHE_DIR, 0),)
 
     def _entry(self, node: int) -> bytes:
         number, size, blocks, time, mode, links, uid, gid, rdev = self.fs.attributes(node)
-        ever = p.FOREVER
-        return p.ENTRY.pack(
+        ever = protocol.FOREVER
+        return protocol.ENTRY.pack(
             *(node, 0, ever, ever, 0, 0, number, size, blocks, time, time, time),
             *(0, 0, 0, mode, links, uid, gid, rdev, 4096, 0),
         )
 
     def _lookup(self, node: int, request: bytes) -> "Reply":
-        found = self.fs.lookup(node, request[40:-1])
-        return (self._entry(found) if found else ABSENT,)
+        found = self.fs.lookup(node, request[_ARGUMENTS:-1])
+        return (self._entry(found) if found else _ABSENT,)
 
     def _getattr(self, node: int, request: bytes) -> "Reply":
         number, size, blocks, time, mode, links, uid, gid, rdev = self.fs.attributes(node)
         return (
-            p.ATTR.pack(
-                *(p.FOREVER, 0, 0, number, size, blocks, time, time, time),
+            protocol.ATTR.pack(
+                *(protocol.FOREVER, 0, 0, number, size, blocks, time, time, time),
                 *(0, 0, 0, mode, links, uid, gid, rdev, 4096, 0),
             ),
         )
@@ -271,12 +300,12 @@ class Server:
         return (self.fs.readlink(node),)
 
     def _read(self, node: int, request: bytes) -> "Reply":
-        _, offset, size = p.READ.unpack_from(request, 40)
+        _, offset, size = protocol.READ.unpack_from(request, _ARGUMENTS)
         return tuple(self.fs.read(node, offset, size))
 
     def _statfs(self, node: int, request: bytes) -> "Reply":
         size, blocks, files, longest = self.fs.statfs()
-        return (p.STATFS.pack(blocks, 0, 0, files, 0, size, longest, size, *[0] * 7),)
+        return (protocol.STATFS.pack(blocks, 0, 0, files, 0, size, longest, size, *[0] * 7),)
 
     def _readdir(self, node: int, request: bytes) -> "Reply":
         return self._listing(node, request, False)
@@ -285,9 +314,9 @@ class Server:
         return self._listing(node, request, True)
 
     def _listing(self, node: int, request: bytes, plus: bool) -> "Reply":
-        _, cookie, room = p.READ.unpack_from(request, 40)
+        _, cookie, room = protocol.READ.unpack_from(request, _ARGUMENTS)
         parts: list[bytes] = []
-        fixed = p.DIRENT.size + (p.ENTRY.size if plus else 0)
+        fixed = protocol.DIRENT.size + (protocol.ENTRY.size if plus else 0)
         for name, child, number, kind, after in self.fs.entries(node, cookie):
             length = len(name)
             padding = -length % 8
@@ -296,37 +325,42 @@ class Server:
                 break
             if plus:
                 parts.append(self._plus(child))
-            parts.append(p.DIRENT.pack(number, after, length, kind))
+            parts.append(protocol.DIRENT.pack(number, after, length, kind))
             parts.append(name + bytes(padding))
         return (b"".join(parts),)
 
     def _plus(self, child: int) -> bytes:
-        """Return an entry to list, an empty one for a damaged inode: its neighbours must show."""
+        """Return a listing's entry; an empty one for a damaged inode, so that others are listed."""
         if child == 0:
-            return NO_ENTRY
+            return _NO_ENTRY
         try:
             return self._entry(child)
         except Corrupt as error:
             self._complain.errno(error, "READDIRPLUS", child)
-            return NO_ENTRY
+            return _NO_ENTRY
 
     def _getxattr(self, node: int, request: bytes) -> "Reply":
-        (size,) = p.GETXATTR.unpack_from(request, 40)
-        return _sized(self.fs.xattr(node, request[48 : request.index(0, 48)]), size)
+        (size,) = protocol.GETXATTR.unpack_from(request, _ARGUMENTS)
+        at = _ARGUMENTS + 8  # fuse_getxattr_in: size, padding
+        return _sized(self.fs.xattr(node, request[at : request.index(0, at)]), size)
 
     def _listxattr(self, node: int, request: bytes) -> "Reply":
-        (size,) = p.GETXATTR.unpack_from(request, 40)
+        (size,) = protocol.GETXATTR.unpack_from(request, _ARGUMENTS)
         return _sized(b"".join(name + b"\0" for name in self.fs.xattrs(node)), size)
 
 
 def _sized(value: bytes, size: int) -> "Reply":
-    """Answer getxattr(2)'s two questions: how long (size 0), and what."""
+    """Return the answer to getxattr(2) and listxattr(2): the length where `size` is 0, else the
+    value.
+
+    Raises OSError (ERANGE) for a value longer than `size`.
+    """
     if size == 0:
-        return (p.SIZE_OUT.pack(len(value), 0),)
+        return (protocol.SIZE_OUT.pack(len(value), 0),)
     if size < len(value):
         raise OSError(ERANGE, "the attribute is longer")
     return (value,)
 
 
-ABSENT = p.ENTRY.pack(0, 0, p.FOREVER, 0, 0, 0, *[0] * 16)
-NO_ENTRY = bytes(p.ENTRY.size)
+_ABSENT = protocol.ENTRY.pack(0, 0, protocol.FOREVER, 0, 0, 0, *[0] * 16)
+_NO_ENTRY = bytes(protocol.ENTRY.size)

@@ -1,9 +1,11 @@
-"""The image's metadata, parsed when it is asked for: inodes, directories, links, xattrs, owners.
+"""The image's metadata, read as it is needed: inodes, directories, links, xattrs, owners.
 
-Names: an inode's *reference* is where it lies, (metadata block counted from the inode table) << 16
-| (offset in it decompressed). It is what directory entries hold, the same for every hard link, and
-all that this server needs to answer for a file: so it keeps no table of what the kernel knows.
-Only one thread may be in here at a time; `blocks` reads file data and is what threads share.
+An inode's *reference* says where it lies: (its metadata block's position, counted from the inode
+table) << 16 | (its offset in that block, decompressed). Directory entries hold it, and all hard
+links of a file have the same one. It is all that is needed to answer for a file, so that no table
+of the files that the kernel knows is kept.
+
+Only one thread may call a `Reader`. File data is read by `blocks`, which several threads share.
 """
 
 from _struct import unpack_from
@@ -13,12 +15,14 @@ from rootless_udi.fuse.decompress import decompressor
 from rootless_udi.fuse.format import (
     DIR_INDEX,
     INODE_FIXED,
+    LENGTH,
     LONGEST_RUN,
     LONGEST_TARGET,
     METADATA,
     NO_XATTRS,
     NONE32,
     NONE64,
+    STORED,
     SYMLINK,
     XATTR_ENTRY,
     XATTR_ID,
@@ -33,33 +37,41 @@ from rootless_udi.fuse.format import (
 from rootless_udi.fuse.imagefile import ImageFile
 
 WHOLE = 64 << 10
-"""Listings up to this size are parsed as one; larger ones in segments of about SEGMENT bytes."""
-SEGMENT = 16 << 10
+"""Bytes. A listing up to this size is parsed whole, a larger one in segments of about _SEGMENT."""
+_SEGMENT = 16 << 10
 LARGEST_LISTING = 64 << 20
-WINDOW = 64 << 10
-XATTR_NAMES = 64 << 10
-"""Bytes of the names of one inode's xattrs, each with a zero: what listxattr(2) can give."""
-XATTR_VALUE = 64 << 10
-XATTR_PAIRS = 16384
-XATTR_WALK = 16 << 20
-"""Bytes of metadata gone through for one inode's xattrs: a thousand values in a row."""
-XATTR_PREFIXES = (b"user.", b"trusted.", b"security.")
+"""Most bytes of a directory's listing."""
+_WINDOW = 64 << 10
+"""Bytes of a table that are read from the image at once."""
+XATTR_NAMES, XATTR_VALUE = 64 << 10, 64 << 10
+"""Most bytes of the names of an inode's xattrs, each with a zero, and of a value (xattr(7))."""
+XATTR_PAIRS, XATTR_WALK = 16384, 16 << 20
+"""Most xattrs of an inode, and most bytes of metadata that are passed for them."""
+_XATTR_PREFIXES = (b"user.", b"trusted.", b"security.")
+"""By the number that stands for them; the low byte of `XATTR_ENTRY`'s type."""
+_OUT_OF_LINE = 0x100
+"""Set in that type where only the place of the value is there."""
+_IDS, _SETS = 2048, 512
+"""Rows in a metadata block: of the table of owners (4 bytes each), of xattr sets (16 bytes)."""
 MIB = 1 << 20
 
 Segment = tuple[int, int, int, bytes]
-"""A part of a directory listing: metadata block, offset in it, length, first name."""
-Value = tuple[int, int, bool]
-"""Where an xattr's value is: metadata block, offset in it; whether only its place is there."""
+"""A part of a listing: its metadata block, offset in that, length in bytes, first name."""
+_Value = tuple[int, int, bool]
+"""An xattr's value: its metadata block, offset in that; whether only its place is there."""
 
 
 class Reader:
-    """A squashfs 4.0 image; see the module's docstring."""
+    """The metadata of a squashfs 4.0 image; see the module's docstring.
+
+    All methods raise Corrupt where the image is damaged, and OSError.
+    """
 
     def __init__(self, fd: int, name: str, cache_bytes: int = 18 * MIB) -> None:
         """Read the superblock of the image open at `fd`; `name` is for errors.
 
-        `cache_bytes` bounds the metadata remembered. Raises UdiError where it is no image, is cut
-        short, or has a compressor that this machine can't undo; OSError.
+        `cache_bytes` is how many bytes of metadata are cached. Raises UdiError where the file is no
+        image or cut short, or this machine can't decompress it; OSError.
         """
         self.name = name
         self.super = superblock(fd, name)
@@ -77,41 +89,41 @@ class Reader:
         self._raw: dict[bool, tuple[int, bytes]] = {}
         self._owners: tuple[int, ...] = ()
         self._xattr_ids: tuple[int, int] | None = None
-        self._sets: Cache[dict[bytes, Value]] = Cache(
+        self._sets: Cache[dict[bytes, _Value]] = Cache(
             2 * MIB, lambda d: 300 + 260 * len(d) + sum(map(len, d))
         )
 
     # -- metadata blocks
 
     def block(self, at: int) -> tuple[bytes, int]:
-        """Return the metadata block at position `at`, decompressed, and where the next one is."""
+        """Return the metadata block at position `at`, decompressed, and the next one's position."""
         found = self._blocks.get(at)
         if found is None:
             head = self._bytes(at, 2)
             header = head[0] | head[1] << 8
-            size = header & 0x7FFF
+            size = header & LENGTH
             if not 0 < size <= METADATA:
                 raise Corrupt(f"the metadata block at {at} claims {size} bytes")
             data = self._bytes(at + 2, size)
-            if not header & 0x8000:
+            if not header & STORED:
                 data = self.decompress(data, METADATA)
             found = (data, at + 2 + size)
             self._blocks.put(at, found)
         return found
 
     def _bytes(self, at: int, size: int) -> bytes:
-        """Read a few bytes of a table, through a window: blocks are small and asked in a row."""
+        """Return a few bytes of a table; more are read at once, for the next small blocks."""
         which = at >= self.super.directory_table
         start, data = self._raw.get(which, (0, b""))
         if not start <= at <= start + len(data) - size:
             if at + size > self.super.bytes_used:
                 raise Corrupt(f"it points at {at}, beyond its end at {self.super.bytes_used}")
-            start, data = at, self.source.some(at, WINDOW)
+            start, data = at, self.source.some(at, _WINDOW)
             self._raw[which] = (start, data)
         return data[at - start : at - start + size]
 
     def span(self, at: int, offset: int, size: int) -> bytes:
-        """Return `size` bytes of metadata from `offset` in the block at `at`, over many blocks."""
+        """Return `size` bytes from `offset` in the block at `at`, and in the blocks after it."""
         data, after = self.block(at)
         if offset + size <= len(data):
             return data[offset : offset + size]
@@ -125,11 +137,11 @@ class Reader:
         return b"".join(parts)[:size]
 
     def skip(self, at: int, offset: int, count: int) -> tuple[int, int]:
-        """Return the block and offset that lie `count` bytes of metadata further on."""
+        """Return block and offset of what is `count` bytes behind `offset` in the block `at`."""
         offset += count
         while offset >= METADATA:
             data, at = self.block(at)
-            if len(data) != METADATA:  # else a stretch of empty ones is gone through at each step
+            if len(data) != METADATA:  # a damaged image may have millions of empty ones
                 raise Corrupt(f"the metadata block before {at} holds {len(data)} bytes")
             offset -= METADATA
         return at, offset
@@ -137,7 +149,7 @@ class Reader:
     # -- inodes
 
     def inode(self, ref: int) -> Inode:
-        """Return the inode at reference `ref`. Raises Corrupt; OSError."""
+        """Return the inode at reference `ref`."""
         found = self._inodes.get(ref)
         if found is None:
             found = self._parse(ref)
@@ -160,14 +172,14 @@ class Reader:
         return found
 
     def tail(self, node: Inode, start: int, size: int) -> bytes:
-        """Return bytes of what follows the inode's fixed part (link target, block list, index)."""
+        """Return `size` bytes from `start` of what follows an inode's fixed part (`Inode.tail`)."""
         at, offset = self.behind(node, start + size)
         return self.span(*self.skip(at, offset, start), size)
 
     def behind(self, node: Inode, size: int) -> tuple[int, int]:
-        """Return block and offset of what follows the inode's fixed part.
+        """Return block and offset of what follows an inode's fixed part.
 
-        Raises Corrupt where the inode table can't have `size` bytes of it.
+        Raises Corrupt where the inode table is too short for `size` bytes of it.
         """
         base, end = self.super.inode_table, self.super.directory_table
         if (node.tail + size) // METADATA * 3 > end - base:  # a block is 3 bytes or more
@@ -175,7 +187,7 @@ class Reader:
         return self.skip(base + (node.ref >> 16), node.ref & 0xFFFF, node.tail)
 
     def target(self, node: Inode) -> bytes:
-        """Return where a symbolic link points."""
+        """Return a symbolic link's target."""
         if node.size > LONGEST_TARGET:
             raise Corrupt(f"inode {node.number}: a link's target of {node.size} bytes")
         return self.tail(node, 0, node.size)
@@ -190,7 +202,7 @@ class Reader:
 
     def _read_owners(self) -> tuple[int, ...]:
         count = self.super.id_count
-        blocks = -(-count // 2048)
+        blocks = -(-count // _IDS)
         raw = b"".join(
             self.block(at)[0]
             for at in unpack_from(f"<{blocks}Q", self.source.read(self.super.id_table, 8 * blocks))
@@ -202,7 +214,7 @@ class Reader:
     # -- directories
 
     def lookup(self, node: Inode, name: bytes) -> int:
-        """Return the packed entry (format.pack_entry) of `name` in a directory, or 0."""
+        """Return the entry (`format.listing`) of `name` in a directory, or 0."""
         segments = self.segments(node)
         if not segments:
             return 0
@@ -210,7 +222,7 @@ class Reader:
         return self.entries(node, number).get(name, 0)
 
     def entries(self, node: Inode, number: int) -> dict[bytes, int]:
-        """Return name -> packed entry of the segment `number` of a directory."""
+        """Return name -> entry of a directory's segment."""
         key = node.ref << 24 | number
         found = self._names.get(key)
         if found is None:
@@ -220,7 +232,7 @@ class Reader:
         return found
 
     def segments(self, node: Inode) -> list[Segment]:
-        """Return the parts in which a directory's listing is parsed, in order; none where empty."""
+        """Return the parts in which a listing is parsed, in order; none for an empty one."""
         found = self._segments.get(node.ref)
         if found is None:
             size = node.size - 3  # counts "." and "..", which are not stored
@@ -239,7 +251,7 @@ class Reader:
         return found
 
     def _index(self, node: Inode, base: int, size: int) -> list[Segment]:
-        """Cut a large listing where its own index says, or else where its headers are."""
+        """Return the segments of a large listing, by its index or, without one, its headers."""
         from itertools import pairwise  # 0.3 ms that few images need
 
         try:
@@ -256,14 +268,14 @@ class Reader:
         ]
 
     def _headers(self, node: Inode, base: int, size: int) -> list[tuple[int, int, bytes]]:
-        """Return what `_own_index` does, by the headers themselves, a piece of them at a time."""
+        """Return what `_own_index` does, but from the listing's headers, read in pieces."""
         starts: list[tuple[int, int, bytes]] = []
         at, offset, done = base, node.offset, 0
         while done < size:
             piece = self.span(at, offset, min(2 * LONGEST_RUN, size - done))
             end = 0
             for header, name, after in listing_headers(piece):
-                if not starts or done + header - starts[-1][0] >= SEGMENT:
+                if not starts or done + header - starts[-1][0] >= _SEGMENT:
                     place, inside = self.skip(at, offset, header)
                     starts.append((done + header, place << 16 | inside, name))
                 end = after
@@ -276,15 +288,13 @@ class Reader:
     def _own_index(self, node: Inode) -> list[tuple[int, int, bytes]]:
         """Return (position in the listing, block << 16 | offset, first name), by the index."""
         found = [(0, (self.super.directory_table + node.start) << 16 | node.offset, b"")]
-        at, offset = self.skip(
-            self.super.inode_table + (node.ref >> 16), node.ref & 0xFFFF, node.tail
-        )
+        at, offset = self.behind(node, 0)
         for _ in range(node.count):
             where, start, size = DIR_INDEX.unpack(self.span(at, offset, 12))
             if size > 255:
                 raise Corrupt(f"inode {node.number}: an index name of {size + 1} bytes")
             at, offset = self.skip(at, offset, 12)
-            if where - found[-1][0] >= SEGMENT:
+            if where - found[-1][0] >= _SEGMENT:
                 place = (self.super.directory_table + start) << 16
                 name = self.span(at, offset, size + 1)
                 found.append((where, place | (node.offset + where) % METADATA, name))
@@ -294,7 +304,7 @@ class Reader:
     # -- xattrs
 
     def _xattrs_at(self) -> tuple[int, int]:
-        """Return where names and values start and how many sets of xattrs there are."""
+        """Return the position where names and values start, and the number of sets of xattrs."""
         if self._xattr_ids is None:
             table = self.super.xattr_table
             start = count = 0
@@ -306,23 +316,23 @@ class Reader:
 
     @property
     def has_xattrs(self) -> bool:
-        """Whether any file of the image has an extended attribute, or the table is damaged."""
+        """Whether a file of the image may have an extended attribute."""
         try:
             return bool(self._xattrs_at()[1])
         except Corrupt:
-            return True  # all else can be served: who asks for an xattr hears of it
+            return True  # the table is damaged: whoever asks for an xattr gets the error
 
     def xattr_names(self, node: Inode) -> list[bytes]:
-        """Return the names of an inode's extended attributes, in full (`user.x`)."""
+        """Return the full names (`user.x`) of an inode's extended attributes."""
         return list(self._set(node))
 
     def xattr(self, node: Inode, name: bytes) -> bytes | None:
-        """Return the value of the extended attribute of that full name, or None."""
+        """Return the value of the extended attribute with that full name, or None."""
         where = self._set(node).get(name)
         if where is None:
             return None
         at, offset, elsewhere = where
-        if elsewhere:  # kept once, for several inodes
+        if elsewhere:  # stored once for several inodes
             base = self._xattrs_at()[0]
             (place,) = unpack_from("<Q", self.span(*self.skip(at, offset, 4), 8))
             at, offset = base + (place >> 16), place & 0xFFFF
@@ -331,10 +341,10 @@ class Reader:
             raise Corrupt(f"an xattr of {length} bytes")
         return self.span(*self.skip(at, offset, 4), length)
 
-    def _set(self, node: Inode) -> dict[bytes, Value]:
-        """Return name -> where the value is, of an inode. Values are read when they are asked for.
+    def _set(self, node: Inode) -> dict[bytes, _Value]:
+        """Return name -> place of the value, of an inode's extended attributes.
 
-        An image may give one inode the same 64 KiB value 65,536 times.
+        The values are not read yet: a bad image may give an inode 64 KiB of them 65,536 times.
         """
         number = node.xattr
         if number == NONE32:
@@ -346,17 +356,17 @@ class Reader:
             raise Corrupt(f"inode {node.number}: xattrs {number} of {count}")
         found = self._sets.get(number)
         if found is None:
-            where = self.super.xattr_table + XATTR_TABLE.size + number // 512 * 8
+            where = self.super.xattr_table + XATTR_TABLE.size + number // _SETS * 8
             block = int.from_bytes(self._bytes(where, 8), "little")
-            ref, pairs, _ = XATTR_ID.unpack(self.span(block, number % 512 * 16, 16))
+            ref, pairs, _ = XATTR_ID.unpack(self.span(block, number % _SETS * 16, 16))
             if pairs > XATTR_PAIRS:
                 raise Corrupt(f"inode {node.number}: {pairs} xattrs (at most {XATTR_PAIRS})")
             found = self._pairs(start + (ref >> 16), ref & 0xFFFF, pairs, node.number)
             self._sets.put(number, found)
         return found
 
-    def _pairs(self, at: int, offset: int, pairs: int, number: int) -> dict[bytes, Value]:
-        found: dict[bytes, Value] = {}
+    def _pairs(self, at: int, offset: int, pairs: int, number: int) -> dict[bytes, _Value]:
+        found: dict[bytes, _Value] = {}
         names, walk = 0, 0
         for _ in range(pairs):
             kind, size = XATTR_ENTRY.unpack(self.span(at, offset, 4))
@@ -365,10 +375,10 @@ class Reader:
                 raise Corrupt(f"inode {number}: an xattr with a name of {size} bytes")
             name = self.span(at, offset, size)
             at, offset = self.skip(at, offset, size)
-            if kind & 0xFF < len(XATTR_PREFIXES):
-                name = XATTR_PREFIXES[kind & 0xFF] + name
+            if kind & 0xFF < len(_XATTR_PREFIXES):
+                name = _XATTR_PREFIXES[kind & 0xFF] + name
                 names += len(name) + 1
-                found[name] = at, offset, bool(kind & 0x100)
+                found[name] = at, offset, bool(kind & _OUT_OF_LINE)
             (length,) = unpack_from("<I", self.span(at, offset, 4))
             walk += length
             if names > XATTR_NAMES or walk > XATTR_WALK:

@@ -1,12 +1,14 @@
-"""What a start asks of an image, noted while it is answered, so that the next start need not wait.
+"""Record what a start reads of an image, so that later starts can prefetch it.
 
-Only messages that bring the kernel something to remember are noted, by path, since that is how
-another process can ask for the same: see `rootless_udi.serve.prefetch`, which keeps and asks them.
+The image server records while it answers. `rootless_udi.serve.prefetch` writes the record to a file
+and, at a later start, reads the same things before the command needs them. Only those messages are
+recorded whose answer the kernel caches. They are recorded by path: a path is what a process that
+prefetches can open.
 """
 
 from time import monotonic
 
-from rootless_udi.fuse import protocol as p
+from rootless_udi.fuse import protocol
 from rootless_udi.fuse.filesystem import ROOT
 from rootless_udi.fuse.format import Corrupt
 
@@ -17,28 +19,35 @@ if TYPE_CHECKING:
     from rootless_udi.fuse.filesystem import FileSystem
 
     Question = tuple[str, bytes, int, int]
+    """(a letter of KINDS, path from the image's root, offset, length); bytes, 0 for all but "r"."""
 
     Names = dict[int, tuple[int, bytes]]
+    """Node -> (its directory's node, name)."""
 
 FEWEST, MOST = 100, 3000
-"""Messages noted. /bin/true has 15, a bare Python 200, an import of numpy 800."""
+"""A record of fewer messages is not worth a file, and more are not recorded. The start of /bin/true
+has 15, that of Python 200, with numpy 800."""
 PATH_MAX = 4096
-"""Bytes of a path that can be asked for at once, with the zero at its end (path_resolution(7))."""
-LISTED = 20_000
-"""Entries of directories that are gone through for names."""
+"""Bytes of a path with the zero at its end, as system calls take it (path_resolution(7))."""
+_LISTED = 20_000
+"""Most entries of directories that are looked at to find the names of nodes."""
 QUIET, LONGEST = 2.0, 30.0
-"""Seconds without a message that end a start, and seconds that no start takes."""
+"""Seconds. After so many without a message a start is over, and it takes at most so many."""
 KINDS = {
-    p.LOOKUP: "s",
-    p.READDIR: "d",
-    p.READDIRPLUS: "d",
-    p.READLINK: "l",
-    p.READ_OP: "r",
+    protocol.LOOKUP: "s",
+    protocol.READDIR: "d",
+    protocol.READDIRPLUS: "d",
+    protocol.READLINK: "l",
+    protocol.READ_OP: "r",
 }
+"""Opcode -> letter of a question in `serve.prefetch`."""
 
 
 class Notes:
-    """The notes of one start; `keep` gets them when it is over, if it was `worth` it."""
+    """The record of one start.
+
+    `keep` is called with it when the start is over, if it has enough messages to be `worth` a file.
+    """
 
     def __init__(self, keep: "Callable[[list[Question]], object]") -> None:
         self.worth = False
@@ -47,22 +56,22 @@ class Notes:
         self._until = monotonic() + LONGEST
 
     def take(self, opcode: int, node: int, request: bytes) -> bool:
-        """Note a message; tell whether by this one the start has become worth it."""
+        """Record a message; tell whether the start has become worth a file by this one."""
         if opcode not in KINDS or len(self._taken) >= MOST:
             return False
-        self._taken.append((opcode, node, request[40:]))
+        self._taken.append((opcode, node, request[protocol.IN_HEADER.size :]))
         if self.worth or len(self._taken) < FEWEST or monotonic() > self._until:
             return False
         self.worth = True
         return True
 
     def stored(self, node: int, offset: int, size: int) -> None:
-        """Note what was handed to the kernel unasked, which it would have asked for. Any thread."""
+        """Record data that was given to the kernel before it asked. Any thread may call this."""
         if len(self._taken) < MOST:
-            self._taken.append((p.READ_OP, node, p.READ.pack(0, offset, size)))
+            self._taken.append((protocol.READ_OP, node, protocol.READ.pack(0, offset, size)))
 
     def wait(self, fd: int) -> bool:
-        """Wait for a message on `fd`; tell whether there is one, or else the start is over."""
+        """Wait for a message on `fd`; return False where the start is over."""
         from select import POLLIN, poll
 
         message = poll()
@@ -70,7 +79,7 @@ class Notes:
         return bool(message.poll(QUIET * 1000)) and monotonic() < self._until
 
     def close(self, fs: "FileSystem") -> None:
-        """Hand over what was noted, if it is worth it. Errors are nobody's: these are hints."""
+        """Call `keep` with the record, if it is worth a file; errors are ignored."""
         if not self.worth:
             return
         try:
@@ -80,9 +89,9 @@ class Notes:
 
 
 def questions(fs: "FileSystem", taken: "list[tuple[int, int, bytes]]") -> "list[Question]":
-    """Return messages (opcode, node, what follows the header) as questions by path.
+    """Return messages, each (opcode, node, what follows the header), as questions by path.
 
-    What was asked in vain, of a damaged image or by a name that is too long, is left out.
+    Those whose path can't be found, since the image is damaged or a name too long, are left out.
     """
     names = _names(fs, taken)
     known: dict[int, bytes | None] = {ROOT: b""}
@@ -95,13 +104,13 @@ def questions(fs: "FileSystem", taken: "list[tuple[int, int, bytes]]") -> "list[
         if kind == "s":
             path = path + b"/" + body[:-1] if path else body[:-1]
         elif kind == "r":
-            _, offset, size = p.READ.unpack_from(body)
+            _, offset, size = protocol.READ.unpack_from(body)
         found.append((kind, path, offset, size))
     return arranged(found)
 
 
 def arranged(asked: "Iterable[Question]") -> "list[Question]":
-    """Return each question once; all that is read of a file comes where the first of it was."""
+    """Return each question once; all reads of a file come at the place of its first one."""
     ranges: dict[bytes, list[tuple[int, int]]] = {}
     once: dict[tuple[str, bytes], None] = {}
     for kind, path, offset, size in asked:
@@ -116,7 +125,7 @@ def arranged(asked: "Iterable[Question]") -> "list[Question]":
 
 
 def _united(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return what ranges (start, end) cover, as few of them, in order."""
+    """Return the ranges (start, end) in order, those that touch or overlap united to one."""
     found: list[tuple[int, int]] = []
     for start, end in sorted(ranges):
         if found and start <= found[-1][1]:
@@ -127,12 +136,12 @@ def _united(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _names(fs: "FileSystem", taken: "list[tuple[int, int, bytes]]") -> "Names":
-    """Return node -> (parent, name) for all that was looked up or listed."""
+    """Return the names of all nodes that were looked up or listed."""
     names: Names = {}
-    listed, room = set(), LISTED
+    listed, room = set(), _LISTED
     for opcode, node, body in taken:
         try:
-            if opcode == p.LOOKUP:
+            if opcode == protocol.LOOKUP:
                 child = fs.lookup(node, body[:-1])
                 if child:
                     names.setdefault(child, (node, body[:-1]))
@@ -150,11 +159,16 @@ def _names(fs: "FileSystem", taken: "list[tuple[int, int, bytes]]") -> "Names":
 
 
 def _path(node: int, names: "Names", known: "dict[int, bytes | None]") -> bytes | None:
-    """Return the path of `node` from the image's root; None where it is not known, or too long."""
+    """Return the path of `node` from the image's root; None where it is not known or too long.
+
+    `known` has the paths found before, and gets the new ones.
+    """
     trail: list[tuple[int, bytes]] = []
     while node not in known:
         found = names.get(node)
-        if found is None or len(trail) > PATH_MAX:  # a damaged image may go in circles
+        if (
+            found is None or len(trail) > PATH_MAX
+        ):  # the directories of a damaged image may be a circle
             known[node] = None
             break
         trail.append((node, found[1]))

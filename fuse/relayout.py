@@ -1,9 +1,10 @@
-"""Write an image anew so that what a start-up reads lies first, in order, and is cheap to read.
+"""Rewrite an image (`udi optimize`) so that what a program's start reads comes first, in order.
 
-Nothing is compressed here, so no compressor is needed: blocks that no profile reads are copied as
-they are, blocks that one reads are stored uncompressed (`raw`) in the order of the reads, with the
-tails of hot files in fragments of their own, and inodes and listings are uncompressed too. Every
-attribute, inode number and byte stays what it was; `verify` makes sure.
+Blocks that a profile reads are *hot*. They are stored first, uncompressed, in the order of the
+reads; the ends of hot files go into fragments of their own. Inodes and directory listings are
+stored uncompressed too. All other blocks are copied as they are. So nothing is compressed here, and
+no compressor is needed. Content, attributes and inode numbers stay the same, which
+`relayout_check.verify` checks.
 """
 
 import os
@@ -11,11 +12,10 @@ from struct import pack
 
 from rootless_udi.base import trust
 from rootless_udi.base.records import Record
-from rootless_udi.fuse import format as f
-from rootless_udi.fuse import format_writer
+from rootless_udi.fuse import format, format_writer
 from rootless_udi.fuse.blocks import HOLE, Place
 from rootless_udi.fuse.filesystem import ROOT, FileSystem
-from rootless_udi.fuse.format import METADATA, NONE32, NONE64, RAW, Corrupt, Inode
+from rootless_udi.fuse.format import LENGTH, METADATA, NONE32, NONE64, RAW, STORED, Corrupt, Inode
 from rootless_udi.fuse.profile import Read
 from rootless_udi.fuse.reader import Reader
 
@@ -24,13 +24,18 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 
-EXPORTABLE = 0x80
-METADATA_AHEAD = 8 << 20
-"""Of the inode and directory tables at most this much is read ahead at a start."""
+_EXPORTABLE = 0x80
+"""Flag of the superblock: it has a table of inodes by number, for NFS. None is written here."""
+_METADATA_AHEAD = 8 << 20
+"""Most bytes of the inode and directory tables that are read ahead at a start."""
+_PADDING = 4096
+"""An image's size is a multiple of this many bytes, as mksquashfs makes it."""
+_XATTR_SETS = 512
+"""Rows of the table of xattr sets in a metadata block."""
 
 
 class Result(Record):
-    """What was written: bytes of the image, hot files, hot bytes at its start."""
+    """What was written: the image's `size` in bytes, the number of hot `files`, the `hot` bytes."""
 
     size: int
     files: int
@@ -38,7 +43,7 @@ class Result(Record):
 
 
 class _Metadata:
-    """A table of uncompressed metadata blocks: where each byte lands is known at once."""
+    """A table that is stored uncompressed, so that each byte's place is known when it is added."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -48,14 +53,15 @@ class _Metadata:
         return (at // METADATA * (METADATA + 2)) << 16 | at % METADATA
 
     def blocks(self) -> list[bytes]:
-        """Return the blocks as they are written, each with its header."""
+        """Return the metadata blocks, each with its header of 2 bytes."""
         pieces = range(0, len(self.data), METADATA)
         parts = [bytes(self.data[at : at + METADATA]) for at in pieces]
-        return [(0x8000 | len(part)).to_bytes(2, "little") + part for part in parts]
+        return [(STORED | len(part)).to_bytes(2, "little") + part for part in parts]
 
 
 class _Tail:
-    """Where a file's last part went: fragment and offset, NONE32 where it has none."""
+    """Where a file's data was written: its first block's position, the blocks' sizes, and its end's
+    fragment (NONE32 for none) and offset in that."""
 
     __slots__ = ("fragment", "offset", "sizes", "start")
 
@@ -69,11 +75,11 @@ class _Tail:
 def relayout(
     fs: FileSystem, reads: list[Read], target: "BinaryIO", raw: bool = True, tail: bytes = b""
 ) -> Result:
-    """Write the image of `fs` to `target` for `reads` (profile.merge's, in order).
+    """Write the image of `fs` to `target` anew, for `reads` in order (those of `profile.merge`).
 
-    Without `raw`, hot blocks stay as they are compressed and only their order changes. `tail` is
-    written behind the image, where no reader of squashfs looks. Raises Corrupt where the image does
-    not hold together; OSError.
+    Without `raw`, hot blocks stay compressed and only their order changes. `tail` is written behind
+    the image, where no reader of squashfs looks. Raises Corrupt where the image is damaged;
+    OSError.
     """
     writer = _Writer(fs, target, raw)
     writer.start()
@@ -84,7 +90,7 @@ def relayout(
     writer.flush_tails()
     end = target.tell()
     tree = _tree(fs)
-    for node in sorted((n for n in tree.values() if n.kind == f.REG), key=lambda n: n.start):
+    for node in sorted((n for n in tree.values() if n.kind == format.REG), key=lambda n: n.start):
         writer.file(node, None)
     writer.flush_tails()
     size = writer.metadata(tree, begin, end)
@@ -94,7 +100,7 @@ def relayout(
 
 
 def _tree(fs: FileSystem) -> dict[int, Inode]:
-    """Return ref -> inode of everything, children before the directories that hold them."""
+    """Return reference -> inode of all files, those in a directory before the directory."""
     found: dict[int, Inode] = {}
     open_: set[int] = set()
     stack = [(fs.reader.super.root, False)]
@@ -107,7 +113,7 @@ def _tree(fs: FileSystem) -> dict[int, Inode]:
         elif ref in open_:
             raise Corrupt(f"inode {node.number}: a directory that contains itself")
         elif ref not in found:
-            if node.kind == f.DIR:
+            if node.kind == format.DIR:
                 open_.add(ref)
                 stack.append((ref, True))
                 stack += [(entry >> 36, False) for _, entry in reversed(_listing(fs, node))]
@@ -135,17 +141,17 @@ class _Writer:
         self._tails = bytearray()
 
     def start(self) -> None:
-        """Leave room for the superblock and the marker, keep the compressor's options."""
+        """Leave room for the superblock and the marker; copy the compressor's options."""
         reader = self.fs.reader
         options = b""
-        if reader.super.flags & f.COMPRESSOR_OPTIONS:
-            size = int.from_bytes(reader.source.read(f.SUPERBLOCK_SIZE, 2), "little") & 0x7FFF
-            options = reader.source.read(f.SUPERBLOCK_SIZE, 2 + size)
-        self.out.write(bytes(f.SUPERBLOCK_SIZE) + options + bytes(f.HOT_SIZE))
-        self._marker = f.SUPERBLOCK_SIZE + len(options)
+        if reader.super.flags & format.COMPRESSOR_OPTIONS:
+            size = int.from_bytes(reader.source.read(format.SUPERBLOCK_SIZE, 2), "little") & LENGTH
+            options = reader.source.read(format.SUPERBLOCK_SIZE, 2 + size)
+        self.out.write(bytes(format.SUPERBLOCK_SIZE) + options + bytes(format.HOT_SIZE))
+        self._marker = format.SUPERBLOCK_SIZE + len(options)
 
     def hot(self, reads: list[Read]) -> dict[int, set[int]]:
-        """Return ref -> indices of the blocks that `reads` touch, of regular files, in order."""
+        """Return reference -> indices of the blocks that `reads` touch, in order; regular files."""
         found: dict[int, set[int]] = {}
         for one in reads:
             node = ROOT if one.length else 0
@@ -153,15 +159,18 @@ class _Writer:
                 if part and node:
                     node = self.fs.lookup(node, part)
             inode = self.fs.inode(node) if node else None
-            if inode is None or inode.kind != f.REG:
-                continue  # a profile of another version of the image: what is gone is not hot
+            if inode is None or inode.kind != format.REG:
+                continue  # the profile is of another version of the image
             last = min(one.offset + one.length, inode.size) - 1
             touched = range(one.offset >> self.blocks.log, (last >> self.blocks.log) + 1)
             found.setdefault(inode.ref, set()).update(touched)
         return found
 
     def file(self, node: Inode, hot: "set[int] | None") -> None:
-        """Write a file's blocks and tail, unless that was done; `hot`: the blocks to store raw."""
+        """Write a file's blocks and its end, unless that was done before.
+
+        `hot` are the blocks to store uncompressed; None for a file that is not hot.
+        """
         if node.ref in self.files:
             return
         count = self.blocks.count(node)
@@ -175,7 +184,7 @@ class _Writer:
         self.files[node.ref] = _Tail(start, sizes, fragment, offset)
 
     def _data(self, node: Inode, count: int, hot: "set[int] | None") -> tuple[int, list[int]]:
-        """Write the blocks; files that share theirs (duplicates) go on sharing them."""
+        """Write the blocks. Equal files that are not hot share them, as in the old image."""
         places = [self.blocks.place(node, index) for index in range(count)]
         key = (node.start, tuple(size for _, size in places))
         known = self._runs.get(key)
@@ -207,7 +216,7 @@ class _Writer:
         return len(self.fragments), len(self._tails) - len(tail)
 
     def flush_tails(self) -> None:
-        """Write the hot fragment that is being filled."""
+        """Write the fragment that the ends of hot files are collected in."""
         if self._tails:
             self.fragments.append((self.out.tell(), len(self._tails) | RAW))
             self.out.write(self._tails)
@@ -223,11 +232,14 @@ class _Writer:
         return new
 
     def metadata(self, tree: dict[int, Inode], begin: int, end: int) -> int:
-        """Write the tables, then the superblock; return the image's size."""
+        """Write the tables, the superblock and the marker; return the image's size in bytes.
+
+        `begin` and `end` are the positions of the hot data.
+        """
         inodes, listings = _Metadata(), _Metadata()
         where: dict[int, int] = {}
         for ref, node in tree.items():
-            body = self._directory(node, where, listings) if node.kind == f.DIR else b""
+            body = self._directory(node, where, listings) if node.kind == format.DIR else b""
             where[ref] = inodes.ref(len(inodes.data))
             inodes.data += body or self._inode(node)
         out, supers = self.out, self.fs.reader.super
@@ -235,18 +247,20 @@ class _Writer:
         out.writelines(inodes.blocks())
         directory_table = out.tell()
         out.writelines(listings.blocks())
-        fragment_table = self._indexed(b"".join(f.FRAGMENT.pack(*p, 0) for p in self.fragments))
+        fragment_table = self._indexed(
+            b"".join(format.FRAGMENT.pack(*p, 0) for p in self.fragments)
+        )
         owners = [self.fs.reader.owner(n) for n in range(supers.id_count)]
         id_table = self._indexed(pack(f"<{len(owners)}I", *owners))
         xattr_table = self._xattrs()
         used = out.tell()
-        out.write(bytes(-used % 4096))
+        out.write(bytes(-used % _PADDING))
         out.seek(0)
         out.write(
             format_writer.superblock(
                 supers,
                 fragment_count=len(self.fragments),
-                flags=supers.flags & ~EXPORTABLE,
+                flags=supers.flags & ~_EXPORTABLE,
                 root=where[supers.root],
                 bytes_used=used,
                 id_table=id_table,
@@ -258,12 +272,12 @@ class _Writer:
             )
         )
         out.seek(self._marker)
-        tables = min(fragment_table - inode_table, METADATA_AHEAD)
+        tables = min(fragment_table - inode_table, _METADATA_AHEAD)
         out.write(format_writer.hot(((inode_table, tables), (begin, end - begin))))
-        return used + -used % 4096
+        return used + -used % _PADDING
 
     def _indexed(self, data: bytes) -> int:
-        """Write a table of metadata blocks and the array of their positions; return its place."""
+        """Write a table's metadata blocks, then the array of their positions; return its own."""
         table = _Metadata()
         table.data += data
         places = []
@@ -275,14 +289,19 @@ class _Writer:
         return at
 
     def _xattrs(self) -> int:
-        """Copy the xattr tables, which hold positions relative to themselves but for one array."""
+        """Copy the xattr tables; return the position of the last one, or NONE64.
+
+        Positions in them count from their own start, but for one array, which is corrected.
+        """
         reader = self.fs.reader
         if not reader.has_xattrs:
             return NONE64
         table = reader.super.xattr_table
-        start, count, _ = f.XATTR_TABLE.unpack(reader.source.read(table, f.XATTR_TABLE.size))
-        blocks = -(-count // 512)
-        array = reader.source.read(table + f.XATTR_TABLE.size, 8 * blocks)
+        start, count, _ = format.XATTR_TABLE.unpack(
+            reader.source.read(table, format.XATTR_TABLE.size)
+        )
+        blocks = -(-count // _XATTR_SETS)
+        array = reader.source.read(table + format.XATTR_TABLE.size, 8 * blocks)
         places = [int.from_bytes(array[at : at + 8], "little") for at in range(0, 8 * blocks, 8)]
         if not start <= min(places) <= max(places) < table:
             raise Corrupt("its xattr tables are in an order that no writer uses")
@@ -290,15 +309,15 @@ class _Writer:
         for at in range(start, table, 1 << 20):
             self.out.write(reader.source.read(at, min(1 << 20, table - at)))
         at = self.out.tell()
-        self.out.write(f.XATTR_TABLE.pack(start + moved, count, 0))
+        self.out.write(format.XATTR_TABLE.pack(start + moved, count, 0))
         self.out.write(pack(f"<{blocks}Q", *(place + moved for place in places)))
         return at
 
     def _inode(self, node: Inode) -> bytes:
-        if node.kind == f.REG:
+        if node.kind == format.REG:
             new = self.files[node.ref]
             return format_writer.file(node, new.start, new.fragment, new.offset, new.sizes)
-        if node.kind == f.SYMLINK:
+        if node.kind == format.SYMLINK:
             return format_writer.symlink(node, self.fs.reader.target(node))
         return format_writer.special(node)
 
@@ -316,7 +335,7 @@ class _Writer:
                 indexed = here // METADATA
                 name = entries[at][0]
                 place = listings.ref(here) >> 16
-                index.append(f.DIR_INDEX.pack(here - begin, place, len(name) - 1) + name)
+                index.append(format.DIR_INDEX.pack(here - begin, place, len(name) - 1) + name)
             listings.data += format_writer.listing(
                 [
                     (name, where[entry >> 36], entry >> 4 & NONE32, entry & 15)
@@ -331,7 +350,7 @@ class _Writer:
 def _group(
     entries: list[tuple[bytes, int]], at: int, where: dict[int, int]
 ) -> list[tuple[bytes, int]]:
-    """Return the entries from `at` that one listing header may cover."""
+    """Return the entries from `at` on that can stand below one header of a listing."""
     block = where[entries[at][1] >> 36] >> 16
     number = entries[at][1] >> 4 & NONE32
     stop = at
@@ -345,9 +364,9 @@ def _group(
 
 
 def reading(path: str) -> FileSystem:
-    """Return the file system of the image at `path`, for relayout and verify.
+    """Return the file system of the image at `path`, for `relayout` and `verify`.
 
-    Raises UdiError where it is no image; OSError. Close its reader's source.fd when done.
+    The caller closes `reader.source.fd`. Raises UdiError where it is no image; OSError.
     """
     fd = trust.regular(path)
     try:

@@ -3,14 +3,14 @@
 import os
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.fuse import format as f
+from rootless_udi.fuse import format
 from rootless_udi.fuse.filesystem import ROOT, FileSystem
 
 
 def verify(old: FileSystem, new: FileSystem) -> int:
-    """Compare every name, attribute, target, xattr and byte; return how many inodes there are.
+    """Compare all names, attributes, targets, xattrs and bytes; return the number of inodes.
 
-    Raises UdiError at the first difference: the new image must not be used then.
+    Raises UdiError at the first difference: then the new image must not be used.
     """
     stack = [(b"", ROOT, ROOT)]
     seen: dict[int, int] = {}
@@ -25,12 +25,12 @@ def verify(old: FileSystem, new: FileSystem) -> int:
         _same(path, old.xattrs(a), new.xattrs(b))
         for name in old.xattrs(a):
             _same(path, old.xattr(a, name), new.xattr(b, name))
-        if one.kind == f.SYMLINK:
+        if one.kind == format.SYMLINK:
             _same(path, old.readlink(a), new.readlink(b))
-        elif one.kind == f.REG:
+        elif one.kind == format.REG:
             for at in range(0, one.size, 1 << 20):
                 _same(path, b"".join(old.read(a, at, 1 << 20)), b"".join(new.read(b, at, 1 << 20)))
-        elif one.kind == f.DIR:
+        elif one.kind == format.DIR:
             left = [(e[0], e[2], e[3], e[1]) for e in old.entries(a, 0)]
             right = [(e[0], e[2], e[3], e[1]) for e in new.entries(b, 0)]
             _same(path, [e[:3] for e in left], [e[:3] for e in right])
@@ -41,9 +41,9 @@ def verify(old: FileSystem, new: FileSystem) -> int:
 
 
 def _attributes(fs: FileSystem, node: int) -> tuple[int, ...]:
-    """Return the attributes but for a directory's size, which is its listing's in the image."""
+    """Return the attributes; of a directory without the size, which is that of its listing."""
     found = fs.attributes(node)
-    return (*found[:1], *found[2:]) if fs.inode(node).kind == f.DIR else found
+    return (*found[:1], *found[2:]) if fs.inode(node).kind == format.DIR else found
 
 
 def _same(path: bytes, one: object, other: object) -> None:

@@ -1,10 +1,10 @@
-"""What every dynamic program reads first, at hand before the first one starts.
+"""Decompress what every dynamic program reads first, before the first program starts.
 
-From the mount to execve(2) a launcher makes mounts for 10 ms, in which the server has little to do;
-then the command waits for ten blocks of the dynamic loader and the C library, one by one. So these
-are looked up while no request is there, step by step in the server's own thread, which alone may
-touch metadata, and decompressed by a worker. What is here can only be early, never wrong: errors
-are left for the request that meets them again.
+While the launcher makes the container's mounts, for 10 ms, the image server has little to do. Then
+the command starts, and waits for ten blocks of the dynamic loader and the C library one after the
+other. So the server looks these files up while it has no request, in small steps in its own thread,
+the only one that may read metadata, and has a worker decompress them. Errors are ignored here: a
+request that needs the same data gets them.
 """
 
 from os import uname
@@ -18,33 +18,34 @@ if TYPE_CHECKING:
     from rootless_udi.fuse.filesystem import FileSystem
     from rootless_udi.fuse.reader import Reader
 
-LOADERS = {
+_LOADERS = {
     "x86_64": (b"lib64/ld-linux-x86-64.so.2", b"lib/ld-musl-x86_64.so.1"),
     "aarch64": (b"lib/ld-linux-aarch64.so.1", b"lib/ld-musl-aarch64.so.1"),
     "ppc64le": (b"lib64/ld64.so.2", b"lib/ld-musl-powerpc64le.so.1"),
     "riscv64": (b"lib/ld-linux-riscv64-lp64d.so.1", b"lib/ld-musl-riscv64.so.1"),
     "s390x": (b"lib/ld64.so.1", b"lib/ld-musl-s390x.so.1"),
 }
-"""The programs' interpreter (PT_INTERP) by their ABI; a musl one is the C library too."""
+"""uname(2)'s machine -> the dynamic loaders that programs name (PT_INTERP), of glibc and of musl.
+musl's loader is its C library too."""
 MOST = 10 << 20
-"""Bytes decompressed in advance at most; a glibc and its loader have 2.2 MB, a Python 6.8."""
+"""Most bytes to decompress here. glibc and its loader have 2.2 MB, Python has 6.8."""
 FOLDERS = (b"usr/local/bin/", b"usr/bin/", b"bin/")
-"""Where a program is that is named without a folder."""
+"""Where a program is looked for that is named without a folder."""
 ENTRIES = 100
-"""Of the root directory; a distribution's has 20."""
+"""Most entries of the root directory that are looked at; a distribution's has 20."""
 LINKS, PATH_MAX = 40, 4096
-"""As the kernel has them (path_resolution(7))."""
+"""The kernel's limits: links followed in one path, bytes of a path (path_resolution(7))."""
 
 
 def steps(fs: "FileSystem", program: bytes = b"") -> "Iterator[None]":
-    """Yield between steps of 1 ms at most; the caller goes on when it has nothing else to do.
+    """Do the work, and yield after each step of 1 ms at most.
 
-    `program` is the first word of the command that will be run, if that is known.
-    Raises what reading metadata raises.
+    The caller takes the next step when it has nothing else to do. `program` is the first word of
+    the command that will be run, if it is known. Raises Corrupt, OSError.
     """
     reader, room = fs.reader, MOST
     root = [reader.super.root]
-    # What a listing of the root asks for, which is a launcher's first question.
+    # The inodes of the root directory's entries: the launcher lists that directory first.
     top = reader.inode(reader.super.root)
     listed = reader.entries(top, 0) if top.kind == DIR and reader.segments(top) else {}
     for entry in list(listed.values())[:ENTRIES]:
@@ -53,12 +54,12 @@ def steps(fs: "FileSystem", program: bytes = b"") -> "Iterator[None]":
             reader.inode(entry >> 36)
         except Corrupt:
             continue
-    for path in LOADERS.get(uname().machine, ()):
+    for path in _LOADERS.get(uname().machine, ()):
         trail = yield from _walk(reader, root, path)
         if trail:
             break
     else:
-        return  # only static programs can run from it
+        return  # an image of static programs
     room -= fs.expect(reader.inode(trail[-1]), room)
     for start, path in ((root, b"etc/ld.so.cache"), (trail[:-1], b"libc.so.6")):
         found = yield from _walk(reader, start, path)
@@ -75,9 +76,10 @@ def steps(fs: "FileSystem", program: bytes = b"") -> "Iterator[None]":
 
 
 def _walk(reader: "Reader", start: list[int], path: bytes) -> "Generator[None, None, list[int]]":
-    """Return the references from the root to `path`, links followed; empty where there is none.
+    """Return the references of all directories from the root to `path`, and its own; [] for none.
 
-    `start` are those to the folder that `path` is in.
+    Links are followed. `start` are the references from the root to the folder that `path` is in.
+    Yields as `steps` does.
     """
     trail, links = start[:], 0
     names = path.split(b"/")[::-1]
