@@ -33,3 +33,24 @@ def mount_point(path: str) -> str:
     while path != "/" and not os.path.ismount(path):
         path = os.path.dirname(path)
     return path
+
+
+def filesystem(path: str) -> str:
+    """Return the type of the file system that `path` is on, from /proc/self/mountinfo."""
+    best, kind = "", "unknown"
+    path = os.path.realpath(path)
+    for line in _lines("/proc/self/mountinfo"):
+        left, _, right = line.partition(" - ")
+        point = left.split()[4].encode().decode("unicode_escape")
+        inside = path == point or path.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, right.split()[0]
+    return kind
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().splitlines()
+    except OSError:
+        return []

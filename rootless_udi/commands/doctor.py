@@ -4,40 +4,30 @@ Each check tries the thing itself, in a process of its own where that changes so
 """
 
 import os
+import pwd
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rootless_udi.base import jsontext, syscalls
+from rootless_udi.base import jsontext, syscalls, trust
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import page, say
-from rootless_udi.base.records import Record
+from rootless_udi.commands.common.findings import FAILURE, OK, WARNING, Finding
 from rootless_udi.commands.common.given import Arguments
 from rootless_udi.commands.common.parsers import Parsers, add_json, command
 from rootless_udi.config import load
 from rootless_udi.host import facts as host
 from rootless_udi.idmap import maps, userns
-from rootless_udi.node import places
 from rootless_udi.plan.image import Image
 from rootless_udi.serve import choose
-from rootless_udi.store import resolve
-
-OK, WARNING, FAILURE = "ok", "warning", "FAILURE"
-
-
-class Finding(Record):
-    """One line of the report: `state` is one of the three words, `remedy` says what to do."""
-
-    state: str
-    what: str
-    found: str
-    remedy: str = ""
 
 
 def _findings(environ: dict[str, str]) -> Iterator[Finding]:
     """Yield the findings in the order in which a launch needs things."""
+    from rootless_udi.commands import doctor_places
+
     yield _python()
     yield _kernel()
     yield from _user_namespaces()
@@ -62,19 +52,26 @@ def _findings(environ: dict[str, str]) -> Iterator[Finding]:
     yield _server(environ)
     yield _writer()
     yield _unsquashfs(fuse.state == OK)
-    yield from _state(environ)
-    yield from _store(environ)
+    yield doctor_places.configuration(environ)
+    # Nobody has neither state nor images; root asks as him what the machine lets others do.
+    if os.getuid() != trust.NOBODY:
+        yield from doctor_places.state(environ)
+    yield from doctor_places.store(environ)
     yield _network()
 
 
 def add(commands: Parsers) -> None:
     """Add the parser of `udi doctor`."""
     text = "check what this machine lets an ordinary user do, with the remedies"
-    add_json(command(commands, "doctor", doctor, text))
+    one = command(commands, "doctor", doctor, text)
+    add_json(one)
+    one.add_argument("--user", help="for root: check as this user, not as nobody")
 
 
 def doctor(arguments: Arguments) -> int:
     """udi doctor: print the findings; 1 where one is a failure, else 0."""
+    if arguments.user and arguments.user != pwd.getpwuid(os.getuid()).pw_name:
+        raise UdiError(f"--user={arguments.user}: only root can check as another user")
     environ = dict(os.environ)
     if arguments.json:
         found = list(_findings(environ))
@@ -327,67 +324,6 @@ def _unsquashfs(fuse: bool) -> Finding:
         "not installed: it is needed where there is no FUSE",
         "apt install squashfs-tools",
     )
-
-
-def _state(environ: dict[str, str]) -> Iterator[Finding]:
-    what = "state directory"
-    for path in places.directories(environ, os.getuid()):
-        why = places.refusal(path)
-        if why:
-            text = f"the state directory {path} is passed over: {why}"
-            yield Finding(WARNING, what, text, "have it removed")
-    try:
-        path, fd = places.find(environ, make=True)
-    except UdiError as error:
-        yield Finding(FAILURE, what, error.message, error.hint)
-        return
-    if fd < 0:
-        yield Finding(
-            WARNING,
-            what,
-            "none can be made: ranks of a job can't share a container",
-            "set XDG_RUNTIME_DIR to a directory of your own on this node",
-        )
-        return
-    os.close(fd)
-    yield Finding(OK, what, path)
-
-
-def _store(environ: dict[str, str]) -> Iterator[Finding]:
-    try:
-        stores = resolve.all_stores(load.load(environ), environ)
-    except UdiError as error:
-        yield Finding(FAILURE, "image store", error.message, error.hint)
-        return
-    for number, path in enumerate(stores):
-        what = "image store" if number == 0 else "site's image store"
-        there = Path(path)
-        while not there.exists() and there != there.parent:
-            there = there.parent
-        usage = shutil.disk_usage(there)
-        kind = filesystem(str(there))
-        text = f"{path} on {kind}, {usage.free / 1e9:.0f} GB free"
-        if number == 0 and not os.access(there, os.W_OK):
-            yield Finding(
-                FAILURE, what, f"{text}: not writable", "set UDI_STORE to a directory of your own"
-            )
-        elif kind in ("tmpfs", "ramfs"):
-            yield Finding(WARNING, what, f"{text}: images are in memory", "set UDI_STORE")
-        else:
-            yield Finding(OK, what, text)
-
-
-def filesystem(path: str) -> str:
-    """Return the type of the file system that `path` is on, from /proc/self/mountinfo."""
-    best, kind = "", "unknown"
-    path = os.path.realpath(path)
-    for line in _read("/proc/self/mountinfo").splitlines():
-        left, _, right = line.partition(" - ")
-        point = left.split()[4].encode().decode("unicode_escape")
-        inside = path == point or path.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):
-            best, kind = point, right.split()[0]
-    return kind
 
 
 def _read(path: str) -> str:

@@ -6,6 +6,7 @@ since each start of udi makes them; what only the command needs is imported with
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -94,9 +95,13 @@ def do(argv: list[str]) -> int:
     if argv and not argv[0].startswith("-") and argv[0] not in names:
         raise _unknown(argv[0], names)
     arguments = whole.parse_args(argv)
-    if arguments.command is not bundle.bundle:
-        refuse_privilege("udi")
     function: Callable[[Arguments], int] = arguments.command
+    if {*os.getresuid()} == {0} and len({*os.getresgid()}) == 1:
+        from rootless_udi.commands.common import as_root
+
+        status = as_root.serve(function, arguments, argv)
+        return function(arguments) if status is None else status
+    refuse_privilege("udi")
     return function(arguments)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rootless_udi.commands import doctor, shell, udi
+from rootless_udi.base import trees
+from rootless_udi.commands import shell, udi
 from rootless_udi.node import publish
 from tests.conftest import User
 from tests.kit import images
@@ -300,7 +301,7 @@ def test_doctor_reports_a_store_that_can_not_be_written(user: User) -> None:
 
 
 def test_file_systems_are_named() -> None:
-    assert doctor.filesystem("/proc/self") == "proc"
+    assert trees.filesystem("/proc/self") == "proc"
 
 
 def test_what_a_check_of_the_doctor_tries_in_a_child() -> None:
@@ -320,13 +321,10 @@ def test_what_a_check_of_the_doctor_tries_in_a_child() -> None:
 
 @pytest.mark.root
 def test_root_is_refused(user: User) -> None:
-    for program in ("udi-run", "udi"):
-        words: list[str | Path] = [
-            TREE / "bin" / program,
-            *(["x"] if program == "udi-run" else ["images"]),
-        ]
+    for program, word in (("udi-run", "x"), ("udi", "ps"), ("shifterimg", "images")):
+        words: list[str | Path] = [TREE / "bin" / program, word]
         done = subprocess.run(words, capture_output=True, text=True)
-        assert done.returncode == 125
+        assert done.returncode == (1 if program == "shifterimg" else 125)
         assert "runs as an ordinary user, and this is root" in done.stderr
     group = ["setpriv", f"--reuid={user.uid}", "--regid=0", "--clear-groups"]
     done = subprocess.run([*group, TREE / "bin/udi-run", "x"], capture_output=True, text=True)

@@ -5,9 +5,11 @@ Raises UdiError for what the user can mend.
 
 import argparse
 import os
+import tempfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rootless_udi.base import trust
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import page, say
 from rootless_udi.plan import reference as oci
@@ -84,15 +86,34 @@ def opened(path: str) -> BinaryIO:
 
 
 def write_files(files: Any, folder: str | None) -> None:
-    """Write (name, text) pairs below `folder`, or print them one after the other."""
+    """Write (name, text) pairs below `folder`, or print them one after the other.
+
+    Raises UdiError, also where others could exchange what is written: root writes files that all
+    users' launches believe, and a link in /tmp may lead anywhere.
+    """
     for name, text in files:
         if folder is None:
             page(f"# {name}\n{text}\n")
             continue
         path = Path(folder, name)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            _write(str(path), text)
         except OSError as error:
             raise UdiError(f"writing {path} failed: {error.strerror}") from None
         say(str(path))
+
+
+def _write(path: str, text: str) -> None:
+    """Write a file anew; raises OSError, and Untrusted for a folder or a link of somebody else."""
+    trust.make(os.path.dirname(os.path.abspath(path)))
+    path = trust.destination(path, "writing")
+    folder, name = os.path.split(os.path.abspath(path))
+    handle, partial = tempfile.mkstemp(dir=folder, prefix=f".{name}-")
+    try:
+        with open(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
+            os.fchmod(file.fileno(), 0o644)
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
