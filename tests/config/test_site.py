@@ -1,7 +1,6 @@
 """What the site and the user put in, in real containers: the slides' session, modules, caches."""
 
 import os
-import select
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ import pytest
 
 from tests.conftest import User
 from tests.kit import images
+from tests.kit.nodes import counted
 from tests.kit.places import GOLDEN
 from tests.kit.registry import Registry, open_registry
 
@@ -257,27 +257,14 @@ def test_a_cache_in_a_file(site: Site, box: Path) -> None:
     assert done.returncode == -9
 
 
-def servers() -> set[int]:
-    """Return the fuse2fs of this machine."""
-    found = subprocess.run(["pgrep", "-x", "fuse2fs"], capture_output=True, text=True).stdout
-    return {int(word) for word in found.split()}
-
-
 @pytest.mark.needs("fuse2fs")
 def test_its_server_ends_with_the_container(site: Site, box: Path) -> None:
     volume = cache("size=64M,method=file", str(site.user.home))
-    before = servers()
-    done = site.run("udi-run", volume, box, "sh", "-c", "kill -KILL $$")
-    assert done.returncode == -9
-    for server in servers() - before:
-        try:
-            handle = os.pidfd_open(server)
-        except ProcessLookupError:
-            continue
-        waiter = select.poll()
-        waiter.register(handle, select.POLLIN)
-        assert waiter.poll(60_000), "fuse2fs is still there"
-        os.close(handle)
+    with counted(site.user) as left:
+        script = "grep -c ' /scratch .*fuse' /proc/self/mountinfo; kill -KILL $$"
+        done = site.run("udi-run", volume, box, "sh", "-c", script)
+        assert (done.returncode, done.stdout) == (-9, "1\n"), done.stderr
+        left.check_processes()
 
 
 def test_the_ranks_of_a_step_share_a_cache_and_jobs_do_not(site: Site, box: Path) -> None:

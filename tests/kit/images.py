@@ -173,6 +173,8 @@ def _mmdebstrap(suite: str, packages: tuple[str, ...], target: Path) -> None:
         *([f"--include={','.join(packages)}"] if packages else []),
         '--aptopt=Acquire::Languages "none"',
         '--aptopt=Acquire::Retries "5"',
+        # A mirror's copy of a suite may be older than its Release file allows.
+        '--aptopt=Acquire::Check-Valid-Until "false"',
         "--dpkgopt=path-exclude=/usr/share/man/*",
         "--dpkgopt=path-exclude=/usr/share/doc/*",
         suite,

@@ -100,10 +100,17 @@ def image(kind: Kind) -> Path:
 
 @cache
 def codename() -> str:
-    """Return the distribution's release name (os-release(5))."""
+    """Return the release whose packages this machine's apt installs: sid calls itself by the name
+    of the next release (os-release(5))."""
     lines = Path("/etc/os-release").read_text().splitlines()
     pairs = dict(line.split("=", 1) for line in lines if "=" in line)
-    return pairs["VERSION_CODENAME"].strip('"')
+    own = pairs["VERSION_CODENAME"].strip('"')
+    argv = ["apt-get", "indextargets", "--format", "$(CODENAME)", "Created-By: Packages"]
+    try:
+        names = subprocess.run(argv, capture_output=True, text=True).stdout.split()
+    except OSError:
+        return own
+    return own if own in names or not names else names[0]
 
 
 def _hash(data: bytes) -> str:
