@@ -1,7 +1,7 @@
 """Import modules from a bundle. `rootless_udi.bundle` compiles this file into each bundle.
 
 The launcher script (bin/udi-run) runs it before the package can be imported, so nothing of the
-package is used here; `trusted(descriptor, path)` is a function of that script.
+package is used here.
 """
 
 import marshal
@@ -10,42 +10,45 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from importlib.machinery import ModuleSpec
     from types import ModuleType
     from typing import Any
-
-    trusted: Callable[[int, str], bool]
-
-FORMAT = 4
+FORMAT = 5
 """As `rootless_udi.bundle.FORMAT`; a test compares."""
+TAIL = b"end of bundle"
+"""As `rootless_udi.bundle.TAIL`."""
 
 
-def boot(bundle: "Any") -> bool:
-    """Check the bundle's files, then serve imports from it; False where one has changed.
+def boot(data: bytes, head: "Any", owner: int) -> bool:
+    """Check the files of bundle `data`, then serve imports from it; False where one has changed.
 
-    `rootless_udi.bundle` describes the format.
+    `head` is what stands first in it, and user `owner` is trusted with the bundle that it names, in
+    the same folder. `rootless_udi.bundle` describes the format.
     """
-    if bundle[0] != FORMAT:
+    if head[0] != FORMAT or not data.endswith(TAIL):
         return False
     stat = os.stat
     try:
-        for path, mtime, size, _, _ in bundle[2].values():
+        for path, mtime, size, _, _ in head[2].values():
             if path:
                 found = stat(path)
                 if found.st_mtime_ns != mtime or found.st_size != size:
                     return False
     except OSError:
         return False
-    sys.meta_path.insert(0, Importer(*bundle[2:]))
+    sys.meta_path.insert(0, Importer(data, owner, *head[2:]))
     return True
 
 
 class Importer:
     """A meta path finder and loader (importlib.abc): one import brings all of a group."""
 
-    def __init__(self, table: "Any", groups: "Any", elsewhere: "dict[str, str]") -> None:
-        self.table, self.groups, self.elsewhere = table, groups, elsewhere
+    def __init__(
+        self, data: bytes, owner: int, table: "Any", groups: "Any", elsewhere: "dict[str, str]"
+    ) -> None:
+        self.owner, self.table, self.groups, self.elsewhere = owner, table, groups, elsewhere
+        # A part of it is read where it lies, without a copy.
+        self.data = memoryview(data)
 
     def find_spec(
         self, name: str, path: object = None, target: object = None
@@ -67,9 +70,10 @@ class Importer:
     def exec_module(self, module: "ModuleType") -> None:
         """Do nothing: `load` has run the module's code."""
 
-    def load(self, names: tuple[str, ...], codes: bytes) -> None:
+    def load(self, names: tuple[str, ...], begin: int, end: int) -> None:
         modules, kind = sys.modules, type(sys)
-        for name, code in zip(names, marshal.loads(codes)):  # noqa: B905  # strict costs time
+        codes = marshal.loads(self.data[begin:end])
+        for name, code in zip(names, codes):  # noqa: B905  # strict costs time
             if name in modules:
                 continue
             path, folder, _, package, _ = self.table[name]
@@ -92,7 +96,14 @@ class Importer:
         """Read the other bundle, once; False where it is missing, damaged or old."""
         self.elsewhere.clear()
         try:
-            with open(os.open(path, os.O_NONBLOCK), "rb", buffering=0) as file:
-                return trusted(file.fileno(), path) and boot(marshal.loads(file.readall()))  # noqa: F821
+            fd = os.open(path, os.O_NONBLOCK)
+            try:
+                found = os.fstat(fd)
+                if found.st_mode & 0o022 or found.st_uid not in (0, os.getuid(), self.owner):
+                    return False
+                data = os.read(fd, found.st_size)
+            finally:
+                os.close(fd)
+            return boot(data, marshal.loads(data), self.owner)
         except Exception:
             return False

@@ -6,7 +6,7 @@ whiteout and extended attributes to replace it, which a tmpfs has only since Lin
 """
 
 import os
-from stat import S_IMODE, S_ISDIR
+from stat import S_IMODE, S_ISDIR, S_ISLNK
 
 from rootless_udi.plan import mountpoints
 
@@ -17,18 +17,26 @@ def directories(image: str, upper: str) -> str:
     Return /etc's place, a path inside: another one where the image's link leads there.
     """
 
+    modes: dict[str, int] = {}
+
+    def look(path: str) -> int:
+        """Return st_mode, 0 for nothing. Each path is asked for once: the image server answers."""
+        # No part of `path` is a link but for the last, perhaps: nothing leads out of the image.
+        if path not in modes:
+            try:
+                modes[path] = os.lstat(f"{image}{path}").st_mode
+            except OSError:
+                modes[path] = 0
+        return modes[path]
+
     def link(path: str) -> str | None:
         try:
-            return os.readlink(f"{image}{path}")
+            return os.readlink(f"{image}{path}") if S_ISLNK(look(path)) else None
         except OSError:
             return None
 
     def mode(path: str) -> int | None:
-        # No part of `path` is a link but for the last, perhaps: nothing leads out of the image.
-        try:
-            found = os.lstat(f"{image}{path}").st_mode
-        except OSError:
-            return None
+        found = look(path)
         return S_IMODE(found) if S_ISDIR(found) else None
 
     where = mountpoints.places(link, lambda path: mode(path) is not None)

@@ -62,7 +62,7 @@ class Rootfs:
             self.symlink(step)
         else:
             assert isinstance(step, Directory)
-            os.close(self.ensure(step.target, True, step.mode))
+            os.close(self.ensure(step.target, True, step.mode)[0])
 
     def found(self, fd: int) -> str:
         """Return the path inside of what is open, without links."""
@@ -97,9 +97,9 @@ class Rootfs:
         flags = MS_NOSUID * ("nosuid" in words) | MS_NODEV * ("nodev" in words)
         source = f"/host{step.source}"
         is_directory = bool(step.fstype) or S_ISDIR(os.stat(source).st_mode)
-        target = self.ensure(step.target, is_directory)
+        target, found = self.ensure(step.target, is_directory)
         where = f"/host/proc/self/fd/{target}"
-        self.mounts.append((step.target, self.found(target), "" if step.fstype else step.source))
+        self.mounts.append((step.target, found, "" if step.fstype else step.source))
         if step.fstype:
             data = ",".join(o for o in step.options if o not in _WORDS)
             mount(step.source, where, step.fstype, flags, data)
@@ -123,8 +123,8 @@ class Rootfs:
         """Attach a perNodeCache that was made before the host's tree moved."""
         from rootless_udi.serve import detached
 
-        target = self.ensure(path, True)
-        self.mounts.append((path, self.found(target), ""))
+        target, found = self.ensure(path, True)
+        self.mounts.append((path, found, ""))
         detached.attach(self.caches[path], target)
         os.close(target)
 
@@ -136,9 +136,9 @@ class Rootfs:
         folder = step.target.rpartition("/")[0] or "/"
         if folder not in self.checked:
             # Most files are of /etc: that no link leads it elsewhere is looked at once.
-            os.close(self.ensure(folder, True))
+            os.close(self.ensure(folder, True)[0])
             self.checked.add(folder)
-        target = self.ensure(step.target, False)
+        target, _ = self.ensure(step.target, False)
         mount(source, f"/host/proc/self/fd/{target}", None, MS_BIND)
         os.close(target)
         target = self.open(step.target)
@@ -148,9 +148,9 @@ class Rootfs:
     def symlink(self, step: Symlink) -> None:
         """Make a link; one that is there and says the same is left alone."""
         folder, _, name = step.target.rpartition("/")
-        parent = self._reach(folder or "/", True)
+        parent, where = self._reach(folder or "/", True)
         try:
-            self._allow(step.target, self.found(parent), name)
+            self._allow(step.target, where, name)
             try:
                 os.symlink(step.to, name, dir_fd=parent)
             except OSError as error:
@@ -185,21 +185,26 @@ class Rootfs:
             RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
         )
 
-    def ensure(self, path: str, is_directory: bool, mode: int = 0o755) -> int:
+    def ensure(self, path: str, is_directory: bool, mode: int = 0o755) -> tuple[int, str]:
         """Open the mount point `path`, which is made where it is missing, with its parents.
 
-        Raises UdiError where links lead it to a place that it may not cover.
+        Return the descriptor and the path to which links have led. Raises UdiError where that is a
+        place that may not be covered.
         """
-        fd = self._reach(path, is_directory, mode)
-        if path not in mountpoints.DIRECTORIES:
-            found = self.found(fd)
-            if why := mountpoints.carried(path, found, self._places()):
-                os.close(fd)
-                raise _elsewhere(path, found, why)
-        return fd
+        fd, found = self._reach(path, is_directory, mode)
+        standard = path in mountpoints.DIRECTORIES
+        if not standard and (why := mountpoints.carried(path, found, self._places())):
+            os.close(fd)
+            raise _elsewhere(path, found, why)
+        return fd, found
 
-    def _reach(self, path: str, is_directory: bool, mode: int = 0o755, asked: str = "") -> int:
-        """Open `path`, which is made where it is missing. `asked` led to it, by a link."""
+    def _reach(
+        self, path: str, is_directory: bool, mode: int = 0o755, asked: str = ""
+    ) -> tuple[int, str]:
+        """Open `path`, which is made where it is missing. `asked` led to it, by a link.
+
+        Return the descriptor and the path to which links have led.
+        """
         try:
             fd = self.open(path)
         except OSError as error:
@@ -210,8 +215,9 @@ class Rootfs:
                 ENOTDIR: f"a part of it is a file in {self._whose(path)}",
             }.get(error.errno or 0, error.strerror)
             raise UdiError(f"mount point {path} can't be opened: {why}") from None
+        found = self.found(fd)
         if path in mountpoints.DIRECTORIES:
-            self._check(path, fd)
+            self._check(path, fd, found)
         if S_ISDIR(os.fstat(fd).st_mode) != is_directory:
             os.close(fd)
             kinds = ("a file", "a directory")
@@ -219,7 +225,7 @@ class Rootfs:
                 f"mounting on {path} failed: it is {kinds[not is_directory]} in "
                 f"{self._whose(path)}, and {kinds[is_directory]} is to be mounted there",
             )
-        return fd
+        return fd, found
 
     def _whose(self, path: str) -> str:
         """Return words for what has `path`, by its name: the image, or a volume's source."""
@@ -241,15 +247,14 @@ class Rootfs:
                 os.close(fd)
         return {point: self.where.get(point, point) for point in mountpoints.DIRECTORIES}
 
-    def _check(self, path: str, fd: int) -> None:
+    def _check(self, path: str, fd: int, found: str) -> None:
         """Refuse a standard directory that the image's links lead where it may not be."""
-        found = self.found(fd)
         folder, _, name = path.rpartition("/")
         if found != path:
             fits = path in mountpoints.FOLLOWED and mountpoints.may_lead(found)
             if folder:
-                parent = self._reach(folder, True)
-                fits = found == f"{self.found(parent)}/{name}"
+                parent, where = self._reach(folder, True)
+                fits = found == f"{where}/{name}"
                 os.close(parent)
             if not fits:
                 os.close(fd)
@@ -259,12 +264,11 @@ class Rootfs:
                 )
         self.where[path] = found
 
-    def _make(self, path: str, is_directory: bool, mode: int, asked: str) -> int:
+    def _make(self, path: str, is_directory: bool, mode: int, asked: str) -> tuple[int, str]:
         folder, _, name = path.rstrip("/").rpartition("/")
-        parent = self._reach(folder or "/", True, asked=asked if asked != path else "")
+        parent, where = self._reach(folder or "/", True, asked=asked if asked != path else "")
         source = ""
         try:
-            where = self.found(parent)
             source = self._allow(asked, where, name)
             if is_directory and not source and (led := _link(parent, name)) is not None:
                 # It leads to nothing (/home -> var/home of an image for bootc): that is made.
@@ -288,7 +292,8 @@ class Rootfs:
             ) from None
         finally:
             os.close(parent)
-        return self.open(path)
+        fd = self.open(path)
+        return fd, self.found(fd)
 
     def _allow(self, path: str, where: str, name: str) -> str:
         """Refuse to make `path` as `name` in the directory `where` if only links lead there.

@@ -115,10 +115,10 @@ class Underlay(Rootfs):
     def file(self, step: File) -> None:
         """Write a generated file straight into a cover; elsewhere bind it."""
         folder, _, name = step.target.rpartition("/")
-        parent = self._reach(folder or "/", True)
+        parent, where = self._reach(folder or "/", True)
         try:
             if os.fstat(parent).st_dev == self.memory and not _there(parent, name):
-                self._allow(step.target, self.found(parent), name)
+                self._allow(step.target, where, name)
                 write(f"/host/proc/self/fd/{parent}/{name}", step)
                 return
         finally:

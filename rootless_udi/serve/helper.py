@@ -41,6 +41,7 @@ class Helper:
         self.known = self._key = self._keep = ""
         self._mine, theirs = pair()
         self._source, source = pair()
+        outside.arguments()
         try:
             child = os.fork()
         except OSError as error:

@@ -14,6 +14,7 @@ from rootless_udi.base.syscalls import (
     PR_SET_NO_NEW_PRIVS,
     poke,
     prctl,
+    set_affinity,
 )
 
 TYPE_CHECKING = False
@@ -33,8 +34,10 @@ _HARD = {
 }
 """Signals that are not ignored: two can't be, SIGCHLD is needed, the others mean a bug of ours."""
 
-_CPUS = 4096
-"""More CPUs than any machine has."""
+_CPUS = b"\xff" * 512
+"""A mask of 4,096 CPUs, more than any machine has (CPU_SET(3))."""
+_FOUND: "list[tuple[int, int]]" = []
+"""What `arguments` returned first."""
 
 
 def leave(name: str, *keep: int) -> None:
@@ -60,7 +63,9 @@ def deafen() -> None:
     that is told to checkpoint still needs its file system. Our processes end when the mount does,
     or by SIGKILL.
     """
-    for number in _signal.valid_signals() - _HARD:
+    for number in range(1, _signal.NSIG):
+        if number in _HARD:
+            continue
         try:
             _signal.signal(number, _signal.SIG_IGN)
         except (OSError, ValueError):
@@ -76,9 +81,11 @@ def spread() -> None:
     (sched_setaffinity(2)), and refuses what an ordinary user may not do.
     """
     try:
-        os.sched_setaffinity(0, range(_CPUS))
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-        os.setpriority(os.PRIO_PROCESS, 0, 0)
+        set_affinity(_CPUS)
+        if os.sched_getscheduler(0) != os.SCHED_OTHER:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        if os.getpriority(os.PRIO_PROCESS, 0):
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
     except OSError:
         pass
 
@@ -91,7 +98,7 @@ def title(name: str) -> None:
     """
     text = name.encode()
     prctl(PR_SET_NAME, text)
-    start, room = _arguments()
+    start, room = arguments()
     if not start:
         try:
             # It asks the interpreter where the command line lies (Py_GetArgcArgv), and not /proc.
@@ -105,8 +112,17 @@ def title(name: str) -> None:
         poke(start, text + bytes(room - len(text) - 1) + b"\1")
 
 
+def arguments() -> tuple[int, int]:
+    """Return where this process's command line lies and its bytes; (0, 0) where /proc hides it.
+
+    It lies there in the children too, so who forks some asks before: of /proc it is asked once.
+    """
+    if not _FOUND:
+        _FOUND.append(_arguments())
+    return _FOUND[0]
+
+
 def _arguments() -> tuple[int, int]:
-    """Return where this process's command line lies and its bytes; (0, 0) where /proc hides it."""
     try:
         fd = os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -114,8 +114,10 @@ def test_no_memory_at_all_is_no_traceback(user: User, capfd: pytest.CaptureFixtu
 
 def modules(bundle: Path) -> object:
     """Return what a bundle holds, to be compared: which strings are interned differs by process."""
-    form, boot, table, groups, elsewhere = marshal.loads(bundle.read_bytes())
-    return form, boot, table, [(n, marshal.loads(codes)) for n, codes in groups], elsewhere
+    data = bundle.read_bytes()
+    form, boot, table, groups, elsewhere = marshal.loads(data)
+    codes = [(names, marshal.loads(data[begin:end])) for names, begin, end in groups]
+    return form, boot, table, codes, elsewhere
 
 
 def test_a_damaged_bundle_is_left_aside_and_written_anew(user: User, box: Path) -> None:
@@ -129,11 +131,20 @@ def test_a_damaged_bundle_is_left_aside_and_written_anew(user: User, box: Path) 
     assert user.run(*argv).stdout == "ok\n"
     bundles = sorted((prefix / "rootless_udi/__pycache__").glob("udi-*.bundle"))
     assert [one.name.partition(".")[0] for one in bundles] == ["udi-run", "udi-start"]
-    odd = marshal.dumps((4, "boot = None", {}, (), {}))
-    old = marshal.dumps((3, "boot = None", {}, ()))
+    odd = marshal.dumps((5, "boot = None", {}, (), {}))
+    old = marshal.dumps((4, "boot = None", {}, (), {}))
     for bundle in bundles:
         whole, sound = bundle.read_bytes(), modules(bundle)
-        for content in (b"", whole[:1000], whole[:-1000], b"\0" * 100, marshal.dumps(5), odd, old):
+        for content in (
+            b"",
+            whole[:1000],
+            whole[:-1000],
+            whole[:-1],
+            b"\0" * 100,
+            marshal.dumps(5),
+            odd,
+            old,
+        ):
             bundle.write_bytes(content)
             done = user.run(*argv)
             assert (done.stdout, done.stderr) == ("ok\n", "")
