@@ -1,45 +1,42 @@
-"""The covers of a plan for --explain, as far as an image can be looked at that nobody mounts."""
+"""The covers of a plan for --explain: the image is looked at, and not mounted."""
 
 import os
-from stat import S_ISDIR, S_ISLNK
 
-from rootless_udi.plan.covers import covers, warning
+from rootless_udi.base.errors import UdiError
+from rootless_udi.plan.covers import MOST, covers, too_many, warning
 from rootless_udi.plan.planner import Plan
 from rootless_udi.plan.steps import Mount
+from rootless_udi.serve.unmounted import opened
+
+Row = tuple[str, str, str]
 
 
-def rows(plan: Plan) -> list[tuple[str, str, str]]:
-    """Return (kind, what, why) of each cover, and of each warning about one.
-
-    Of an image that is a directory; what is in a squashfs file is seen when it is mounted.
-    """
-    if plan.layer.kind != "underlay" or plan.root.server != "directory":
+def rows(plan: Plan) -> list[Row]:
+    """Return (kind, what, why) of each cover, and of each warning about one."""
+    if plan.layer.kind != "underlay":
         return []
-    top = plan.root.path.rstrip("/")
+    found: list[Row] = []
+    try:
+        _add(found, plan)
+    except (OSError, UdiError) as error:
+        why = error.strerror if isinstance(error, OSError) else error.message
+        found.append(("cover", "not known", f"reading {plan.root.path} failed: {why}"))
+    return found
 
-    def look(path: str) -> tuple[str, str]:
-        # No part of `path` is a link but for the last, perhaps: nothing leads out of the image.
-        try:
-            mode = os.lstat(f"{top}{path}").st_mode
-            if S_ISLNK(mode):
-                return "link", os.readlink(f"{top}{path}")
-        except OSError:
-            return "", ""
-        return ("directory" if S_ISDIR(mode) else "file"), ""
 
+def _add(found: list[Row], plan: Plan) -> None:
     files = frozenset(
         step.target
         for step in plan.steps
         if isinstance(step, Mount) and not step.fstype and not os.path.isdir(step.source)
     )
-    found = []
-    for cover in covers(plan.steps, look, files):
-        try:
-            count = len(os.listdir(f"{top}{cover.target}"))
-        except OSError as error:
-            found.append(("cover", cover.target, f"{cover.reason}; {error.strerror}"))
-            continue
-        found.append(("cover", f"{cover.target} ({count} entries)", cover.reason))
-        if text := warning(cover, count):
-            found.append(("warning", text, ""))
-    return found
+    with opened(plan.root.path) as (look, count_of):
+        for cover in covers(plan.steps, look, files):
+            try:
+                count = count_of(cover.target)
+            except OSError as error:
+                found.append(("cover", cover.target, f"{cover.reason}; {error.strerror}"))
+                continue
+            found.append(("cover", f"{cover.target} ({count} entries)", cover.reason))
+            if text := too_many(cover) if count > MOST else warning(cover, count):
+                found.append(("warning", text, ""))

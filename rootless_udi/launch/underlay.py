@@ -38,6 +38,11 @@ if TYPE_CHECKING:
 STAGE = "/upper"
 """Where the covers are made, in private memory."""
 
+LOOKED_AT = 16
+"""One in so many entries is looked at while a directory is listed, fewer than a page of them has:
+as long as something listed is looked at, the kernel has a FUSE server send names with attributes
+(FUSE_READDIRPLUS_AUTO). Else each mount would ask the server for one name."""
+
 
 class Underlay(Rootfs):
     """A container's tree over an image that stays as it is, but for covers."""
@@ -96,6 +101,10 @@ class Underlay(Rootfs):
             os.close(self.fd)
             self.fd = os.open(self.root, os.O_PATH | os.O_CLOEXEC)
         new = self.open(cover.target)
+        here = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        # Each name is then the whole of a path: "/name" is the image's, "name" the cover's.
+        os.fchdir(old)
+        os.chroot(".")
         os.fchdir(new)
         try:
             for name, mode in entries:
@@ -106,7 +115,9 @@ class Underlay(Rootfs):
             why = f"a mount for each of its {len(entries)} entries is too much (fs.mount-max)"
             raise _impossible(cover, why) from None
         finally:
-            os.chdir("/")
+            os.fchdir(here)
+            os.chroot(".")
+            os.close(here)
             os.close(old)
         os.chmod(f"/host/proc/self/fd/{new}", S_IMODE(status.st_mode))
         self.covers.append((new, status.st_mtime_ns))
@@ -156,14 +167,15 @@ def _entries(folder: int, cover: Cover) -> list[tuple[str, int]]:
             if entry.name in cover.without:
                 continue
             if len(found) == covers.MOST:
-                why = f"it has more than {covers.MOST} entries, each of which would be a mount"
-                raise _impossible(cover, why)
+                raise UdiError(covers.too_many(cover), _hint(cover))
             if entry.is_dir(follow_symlinks=False):
                 kind = 0o040000
             elif entry.is_symlink():
                 kind = 0o120000
             else:
                 kind = S_IFREG if entry.is_file(follow_symlinks=False) else 0
+            if len(found) % LOOKED_AT == 0:
+                _there(folder, entry.name)
             found.append((entry.name, kind))
     return found[::-1]
 
@@ -183,7 +195,7 @@ def _bind(folder: int, name: str, kind: int) -> None:
             # So that a listing has its type; a device's can't be made.
             kind = kind or S_IFMT(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
             os.mknod(name, 0o600 | (kind if kind in (S_IFIFO, S_IFSOCK) else S_IFREG))
-        mount(f"/host/proc/self/fd/{folder}/{name}", name, None, MS_BIND | MS_REC)
+        mount(f"/{name}", name, None, MS_BIND | MS_REC)
     except OSError as error:
         if error.errno != ENOENT:
             raise
@@ -200,8 +212,11 @@ def _there(folder: int | None, name: str) -> bool:
 
 
 def _impossible(cover: Cover, why: str) -> UdiError:
-    return UdiError(
-        f"covering {cover.target} of the image failed: {why}",
+    return UdiError(f"covering {cover.target} of the image failed: {why}", _hint(cover))
+
+
+def _hint(cover: Cover) -> str:
+    return (
         f"{cover.reason}; choose a destination that exists in the image, or a kernel with overlay "
-        "for users (Linux 5.11 or newer)",
+        "for users (Linux 5.11 or newer)"
     )

@@ -104,6 +104,14 @@ def warning(cover: Cover, count: int) -> str:
     )
 
 
+def too_many(cover: Cover) -> str:
+    """Return why a directory of more than `MOST` entries is not covered."""
+    return (
+        f"covering {cover.target} of the image failed: it has more than {MOST} entries, each of "
+        "which would be a mount"
+    )
+
+
 class _View:
     """The image, with what stands where a standard directory must be taken away."""
 

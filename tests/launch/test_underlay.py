@@ -140,6 +140,45 @@ def test_mount_points_of_an_image_of_udi_pull(user: User, box: Path) -> None:
     assert "layer" in shown(user, UNDER, "--explain", box)
 
 
+def test_explain_lists_the_covers_of_any_image(user: User, tree: Path) -> None:
+    """Of a directory and of a squashfs file the same, and nothing is mounted for it."""
+    image = user.home / "bare.sqfs"
+    subprocess.run(["mksquashfs", tree, image, "-quiet", "-no-progress"], check=True)
+    argv = [UNDER, "--explain", f"--volume={user.home}:/usr/lib/new/deep"]
+    said = [
+        [line for line in shown(user, *argv, one).splitlines() if line.startswith("cover ")]
+        for one in (tree, image)
+    ]
+    assert said[0] == said[1]
+    assert [line.split()[1] for line in said[1]] == ["/", "/etc", "/usr/lib"]
+    data = bytearray(image.read_bytes())
+    # Where the inode table begins (superblock, bytes 64 to 71): one that is no table.
+    at = int.from_bytes(data[64:72], "little")
+    data[at : at + 64] = b"\xff" * 64
+    damaged = user.home / "damaged.sqfs"
+    damaged.write_bytes(data)
+    rows = [line.split() for line in shown(user, *argv, damaged).splitlines()]
+    assert ["cover", "not", "known"] in [row[:3] for row in rows]
+
+
+@pytest.mark.needs("strace")
+def test_a_cover_asks_a_server_for_a_page_of_names_at_once(user: User, tree: Path) -> None:
+    """And not for each: 2,000 mounts would be 2,000 messages, each a switch to the server."""
+    (tree / "many").mkdir()
+    for number in range(2000):
+        (tree / "many" / f"file{number}").touch()
+    path = user.home / "many.sqfs"
+    subprocess.run(["mksquashfs", tree, path, "-quiet", "-no-progress"], check=True)
+    log = user.home / "log"
+    words = ["strace", "-f", "-qq", "-o", log, "-e", "trace=writev"]
+    argv = [UNDER, f"--volume={user.home}:/many/new", path, "sh", "-c", "ls /many | wc -l"]
+    done = user.run(*words, "udi-run", *argv)
+    assert (done.returncode, done.stdout) == (0, "2001\n"), done.stderr
+    # The server's answers are writev(2)'s. 83 pages of 4 KiB, or fewer of more.
+    answers = log.read_text().count("writev(")
+    assert 20 < answers < 600, answers
+
+
 def test_ranks_join_it(user: User, image: Path) -> None:
     with counted(user) as left:
         first = Rank(user, "udi-run", UNDER, "--share=job", image).ready()
