@@ -48,6 +48,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = keep
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note what failed in the file UDI_FAILED, a line each, for tests/run."""
+    if report.failed and (path := os.environ.get("UDI_FAILED")):
+        with open(path, "a") as out:
+            out.write(f"{report.nodeid}\n")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("needs"):
         for word in mark.args:
