@@ -154,8 +154,11 @@ def _word(node: ast.expr) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return `text` for a line of Markdown: what is in backquotes stays, all else is literal."""
-    parts = text.split("`")
+    """Return `text` for a line of Markdown: what is in backquotes stays, all else is literal.
+
+    Pages are named as they lie beside this one.
+    """
+    parts = text.replace("docs/", "").split("`")
     for at in range(0, len(parts), 2):
         for mark in "\\*_[]<>|#":
             parts[at] = parts[at].replace(mark, "\\" + mark)
