@@ -42,12 +42,13 @@ def mount_over(program: str) -> None:
     fuse = os.open("/host/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     said = os.memfd_create("stderr")
     mine, theirs = pair()
+    launcher = os.getpid()
     between = os.fork()
     if between == 0:
         try:
             if os.fork() == 0:
                 mine.close()
-                _serve(program, fuse, said, theirs)
+                _serve(program, fuse, said, theirs, launcher)
         finally:
             os._exit(0)
     theirs.close()
@@ -61,6 +62,7 @@ def mount_over(program: str) -> None:
         # A copy that stays open would make readers of a dead server hang in place of ENOTCONN.
         os.close(fuse)
         os.listdir("/root")
+        tell(mine, "serves")
     except OSError as error:
         words = os.pread(said, 2048, 0).decode("utf-8", "replace").strip().replace("\n", "; ")
         raise UdiError(
@@ -72,8 +74,8 @@ def mount_over(program: str) -> None:
         os.close(said)
 
 
-def _serve(program: str, fuse: int, said: int, sock: "_socket.socket") -> "NoReturn":
-    """Become the process that runs `program` and waits for its end."""
+def _serve(program: str, fuse: int, said: int, sock: "_socket.socket", launcher: int) -> "NoReturn":
+    """Become the process that runs `program`, waits for its end, and says where that was early."""
     unshare(CLONE_NEWNS)
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     base = os.open("/", os.O_PATH | os.O_CLOEXEC)
@@ -82,10 +84,10 @@ def _serve(program: str, fuse: int, said: int, sock: "_socket.socket") -> "NoRet
     tell(sock, "ready")
     if not receive(sock)[0]:
         os._exit(0)
-    sock.close()
     child = os.fork()
     if child == 0:
         try:
+            sock.close()
             _become(program, base, fuse, said)
         except OSError as error:
             os.write(said, f"starting it failed: {error.strerror}".encode())
@@ -93,7 +95,16 @@ def _serve(program: str, fuse: int, said: int, sock: "_socket.socket") -> "NoRet
             os._exit(127)
     os.close(base)
     os.close(fuse)
-    os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code and receive(sock)[0]:
+        from rootless_udi.serve import lastwords
+
+        how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+        lastwords.say(
+            launcher,
+            f"what was written in the container is lost: {program} has ended ({how})",
+            "without --writable no other program is needed; or start it again",
+        )
     os._exit(0)
 
 

@@ -42,6 +42,7 @@ class Helper:
         self._mine, theirs = pair()
         self._source, source = pair()
         outside.arguments()
+        launcher = os.getpid()
         try:
             child = os.fork()
         except OSError as error:
@@ -52,7 +53,7 @@ class Helper:
                 if os.fork():
                     os._exit(0)
                 outside.leave(HELPER, theirs.fileno(), source.fileno())
-                work(theirs, source, place)
+                work(theirs, source, place, launcher)
                 status = 0
             finally:
                 os._exit(status)
@@ -144,8 +145,11 @@ class Helper:
         os.waitpid(self._between, 0)
 
 
-def work(sock: "_socket.socket", source: "_socket.socket", place: "Place") -> None:
-    """Receive the descriptors, see that the image is served, wait for the end, clean up."""
+def work(sock: "_socket.socket", source: "_socket.socket", place: "Place", launcher: int) -> None:
+    """Receive the descriptors, see that the image is served, wait for the end, clean up.
+
+    `launcher` is the process that becomes the command, which is told where the server dies.
+    """
     child = os.fork()
     if child == 0:
         sock.close()
@@ -167,8 +171,6 @@ def work(sock: "_socket.socket", source: "_socket.socket", place: "Place") -> No
         _, fds = receive(sock)
         if fds:
             _ask_ahead(known, path, key, fds, watch)
-    if server == "udi":
-        sock.close()
     ended, status = os.wait()
     while ended != child:
         ended, status = os.wait()
@@ -189,14 +191,24 @@ def work(sock: "_socket.socket", source: "_socket.socket", place: "Place") -> No
         from rootless_udi.plan.image import Root
 
         why = _program(sock, Root(server, path, program, options=tuple(options)), fuse)
-    sock.close()
     if why:
-        _end(place, why)
+        _lost(place, why, sock, launcher)
+    sock.close()
     if watch is not None:
         # Wait for the one event: the private tmpfs was unmounted, so the container has ended.
         os.read(watch, 4096)
     if watch is not None or fuse is not None or server == "udi":
         _end(place)
+
+
+def _lost(place: "Place", why: str, sock: "_socket.socket", launcher: int) -> None:
+    """Tell the command's user that the image server has died, and the ranks to come."""
+    from rootless_udi.serve import lastwords
+
+    if lastwords.gone(sock):
+        text = f"the image can't be read any more, since its server has ended: {why}"
+        lastwords.say(launcher, text, "start the command again")
+    _end(place, why)
 
 
 def _end(place: "Place", why: str = "") -> None:

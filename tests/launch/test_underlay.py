@@ -310,6 +310,10 @@ def test_fuse_overlayfs_that_dies(user: User, image: Path) -> None:
         old = Rank(user, *words).ready()
         (server,) = [pid for pid, said in left.processes().items() if "lowerdir=" in said]
         os.kill(server, signal.SIGKILL)
+        assert old.process.stderr
+        told = old.process.stderr.readline()
+        assert told.startswith("udi-run: what was written in the container is lost: "), told
+        assert told.endswith("fuse-overlayfs has ended (killed by signal 9)\n")
         wait_for(lambda: not left.files())
         new = Rank(user, *words).ready()
         assert new.namespaces != old.namespaces

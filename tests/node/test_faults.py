@@ -226,6 +226,10 @@ def test_the_image_server_is_killed(user: User, image: Path, left: Leftovers) ->
     old = rank(user, image).ready()
     (server,) = servers(left)
     os.kill(server, signal.SIGKILL)
+    # A process outside says so on the command's own standard error.
+    assert old.process.stderr
+    told = old.process.stderr.readline()
+    assert told.startswith("udi-run: the image can't be read any more") and "signal 9" in told
     done = until_dead(left, user, image)
     assert done.returncode == 0
     assert done.stdout.strip() != old.namespaces[1]
