@@ -14,16 +14,17 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 FORMAT = 5
-"""As `rootless_udi.bundle.FORMAT`; a test compares."""
+"""The same number as `rootless_udi.bundle.FORMAT`, which a test compares."""
 TAIL = b"end of bundle"
-"""As `rootless_udi.bundle.TAIL`."""
+"""The same as `rootless_udi.bundle.TAIL`."""
 
 
 def boot(data: bytes, head: "Any", owner: int) -> bool:
-    """Check the files of bundle `data`, then serve imports from it; False where one has changed.
+    """Make Python import modules from a bundle; return False if one of its source files has changed.
 
-    `head` is what stands first in it, and user `owner` is trusted with the bundle that it names, in
-    the same folder. `rootless_udi.bundle` describes the format.
+    `data` is the bundle's content, `head` the object that stands first in it. User `owner` is
+    trusted to have written the second bundle, which `head` names, in the same folder.
+    `rootless_udi.bundle` describes the format.
     """
     if head[0] != FORMAT or not data.endswith(TAIL):
         return False
@@ -36,18 +37,18 @@ def boot(data: bytes, head: "Any", owner: int) -> bool:
                     return False
     except OSError:
         return False
-    sys.meta_path.insert(0, Importer(data, owner, *head[2:]))
+    sys.meta_path.insert(0, _Importer(data, owner, *head[2:]))
     return True
 
 
-class Importer:
-    """A meta path finder and loader (importlib.abc): one import brings all of a group."""
+class _Importer:
+    """A meta path finder and loader (importlib.abc). Importing a module runs all of its group."""
 
     def __init__(
         self, data: bytes, owner: int, table: "Any", groups: "Any", elsewhere: "dict[str, str]"
     ) -> None:
         self.owner, self.table, self.groups, self.elsewhere = owner, table, groups, elsewhere
-        # A part of it is read where it lies, without a copy.
+        # So that a group's code is read from the bundle without a copy.
         self.data = memoryview(data)
 
     def find_spec(
@@ -68,7 +69,7 @@ class Importer:
         return sys.modules[spec.name]
 
     def exec_module(self, module: "ModuleType") -> None:
-        """Do nothing: `load` has run the module's code."""
+        """Do nothing: `load` has run the module's code already."""
 
     def load(self, names: tuple[str, ...], begin: int, end: int) -> None:
         modules, kind = sys.modules, type(sys)
@@ -93,7 +94,7 @@ class Importer:
                 exec(code, space)
 
     def other(self, path: str) -> bool:
-        """Read the other bundle, once; False where it is missing, damaged or old."""
+        """Use the bundle at `path` too; return False where it is missing, damaged or old."""
         self.elsewhere.clear()
         try:
             fd = os.open(path, os.O_NONBLOCK)

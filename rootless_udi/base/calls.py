@@ -1,4 +1,7 @@
-"""Newer system calls, each with its older way where a kernel or a filter refuses it."""
+"""Newer system calls. Where a kernel or a filter refuses one, the same is done in an older way.
+
+`newcalls` lists them, `older` has the older ways.
+"""
 
 import os
 from errno import EAGAIN
@@ -28,18 +31,18 @@ _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 
 _AT_RECURSIVE = 0x8000
-"""mount_setattr(2): the mounts below too."""
+"""mount_setattr(2): change the mounts below as well."""
 _LAST = 0x7FFFFFFF
 """The largest descriptor that an int can name."""
 _ATTEMPTS = 64
+"""Most calls of openat2(2) while others rename folders on the way."""
 
 
 def late(name: str) -> "ModuleType":
-    """Return a module that few starts need, imported while `launch.execute` makes a container.
+    """Import and return a module that few starts need, while `launch.execute` makes a container.
 
-    The host's tree is at /host then, so the import is made with /host as root directory
-    (chroot(2)). What is at "/" may be the image, and have a folder of its own at the package's
-    path.
+    The host's tree is at /host then. So /host is made the root directory (chroot(2)) during the
+    import: a path of ours below "/" may mean a folder of the image, which must not be imported.
     """
     if name not in modules:
         here = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -56,8 +59,9 @@ def late(name: str) -> "ModuleType":
 def restrict(path: str, flags: int, below: bool = True) -> None:
     """Add MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC to the mount at `path`, and to those below.
 
-    mount_setattr(2), Linux 5.12, which leaves the flags alone that a user namespace may not clear;
-    where it is refused, mount by mount (`older.restrict`).
+    mount_setattr(2), Linux 5.12, keeps the flags that the mounts have already, which a user
+    namespace may not clear. Where it is refused, `older.restrict` remounts them one by one. Raises
+    OSError, UdiError.
     """
     attributes = flags & (MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
     attr = b"".join(n.to_bytes(8, byteorder) for n in (attributes, 0, 0, 0))
@@ -71,10 +75,11 @@ def restrict(path: str, flags: int, below: bool = True) -> None:
 
 
 def openat2(dirfd: int, path: str, flags: int, resolve: int) -> int:
-    """openat2(2), Linux 5.6: open `path` below `dirfd` under `resolve`'s rules.
+    """openat2(2), Linux 5.6: open `path` below `dirfd` by the rules `resolve` (RESOLVE_ flags).
 
-    Retries on EAGAIN, which the kernel gives when a rename elsewhere raced with "..". Where it is
-    refused, O_PATH with RESOLVE_IN_ROOT goes part by part (`older.inside`).
+    Tries again after EAGAIN, which the kernel answers if somebody renames a folder during a "..".
+    Where the call is refused, `older.inside` opens the path part by part, if `flags` has O_PATH and
+    `resolve` is RESOLVE_IN_ROOT and RESOLVE_NO_MAGICLINKS. Raises OSError.
     """
     how = b"".join(n.to_bytes(8, byteorder) for n in (flags, 0, resolve))
     for attempt in range(_ATTEMPTS):
@@ -90,9 +95,10 @@ def openat2(dirfd: int, path: str, flags: int, resolve: int) -> int:
 
 
 def close_others(*keep: int) -> None:
-    """Close all descriptors but the standard ones and those to `keep`.
+    """Close all descriptors but the standard ones and `keep`.
 
-    close_range(2), Linux 5.9. Not os.closerange: where it is refused, that one closes a million.
+    close_range(2), Linux 5.9. Not os.closerange: where the call is refused, that one tries to close
+    a million numbers one by one.
     """
     start = 3
     try:
@@ -113,9 +119,11 @@ def spawn(
     files: "Sequence[tuple[int, int]]",
     setsid: bool = False,
 ) -> int:
-    """posix_spawn(3) with `files` (descriptor, its number in the child); return the process id.
+    """Start `program` by posix_spawn(3) and return its process id.
 
-    The C library makes it by clone3(2), Linux 5.3, and goes on by itself after ENOSYS alone.
+    `files` are pairs of a descriptor and its number in the child; `setsid` makes a new session. The
+    C library uses clone3(2), Linux 5.3, and an older call after ENOSYS only; where a filter answers
+    something else, `older.spawn` forks. Raises OSError.
     """
     actions = [(os.POSIX_SPAWN_DUP2, fd, number) for fd, number in files]
     try:

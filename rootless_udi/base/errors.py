@@ -1,7 +1,7 @@
-"""What can go wrong, as sentences: `UdiError` for what a user can mend, exit statuses, remedies.
+"""Errors: `UdiError` for what a user or the site can mend, exit statuses, hints what to do.
 
-The kernel's own refusals stay `OSError`; `remedy` turns the common ones into a next step. Anything
-else that escapes is a bug and shows its traceback.
+What the kernel refuses stays an `OSError`; for the common ones `remedy` and `disk_hint` have a
+hint. Any other exception that reaches the user is a bug, and is shown with its traceback.
 """
 
 from errno import (
@@ -30,13 +30,14 @@ OURS = 125
 """Exit status of udi-run when it could not start the command (as env(1) and docker-run(1))."""
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
+"""Exit statuses for a command that can't be executed, and for one that is not there (env(1))."""
 
 
 class UdiError(Exception):
-    """Something that the user or the site can mend.
+    """An error that the user or the site can mend.
 
-    `message` reads "WHAT failed on WHAT: WHY", `hint` says what to do next (may be empty), `status`
-    is the exit status it leads to.
+    `message` reads "WHAT failed on WHAT: WHY". `hint` says what to do next, and may be empty.
+    `status` is the program's exit status.
     """
 
     def __init__(self, message: str, hint: str = "", status: int = OURS) -> None:
@@ -47,7 +48,8 @@ class UdiError(Exception):
 
 
 BYTES = "".join(map(chr, range(0xDCA0, 0xDD00)))
-"""Bytes of a file's name that are no text (os.fsdecode), without what 8-bit terminals obey."""
+"""The characters that os.fsdecode makes of bytes which are no UTF-8, as a file's name may have.
+Those for bytes 0x80 to 0x9f are not among them: some terminals obey these bytes."""
 
 
 def _python(character: str) -> str:
@@ -55,11 +57,12 @@ def _python(character: str) -> str:
 
 
 def plain(text: str, keep: str = "", spell: "Callable[[str], str]" = _python) -> str:
-    """Return `text` as a person may be shown it: what is not printable is spelled out (\\x1b).
+    """Return `text` so that it is safe to print: unprintable characters are spelled out (\\x1b).
 
-    A registry, an image, a name in a shared folder can hold what a terminal obeys (ESC, BEL), lines
-    that pretend to be ours, marks that turn the direction of writing, bytes that are no text. All
-    that is said passes here, on its way out (`base.process`). `keep`: unprintable, and wanted.
+    Texts of a registry, an image or a shared folder may hold characters that a terminal obeys (ESC,
+    BEL), newlines with which they could imitate our messages, marks that turn the direction of
+    writing, or bytes that are no text. `base.process` passes all that is printed through here.
+    `keep` are unprintable characters to leave as they are; `spell` spells one out.
     """
     if text.isprintable():
         return text
@@ -82,7 +85,7 @@ _REMEDIES = {
 
 
 def remedy(call: str, errno: int | None) -> str:
-    """Return the hint for a system call's refusal, or an empty string where there is none."""
+    """Return the hint for a system call that failed with `errno`; "" where there is none."""
     return _REMEDIES.get((call, errno or 0), "")
 
 
@@ -102,5 +105,6 @@ _FILES = {
 
 
 def disk_hint(errno: int | None, instead: str = "") -> str:
-    """Return the hint for a file system's refusal: what it means, and what helps `instead`."""
+    """Return the hint for a file system's error: what it means, and `instead`, what else would
+    help."""
     return ", or ".join(filter(None, (_FILES.get(errno or 0, ""), instead)))

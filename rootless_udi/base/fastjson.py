@@ -1,7 +1,8 @@
-"""Read JSON without importing `json`: that pulls in `re` and costs a launch 10 ms, this 0.2 ms.
+"""Read JSON without importing `json`, which imports `re` and costs a start 10 ms; this costs 0.2
+ms.
 
-The scanner is the C one that `json` itself uses; where an interpreter lacks it, `json` is imported.
-Writing happens off the start path and uses `json`.
+It uses the scanner in C that is inside `json`; an interpreter without that imports `json` after
+all. JSON is never written during a start, so writing uses `json`.
 """
 
 TYPE_CHECKING = False
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class _Context:
-    """What json.JSONDecoder would give the scanner."""
+    """The attributes that the scanner reads from a json.JSONDecoder."""
 
     strict = True
     object_hook = None
@@ -58,9 +59,9 @@ def _loads(text: str) -> "Any":
 
 
 def dumps(value: "Any", **options: "Any") -> str:
-    """Return a JSON text as UTF-8 can have it: escaped where a file's name is in it that is none.
+    """Return `value` as a JSON text that can be encoded as UTF-8; `options` are json.dumps's.
 
-    `options` are those of json.dumps.
+    Names of files may hold bytes that are no UTF-8: then all but ASCII is escaped (\\u00e9).
     """
     import json
 

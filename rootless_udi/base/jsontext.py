@@ -1,4 +1,4 @@
-"""JSON for a person or another program: indented, and nothing in it that a terminal obeys."""
+"""JSON texts to print: indented, without characters that a terminal obeys."""
 
 import json
 from typing import Any
@@ -7,11 +7,11 @@ from rootless_udi.base.errors import plain
 
 
 def text(document: Any) -> str:
-    """Return an indented document that reads back equal, without a newline at its end.
+    """Return `document` as an indented JSON text, without a newline at its end.
 
-    Letters of all scripts stay as they are. What is not printable is spelled as JSON spells it: of
-    the control characters JSON itself leaves DEL and those above 0x7f, of Unicode the marks that
-    turn the direction of writing; half a surrogate pair could not even be printed.
+    Letters of all scripts stay as they are. Unprintable characters are escaped (\\u202e).
+    json.dumps does that for some; it leaves DEL, the control characters above 0x7f, the marks that
+    turn the direction of writing, and half surrogate pairs, which no UTF-8 can hold.
     """
     found = json.dumps(document, indent=2, ensure_ascii=False)
     return plain(found, keep="\n", spell=lambda c: json.dumps(c)[1:-1].replace("\x7f", "\\u007f"))

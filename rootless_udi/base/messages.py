@@ -1,7 +1,8 @@
-"""Messages between the launcher and the processes outside: words, and descriptors (unix(7)).
+"""Messages between udi-run and its processes outside the container: words and descriptors
+(unix(7)).
 
-A socket holds what was sent and not yet received, descriptors among it, for as long as any process
-has the receiving end open. So each end is one process's alone.
+As long as any process has the receiving end of a socket open, the socket keeps what was sent and
+not yet received, and with it the descriptors. So only one process may have each end.
 """
 
 import _socket
@@ -9,21 +10,26 @@ import os
 from errno import EMSGSIZE
 from sys import byteorder
 
-LONGEST = 1 << 15
-"""Bytes of words that are sent as such; a socket's buffer holds more (unix(7), socket(7))."""
+_LONGEST = 1 << 15
+"""Bytes. Longer words are sent as a file in memory, since a socket's buffer is small
+(socket(7))."""
 _LONG = b"\0"
-"""Stands for words that are in a file of memory, the first descriptor. No message begins so."""
+"""The text of a message whose words are in a file in memory, its first descriptor. Words never
+begin like this."""
 
 
 def pair() -> "tuple[_socket.socket, _socket.socket]":
-    """Return two connected sockets, closed on exec, that keep messages apart and in order."""
+    """Return two connected sockets, closed on exec, that keep messages apart and in order.
+
+    Raises OSError.
+    """
     return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
 
 
 def send(sock: "_socket.socket", words: "tuple[str, ...]", fds: "list[int]") -> None:
-    """Send words, of which the first is not empty, and descriptors (SCM_RIGHTS). Raises OSError."""
+    """Send words and descriptors (SCM_RIGHTS). The first word must not be empty. Raises OSError."""
     text, long = "\0".join(words).encode("utf-8", "surrogateescape"), -1
-    if len(text) > LONGEST:
+    if len(text) > _LONGEST:
         long = os.memfd_create("words")
         while text:
             text = text[os.write(long, text) :]
@@ -38,14 +44,15 @@ def send(sock: "_socket.socket", words: "tuple[str, ...]", fds: "list[int]") -> 
 
 
 def receive(sock: "_socket.socket") -> "tuple[str, list[int]]":
-    """Return a message and its descriptors; ("", []) where the other side has gone.
+    """Return a message's words, joined by NUL, and its descriptors; ("", []) at the end.
 
-    Raises OSError, also for a message that is cut off.
+    That is where the other process has ended or closed its socket. Raises OSError, also for a
+    message that was cut off.
     """
     try:
-        text, ancillary, flags, _ = sock.recvmsg(LONGEST, 256)
+        text, ancillary, flags, _ = sock.recvmsg(_LONGEST, 256)
     except ConnectionResetError:
-        # It has gone without reading all that it was sent.
+        # The other process ended before it had read all that was sent.
         return "", []
     data = b"".join(data for _, kind, data in ancillary if kind == _socket.SCM_RIGHTS)
     fds = [int.from_bytes(data[i : i + 4], byteorder) for i in range(0, len(data), 4)]
@@ -60,9 +67,9 @@ def receive(sock: "_socket.socket") -> "tuple[str, list[int]]":
 
 
 def tell(sock: "_socket.socket", text: str) -> None:
-    """Send one text to whom it may concern: nobody, where the other side has gone."""
+    """Send one text; do nothing where the other process has ended."""
     try:
         send(sock, (text,), [])
     except OSError:
-        # The launcher has long become the command, or is dead.
+        # udi-run has become the command, or has ended.
         pass

@@ -1,16 +1,18 @@
-"""The system calls younger than Linux 4.18 that are used, and what is done where one is refused.
+"""A table of the system calls that Linux 4.18 does not have, and what is done where one is refused.
 
-Older kernels answer ENOSYS; seccomp filters (of systemd units, containers, batch systems) ENOSYS,
-EPERM or EINVAL. The code of the older ways is in `older`, `propagated`, `detached`, `hooks`.
-docs/kernels.md shows this table, `udi doctor` the rows that are refused.
+An older kernel answers ENOSYS. Seccomp filters (of systemd units, containers, batch systems) answer
+ENOSYS, EPERM or EINVAL. The code for such cases is in `base.older`, `serve.propagated`,
+`serve.detached` and `launch.hooks`. docs/kernels.md shows this table, `udi doctor` the rows that
+are refused on this machine.
 """
 
 from rootless_udi.base.records import Record
 
 
 class NewCall(Record):
-    """A row: `number` is the same on all architectures (unistd.h), `since` the Linux that has it,
-    `use` what for, `older` what is done without it, `cost` what that costs."""
+    """A row. `number` is the call's, the same on all architectures (unistd.h); `since` the Linux
+    version that brought it; `use` what it is used for; `older` what is done without it; `cost` the
+    disadvantage of that."""
 
     name: str
     number: int

@@ -1,7 +1,8 @@
-"""The older ways of newer system calls, for kernels without them and filters that refuse them.
+"""Do by older system calls what newer ones do, for kernels without them and filters that refuse
+them.
 
-Imported where such a call was refused and not before: the usual start pays nothing for it. None
-protects less than the call would: what can't be done as well is refused. `newcalls` has the table.
+This module is imported only where such a call was refused. What it does protects as well as the
+newer call; where it can't, it raises an error. `newcalls` has the table of these calls.
 """
 
 import os
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     Table = dict[int, tuple[int, str, str]]
 
-_MOST_LINKS = 40  # of one path, as the kernel counts them (path_resolution(7))
+_MOST_LINKS = 40  # followed in one path, as by the kernel (path_resolution(7))
 _PART = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _ATTEMPTS = 16
 _FLAGS = {
@@ -40,12 +41,13 @@ _FLAGS = {
 
 
 def inside(root: int, path: str, flags: int) -> int:
-    """Open `path` (O_PATH) with the directory `root` as its root: openat2(2), RESOLVE_IN_ROOT.
+    """Open `path` (O_PATH) with the directory `root` as root directory, and return the descriptor.
 
-    Each part is opened by its name in the descriptor of the one before, and no link is followed by
-    the kernel: its text is read from the very descriptor. ".." goes back to the descriptor that the
-    walk came through. So nobody's renames and links lead it out, whenever they are made. A magic
-    link of /proc is the text that it shows. Raises OSError.
+    In place of openat2(2) with RESOLVE_IN_ROOT. Each part of the path is opened by its name in the
+    descriptor of the part before. The kernel follows no link: the link itself is opened, and its
+    text is read from that descriptor. ".." returns to the descriptor that the walk came from. So no
+    link and no rename by somebody else leads out of `root`, whenever it is made. A magic link of
+    /proc is taken as the text that it shows. Raises OSError.
     """
     if not path:
         raise CallError(ENOENT, os.strerror(ENOENT), "open", path)
@@ -86,8 +88,8 @@ def inside(root: int, path: str, flags: int) -> int:
 
 
 def _part(parent: int, name: str, directory: bool) -> int:
-    """Open one part of a path. As a directory where it has to be one: that mounts what autofs has
-    there, as the kernel's own walk would."""
+    """Open one part of a path. With `directory`, first as a directory: that makes autofs mount what
+    it has there, as when the kernel follows the path."""
     if directory:
         try:
             return os.open(name, _PART | os.O_DIRECTORY, dir_fd=parent)
@@ -98,9 +100,11 @@ def _part(parent: int, name: str, directory: bool) -> int:
 
 
 def _may_follow(folder: os.stat_result, owner: int, path: str) -> None:
-    """Raise OSError for somebody else's link in a folder like /tmp, as fs.protected_symlinks does.
+    """Raise OSError for a link of another user in a folder like /tmp, as fs.protected_symlinks
+    does.
 
-    The folder's owner may be in no id map, and looks like anybody then: so not even his are taken.
+    The kernel would follow a link of the folder's owner. Here that is refused too: an owner without
+    an id in this user namespace looks like any other such user.
     """
     shared = S_ISVTX | S_IWOTH
     if folder.st_mode & shared == shared and owner != os.geteuid():
@@ -108,11 +112,11 @@ def _may_follow(folder: os.stat_result, owner: int, path: str) -> None:
 
 
 def restrict(path: str, flags: int, below: bool) -> None:
-    """Add flags to the mount at `path` and, with `below`, to all that show below it.
+    """Add flags to the mount at `path` and, with `below`, to all mounts that are visible below it.
 
-    By MS_REMOUNT of each, with the flags that it has, as bubblewrap does it. To be called while
-    the host's tree is at /host. Raises UdiError where read-only is asked for and a mount can't be
-    reached (it is below a directory that is closed to the caller): it must not stay writable.
+    Each is remounted (MS_REMOUNT) with its own flags and the new ones, as bubblewrap does. Call
+    this while the host's tree is at /host. Raises UdiError where a mount is to become read-only and
+    lies below a directory that the caller can't enter: it would stay writable. Raises OSError.
     """
     top = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
@@ -129,7 +133,8 @@ def restrict(path: str, flags: int, below: bool) -> None:
 
 
 def _restrict_below(top: int, number: int, table: "Table", flags: int) -> bool:
-    """Remount what shows below the mount `number`; False where another was found in a place."""
+    """Remount what is visible below the mount `number`; return False if mounts changed
+    meanwhile."""
     start = len(table[number][1].rstrip("/"))
     for one in _visible(number, table):
         where = table[one][1]
@@ -158,7 +163,7 @@ def _restrict_below(top: int, number: int, table: "Table", flags: int) -> bool:
 
 
 def _visible(number: int, table: "Table") -> "Iterator[int]":
-    """Yield the mounts below a mount that no other one covers."""
+    """Yield the mounts below a mount, without those that another mount hides."""
     children = {one: row[1] for one, row in table.items() if row[0] == number and one != number}
     for one, where in children.items():
         if where.endswith("//deleted"):
@@ -170,7 +175,7 @@ def _visible(number: int, table: "Table") -> "Iterator[int]":
 
 
 def _walk(top: int, path: str) -> int:
-    """Open `path` below `top`, following nothing."""
+    """Open `path` below `top` without following links. Raises OSError."""
     fd = os.dup(top)
     for name in filter(None, path.split("/")):
         try:
@@ -182,7 +187,11 @@ def _walk(top: int, path: str) -> int:
 
 
 def _remount(fd: int, row: "tuple[int, str, str]", flags: int) -> None:
-    """Times of access stay as they are where no flag speaks of them (mount(2), MS_REMOUNT)."""
+    """Remount the mount open at `fd` with the flags that it has and `flags`.
+
+    `row` is its row of `_table`. The flags about times of access (noatime) stay as they are, since
+    none of them is given (mount(2), MS_REMOUNT).
+    """
     kept = 0
     for word in row[2].split(","):
         kept |= _FLAGS.get(word, 0)
@@ -191,7 +200,7 @@ def _remount(fd: int, row: "tuple[int, str, str]", flags: int) -> None:
 
 
 def _mount_of(fd: int) -> int:
-    """Return the number of the mount that a descriptor is on (proc(5), fdinfo)."""
+    """Return the mount id of a descriptor (proc(5), fdinfo)."""
     for line in _read(f"/host/proc/self/fdinfo/{fd}").splitlines():
         key, _, value = line.partition(":")
         if key == "mnt_id":
@@ -200,7 +209,8 @@ def _mount_of(fd: int) -> int:
 
 
 def _table() -> "Table":
-    """Return the mounts by number: (number of the one that it is on, where, options)."""
+    """Return mount id -> (id of the parent mount, mount point, options), from mountinfo
+    (proc(5))."""
     found = {}
     for line in _read("/host/proc/self/mountinfo").splitlines():
         fields = line.split(" ", 6)
@@ -209,7 +219,8 @@ def _table() -> "Table":
 
 
 def _unescaped(text: str) -> str:
-    """Undo proc(5)'s escapes: a backslash and three octal digits for a space, a newline, ..."""
+    """Undo the escapes of mountinfo: a backslash and three octal digits, as for a space
+    (proc(5))."""
     head, *rest = text.split("\\")
     return head + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
 
@@ -220,14 +231,14 @@ def _read(path: str) -> str:
 
 
 def close_others(keep: "Sequence[int]") -> None:
-    """Close all descriptors but the standard ones and those to `keep`: close_range(2)."""
+    """Close all descriptors but the standard ones and `keep`, in place of close_range(2)."""
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
         if fd > 2 and fd not in keep:
             try:
                 os.close(fd)
             except OSError:
-                # That of the listing itself.
+                # The descriptor by which os.listdir read the folder is closed already.
                 pass
 
 
@@ -238,7 +249,10 @@ def spawn(
     files: "Sequence[tuple[int, int]]",
     setsid: bool,
 ) -> int:
-    """fork(2) and execve(2) in place of posix_spawn(3), which the C library makes by clone3(2)."""
+    """Start a program by fork(2) and execve(2); arguments and result as `calls.spawn`.
+
+    In place of posix_spawn(3), for which the C library calls clone3(2). Raises OSError.
+    """
     mine, theirs = os.pipe()
     child = os.fork()
     if child == 0:

@@ -6,7 +6,7 @@ from rootless_udi.base.errors import UdiError
 
 
 def refuse_privilege(program: str = "udi-run") -> None:
-    """Raise UdiError for root and for a setuid or setgid program: neither has a place here."""
+    """Raise UdiError if the caller is root, or the program is setuid or setgid."""
     uid, gid = os.getuid(), os.getgid()
     if uid != os.geteuid() or gid != os.getegid():
         raise UdiError(

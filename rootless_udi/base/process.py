@@ -1,4 +1,4 @@
-"""How our programs begin and end: whom they serve, messages, exit statuses."""
+"""What all our programs do at their beginning and end: standard streams, messages, exit status."""
 
 import _signal
 import os
@@ -11,15 +11,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-THREADS = "a limit of processes may be reached (ulimit -u), or clone3 is refused: see `udi doctor`"
+_THREADS = "a limit of processes may be reached (ulimit -u), or clone3 is refused: see `udi doctor`"
 _LINE_MAX = 8000
-"""Most characters of a line that is printed: a name in it can have millions."""
+"""Most characters of a printed line; a name in it may have millions."""
 
 
 def occupy() -> None:
-    """Put /dev/null in closed standard descriptors, so that no file of ours is taken for one.
+    """Open /dev/null at each standard descriptor (0, 1, 2) that is closed.
 
-    Closed on exec: the command finds them as they were.
+    Otherwise the next file that we open would get that number, and be taken for standard output.
+    They are closed on exec, so that the command finds the descriptors closed as they were.
     """
     for fd in (0, 1, 2):
         try:
@@ -29,7 +30,8 @@ def occupy() -> None:
 
 
 def streams() -> None:
-    """Give Python streams where it has None: for descriptors that were closed (cron, daemons)."""
+    """Give Python streams to /dev/null where it has none, since the descriptors were closed
+    (cron)."""
     occupy()
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -38,8 +40,11 @@ def streams() -> None:
 
 
 def lenient() -> None:
-    """Let standard output take any text: a file's name as its bytes, what else its encoding lacks
-    as escapes, which in JSON mean the same."""
+    """Let standard output take any text.
+
+    A file's name is written as its bytes. Other characters that the encoding lacks are written as
+    escapes (\\u20ac), which mean the same in JSON.
+    """
     from _codecs import register_error
 
     register_error("udi", _escaped)
@@ -60,9 +65,9 @@ def _escaped(error: UnicodeError) -> tuple[bytes, int]:
 
 
 def guarded(program: str, body: "Callable[[], int]") -> int:
-    """Call `body`; print what a user can mend as "PROGRAM: WHAT" with a hint, and return a status.
+    """Call `body` and return its exit status; print errors that a user can mend, with a hint.
 
-    SIGINT ends the process as it would any other: there is nothing to clean up.
+    SIGINT ends the process at once, as it does other programs; there is nothing to clean up.
     """
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
@@ -85,10 +90,10 @@ def guarded(program: str, body: "Callable[[], int]") -> int:
         )
         status = OURS
     except RuntimeError as error:
-        # What threading raises, without a reason.
+        # `threading` raises this where it can't start a thread, without saying why.
         if "start new thread" not in str(error):
             raise
-        complain(_speaker(program), "starting a thread failed", THREADS)
+        complain(_speaker(program), "starting a thread failed", _THREADS)
         status = OURS
     except MemoryError:
         complain(
@@ -101,11 +106,12 @@ def guarded(program: str, body: "Callable[[], int]") -> int:
 
 
 _RANKS = ("SLURM_PROCID", "PMIX_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID")
+"""Variables in which launchers tell a process its rank."""
 
 
 def _speaker(program: str) -> str:
-    """Return the program's name for an error, in a job of several ranks with the rank and the node:
-    a hundred speak to one terminal."""
+    """Return the program's name as an error begins. In a job of several ranks, which print to one
+    terminal, it is followed by rank and node."""
     get = os.environ.get
     rank = next((get(name) for name in _RANKS if get(name)), "")
     if not rank or program not in ("udi-run", "shifter"):
@@ -122,14 +128,14 @@ def _adrift() -> bool:
 
 
 def _flushed(program: str, status: int) -> int:
-    """Write out what standard output holds, as long as a failure can be told; return the status."""
+    """Flush standard output; return `status`, or OURS where that fails."""
     try:
         # None where it was closed when Python began.
         if sys.stdout is not None:
             sys.stdout.flush()
         return status
     except OSError as error:
-        # Else the interpreter would try once more when it ends, and print a message of its own.
+        # Otherwise Python tries again when it ends, and prints a message of its own.
         os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
         if not isinstance(error, BrokenPipeError):
             complain(program, f"writing to standard output failed: {error.strerror}")
@@ -138,17 +144,20 @@ def _flushed(program: str, status: int) -> int:
 
 
 def complain(program: str, message: str, hint: str = "") -> None:
-    """Write a message to standard error in one piece, since ranks share it: a line, and a hint."""
+    """Print a message and, in a second line, a hint to standard error, in one write."""
     tell(f"{program}: {message}", *([f"{program}: hint: {hint}"] if hint else []))
 
 
 def tell(*lines: str) -> None:
-    """Write lines to standard error in one piece, each of them plain and of bounded length."""
+    """Print lines to standard error, each plain (`errors.plain`) and not too long.
+
+    They are one write(2): ranks share standard error, and their lines must not mix.
+    """
     text = "".join(f"{_short(plain(line))}\n" for line in lines)
     try:
         os.write(2, text.encode())
     except OSError:
-        # Standard error is closed: the exit status remains.
+        # Standard error is closed. The exit status still tells of an error.
         pass
 
 
@@ -158,21 +167,22 @@ def _short(line: str) -> str:
 
 
 def say(line: str) -> None:
-    """Print a line to standard output, plain; a name of a file keeps its bytes."""
+    """Print a line to standard output, plain but for the bytes of files' names."""
     page(plain(line, keep=BYTES) + "\n")
 
 
 def page(text: str) -> None:
-    """Print a text of our own making to standard output, plain but for its newlines and tabs."""
+    """Print a text to standard output, plain but for newlines, tabs and the bytes of files'
+    names."""
     print(plain(text, keep=f"\n\t{BYTES}"), end="")
 
 
 def start_and_parent(pid: int) -> tuple[int, int]:
-    """Return a process's start time (clock ticks since boot) and its parent's id.
+    """Return a process's start time, in clock ticks since boot, and its parent's process id.
 
-    From /proc/PID/stat, fields 22 and 4 (proc(5)). Raises OSError, also for a zombie.
+    These are the fields 22 and 4 of /proc/PID/stat (proc(5)). Raises OSError, also for a zombie.
     """
-    # A /proc of another PID namespace knows us by another number.
+    # /proc may be of another PID namespace, in which this process has another number.
     name = "self" if pid == os.getpid() else pid
     fd = os.open(f"/proc/{name}/stat", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -187,7 +197,7 @@ def start_and_parent(pid: int) -> tuple[int, int]:
 def started(pid: int) -> int:
     """Return a process's start time in clock ticks since boot; 0 where there is no such process.
 
-    With the process id it names a process for good: ids are used again, start times are not.
+    The kernel uses process ids again. Process id and start time together name one process only.
     """
     try:
         return start_and_parent(pid)[0]

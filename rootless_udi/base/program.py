@@ -1,8 +1,9 @@
-"""How a program of ours starts another Python: one that imports nothing but what is installed.
+"""How one of our programs starts another: the command line of a Python that imports only our files.
 
-Without -I the current folder, which may be anybody's, comes first in what is imported, and the
-variables PYTHON* say more (python(1)). A compiled module is code as well: one that somebody else
-may have written is left aside for its source, as the launcher scripts do, which have the same text.
+Python would look for modules in the current folder first, where anybody may have put some, and obey
+variables like PYTHONPATH; option -I prevents both (python(1)). Compiled modules (.pyc) are code
+too: one that another user may have written is not used, its source is. CHECKED does that. The
+launcher scripts in bin/ have the same text, which a test compares.
 """
 
 import os
@@ -31,20 +32,22 @@ def get_code(self, name, plain=external.SourceFileLoader.get_code):
 external.SourceFileLoader.get_data = get_data
 external.SourceFileLoader.get_code = get_code
 """
-"""Importing reads a module's source where get_data raises OSError. A compiled one that is cut off
-(a full disk, `ulimit -f`) fails in any of the ways that get_code knows."""
+"""Python code that changes how modules are loaded. Where get_data raises OSError for a compiled
+module, Python reads the source. One that was cut off (by a full disk or `ulimit -f`) makes get_code
+fail in one of the ways that are caught there; then the source is read too."""
 
 
 def argv(statement: str, *words: str, site: bool = True) -> list[str]:
-    """Return the argv of a Python that runs `statement` with this package; `words` follow.
+    """Return the argv of a Python that runs `statement`, in which this package can be imported.
 
-    Its first word is the path of the program. Without `site` it reads no site-packages.
+    The first word is the interpreter's path; `words` become that Python's sys.argv[1:]. Without
+    `site` it does not read site-packages.
     """
     folder = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     code = (
         f"import _frozen_importlib_external as external, os, sys\n{CHECKED}"
         f"sys.path.insert(0, {folder!r})\n{statement}"
     )
-    # Empty where Python was found without a PATH.
+    # sys.executable is empty where Python was started without a PATH.
     python = sys.executable or os.readlink("/proc/self/exe")
     return [python, "-I", *([] if site else ["-S"]), "-c", code, *words]

@@ -1,12 +1,12 @@
-"""A frozen record in twenty lines: importing `dataclasses` costs a launch 25 ms, this nothing.
+"""`Record`, a frozen data class. Importing `dataclasses` costs a start 25 ms, this costs nothing.
 
     class Mount(Record):
         source: str
         target: str
         options: tuple[str, ...] = ()
 
-Fields are the annotations in order; a record compares by value, cannot be assigned to, and
-`replace` makes a changed copy. Only what the start path needs lives here.
+The annotations of a class, in order, are its fields; a value in the class is a field's default.
+Records compare by value, can't be assigned to, and `replace` returns a changed copy.
 """
 
 TYPE_CHECKING = False
@@ -20,7 +20,11 @@ else:
 
 @dataclass_transform(frozen_default=True, kw_only_default=False)
 class Record:
-    """Base of the project's value types; see the module's docstring."""
+    """Base of the project's records; see the module's docstring.
+
+    FIELDS are the names of the fields, NEEDED those without a default. Raises TypeError for
+    unknown, missing and too many fields.
+    """
 
     if TYPE_CHECKING:
         FIELDS: ClassVar[tuple[str, ...]]
@@ -53,7 +57,7 @@ class Record:
         raise AttributeError(f"{type(self).__name__} is frozen")
 
     def values(self) -> "tuple[Any, ...]":
-        """Return the fields' values in order."""
+        """Return the values of the fields in their order."""
         return tuple(getattr(self, name) for name in self.FIELDS)
 
     def replace(self, **changes: "Any") -> "Self":

@@ -1,16 +1,18 @@
-"""Of a squashfs file's superblock, what a start and the image server both have to know. Pure.
+"""A squashfs file's superblock: what both udi-run and the image server must know of it. Pure.
 
-A start looks at these bytes of an image and no more (`rootless_udi.store.resolve.check`); the whole
-format is in `rootless_udi.fuse.format`. Source: Documentation/filesystems/squashfs.rst and
+udi-run reads only an image's first bytes (`rootless_udi.store.resolve.check`); the whole format is
+in `rootless_udi.fuse.format`. Source: Documentation/filesystems/squashfs.rst and
 fs/squashfs/squashfs_fs.h of Linux. All numbers are little-endian.
 """
 
 MAGIC = 0x73717368
+"""The first 4 bytes, "hsqs"."""
 SIZE = 96
 """Bytes of a superblock."""
 COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
-"""Names by the number at byte 20."""
+"""Compressors' names by their number, 2 bytes at byte 20."""
 OPTIMIZED = b"udi-hot1"
-"""What `udi optimize` writes behind the superblock and the compressor's options."""
+"""`udi optimize` writes this behind the superblock and the compressor's options
+(`fuse.format.Superblock.hot`)."""
 HEAD = 512
-"""Bytes to read for a superblock and what may follow it."""
+"""Bytes to read for a superblock and what may follow it there."""

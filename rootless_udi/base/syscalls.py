@@ -1,9 +1,9 @@
 """System calls that `os` lacks, through the C library. Each raises OSError naming call and path.
 
-This is the only module that touches ctypes, and it takes the extension module `_ctypes` directly:
-the `ctypes` package in front of it costs a start 4.5 ms and 5 file opens (measured, Python 3.11),
-`_ctypes` 0.8 ms and 2. The names used here are those that
-`ctypes/__init__.py` itself builds on, the same from 3.11 to 3.14.
+It uses the extension module `_ctypes` directly: importing the package `ctypes` costs a start 4.5 ms
+and opens 5 files (measured with Python 3.11), `_ctypes` alone 0.8 ms and 2. The names used here are
+those that `ctypes/__init__.py` uses, the same in Python 3.11 to 3.14. Besides this module only
+`fuse.decompress` calls C.
 """
 
 import _ctypes
@@ -54,22 +54,24 @@ RESOLVE_IN_ROOT = 16
 AT_FDCWD = -100
 
 REFUSED = (ENOSYS, EPERM, EINVAL, EACCES, EOPNOTSUPP)
-"""What an older kernel or a seccomp filter answers; where the call itself answers so, the older way
-meets the same. `newcalls` has the table of such calls."""
+"""Errors by which an older kernel or a seccomp filter refuses a newer system call (`newcalls`).
 
+Some of them may also be the call's own answer. Then the older way is tried, and fails likewise."""
+
+# inotify(7)
 IN_CLOEXEC = os.O_CLOEXEC
 IN_ONLYDIR = 0x01000000
 IN_UNMOUNT = 0x2000
 
 
-# statfs(2), f_type: tmpfs, ramfs, ext, xfs, btrfs, overlayfs, f2fs, zfs
+# statfs(2), f_type of file systems of one node: tmpfs, ramfs, ext, xfs, btrfs, overlayfs, f2fs, zfs
 _LOCAL = {
     *(0x01021994, 0x858458F6, 0xEF53, 0x58465342),
     *(0x9123683E, 0x794C7630, 0xF2F52010, 0x2FC12FC1),
 }
 
 _CAPABILITIES = 64
-"""More than there are: capget(2) has them in 64 bits."""
+"""Numbers to try: capget(2) has 64 bits, of which the kernel uses some 40."""
 
 
 class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
@@ -87,13 +89,16 @@ _FUNCTIONS: "dict[str, Any]" = {}
 
 
 def _call(name: str, *args: "int | bytes | None", path: str | None = None) -> int:
-    """Call the C library's `name`; integers go as long, bytes as char *, None as NULL."""
+    """Call the function `name` of the C library and return its int. Raises CallError for -1.
+
+    Integers are passed as long, bytes as char *, None as NULL. `path` is for the error.
+    """
     function = _FUNCTIONS.get(name)
     if function is None:
         address = _ctypes.dlsym(_LIBC, name)
         function = _FUNCTIONS[name] = _Function(address)
     result: int = function(*[_Long(a) if isinstance(a, int) else a for a in args])
-    # These functions return int, 32 bits; the upper half of the register holds anything.
+    # These functions return int: of the register only the lower 32 bits count.
     if result & 0xFFFFFFFF == 0xFFFFFFFF:
         errno = _ctypes.get_errno()
         raise CallError(errno, os.strerror(errno), name, path)
@@ -101,7 +106,10 @@ def _call(name: str, *args: "int | bytes | None", path: str | None = None) -> in
 
 
 def numbered(name: str, number: int, *args: "int | bytes | None", path: str | None = None) -> int:
-    """Make the system call `number`, whose name is for the error: one that libraries may lack."""
+    """Make the system call `number`, for which the C library may have no function.
+
+    `name` is for the error. Raises CallError.
+    """
     try:
         return _call("syscall", number, *args, path=path)
     except CallError as error:
@@ -110,7 +118,7 @@ def numbered(name: str, number: int, *args: "int | bytes | None", path: str | No
 
 
 class CallError(OSError):
-    """A system call's refusal: `call` is its name, `filename` the path it was about (or None)."""
+    """A system call failed: `call` is its name, `filename` the path it was about, or None."""
 
     def __init__(self, errno: int, text: str, call: str, path: str | None = None) -> None:
         super().__init__(errno, text, path)
@@ -127,7 +135,8 @@ def unshare(flags: int) -> None:
 
 
 def setns(fd: int, flags: int) -> None:
-    """setns(2): join the namespace(s) of an open /proc/PID/ns/* file or, Linux 5.8, a pidfd."""
+    """setns(2): join the namespace of an open /proc/PID/ns/* file or, since Linux 5.8, of a
+    pidfd."""
     _call("setns", fd, flags)
 
 
@@ -148,18 +157,21 @@ def mount(
 
 
 def open_tree(path: str) -> int:
-    """open_tree(2) with OPEN_TREE_CLONE: return a detached copy of the mount at `path`."""
+    """open_tree(2) with OPEN_TREE_CLONE: return a copy of the mount at `path`, attached nowhere."""
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
     return numbered("open_tree", _SYS_OPEN_TREE, AT_FDCWD, os.fsencode(path), flags, path=path)
 
 
 def move_mount(tree: int, target: int) -> None:
-    """move_mount(2): attach the detached mount `tree` to the open directory `target`."""
+    """move_mount(2): attach `tree`, a mount of `open_tree`, to the open directory `target`."""
     numbered("move_mount", _SYS_MOVE_MOUNT, tree, b"", target, b"", _BOTH_EMPTY_PATH)
 
 
 def moves_mounts() -> bool:
-    """Tell whether open_tree(2) and move_mount(2) are there, to a caller who may mount."""
+    """Tell whether open_tree(2) and move_mount(2) can be used; the caller must be allowed to mount.
+
+    move_mount(2) is called with descriptors that do not exist: the kernel answers EBADF then.
+    """
     try:
         fd = numbered("open_tree", _SYS_OPEN_TREE, AT_FDCWD, b"/", os.O_CLOEXEC)
     except CallError:
@@ -188,30 +200,32 @@ def prctl(option: int, argument: "int | bytes" = 0) -> None:
 
 
 def is_local(fd: int) -> bool:
-    """Tell whether an open file is on a file system known to be this node's own (statfs(2))."""
+    """Tell whether an open file is on a file system of this node alone (statfs(2)). Raises
+    OSError."""
     found = bytes(256)
     _call("fstatfs", fd, found)
     return int.from_bytes(found[:8], byteorder) & 0xFFFFFFFF in _LOCAL
 
 
 def poke(address: int, data: bytes) -> None:
-    """Overwrite memory of the calling process (memcpy(3)); what is there must be its to write."""
+    """Overwrite this process's memory at `address` with `data` (memcpy(3))."""
     _call("memcpy", address, data, len(data))
 
 
 def set_affinity(mask: bytes) -> None:
-    """Let the calling process run on the CPUs of `mask` (sched_setaffinity(2)).
+    """Let the calling process run on the CPUs of `mask` (sched_setaffinity(2)). Raises OSError.
 
-    os.sched_setaffinity takes numbers, and 60 us for those of all CPUs that could be.
+    `mask` has a bit for each CPU. os.sched_setaffinity takes their numbers, which for all CPUs that
+    a machine can have takes 60 microseconds.
     """
     _call("sched_setaffinity", 0, len(mask), mask)
 
 
-def drop_bounding_set() -> None:
-    """Empty the capability bounding set: what execve(2) could ever give back (capabilities(7)).
+def _drop_bounding_set() -> None:
+    """Empty the capability bounding set, so that no execve(2) can give a capability back.
 
-    Needs CAP_SETPCAP in the caller's user namespace, which the maker of one and each joiner has
-    until execve(2). Stops at the first number that the kernel does not know.
+    This needs CAP_SETPCAP (capabilities(7)). A process that has made or joined a user namespace has
+    it until execve(2). It stops at the first number that the kernel does not know.
     """
     for capability in range(_CAPABILITIES):
         try:
@@ -221,8 +235,11 @@ def drop_bounding_set() -> None:
 
 
 def protect() -> None:
-    """Give up for good what execve(2) could add: no_new_privs, and an empty bounding set."""
-    drop_bounding_set()
+    """Make sure that execve(2) adds no privilege: no_new_privs, and an empty bounding set.
+
+    Raises OSError.
+    """
+    _drop_bounding_set()
     prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 

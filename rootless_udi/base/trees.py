@@ -1,4 +1,4 @@
-"""Trees of files: remove one, and find the file system that one is on. Off the start path."""
+"""Remove a directory tree; find a path's mount point. Off the start path."""
 
 import os
 import shutil
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def remove_tree(path: str) -> None:
-    """Remove a tree of the caller's, if it is there; raises OSError.
+    """Remove a file or directory tree of the caller's, if it is there. Raises OSError.
 
-    Also one with folders that their owner may not write or enter, which images have: such a folder
-    is given mode 0700 when the kernel has refused to remove something in it.
+    Images have folders that even their owner may not write or enter. Where the kernel refuses to
+    remove something, the folder gets mode 0700, and it is tried again.
     """
 
     def again(call: Callable[..., Any], name: str, _why: object) -> None:
@@ -28,7 +28,7 @@ def remove_tree(path: str) -> None:
 
 
 def mount_point(path: str) -> str:
-    """Return the mount point of the file system that `path` is on, or would be if it was made."""
+    """Return the mount point of the file system on which `path` is, or would be if it was made."""
     path = os.path.realpath(path)
     while path != "/" and not os.path.ismount(path):
         path = os.path.dirname(path)

@@ -1,9 +1,10 @@
-"""Whose files are believed: those that nobody but the caller, root or a named owner may write.
+"""Check that only the caller, root or a known owner can have written a file.
 
-What is read from a file of ours becomes environment, mounts and commands of the caller, so that who
-may write it may run code as him. SECURITY.md lists every such file with who may have written it.
-They are judged by the descriptor that is then read, never by a path that may mean another file by
-then. The launcher scripts do the same for code (bin/udi-run), before this can be imported.
+What we read from files (configuration, facts of images, records) becomes environment variables,
+mounts and commands of the caller. So whoever can write such a file can run programs as the caller.
+SECURITY.md lists these files, and who may write each. A file is checked by the descriptor that is
+then read, since a path may mean another file a moment later. The launcher scripts (bin/udi-run) do
+the same for code, before this module can be imported.
 """
 
 import os
@@ -16,24 +17,30 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-NOBODY = 65534
-"""As whom files show whose owner has no id here (user_namespaces(7))."""
+_NOBODY = 65534
+"""The owner that stat(2) shows for a file whose real owner has no id in this user namespace
+(user_namespaces(7))."""
 _ACL = "system.posix_acl_access"
 _USER, _GROUP_OBJ, _GROUP = 2, 4, 8
+"""Tags of an access control list's entries (linux/posix_acl.h): a user by number, the file's group,
+a group by number."""
 _LINKS = 40
+"""Links that the kernel follows in one path (path_resolution(7))."""
 _ROOTS = ("/etc/rootless_udi", "/etc/cdi", "/run/cdi", "/var/run/cdi")
-"""What nobody but root can put there: all that is believed of it where its owner can't be seen."""
+"""Folders that only root can make. Where files show _NOBODY as owner, only those in here are taken
+for root's."""
 
 
 class Untrusted(UdiError):
-    """A file that others may have written."""
+    """The error for a file that others may have written."""
 
 
 def opened(path: str, owners: "Iterable[int]" = (), what: str = "") -> int:
-    """Open a regular file for reading that only the caller, root and `owners` may have written.
+    """Open a regular file for reading, if only the caller, root and `owners` can have written it.
 
-    A link to it must be theirs too. Raises Untrusted, beginning with `what`, and OSError. Something
-    else in its place is opened without waiting for anybody (a FIFO's writer).
+    Symbolic links on the way to it must belong to one of these too. Return the descriptor. Raises
+    Untrusted, with a message that begins with `what`, and OSError. It never blocks, as opening a
+    FIFO would.
     """
     owners, target = tuple(owners), path
     for _ in range(_LINKS):
@@ -54,8 +61,11 @@ def opened(path: str, owners: "Iterable[int]" = (), what: str = "") -> int:
 
 
 def regular(path: str) -> int:
-    """Open a regular file for reading, whoever wrote it. Raises OSError for what is none, without
-    waiting for anybody: a FIFO's open would wait for its writer."""
+    """Open a regular file for reading, whoever may have written it; return the descriptor.
+
+    Raises OSError, also for anything else than a regular file. It never blocks, as opening a FIFO
+    would.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(fd).st_mode
     if S_ISREG(mode):
@@ -67,19 +77,19 @@ def regular(path: str) -> int:
 
 
 def read(path: str, owners: "Iterable[int]" = (), what: str = "") -> bytes:
-    """Return the content of a file; as `opened`."""
+    """Return the content of a file; arguments and errors are those of `opened`."""
     with open(opened(path, owners, what), "rb", buffering=0) as file:
         return file.readall()
 
 
 def link(path: str, owners: "Iterable[int]" = (), what: str = "") -> str:
-    """Return the text of a symbolic link that is the caller's, root's or one of `owners`'.
+    """Return the target of a symbolic link that belongs to the caller, root or one of `owners`.
 
-    Raises Untrusted, and OSError where there is none.
+    Raises Untrusted for another one's link, and OSError, with EINVAL for what is no link.
     """
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        # Of what is no link EINVAL comes first.
+        # First: for what is no link, this raises EINVAL.
         text = os.readlink("", dir_fd=fd)
         why = refusal(fd, owners, path)
         if why:
@@ -90,11 +100,11 @@ def link(path: str, owners: "Iterable[int]" = (), what: str = "") -> str:
 
 
 def destination(path: str, what: str = "") -> str:
-    """Return where a file lies that is to be written anew: `path`, or what links of the caller's or
-    root's lead to. It need not be there.
+    """Return the path at which to write a file: `path`, or the one that symbolic links lead to.
 
-    Raises Untrusted for a link of somebody else's, and where others could take away what is
-    written: a sticky folder of root's will do, since they can't there.
+    The file need not be there yet. Raises Untrusted for a link that belongs neither to the caller
+    nor to root, and where other users could replace the file, since they may write its folder. A
+    sticky folder of root's like /tmp is allowed: there they can't.
     """
     for _ in range(_LINKS):
         folder = os.path.dirname(os.path.abspath(path))
@@ -117,7 +127,10 @@ def destination(path: str, what: str = "") -> str:
 
 
 def check(fd: int, path: str, owners: "Iterable[int]" = (), what: str = "") -> None:
-    """Raise Untrusted where the open file `fd`, named `path`, is no regular file of theirs."""
+    """Raise Untrusted if others than the caller, root and `owners` may have written an open file.
+
+    Also if it is no regular file. `path` is its name. Raises OSError.
+    """
     why = refusal(fd, owners, path)
     if not why and not S_ISREG(os.fstat(fd).st_mode):
         why = "it is no regular file"
@@ -133,14 +146,15 @@ def _untrusted(what: str, path: str, why: str) -> Untrusted:
 
 
 def refusal(what: "int | str", owners: "Iterable[int]" = (), named: str = "") -> str:
-    """Say why a file or folder (a descriptor, or a path that is only looked at) may be another's
-    work; "" where only the caller, root and `owners` may write it. A link's owner counts alone.
+    """Say why others than the caller, root and `owners` may have written a file or folder; "" if
+    not.
 
-    `named` is the path of a descriptor. Raises OSError.
+    `what` is a descriptor or a path; `named` is the descriptor's path. Of a symbolic link only the
+    owner counts. Raises OSError.
     """
     status = os.stat(what)
     trusted = (os.getuid(), 0, *owners)
-    if status.st_uid == NOBODY and not _zero_is_mapped():
+    if status.st_uid == _NOBODY and not _zero_is_mapped():
         if not _is_roots(what, named if isinstance(what, int) else what):
             return "it belongs to a user who is not known here"
     elif status.st_uid not in trusted:
@@ -155,21 +169,26 @@ def refusal(what: "int | str", owners: "Iterable[int]" = (), named: str = "") ->
 
 
 def closed(status: os.stat_result) -> bool:
-    """Tell whether nobody but the caller and root gets into a folder: what is in it is theirs."""
+    """Tell whether only the caller and root can enter a folder, by its `stat`.
+
+    Then only they can have written what is in it.
+    """
     return status.st_uid in (os.getuid(), 0) and not status.st_mode & 0o077
 
 
 def _writer(what: "int | str", trusted: "tuple[int, ...]") -> str:
-    """Say who else may write, where the mode's middle bits say that somebody may.
+    """Say who may write a file whose mode lets its group write; "" if only `trusted` users may.
 
-    With an access control list (acl(5)) these bits are its mask, and its entries say who. Its
-    format is linux/posix_acl_xattr.h's: a version, then (tag, rights, id) of 2, 2 and 4 bytes.
+    On a file with an access control list (acl(5)), the group's bits of the mode are only the most
+    that any entry of the list can give, and the entries say who may write. The format of the list
+    (linux/posix_acl_xattr.h) is a version of 4 bytes, then for each entry tag, rights and id, of 2,
+    2 and 4 bytes. Raises OSError.
     """
     try:
         data = os.getxattr(what, _ACL)
     except OSError as error:
         if error.errno == EBADF:
-            # A descriptor of O_PATH.
+            # The descriptor was opened with O_PATH, which fgetxattr(2) does not take.
             return _writer(f"/proc/self/fd/{what}", trusted)
         if error.errno not in (ENOTSUP, ENODATA):
             raise
@@ -187,7 +206,7 @@ def _writer(what: "int | str", trusted: "tuple[int, ...]") -> str:
 
 
 def _zero_is_mapped() -> bool:
-    """Tell whether 0 is an id of this user namespace: then root's files show as its own."""
+    """Tell whether id 0 is mapped in this user namespace: then root's files show root as owner."""
     try:
         with open("/proc/self/uid_map", encoding="ascii") as file:
             return any(line.split()[0] == "0" for line in file)
@@ -196,21 +215,23 @@ def _zero_is_mapped() -> bool:
 
 
 def _is_roots(what: "int | str", named: str) -> bool:
-    """Tell whether a file of NOBODY can be taken for root's, in a namespace that does not know 0.
+    """Tell whether a file that shows the owner _NOBODY is root's, in a namespace that has no id 0.
 
-    Any other unknown user's shows so too, and his folder. So the name must be one that only root
-    can give away, and on the way there no known user may write, nor this one.
+    Files of any other user without an id here show the same owner. So the file must lie in one of
+    _ROOTS, all folders on the way must show _NOBODY too, and neither others nor this process may
+    write them.
     """
     path = os.path.abspath(named)
     if not any(f"{path}/".startswith(f"{one}/") for one in _ROOTS):
         return False
-    unknown = all(os.stat(folder).st_uid == NOBODY for folder in _folders(path))
+    unknown = all(os.stat(folder).st_uid == _NOBODY for folder in _folders(path))
     itself = f"/proc/self/fd/{what}" if isinstance(what, int) else what
     return unknown and not _writable(path) and not os.access(itself, os.W_OK)
 
 
 def _writable(path: str) -> str:
-    """Return the first folder on the way to `path` that others may write, or this process."""
+    """Return the first folder on the way to `path` that others or this process may write; "" for
+    none."""
     for folder in _folders(path):
         if os.stat(folder).st_mode & 0o022 or os.access(folder, os.W_OK):
             return folder
@@ -218,10 +239,11 @@ def _writable(path: str) -> str:
 
 
 def above(path: str, owners: "Iterable[int]" = ()) -> str:
-    """Say which folder on the way to `path` others than the caller, root and `owners` may write.
+    """Return "FOLDER: WHY" for the first folder on the way to `path` that others may write.
 
-    "" for none: then nobody else can have put there what is at `path`. A sticky folder counts:
-    anybody can make in it what is not there yet. Raises OSError.
+    Others are all but the caller, root and `owners`. Return "" if there is none: then nobody else
+    can have made what is at `path`. A sticky folder like /tmp counts as well, since anybody can
+    make new files in it. Raises OSError.
     """
     owners = tuple(owners)
     for folder in _folders(path):
@@ -232,18 +254,20 @@ def above(path: str, owners: "Iterable[int]" = ()) -> str:
 
 
 def keeper(path: str) -> tuple[int, ...]:
-    """Return who besides the caller and root is believed in a folder that the site names.
+    """Return the users, besides the caller and root, who may own files in a folder of the site.
 
-    That is its owner, where nobody else could have put a folder of his own there. Raises OSError.
+    `path` is a folder that the site's configuration names. Its owner is trusted if nobody but he
+    and root can have made it at that path. Raises OSError.
     """
     owner = os.stat(path).st_uid
-    if owner in (os.getuid(), 0, NOBODY) or above(path, (owner,)):
+    if owner in (os.getuid(), 0, _NOBODY) or above(path, (owner,)):
         return ()
     return (owner,)
 
 
 def _folders(path: str) -> "Iterator[str]":
-    """Yield the folders that the kernel goes through to `path`, from / on, also through links."""
+    """Yield the folders that the kernel passes on the way to `path`, from "/" on, links
+    followed."""
     parts, here, links = os.path.abspath(path).split("/")[:0:-1], "/", 0
     yield here
     while parts:
@@ -269,10 +293,10 @@ def _folders(path: str) -> "Iterator[str]":
 
 
 def make(path: str, mode: int = 0o755) -> int:
-    """Make a folder and those above it that are missing, whatever the umask allows to others.
+    """Make a folder, and the missing ones above it with mode 0755 less the umask; return its owner.
 
-    The last one gets `mode`, less the umask. Returns its owner: what was there already may be
-    anybody's. Raises OSError.
+    It gets `mode` less the umask. If it was there before, it may belong to anybody: that is what
+    the returned uid tells. Raises OSError.
     """
     if not os.path.isdir(path):
         parent = os.path.dirname(path.rstrip("/"))
