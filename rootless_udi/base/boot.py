@@ -20,7 +20,7 @@ TAIL = b"end of bundle"
 
 
 def boot(data: bytes, head: "Any", owner: int) -> bool:
-    """Make Python import modules from a bundle; return False if one of its source files has changed.
+    """Make Python import modules from a bundle; return False if a source file of it has changed.
 
     `data` is the bundle's content, `head` the object that stands first in it. User `owner` is
     trusted to have written the second bundle, which `head` names, in the same folder.

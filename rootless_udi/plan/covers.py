@@ -1,8 +1,10 @@
-"""Without overlay: which directories of the image must be covered, to make mount points in them.
+"""Plan covers: how a mount point that an image lacks is made where no overlay can be mounted. Pure.
 
-The image stays mounted. Only the deepest directory that lacks a mount point is covered by a private
-one, into which its entries are bound (`launch.underlay` does it). Pure: what the image holds is
-asked of `look`. Imported by the launches alone that need it.
+The image is read-only. A *cover* is a new directory in private memory that is mounted over one of
+the image's directories. Each entry of that directory is bind-mounted into the cover, so that it
+looks the same; and the missing mount point can be made in it. Only the deepest directory that
+exists is covered. This module says which; `launch.underlay` makes the covers. What the image holds
+is asked by a function, `look`. Only the starts that need a cover import this.
 """
 
 from rootless_udi.base.records import Record
@@ -17,35 +19,41 @@ if TYPE_CHECKING:
     from rootless_udi.plan.steps import Step
 
     Look = Callable[[str], tuple[str, str]]
-    """(kind, text) of what is at a path of the image no part of which is a link, but for the last:
-    "directory", "file" (all else), "link" with its text, or "" where nothing is."""
+    """Returns (kind, target) of what is at a path in the image, without following a link. The kind
+    is "directory", "link", "file" (anything else), or "" where nothing is; the target is a link's.
+    No part of the path but the last one is a link."""
 
 MANY = 500
-"""Entries from which on a cover is worth a warning: each is a mount, 20 us to make it and as much
-for each that reads the mount table."""
+"""A cover of more entries leads to a warning. Each entry is a mount, which takes 20 microseconds to
+make, and as long for each program that reads the mount table."""
 
 MOST = 20_000
-"""Entries of one cover; the kernel has 100,000 mounts in a namespace (fs.mount-max)."""
+"""Most entries of a cover; the kernel allows 100,000 mounts in a namespace (fs.mount-max)."""
 
 
 class Cover(Record):
-    """A directory of the image to be covered, by its path without links; all entries but those of
-    `without`, which the launch makes itself, are bound into the cover."""
+    """A directory of the image to cover. `target` is its path, without links.
+
+    All its entries are bound into the cover but those of `without`, in whose place the start puts
+    something of its own. `reason` says which mount point is missing, and what wants it.
+    """
 
     target: str
     without: tuple[str, ...] = ()
     reason: str = ""
     required: bool = True
-    """Not where it is for the caller's folder alone, which then stays out."""
+    """False where only the caller's folder needs it: if the cover can't be made, that is left
+    out."""
 
 
 def covers(
     steps: "Iterable[Step | FileCache]", look: "Look", files: "frozenset[str]" = frozenset()
 ) -> list[Cover]:
-    """Return the covers that `steps` need, from the top down: the order in which they are made,
-    since a cover of "/" that came after that of /etc would copy it and hide it.
+    """Return the covers that `steps` need, in the order in which they must be made: from the top
+    down.
 
-    `files` are the targets of the mounts whose source is no directory.
+    A cover of "/" that was made after the one of /etc would hide it. `files` are the targets of the
+    mounts whose source is no directory.
     """
     view = _View(look)
     reasons: dict[str, str] = {}
@@ -58,7 +66,8 @@ def covers(
         folder, _, name = step.target.rpartition("/")
         led = view.walk(folder if is_file else step.target, mounted)
         if led is None:
-            # Into something that is mounted by then, or nowhere, which the executor will say.
+            # It leads into something that is mounted by then, which needs no cover; or nowhere,
+            # which the executor will say.
             continue
         where, missing = led
         missing += [name] * is_file
@@ -77,7 +86,7 @@ def covers(
             reasons.setdefault(where, f"{place} is not in the image ({step.reason})")
             if view.kind(_join(where, missing[0])):
                 without.setdefault(where, set()).add(missing[0])
-        # Over what the image has there, what is optional is not mounted.
+        # An optional mount is not made over something that the image has.
         if not isinstance(step, File | Symlink | Directory) and not (optional and not missing):
             mounted.add(place)
     for where, name in own:
@@ -95,7 +104,7 @@ def _join(folder: str, *names: str) -> str:
 
 
 def warning(cover: Cover, count: int) -> str:
-    """Return what is to be said of a cover with `count` entries; "" where it is nothing."""
+    """Return the warning about a cover with `count` entries; "" where it has few."""
     if count <= MANY:
         return ""
     return (
@@ -113,7 +122,7 @@ def too_many(cover: Cover) -> str:
 
 
 class _View:
-    """The image, with what stands where a standard directory must be taken away."""
+    """The image as the covers will see it: what stands in a standard directory's place is gone."""
 
     def __init__(self, look: "Look") -> None:
         self._look = look
@@ -135,9 +144,11 @@ class _View:
         return self.look(path)[0]
 
     def walk(self, path: str, mounted: "set[str]") -> "tuple[str, list[str]] | None":
-        """Return the deepest directory that `path` leads to, and the names that are missing in it.
+        """Return the deepest directory on the way to `path` that exists, and the names missing in
+        it.
 
-        None where it leads into something that is mounted, to a file or in a circle.
+        Links are followed. None where the way leads into something of `mounted`, to a file or in a
+        circle.
         """
         left, done, links = path.split("/")[::-1], [""], 0
         while left:
@@ -169,8 +180,12 @@ class _View:
         return "/".join(done) or "/", []
 
     def fits(self, where: str, name: str, link: "str | None") -> bool:
-        """Tell whether `name` in the directory `where` can stay: as the link `link`, or as a file
-        over which another is bound. Where it is a directory, the executor says so, but in /etc."""
+        """Tell whether what is at `name` in the directory `where` can stay.
+
+        `link` is the target of the link that is to be there, None for a file: that is bound over
+        what is there. A directory can stay too, since the executor then refuses the step; but in
+        /etc it is replaced.
+        """
         place = _join(where, name)
         kind, text = self.look(place)
         if kind == "directory":
@@ -183,12 +198,13 @@ class _View:
         return kind == "file"
 
     def may_go(self, where: str, name: str) -> bool:
-        """Tell whether an entry may be left out of a cover, since the launch makes it itself."""
+        """Tell whether an entry may be left out of a cover, for something of ours in its place."""
         kind = self.kind(_join(where, name))
         return kind in ("file", "link") or (kind == "directory" and self._etc(where))
 
     def _etc(self, where: str) -> bool:
-        """There a generated file takes the place of anything, as in an overlay's upper layer."""
+        """Tell whether `where` is /etc. There a generated file replaces anything, as with an
+        overlay."""
         return where == self.places["/etc"]
 
     def _link(self, path: str) -> "str | None":

@@ -1,7 +1,9 @@
 """The command's environment, as a list of operations on the caller's. Pure.
 
-The order is Shifter's, later wins: the caller's own without what a privileged program would lose
-(or nothing, with --clearenv), the image's, --env-file, --env, the modules', the site's.
+The environment is made of these, in Shifter's order; a later one wins:
+
+1. the caller's variables without those of _UNSECURE and _HOST_ONLY, or none with --clearenv;
+2. the image's ENV; 3. --env-file; 4. --env; 5. those of modules, MPI and GPUs; 6. the site's.
 """
 
 from rootless_udi.base.errors import UdiError
@@ -11,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 Operation = tuple[str, str, str]
-"""(op, name, value): see steps.Env for the words."""
+"""(op, name, value), as the fields of `steps.Env`."""
 
-UNSECURE = (
+_UNSECURE = (
     "GCONV_PATH",
     "GETCONF_DIR",
     "GLIBC_TUNABLES",
@@ -45,10 +47,11 @@ UNSECURE = (
     "TMPDIR",
     "TZDIR",
 )
-"""What glibc takes from a setuid program (unsecvars.h): Shifter's users never saw the host's inside
-a container, and its LD_LIBRARY_PATH is wrong there."""
+"""Variables that glibc removes from the environment of a setuid program (unsecvars.h). Shifter was
+one, so its users never saw these in a container; the host's LD_LIBRARY_PATH would be wrong
+there."""
 
-HOST_ONLY = (
+_HOST_ONLY = (
     "BASH_ENV",
     "GEM_HOME",
     "GEM_PATH",
@@ -80,7 +83,7 @@ HOST_ONLY = (
     "_CE_M",
     "_LMFILES_",
 )
-HOST_PREFIXES = (
+_HOST_PREFIXES = (
     "BASH_FUNC_ml",
     "BASH_FUNC_module",
     "CONDA_",
@@ -91,19 +94,20 @@ HOST_PREFIXES = (
     "__LMOD_",
     "__MODULES_",
 )
-"""Where the host's interpreters find their libraries, and what its module commands keep: folders of
-the host and code for its programs, which those of an image would load. `shifter` keeps them."""
+"""Variables, and beginnings of their names, that tell the host's interpreters and module commands
+where their files are. The image's programs would load the host's files by them. The command
+`shifter` keeps these variables."""
 
-YOURS = ("HOME", "LOGNAME", "USER")
-"""What an image's ENV does not say: the caller stays who he is."""
+_YOURS = ("HOME", "LOGNAME", "USER")
+"""Variables that an image's ENV does not set: in a container too, the user is the caller."""
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def apply(environ: "dict[str, str]", operations: "Iterable[Operation]") -> None:
-    """Carry out `operations` on `environ` in place.
+    """Change `environ` by `operations`.
 
-    "append" and "prepend" join with ":" and are a plain set where the variable is unset or empty.
+    "append" and "prepend" join with ":"; they just set a variable that is unset or empty.
     """
     for op, name, value in operations:
         if op == "set":
@@ -119,22 +123,25 @@ def apply(environ: "dict[str, str]", operations: "Iterable[Operation]") -> None:
 
 
 def of_caller(environ: "Mapping[str, str]", clear: bool, shifter: bool) -> "list[Operation]":
-    """Return what is done to the caller's environment first; `shifter` does less."""
+    """Return the first operations on the caller's environment: for --clearenv (`clear`) and
+    `shifter`."""
     if clear:
         return [("clear", "", "")]
-    names = [*UNSECURE]
+    names = [*_UNSECURE]
     if not shifter:
-        names += HOST_ONLY
-        names += [name for name in environ if name.startswith(HOST_PREFIXES)]
+        names += _HOST_ONLY
+        names += [name for name in environ if name.startswith(_HOST_PREFIXES)]
     return [("unset", name, "") for name in names]
 
 
 def of_image(pairs: "Iterable[str]") -> "list[Operation]":
-    """Return the image's ENV as operations; pairs without "=" or without a value are left out, and
-    who the user is."""
+    """Return the operations of an image's ENV, NAME=VALUE pairs.
+
+    Pairs without "=" or without a value are left out, and the variables that say who the user is.
+    """
     split = [pair.partition("=") for pair in pairs]
     return [
-        ("set", name, value) for name, _, value in split if name and value and name not in YOURS
+        ("set", name, value) for name, _, value in split if name and value and name not in _YOURS
     ]
 
 
@@ -154,11 +161,12 @@ def of_options(pairs: "Iterable[str]", what: str = "--env") -> "list[Operation]"
 def of_file(text: str, path: str) -> "list[Operation]":
     """Return the operations of an --env-file's text.
 
-    A line is NAME=VALUE; blanks around it, empty lines and lines that start with "#" are left out;
-    quotes are part of the value, nothing is expanded. Raises UdiError naming `path` and line.
+    Each line is NAME=VALUE. Blanks around it are dropped; empty lines and those that begin with "#"
+    are skipped. Quotes are part of the value, and nothing is expanded. Raises UdiError with `path`
+    and the line's number.
     """
     operations: list[Operation] = []
-    # Not splitlines: to it, a form feed or U+2028 in a value is the end of a line too.
+    # Not splitlines(), which also splits at a form feed or U+2028 in a value.
     for number, line in enumerate(text.split("\n"), 1):
         line = line.strip()
         if line and not line.startswith("#"):

@@ -4,10 +4,12 @@ from rootless_udi.base.records import Record
 
 
 class HostPath(Record):
-    """What is at a path of the host: `kind` is "directory", "file", "device", "missing",
-    "denied", "special" (a FIFO or a socket) or "failed"; `real` is the path without symbolic links.
-    `why` is the kernel's answer where `kind` does not say it: for "failed", and for "missing" if it
-    is not that there is no such file."""
+    """What is at a path of the host.
+
+    `kind` is "directory", "file", "device", "special" (a FIFO or a socket), "missing", "denied" or
+    "failed" (another error). `real` is the path without symbolic links. `why` is the kernel's
+    message for "failed", and for "missing" where it says more than that there is no such file.
+    """
 
     kind: str
     real: str

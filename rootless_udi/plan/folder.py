@@ -1,9 +1,10 @@
-"""The caller's folder and home directory inside the container, without a word about them. Pure.
+"""Mount the caller's current folder into each container, and with --home the home directory. Pure.
 
-Who types a command expects his files to be where he stands. So the current folder is mounted at its
-own path, by both of its names where a symbolic link gives it two, unless that would change the
-image: not in what distributions fill, not over anything that the image has, and not the home
-directory, whose dot files (~/.local/lib/python3, ~/.bashrc) would change what an image runs.
+Whoever runs a command expects to find the files of the current folder. So it is mounted at its own
+path, and at a second one where a symbolic link gives it two names. It is not mounted where that
+could change what the image does: in a system folder (_SYSTEM), over anything that the image has, or
+if it is the home directory, whose files (~/.local/lib/python3, ~/.bashrc) programs of the image
+would load.
 """
 
 from rootless_udi.plan.mountpoints import within
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from rootless_udi.plan.site import Site
     from rootless_udi.plan.steps import Step
 
-SYSTEM = (
+_SYSTEM = (
     "bin",
     "boot",
     "dev",
@@ -33,7 +34,7 @@ SYSTEM = (
     "usr",
     "var",
 )
-"""Folders of the root that are the image's or the kernel's, with those that begin with lib."""
+"""Top folders in which nothing is mounted unasked; also those that begin with "lib"."""
 _CWD = "the caller's folder (user.cwd; --no-cwd leaves it out)"
 _HOME = "the caller's home directory (user.home)"
 
@@ -41,14 +42,17 @@ _HOME = "the caller's home directory (user.home)"
 def wanted(
     request: "Request", site: "Site", names: "Sequence[str]", homes: "Sequence[str]"
 ) -> tuple[Mount, ...]:
-    """Return the mounts that would be made of the current folder, known by `names`, and of the home
-    directory, known by `homes`; whether each fits, `fitting` and the image decide."""
+    """Return the mounts to make of the current folder and of the home directory.
+
+    `names` and `homes` are their paths, by which they are known. `fitting` decides which of these
+    mounts are possible beside others, and the executor which of them the image allows.
+    """
     found: list[Mount] = []
     if site.home:
         found += [_mount(home, _HOME) for home in dict.fromkeys(homes) if allowed(home)]
     around = any(within(home, name) for home in homes for name in names)
     if site.cwd and not request.no_cwd and not request.shifter and not around:
-        # The physical name first: the other one may lead through it.
+        # The name without links first: the other one may lead through it.
         found += [_mount(name, _CWD) for name in reversed(names) if allowed(name)]
     return tuple(found)
 
@@ -58,15 +62,16 @@ def _mount(path: str, reason: str) -> Mount:
 
 
 def allowed(path: str) -> bool:
-    """Tell whether a folder may be mounted at its own path without having been asked for."""
+    """Tell whether a folder may be mounted at its own path though nobody asked for it."""
     top = path.split("/")[1] if path.startswith("/") else ""
     if within(path, "/var/tmp"):
         return True
-    return bool(top) and top not in SYSTEM and not top.startswith("lib")
+    return bool(top) and top not in _SYSTEM and not top.startswith("lib")
 
 
 def below(mounts: "Iterable[Mount]", volumes: "Iterable[Volume]") -> list[str]:
-    """Return the paths of the host of which `fitting` must know whether they are there."""
+    """Return the host's paths of which `fitting` must know whether they exist: volumes in
+    `mounts`."""
     return [
         volume.destination
         for volume in volumes
@@ -80,11 +85,12 @@ def fitting(
     volumes: "Iterable[Volume]",
     sources: "Mapping[str, HostPath]",
 ) -> list[Mount]:
-    """Return those of `mounts` that can be made beside `steps` and, after them, `volumes`.
+    """Return those of `mounts` that can be made together with `steps` and `volumes`.
 
-    One that is inside another mount is there already, or would have to be made in a folder of the
-    host; one above another mount would hide it. A volume inside one needs a mount point that is
-    there: none is made in the caller's folder.
+    `sources` says what is at the host's paths. A mount is left out if its target lies inside that
+    of another mount (it is visible there already, or its mount point would have to be made in a
+    folder of the host), or above it (which it would hide). It is left out too if a volume lies in
+    it whose mount point does not exist there, since nothing is made in the caller's folder.
     """
     taken = [step.target for step in steps]
     asked = [volume.destination for volume in volumes]

@@ -1,8 +1,9 @@
-"""Words of other tools, and what they become here: a table, read where udi-run meets one. Pure.
+"""Options and commands of other container tools, and what udi-run does with each: a table. Pure.
 
-Docker's, Podman's and podman-hpc's, Apptainer's, Charliecloud's, Sarus's, enroot's and pyxis's
-options and commands. What means the same is done; for the rest a line names our word. An option's
-value is always taken with it, so that it is never looked for as an image.
+They are those of Docker, Podman and podman-hpc, Apptainer, Charliecloud, Sarus, enroot and pyxis.
+Where udi-run can do the same, it does; for the others an error names udi-run's own way. The value
+of an option is known to belong to it, so that it is not taken for the image. This module is
+imported where an option is none of udi-run's own.
 """
 
 from rootless_udi.base.errors import UdiError
@@ -14,11 +15,14 @@ if TYPE_CHECKING:
 
 
 class Foreign(Record):
-    """One row: `names` as typed, with their dashes; whether it `takes` a value.
+    """A row of the table: an option of another tool.
 
-    `becomes` are words of udi-run, in which {} is the value as `how` (of FORMS) rewrites it; with
-    `only`, for those values alone. Where a row becomes nothing, `line` says why nothing is needed
-    (and the option is accepted) if `fine`, else what to write instead (an error).
+    `names` are its names as typed, with their dashes; `takes` says whether it takes a value.
+    `becomes` are the words of udi-run in its place, in which {} stands for the value; `how` names a
+    function of _FORMS that rewrites the value before. If `only` is not empty, the option is
+    accepted with these values alone. With `fine` the option is accepted and nothing needs to be
+    done, and `line` says why. Else, where `becomes` is empty, it is an error, and `line` says what
+    to write instead.
     """
 
     names: tuple[str, ...]
@@ -149,17 +153,17 @@ COMMANDS = {
     "logs": "a container's output is its command's: redirect it",
     "compose": "each command is run by itself: udi-run IMAGE COMMAND",
 }
-"""A word in an image's place: what to type for it; the empty ones are done."""
+"""Command -> what to type for it, where a command of another tool stands in the image's place. ""
+is for those that udi-run does itself."""
 
 _ROWS = {name: row for row in OPTIONS for name in row.names}
 
 
 def option(argv: "Sequence[str]", at: int, ours: "Sequence[str]") -> "tuple[list[str], int]":
-    """Return (words of ours for the option at `argv[at]`, where the next one is).
+    """Return udi-run's words for the option at `argv[at]`, and the index of the word after it.
 
-    `ours` are the names of our own options, for a hint.
-
-    Raises UdiError for an option that nobody has, and for one that is not done here.
+    `ours` are the names of udi-run's options, for a hint. Raises UdiError for an option that no
+    tool has, and for one that udi-run can't do.
     """
     word = argv[at]
     name, equals, value = word.partition("=") if word.startswith("--") else (word[:2], "", "")
@@ -182,7 +186,7 @@ def option(argv: "Sequence[str]", at: int, ours: "Sequence[str]") -> "tuple[list
         value, at = argv[at], at + 1
     if (row.only and value not in row.only) or not (row.fine or row.becomes):
         raise _refused(f"{name} {value}", row)
-    values = FORMS[row.how](name, value) if row.how else [value]
+    values = _FORMS[row.how](name, value) if row.how else [value]
     return [one.replace("{}", text) for one in row.becomes for text in values], at
 
 
@@ -206,9 +210,9 @@ def _unknown(word: str, ours: "Sequence[str]") -> UdiError:
 
 
 def command(words: "Sequence[str]") -> list[str]:
-    """Return the words that `words`, of which the first is one of COMMANDS, stand for.
+    """Return udi-run's words for `words`, of which the first is one of COMMANDS.
 
-    Raises UdiError with what to type for those that udi-run does not do.
+    Raises UdiError, with what to type, for a command that udi-run does not do.
     """
     word, *rest = words
     if word in ("run", "shell"):
@@ -242,14 +246,14 @@ def _flags(text: str) -> list[str]:
 
 
 def _volume(name: str, value: str) -> list[str]:
-    """SRC:DST[:FLAG,FLAG]: of docker-run(1); one path alone is both."""
+    """Rewrite SRC:DST[:FLAG,FLAG] of docker-run(1). A single path is source and destination."""
     source, _, rest = value.partition(":")
     target, _, flags = rest.partition(":")
     return [":".join([_absolute(name, source), target or source, *_flags(flags)])]
 
 
 def _binds(name: str, value: str) -> list[str]:
-    """SRC[:DST[:FLAGS]],...: of Apptainer and pyxis, where a flag may follow a comma as well."""
+    """Rewrite SRC[:DST[:FLAGS]],... of Apptainer and pyxis; a comma may also be before a flag."""
     found: list[str] = []
     for one in value.split(","):
         if found and one in ("ro", "rw", *_FLAGS, *_IGNORED):
@@ -260,7 +264,7 @@ def _binds(name: str, value: str) -> list[str]:
 
 
 def _mount(name: str, value: str) -> list[str]:
-    """KEY=VALUE,...: of docker-run(1), --mount; or SRC:DST, of enroot."""
+    """Rewrite KEY=VALUE,... of docker-run(1), --mount, or SRC:DST of enroot."""
     if "=" not in value:
         return _volume(name, value)
     pairs = dict(word.partition("=")[::2] for word in value.split(","))
@@ -277,14 +281,14 @@ def _mount(name: str, value: str) -> list[str]:
 
 
 def _set_env(name: str, value: str) -> list[str]:
-    """NAME=VALUE, or a file of such lines: of ch-run(1)."""
+    """Rewrite NAME=VALUE, or the name of a file of such lines, of ch-run(1)."""
     return [f"--env={value}" if "=" in value else f"--env-file={value}"]
 
 
-FORMS: "dict[str, Callable[[str, str], list[str]]]" = {
+_FORMS: "dict[str, Callable[[str, str], list[str]]]" = {
     "volume": _volume,
     "binds": _binds,
     "mount": _mount,
     "set-env": _set_env,
 }
-"""How a value is rewritten: (the option as typed, its value) to one value or several."""
+"""Functions that rewrite a value: (the option as typed, its value) -> one value or several."""

@@ -8,11 +8,12 @@ if TYPE_CHECKING:
 
 
 class Root(Record):
-    """How the image becomes a file system (by which server, or as a directory), and why so.
+    """How the image becomes a file system: served by FUSE, or as a directory.
 
-    `server` is the name of an image server of `rootless_udi.fuse.choice`, or "directory";
-    `path` the squashfs file or the directory; `program` the C server's path where there is one;
-    `trace` the file that our own server writes a profile to; `options` the C server's words.
+    `server` is an image server's name (`rootless_udi.fuse.choice.NAMES`), or "directory". `path` is
+    the squashfs file or the directory. `program` is the path of a server that is another program,
+    `options` are its further arguments. `reason` says why this server was chosen. `trace` is the
+    file to which our own server writes a profile, "" for none.
     """
 
     server: str
@@ -24,11 +25,12 @@ class Root(Record):
 
 
 class Image(Record):
-    """What is known of an image before its file is touched.
+    """What is known of an image before it is mounted.
 
-    `path` is the squashfs file ("" for a plain directory), `directory` the extracted tree, where
-    it is or would be; `facts` the sidecar that the pull wrote, empty for a foreign file;
-    `compressor` the squashfs file's, by name; `optimized` tells that `udi optimize` made it.
+    `request` is the image as the caller named it, `digest` its digest ("" if unknown). `path` is
+    the squashfs file, "" for an image that is a directory. `directory` is where the extracted image
+    is or would be. `facts` is what `udi pull` noted of the image, empty for another tool's file.
+    `compressor` is the squashfs file's, by name. `optimized`: `udi optimize` made the file.
     """
 
     request: str
@@ -41,5 +43,5 @@ class Image(Record):
 
     @property
     def identifier(self) -> str:
-        """The id that `shifterimg lookup` prints, HEX; for a foreign file the request."""
+        """The id that `shifterimg lookup` prints: the digest's hexadecimal part, else `request`."""
         return self.digest.rpartition(":")[2] or self.request

@@ -1,7 +1,8 @@
-"""Modules: named sets of binds, devices, variables and a hook that a site or a user wrote down.
+"""Modules: sets of binds, devices, variables and a hook, which a site or a user gave a name. Pure.
 
-Selection and planning, both pure. `mpi` and `gpu` are built in: they may be selected, required
-and conflicted with like the others, and are planned by `rootless_udi.mpi_inject`.
+This selects modules and plans what they put into a container. `mpi` and `gpu` are built in: they
+are selected like the others, and other modules may require them or conflict with them, but
+`rootless_udi.mpi_inject` plans them.
 """
 
 from rootless_udi.base.errors import UdiError
@@ -23,10 +24,11 @@ _MAGIC = frozenset("*?[")
 
 
 class Bind(Record):
-    """Files of the host: `source` may be a pattern (`*`, `?`, `[...]` in any component).
+    """Files of the host to bind. `source` is a path or a pattern (`*`, `?`, `[...]` in any part).
 
-    `destination` empty: the same path. A destination that ends in "/" is the directory that the
-    sources are put in, each under its own name; a pattern needs one or none.
+    An empty `destination` means the same path as on the host. One that ends in "/" is a directory,
+    in which each source appears by its own name. A pattern needs one of these two. `options` are
+    those of `steps.Mount`. With `required`, it is an error if nothing matches.
     """
 
     source: str
@@ -36,14 +38,17 @@ class Bind(Record):
 
 
 class Device(Record):
-    """A device node of the host, or a pattern, at its own path."""
+    """A device node of the host, or a pattern for several; each appears at its own path."""
 
     path: str
     required: bool = True
 
 
 class Module(Record):
-    """A module as its file says. `problem` is why the file can't be used, empty where it can."""
+    """A module, as its file describes it.
+
+    `origin` is the file's path. `problem` says why the file can't be used, "" where it can.
+    """
 
     name: str
     binds: tuple[Bind, ...] = ()
@@ -64,7 +69,7 @@ class Module(Record):
 
 
 def available(flat: "Mapping[str, Any]") -> dict[str, Module]:
-    """Return `Site.modules` as records, with the built-in ones."""
+    """Return name -> module of `Site.modules`, and the built-in ones."""
     found = {name: Module(name, description=text) for name, text in BUILT_IN.items()}
     for name, row in flat.items():
         if name in BUILT_IN:
@@ -81,7 +86,7 @@ def available(flat: "Mapping[str, Any]") -> dict[str, Module]:
 
 
 def flat(module: Module) -> "list[Any]":
-    """Return what JSON can hold of a module; `available` reads it back."""
+    """Return a module as lists and strings for JSON; `available` makes modules of them."""
     return [
         [one.values() for one in value]
         if name in ("binds", "devices", "environment")
@@ -97,7 +102,7 @@ def _tuples(row: "Sequence[Any]") -> "list[Any]":
 
 
 def proper_name(name: str) -> bool:
-    """Tell whether a file of this name (less .toml) may be a module."""
+    """Tell whether `name` may be a module's name: the name of its file without .toml."""
     return bool(name) and name != NONE and name[0].isalnum() and _NAME.issuperset(name)
 
 
@@ -155,7 +160,7 @@ def _choose(
 
 
 def patterns(modules: "Iterable[Module]") -> tuple[str, ...]:
-    """Return the paths and patterns that the planner needs the host's matches of."""
+    """Return the paths and patterns of modules, to look for on the host."""
     found = []
     for module in modules:
         found += [bind.source for bind in module.binds]
@@ -168,9 +173,9 @@ def plan(
 ) -> tuple[Injection, tuple[Hook, ...]]:
     """Return what the modules put into the container, and their hooks in order.
 
-    `matches` gives the host's paths for each of `patterns` (see `rootless_udi.host.globs.matches`).
-    A later module's mount on the same target takes the place of an earlier one's. Raises UdiError
-    where something required is not on this host.
+    `matches` maps each of `patterns` to the host's paths (`rootless_udi.host.globs.matches`). Of
+    two mounts on one target, the later module's counts. Raises UdiError where something required is
+    not on this host.
     """
     steps: dict[str, Step] = {}
     environment: list[Env] = []
@@ -218,7 +223,7 @@ def _matched(
 
 
 def target(bind: Bind, source: str) -> str:
-    """Return where one source of a bind goes."""
+    """Return the path in the container at which a source of a bind appears."""
     if not bind.destination:
         return source
     if bind.destination.endswith("/"):

@@ -1,12 +1,14 @@
-"""Mount points that every image gets when it is pulled, so that a plain run needs no overlay.
+"""The mount points that `udi pull` makes in each image, so that most starts need no overlay. Pure.
 
-Lives here because the pull makes them and the planner relies on them. `/opt/udiImage` is Shifter's
-own folder for what the site adds; modules, MPI and GPU links live there in private memory.
+They are listed here for both the pull, which makes them, and the planner, which relies on them.
+/opt/udiImage is Shifter's folder for what a site adds to an image. Here it is private memory with
+the files of modules, MPI and GPUs.
 
-An image may have links at these places. Where a file system is mounted at each start (MOUNTED), a
-link becomes a directory: through it, one mount would hide another (`/var/tmp -> /tmp`). The links
-at FOLLOWED stay, since files of the image are found through them (`/etc -> usr/etc`, `/opt ->
-var/opt`, Nix's `/etc -> /nix/store/...`); what must be there is made where they lead.
+An image may have symbolic links at these places. At those of MOUNTED, where a file system is
+mounted at each start, a link is replaced by a directory: through links, one mount could hide
+another (`/var/tmp -> /tmp`). The links at FOLLOWED stay, since the image's own files are found
+through them (`/etc -> usr/etc`, `/opt -> var/opt`, Nix's `/etc -> /nix/store/...`). The mount
+points inside them are made where they lead.
 """
 
 TYPE_CHECKING = False
@@ -25,7 +27,7 @@ DIRECTORIES = (
     "/var",
     "/var/tmp",
 )
-"""Parents before what is in them."""
+"""Directories; those above others come first."""
 FOLLOWED = ("/etc", "/opt", "/var")
 MOUNTED = ("/dev", "/opt/udiImage", "/proc", "/run", "/sys", "/tmp", "/var/tmp")
 FILES = (
@@ -37,22 +39,27 @@ FILES = (
     "/etc/resolv.conf",
     "/etc/shadow",
 )
-"""Bound over at each start. A symbolic link of the image at one of these becomes an empty file."""
+"""Files over which something is bound at each start. A link of the image at one of these is
+replaced by an empty file."""
 
 SYMLINKS = {"/etc/mtab": "/proc/mounts", "/var/run": "/run"}
-"""Put where the image has nothing (mtab: whatever the image has)."""
+"""Links -> targets, made where the image has nothing; /etc/mtab whatever the image has there."""
 
 LINKS_MAX = 40
 """Links that the kernel follows in one path (path_resolution(7))."""
 
 
 def within(path: str, folder: str) -> bool:
-    """Tell whether `path` is `folder` or inside it; both normal and absolute."""
+    """Tell whether `path` is `folder` or inside it. Both are absolute, without ".", ".." or
+    links."""
     return folder == "/" or path == folder or path.startswith(f"{folder}/")
 
 
 def may_lead(place: str) -> bool:
-    """Tell whether a link at one of FOLLOWED may lead to `place`, a path without links."""
+    """Tell whether a link at one of FOLLOWED may lead to `place`, a path without links.
+
+    It may not where a file system is mounted at each start.
+    """
     if place in ("/", *DIRECTORIES):
         return False
     return not any(within(place, point) for point in (*MOUNTED, "/etc"))
@@ -61,11 +68,11 @@ def may_lead(place: str) -> bool:
 def places(
     link: "Callable[[str], str | None]", directory: "Callable[[str], bool]"
 ) -> dict[str, str]:
-    """Return where each of DIRECTORIES is in an image, or is to be made.
+    """Return directory -> path without links, for each of DIRECTORIES, in an image.
 
-    `link` returns what the link at a path says, None for anything else; `directory` tells whether
-    a directory is there. A link that leads to nothing, to a file or where it may not is to be
-    replaced by a directory.
+    That is where the directory is or must be made. `link` returns the target of the link at a path,
+    None for anything else; `directory` tells whether a directory is there. A link that leads to
+    nothing, to a file or to a place where it may not lead must be replaced by a directory.
     """
     found: dict[str, str] = {}
     for point in DIRECTORIES:
@@ -80,7 +87,10 @@ def places(
 
 
 def follow(path: str, link: "Callable[[str], str | None]") -> str | None:
-    """Return where `path` leads inside the image, a path without links; None for a circle."""
+    """Return where `path` leads inside the image, as a path without links; None for a circle.
+
+    `link` is as for `places`. Parts that do not exist are taken as they are.
+    """
     left, done, followed = path.split("/")[::-1], [""], 0
     while left:
         name = left.pop()
@@ -101,10 +111,10 @@ def follow(path: str, link: "Callable[[str], str | None]") -> str | None:
 
 
 def carried(path: str, found: str, where: "dict[str, str]") -> str:
-    """Say why nothing may be mounted on `path`, which leads to `found`; "" where it may.
+    """Say why nothing may be mounted on `path`, which links lead to `found`; "" where it may.
 
-    `where` are the places of DIRECTORIES. What is allowed for a path by its name is judged before
-    (`volumes.allowed`); this judges where links lead it.
+    `where` is what `places` returned. `volumes.allowed` has judged the path by its name before;
+    this judges the place that it leads to.
     """
     for point in ("/dev", "/etc", "/opt/udiImage", "/proc", "/sys"):
         if within(found, where[point]) and not within(path, point):

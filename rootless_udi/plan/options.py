@@ -1,19 +1,25 @@
-"""udi-run's command line: one table, from which parsing, --help, completion and man come. Pure.
+"""udi-run's command line: a table of its options, and the loop that parses it. Pure.
 
-A hand loop reads it: argparse costs a launch 10 ms. Options stop at the first word that is none
-(POSIX, as Shifter does), so the command's own options need no "--".
+--help, completion and the manual page are made from the same table. argparse is not used since
+importing it costs a start 10 ms. Options end at the first word that is none, as in Shifter and as
+POSIX has it. So the command may have options of its own without a "--" before it.
 """
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
 
 SQUASHFS_SUFFIXES = (".sqfs", ".squashfs", ".squash", ".sqsh")
-"""Of a file that is an image by its name alone."""
+"""The endings of a name that make a file an image, without a look at it."""
 FLAG, VALUE, LIST, OPTIONAL = "flag", "value", "list", "optional"
 
 
 class Option(Record):
-    """One option. `kind`: "flag", "value" (last wins), "list" (repeats add), "optional" ([=X])."""
+    """An option of the table.
+
+    `kind`: FLAG takes no value; VALUE takes one, the last counts; LIST may be given several times;
+    OPTIONAL may have a value. `meta` stands for the value in --help, `text` explains the option,
+    `short` is its letter, `choices` are the values that are allowed.
+    """
 
     name: str
     kind: str
@@ -21,12 +27,14 @@ class Option(Record):
     text: str
     short: str = ""
     shares: bool = True
-    """Whether ranks must agree on it to share a container; the others are each rank's own."""
+    """Whether ranks that share a container must give the same; otherwise each rank has its own."""
     choices: tuple[str, ...] = ()
     next: tuple[str, ...] = ()
-    """Of "optional": what a next word that is the value looks like, where an image comes after it:
-    a word; "x:" for what begins so; "/" for an absolute path that is no squashfs file by its name;
-    "?" for what may be either, which is refused."""
+    """For OPTIONAL: which next words are the option's value (`--mpi openmpi IMAGE`) and not the
+    image.
+
+    A word stands for itself; "x:" for words that begin so; "/" for an absolute path that does not
+    end like a squashfs file; "?" for a word that could be either, which is an error."""
 
     @property
     def field(self) -> str:
@@ -133,15 +141,15 @@ COMMANDS = (
     " run shell help version exec pull images ls list ps login logout rm rmi delete inspect info "
     "doctor build push save load convert create start instance stop kill logs compose "
 )
-"""Words that are commands of other programs, and no image: see `foreign`."""
+"""Commands of other tools, which are no images (the keys of `foreign.COMMANDS`, as one text)."""
 _BY_NAME = {option.name: option for option in OPTIONS}
 _BY_SHORT = {option.short: option for option in OPTIONS if option.short}
 
 
 class Request(Record):
-    """What the caller asks for: the fields are the options of the table, and the command.
+    """What the caller asks for: a field for each option of the table, and the command.
 
-    OPTIONAL options are None where not given, "" where given bare.
+    An option that is not given is None, "" or (). One of OPTIONAL is "" if given without a value.
     """
 
     image: str = ""
@@ -177,12 +185,13 @@ class Request(Record):
 
 
 def parse(argv: "list[str]", environ: "dict[str, str]") -> Request:
-    """Read `argv` (without the program's name) and the UDI_* variables behind it.
+    """Return the request of a command line, `argv` without the program's name.
 
-    UDI_IMAGE, UDI_VOLUME, UDI_MODULE, UDI_MPI, UDI_GPU, UDI_FUSE, UDI_LAYER and UDI_SHARE stand for
-    options that are not given; a workload manager's plugin sets them. With an image from --image
-    or UDI_IMAGE, every word is the command's; else one "--" may stand before the command. Words of
-    other tools are those of `foreign`. Raises UdiError for what it does not understand.
+    The variables UDI_IMAGE, UDI_VOLUME, UDI_MODULE, UDI_MPI, UDI_GPU, UDI_FUSE, UDI_LAYER and
+    UDI_SHARE stand for options that are not given; a plugin of the workload manager may set them.
+    If --image or UDI_IMAGE names the image, all words after the options are the command. Else the
+    first is the image, and a "--" may follow it. Options and commands of other tools are replaced
+    as `foreign` says. Raises UdiError for what is not understood.
     """
     values: dict[str, object] = {}
     named = bool(environ.get("UDI_IMAGE"))
@@ -209,7 +218,7 @@ def parse(argv: "list[str]", environ: "dict[str, str]") -> Request:
 def _options(argv: "list[str]", values: "dict[str, object]", named: bool) -> "list[str]":
     """Put the leading options of `argv` into `values`; return what follows them.
 
-    `named`: the image is known, so that the first word that is no option is the command's.
+    `named`: the image is known already, so that the first other word begins the command.
     """
     at = 0
     while at < len(argv):
@@ -267,7 +276,10 @@ def _set(values: "dict[str, object]", option: Option, given: str | None) -> None
 
 
 def _next(option: Option, words: "list[str]") -> str | None:
-    """Return the first of `words` where it is the value of a bare `option`, not the image."""
+    """Return the first of `words` if it is the value of `option`; None if it is the image.
+
+    Raises UdiError where it could be both.
+    """
     if len(words) < 2:
         return None
     word = words[0]

@@ -1,9 +1,10 @@
-"""perNodeCache: which method, where, within which limits, and the programs' argv. Pure.
+"""Plan perNodeCaches, which are private file systems of one node: method, place and limits. Pure.
 
-`tmpfs` is the kernel's own file system in memory: its size is enforced, and it is gone with the
-mount namespace. `file` is a sparse ext4 file in a directory of the node (or of a parallel file
-system: one big file in place of its many small ones), served by fuse2fs and unlinked while open.
-`rootless_udi.host.cachefacts` reads the facts.
+There are two methods. `tmpfs` is the kernel's file system in memory: the kernel enforces its size,
+and it is gone when the mount namespace is. `file` is an ext4 file system in a sparse file, which
+fuse2fs serves. The file has no name any more, so it is gone when the server ends. It lies in a
+directory of the node or on a parallel file system, which serves one large file better than many
+small ones. `rootless_udi.host.cachefacts` gathers the facts.
 """
 
 from rootless_udi.base.errors import UdiError
@@ -19,14 +20,16 @@ if TYPE_CHECKING:
     from rootless_udi.plan.site import Site
     from rootless_udi.plan.volumes import Volume
 
-LEAST_FILE = 1024**2
-"""Bytes: below this mke2fs makes no useful ext4."""
+_LEAST_FILE = 1024**2
+"""Bytes. mke2fs(8) makes no useful ext4 that is smaller."""
 _BLOCK = 4096
+"""Bytes of a block of the ext4."""
 _MEMORY_OPTIONS = ("nosuid", "nodev", "mode=755")
 
 
 class Place(Record):
-    """A directory for a cache's file: `why` it can't be, empty where it can; `free` bytes."""
+    """A directory for a cache's file: `free` bytes in it; `why` it can't be used, "" where it
+    can."""
 
     path: str
     why: str
@@ -34,7 +37,8 @@ class Place(Record):
 
 
 class CacheFacts(Record):
-    """What this node has. `memory` in bytes (0: no limit known), `limited_by` says what sets it."""
+    """What this node has: `memory` that the job may use in bytes (0: unknown), `limited_by` what,
+    the directories asked for, and the paths of the two programs ("" for none)."""
 
     memory: int
     limited_by: str
@@ -46,8 +50,8 @@ class CacheFacts(Record):
 
 
 class FileCache(Record):
-    """A step: make an unnamed sparse file of `size` bytes in `directory`, run `mke2fs` on it, and
-    mount it at `target` by `fuse2fs`; the argvs have FILE and TARGET for the paths."""
+    """A step: make a sparse file without a name in `directory`, of `size` bytes; run `mke2fs` on
+    it; mount it at `target` by `fuse2fs`. In both argvs FILE and TARGET stand for the paths."""
 
     target: str
     directory: str
@@ -61,10 +65,10 @@ FILE, TARGET = "{file}", "{target}"
 
 
 def methods(volumes: "Iterable[Volume]", site: "Site", memory: int) -> "list[tuple[Volume, str]]":
-    """Return each volume that is a cache with its method, "tmpfs" or "file".
+    """Return each volume that is a cache, with its method, "tmpfs" or "file".
 
-    Where neither the volume nor the site says, it is memory while all of them fit into `memory`
-    bytes (0: no limit known), else a file in the directory that the volume names, as Shifter's are.
+    Where neither the volume nor the site names a method, it is "tmpfs" as long as all caches
+    together fit into `memory` bytes (0: unknown), else "file", as in Shifter.
     """
     found = []
     total = 0
@@ -81,7 +85,7 @@ def methods(volumes: "Iterable[Volume]", site: "Site", memory: int) -> "list[tup
 
 
 def candidates(volumes: "Iterable[Volume]", site: "Site", memory: int) -> tuple[str, ...]:
-    """Return the directories that facts are needed of: the site's, else the volumes' sources."""
+    """Return the directories for the caches' files: the site's, or else the volumes' sources."""
     files = [v for v, how in methods(volumes, site, memory) if how == "file"]
     if not files:
         return ()
@@ -93,8 +97,9 @@ def plan(
 ) -> "tuple[Mount | FileCache, ...]":
     """Return the steps of the volumes that are caches, in their order.
 
-    Raises UdiError for a size above the site's limit, the memory that the job may use (all tmpfs
-    caches together), or what a directory has free; for no directory; and for missing programs.
+    Raises UdiError for a cache larger than the site's limit, for caches in memory that together
+    need more than the job may use, where no directory has room for a file, and where mke2fs or
+    fuse2fs is missing.
     """
     steps: list[Mount | FileCache] = []
     in_memory = 0
@@ -109,7 +114,7 @@ def plan(
 
 
 def _size(volume: "Volume") -> int:
-    """Whole blocks of `bs`, as dd would make them."""
+    """Return a cache's bytes: its size, rounded up to whole blocks of `bs` as dd(1) writes them."""
     assert volume.cache is not None
     block = volume.cache.block or 1
     return -(-volume.cache.size // block) * block
@@ -154,10 +159,10 @@ def _tmpfs(volume: "Volume", total: int, site: "Site", facts: CacheFacts) -> Mou
 
 def _file(volume: "Volume", site: "Site", facts: CacheFacts) -> FileCache:
     size = _size(volume)
-    if size < LEAST_FILE:
+    if size < _LEAST_FILE:
         raise UdiError(
             f"{_what(volume)} is too small for a file system in a file",
-            f"ask for at least size={sizes.show(LEAST_FILE)}, or method=tmpfs",
+            f"ask for at least size={sizes.show(_LEAST_FILE)}, or method=tmpfs",
         )
     missing = [n for n, path in (("mke2fs", facts.mke2fs), ("fuse2fs", facts.fuse2fs)) if not path]
     if missing:
@@ -178,7 +183,8 @@ def _file(volume: "Volume", site: "Site", facts: CacheFacts) -> FileCache:
 
 
 def _place(volume: "Volume", size: int, site: "Site", facts: CacheFacts) -> Place:
-    """Return the first directory that will do: the site's in their order, else the volume's own."""
+    """Return the first suitable directory: of the site's in their order, or else the volume's
+    own."""
     wanted = site.cache_paths or (volume.source,)
     whys = []
     for place in facts.places:
@@ -203,7 +209,7 @@ def _unsaid(volume: "Volume", site: "Site") -> bool:
 
 
 def _how(volume: "Volume", site: "Site", facts: CacheFacts) -> str:
-    """Say why a cache is to be a file: the volume or the site says so, or the memory does."""
+    """Return, for a message, why a cache is a file: it was asked for, or memory is too small."""
     if not _unsaid(volume, site):
         return ",method=file"
     return f" does not fit into {about(facts.memory)}, the limit of {facts.limited_by}; in a file"
@@ -216,7 +222,7 @@ def _less(volume: "Volume", site: "Site", facts: CacheFacts) -> str:
 
 
 def about(size: int) -> str:
-    """Return bytes for a person, rounded down: 8.1G."""
+    """Return a size for a message, rounded down: 8.1G."""
     value, power = float(size), 0
     while value >= 1024 and power < len(sizes.UNITS) - 1:
         value /= 1024
@@ -226,11 +232,11 @@ def about(size: int) -> str:
 
 
 def mke2fs(program: str, size: int) -> tuple[str, ...]:
-    """Return the argv that makes an ext4 of `size` bytes for one session on FILE (mke2fs(8)).
+    """Return the argv of mke2fs(8) that makes an ext4 of `size` bytes in FILE.
 
-    No journal, since nobody mounts it twice; inode tables left unwritten, so that 100 GiB take a
-    moment; owned by 0, the caller in the server's namespace. Two blocks are reserved for root:
-    where none are, fuse2fs 1.47 keeps a tenth of the file system back.
+    It has no journal, since it is mounted only once. Its inode tables are not written, so that 100
+    GiB take only a moment. Its owner is id 0, which is the caller in the server's user namespace.
+    Two blocks are reserved for root: without any, fuse2fs 1.47 reserves a tenth of all.
     """
     reserved = 200 * _BLOCK / size
     return (
@@ -252,11 +258,12 @@ def mke2fs(program: str, size: int) -> tuple[str, ...]:
 
 
 def fuse2fs(program: str, libfuse: int) -> tuple[str, ...]:
-    """Return the argv that serves FILE at TARGET in the foreground (fuse2fs(1)).
+    """Return the argv of fuse2fs(1) that serves FILE at TARGET in the foreground.
 
-    One thread, since a lock serialises them anyway. libfuse 2 must be told to take writes of more
-    than 4 KiB, libfuse 3 always does and refuses the word. The caches' only writers go through this
-    mount, so names and attributes may be kept.
+    `libfuse` is the major version that it was built with. It uses one thread (-s), since a lock
+    lets only one work anyway. libfuse 2 needs `big_writes` for writes of more than 4 KiB; libfuse 3
+    always does them and refuses the word. Nobody writes the file system but through this mount, so
+    the kernel may keep names and attributes for long.
     """
     words = "rw,nosuid,nodev,minixdf,allow_other,kernel_cache,entry_timeout=3600,attr_timeout=3600"
     big = ",big_writes" if libfuse == 2 else ""
@@ -264,15 +271,16 @@ def fuse2fs(program: str, libfuse: int) -> tuple[str, ...]:
 
 
 def filled(argv: tuple[str, ...], file: str, target: str = "") -> list[str]:
-    """Return an argv with its paths in place."""
+    """Return an argv with `file` and `target` in the places of FILE and TARGET."""
     return [{FILE: file, TARGET: target}.get(word, word) for word in argv]
 
 
 def cgroup_files(text: str) -> tuple[str, ...]:
-    """Return the files that may limit a process's memory, from its /proc/PID/cgroup.
+    """Return the paths of the files that may limit a process's memory (cgroups(7)).
 
-    Of cgroup v2 ("0::/path") memory.max of each level, of v1 (a line naming "memory")
-    memory.limit_in_bytes; below their usual mount points (cgroups(7)).
+    `text` is the content of its /proc/PID/cgroup. The files are memory.max for cgroup v2 (a line
+    "0::/PATH") and memory.limit_in_bytes for v1 (a line that names "memory"), in the cgroup and all
+    above it, below the usual mount points.
     """
     found = []
     for line in text.splitlines():
@@ -291,9 +299,10 @@ def cgroup_files(text: str) -> tuple[str, ...]:
 
 
 def smallest(limits: "dict[str, str]", meminfo: str) -> tuple[int, str]:
-    """Return the memory that a job may use and what limits it: (bytes, "cgroup ...").
+    """Return the memory that a job may use, in bytes, and in words what limits it.
 
-    `limits` are the texts of `cgroup_files` that exist; "max" and v1's near 2^63 mean none.
+    `limits` maps those of `cgroup_files` that exist to their content, `meminfo` is that of
+    /proc/meminfo. "max" and, for v1, numbers near 2^63 mean no limit.
     """
     best, by = 0, ""
     for line in meminfo.splitlines():

@@ -1,7 +1,8 @@
-"""build(request, site, host, image) -> Plan: everything that a launch will do, as data. Pure.
+"""Make the plan of a start: everything that it will do, as data. Pure.
 
-No file is read here and nothing is changed; what the host and the image are like comes in as
-facts. `explain` prints a plan, `execute` carries it out.
+`build` gets the request, the site's configuration and facts of the host and the image, and returns
+a `Plan`. It reads no file and changes nothing. `launch.explain` prints a plan, `launch.execute`
+carries it out.
 """
 
 from rootless_udi.base.errors import UdiError
@@ -21,20 +22,22 @@ if TYPE_CHECKING:
     from rootless_udi.plan.pernodecache import FileCache
     from rootless_udi.plan.site import Site
 
-NSSWITCH = (
+_NSSWITCH = (
     "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files\n"
     "protocols: files\nservices: files\nethers: files\nrpc: files\n"
 )
-ADDED = "/opt/udiImage"
+_ADDED = "/opt/udiImage"
+"""The folder for what modules, MPI and GPUs add; private memory is mounted there if they need
+it."""
 
 
 class RootLayer(Record):
-    """What lies over the image, and why.
+    """The layer over the image, in which mount points and changes are made, and the reason for it.
 
-    `kind` is "none", "overlay" (the kernel's), "underlay" (no layer: directories of the image that
-    lack a mount point are covered, see `covers`) or "fuse-overlayfs" (that program, at `program`).
-    Only a try shows whether the kernel mounts an overlay. Where it does not, the layer is of the
-    kind `instead`; where that is empty, the launch fails.
+    `kind` is "none", "overlay" (the kernel's overlayfs), "fuse-overlayfs" (by that program, whose
+    path is `program`) or "underlay" (no layer; directories that lack a mount point get a cover, see
+    `covers`). Only trying shows whether the kernel mounts an overlay here. If it does not, the kind
+    `instead` is used; if that is empty, the start fails.
     """
 
     kind: str
@@ -44,9 +47,11 @@ class RootLayer(Record):
 
 
 class Plan(Record):
-    """A launch as data; the order of `steps` is the order in which they are done.
+    """A start as data. `steps` are done in their order.
 
-    `before` and `after` surround the caller's own --env-file and --env: see `environment`.
+    `before` and `after` are operations on the environment before and after the caller's --env-file
+    and --env (see `environment`). `uid` and `gid` are the caller's. `notes` are for --explain,
+    `warnings` are printed at each start.
     """
 
     image: str
@@ -66,7 +71,7 @@ class Plan(Record):
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     complete: bool = True
-    """The image has all of `plan.mountpoints`; if not, an overlay adds what is missing."""
+    """The image has all mount points of `plan.mountpoints`; if not, the layer adds them."""
 
 
 def build(
@@ -84,8 +89,9 @@ def build(
 ) -> Plan:
     """Return the plan of a launch.
 
-    `sources` says what is at the paths of `wanted`, `caches` are perNodeCaches, `folders` those of
-    `folder.wanted`. Raises UdiError for what is asked for and impossible.
+    `root` says how the image is mounted. `sources` says what is at the host's paths that `wanted`
+    returned. `caches` are the steps of perNodeCaches, `folders` the mounts of `folder.wanted`.
+    Raises UdiError where something that was asked for is impossible.
     """
     injections = tuple(injections)
     steps: list[Step | FileCache] = []
@@ -95,10 +101,10 @@ def build(
         if kept is not None:
             steps.append(kept)
     added = [step for injection in injections for step in injection.steps]
-    if any(step.target == ADDED or step.target.startswith(ADDED + "/") for step in added):
+    if any(mountpoints.within(step.target, _ADDED) for step in added):
         options = ("mode=755", "nosuid", "nodev", "ro")
         reason = "private memory for what is added to the image"
-        steps.append(Mount(ADDED, "tmpfs", "tmpfs", options, reason=reason))
+        steps.append(Mount(_ADDED, "tmpfs", "tmpfs", options, reason=reason))
     steps += [kept for step in added if (kept := _look(step, sources)) is not None]
     steps += folder.fitting(folders, steps, volumes, sources)
     made = {cache.target: cache for cache in caches}
@@ -134,11 +140,11 @@ def build(
 def _beside(
     volumes: "tuple[Volume, ...]", injections: "Iterable[Injection]"
 ) -> "tuple[Volume, ...]":
-    """Return the volumes; refuse one over files that work together or not at all, a C library."""
+    """Return the volumes. Raises UdiError for one that would hide a part of the host's C
+    library."""
     for volume in volumes:
-        inside = volume.destination.rstrip("/") + "/"
         for target in (target for one in injections for target in one.together):
-            if f"{target}/".startswith(inside):
+            if mountpoints.within(target, volume.destination):
                 raise UdiError(
                     f"volume {volume.destination}: it covers {target}, over which the host's lies,"
                     " as all of its C library must",
@@ -148,11 +154,12 @@ def _beside(
 
 
 def layered(made: Plan) -> "tuple[File | Symlink | Mount, ...]":
-    """Return the steps that an overlay's upper layer can prepare before it is mounted.
+    """Return the steps that can be done in an overlay's upper layer before that is mounted.
 
-    Those of /etc, where nothing is mounted over it. In the layer a generated file costs a third of
-    the system calls of a bind and the image server none of its questions; and with --writable it
-    can be replaced by rename(2), as package managers do, which a mount point can't.
+    They are those in /etc, unless something is mounted on /etc itself. To write a file into the
+    layer takes a third of the system calls of a bind mount, and asks the image server nothing. With
+    --writable such a file can be replaced by rename(2), as package managers do; a mount point
+    can't.
     """
     found: dict[str, File | Symlink | Mount] = {}
     for step in made.steps:
@@ -171,7 +178,7 @@ def wanted(
     injections: "Iterable[Injection]",
     folders: tuple[Mount, ...] = (),
 ) -> list[str]:
-    """Return the paths of the host that the plan will ask about."""
+    """Return the host's paths that `build` needs in `sources`."""
     steps: list[Step] = [*_defaults(site), *_host_files(site), *folders]
     steps += [step for injection in injections for step in injection.steps]
     paths = [s.source for s in steps if isinstance(s, Mount) and not s.fstype]
@@ -180,7 +187,7 @@ def wanted(
 
 
 def _defaults(site: "Site") -> list[Step]:
-    """The site's default mounts; those of a site without configuration are in `plan.site`."""
+    """Return the mounts that every container gets (`Site.mounts`), and a fresh /run."""
     steps: list[Step] = [
         Mount(
             row.destination,
@@ -192,7 +199,8 @@ def _defaults(site: "Site") -> list[Step]:
         for row in site.mounts
     ]
     if not any(row.destination == "/run" for row in site.mounts):
-        # Shifter's fresh /var/run: daemons' leftovers in an image help nobody.
+        # An empty /run, as in Shifter: what daemons left there when the image was made is of no
+        # use.
         options = ("mode=755", "nosuid", "nodev", "ro")
         steps.insert(0, Mount("/run", "tmpfs", "tmpfs", options, reason="default: a fresh /run"))
     return steps
@@ -212,7 +220,7 @@ def _host_files(site: "Site") -> list[Step]:
 
 
 def _accounts(host: Host, site: "Site") -> list[Step]:
-    """The files of /etc that every container gets: the caller's accounts, name resolution."""
+    """Return the steps for /etc that every container gets: accounts, name resolution, mtab."""
     who = "default: the caller's accounts"
     passwd = accounts.passwd(host.uid, host.gid, host.user, host.gecos, host.home, host.shell)
     group = accounts.group(host.gid, host.group, host.user)
@@ -220,7 +228,7 @@ def _accounts(host: Host, site: "Site") -> list[Step]:
         File("/etc/passwd", passwd, reason=who),
         File("/etc/group", group, reason=who),
         File("/etc/shadow", "", 0o600, reason=who),
-        File("/etc/nsswitch.conf", NSSWITCH, reason="default: names come from these files"),
+        File("/etc/nsswitch.conf", _NSSWITCH, reason="default: names come from these files"),
         File("/etc/host.conf", "multi on\n", reason="default: name resolution"),
     ]
     own = {f"/etc/{name}" for name, _ in site.etc}
@@ -238,7 +246,11 @@ def _volume(volume: Volume) -> Mount:
 
 
 def _look(step: Step, sources: "Mapping[str, HostPath]") -> Step | None:
-    """Return the step with its source resolved; None where it is optional and missing."""
+    """Return the step with its source's path without links; None for an optional one that is
+    missing.
+
+    Raises UdiError where the source is missing or can't be mounted, and the step is required.
+    """
     if not isinstance(step, Mount) or step.fstype:
         return step
     source = sources[step.source]
@@ -261,7 +273,7 @@ def _refused(step: Mount, source: HostPath) -> str:
 
 
 def _left_out(steps: "Iterable[Step]", sources: "Mapping[str, HostPath]") -> "Iterable[str]":
-    """Yield what is to be said of optional mounts: of a source that is there and does not work."""
+    """Yield a warning for each optional mount that is left out because its source failed."""
     for step in steps:
         if isinstance(step, Mount) and not step.fstype and not step.required:
             source = sources[step.source]
@@ -270,7 +282,7 @@ def _left_out(steps: "Iterable[Step]", sources: "Mapping[str, HostPath]") -> "It
 
 
 def _why(request: Request, image: Image, steps: "list[Step | FileCache]") -> str:
-    """Say why something must lie over the image, or return ""."""
+    """Say why the image needs a layer over it; "" where it needs none."""
     if request.writable:
         return "--writable: changes go to memory and are gone at the end"
     if not image.facts.get("mount_points"):
@@ -288,11 +300,12 @@ def _why(request: Request, image: Image, steps: "list[Step | FileCache]") -> str
 
 
 def _layer(request: Request, host: Host, root: Root, why: str) -> RootLayer:
-    """Choose what lies over the image; `why` says why something must, and is empty else."""
+    """Choose the layer over the image; `why` says why it needs one, and is empty where it needs
+    none."""
     asked = request.layer or "auto"
     program = host.fuse_overlayfs
     if asked == "overlay":
-        # By name: what is asked for and impossible is an error.
+        # Asked for by name: if it is impossible, that is an error.
         return RootLayer("overlay", why or "--layer=overlay")
     if asked == "auto" and host.overlay:
         if request.writable:
@@ -300,7 +313,7 @@ def _layer(request: Request, host: Host, root: Root, why: str) -> RootLayer:
         if why:
             return RootLayer("overlay", why, "underlay")
         if root.server == "udi":
-            # It answers isatty's ioctl itself; over this server it pays for itself.
+            # The overlay answers the ioctl of isatty(3), which the kernel would ask our server.
             reason = "so that the kernel asks the image server nothing after the first rank"
             return RootLayer("overlay", reason, "none")
     if not why:

@@ -1,7 +1,8 @@
-"""Which platforms a machine can run: the levels of amd64, arm and arm64. Pure.
+"""Which images a machine can run, by the variants of their platforms. Pure.
 
-As containerd's platforms package has it: amd64 v1 to v4 (x86-64 psABI 1.0, 3.1.1), arm v5 to v8,
-arm64 v8.0 to v9.5. A machine runs its own level and lower ones.
+A variant is a level of a CPU's instruction set: v1 to v4 of amd64 (x86-64 psABI 1.0, 3.1.1), v5 to
+v8 of arm, v8.0 to v9.5 of arm64, as containerd's package "platforms" has it. A machine runs
+programs for its own level and for lower ones.
 """
 
 from rootless_udi.plan.reference import Platform
@@ -11,7 +12,7 @@ _AMD64 = (
     "abm avx avx2 bmi1 bmi2 f16c fma movbe xsave",
     "avx512bw avx512cd avx512dq avx512f avx512vl",
 )
-"""What v2, v3 and v4 need beyond the level below, as /proc/cpuinfo writes it."""
+"""Flags of /proc/cpuinfo that v2, v3 and v4 need, each besides those of the level below."""
 _ARM64 = (
     "asimdrdm atomics crc32",
     "dcpop",
@@ -19,12 +20,13 @@ _ARM64 = (
     "asimddp dit flagm ilrcpc uscat",
     "dcpodp flagm2 frint sb",
 )
-"""The same of v8.1 to v8.5; v9.0 is v8.5 with sve2 (Arm ARM, A2.2; Linux, elf_hwcaps.rst)."""
+"""The same for v8.1 to v8.5. v9.0 is v8.5 with sve2 (Arm ARM, A2.2; Linux, elf_hwcaps.rst)."""
 _BASE = {"arm": "v7", "arm64": "v8"}
+"""The variant that every machine has; v1 for others."""
 
 
 def variant(architecture: str, cpuinfo: str) -> str:
-    """Return the variant that the text of /proc/cpuinfo tells of, "" for the baseline."""
+    """Return a CPU's variant by the content of /proc/cpuinfo; "" for what every machine has."""
     has: set[str] = set()
     for line in cpuinfo.splitlines():
         if line.startswith(("flags", "Features")):
@@ -42,10 +44,10 @@ def variant(architecture: str, cpuinfo: str) -> str:
 
 
 def suitability(theirs: Platform, ours: Platform) -> int:
-    """Return how well an image of `theirs` suits a machine of `ours`; below 0: it can't run.
+    """Return how well an image for `theirs` suits a machine of `ours`: the higher, the better.
 
-    No variant is the baseline that every machine has (arm: v7, arm64: v8, amd64: v1). A variant
-    that is no number suits a machine of the same name alone.
+    A negative number means that the machine can't run it. An empty variant means what every machine
+    has (arm v7, arm64 v8, others v1). A variant that is no number suits only an equal one.
     """
     if (theirs.os, theirs.architecture) != (ours.os, ours.architecture):
         return -1
@@ -54,7 +56,7 @@ def suitability(theirs: Platform, ours: Platform) -> int:
     if wanted is None or have is None:
         return 1 if theirs.variant == ours.variant else -1
     if ours.architecture == "arm64" and (wanted[0], have[0]) == (8, 9):
-        # Arm v9.N has all that v8.(N+5) has.
+        # v9.N of Arm includes v8.(N+5).
         have = 8, have[1] + 5
     elif ours.architecture == "arm64" and wanted[0] != have[0]:
         return -1

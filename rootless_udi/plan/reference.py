@@ -1,8 +1,8 @@
-"""Image references and platforms as text. Pure: no file, no network; a launch imports this.
+"""Parse image references (`NAME:TAG`, `oci:DIR`, a path) and platforms (`linux/arm64`). Pure.
 
-Where a path is given, whether it is a file or a directory is left to the caller's stat.
-Documents (indexes, manifests, configs) are in `pull.manifest`, which only a pull needs.
-Grammar: distribution/reference (names, tags, digests), containers-transports(5) (prefixes).
+No file is looked at, so that a path may be a file or a directory. The grammar is that of
+distribution/reference (names, tags, digests) and containers-transports(5) (prefixes). Each start
+imports this; documents like manifests, which only a pull needs, are in `pull.manifest`.
 """
 
 from rootless_udi.base.errors import UdiError
@@ -10,7 +10,7 @@ from rootless_udi.base.records import Record
 from rootless_udi.plan.options import SQUASHFS_SUFFIXES
 
 DOCKER_HUB = "docker.io"
-FORMS = (
+_FORMS = (
     "one of NAME[:TAG], HOST[:PORT]/NAME[:TAG], NAME@sha256:HEX, oci:DIR[:TAG], "
     "docker-archive:FILE, a .sqfs file, a directory (./DIR)"
 )
@@ -33,13 +33,16 @@ _DIGEST_LENGTHS = {"sha256": 64, "sha512": 128}
 
 
 class Reference(Record):
-    """What a user means by IMAGE.
+    """What a user means by IMAGE. `kind` says which other fields are set:
 
-    kind: "registry" (registry, repository, and a tag or a digest or both: then the digest counts),
-    "oci" (path of an image layout; tag may be empty: its only image), "archive" (path of a
-    docker-archive or oci-archive file; tag may be empty), "squashfs" (path), "directory" (path),
-    "path" (a file or a directory: stat decides), "store" (an image of the store by its digest).
-    `canonical` is the full text, the same for all spellings of one image; paths are as given.
+    - "registry": registry, repository, and tag or digest; if both are set, the digest counts.
+    - "oci", "archive": path of an OCI image layout, or of a docker-archive or oci-archive file; tag
+      or digest if it has several images.
+    - "squashfs", "directory": path. "path": a path that may be either, as stat(2) tells.
+    - "store": digest of an image in the store.
+
+    `canonical` is the complete reference, equal for all spellings of one image; paths in it are as
+    given.
     """
 
     kind: str
@@ -52,7 +55,7 @@ class Reference(Record):
 
 
 class Platform(Record):
-    """os, architecture and variant as Go and the OCI image index name them."""
+    """Operating system, architecture and variant, by their names in the OCI image index (Go's)."""
 
     os: str
     architecture: str
@@ -62,7 +65,7 @@ class Platform(Record):
         return "/".join(part for part in self.values() if part)
 
     def key(self) -> str:
-        """Return the text that tells platforms apart in a file name: amd64, arm64, arm-v7."""
+        """Return the platform's part of a file name: amd64, arm64, arm-v7."""
         if self.architecture == "arm64" and self.variant in ("", "v8"):
             return "arm64"
         return self.architecture + (f"-{self.variant}" if self.variant else "")
@@ -94,17 +97,17 @@ _SPELLINGS = {
     "armel": ("arm", "v6"),
     "loongarch64": ("loong64", ""),
 }
-"""What people and tools write for Go's names (containerd's platforms, normalizeArch)."""
+"""Other names for architectures -> (Go's name, variant), as in containerd's normalizeArch."""
 
 
 def platform_of(machine: str) -> Platform:
-    """Return the platform of uname(2)'s machine; an unknown machine is its own architecture."""
+    """Return the platform of a uname(2) machine; an unknown name is taken as the architecture."""
     architecture, variant = _MACHINES.get(machine, (machine, ""))
     return Platform("linux", architecture, variant)
 
 
 def normal(platform: Platform) -> Platform:
-    """Return a platform in Go's spelling: linux/amd64 for Linux/x86_64, no variant for its v1."""
+    """Return a platform in Go's spelling: linux/amd64 for Linux/x86_64, and for linux/amd64/v1."""
     architecture = platform.architecture.lower()
     architecture, variant = _SPELLINGS.get(architecture, (architecture, ""))
     variant = platform.variant.lower() or variant
@@ -130,13 +133,13 @@ def parse_platform(text: str) -> Platform:
 
 
 def parse(text: str, default_registry: str = DOCKER_HUB) -> Reference:
-    """Return what `text` refers to.
+    """Return the reference that `text` is.
 
-    A short name (`alpine`) is looked for in `default_registry`; Docker Hub's are `library/alpine`
-    there. Raises UdiError with the exact reason.
+    A name without a host (`alpine`) is in `default_registry`; in Docker Hub a name of one part
+    means `library/alpine`. Raises UdiError, which says what is wrong.
     """
     if not text:
-        raise UdiError("image reference is empty", FORMS)
+        raise UdiError("image reference is empty", _FORMS)
     if text in (".", "..") or text.startswith(("/", "./", "../")):
         kind = "squashfs" if text.endswith(SQUASHFS_SUFFIXES) else "path"
         return Reference(kind, text, path=text)
@@ -144,7 +147,7 @@ def parse(text: str, default_registry: str = DOCKER_HUB) -> Reference:
     if colon and prefix in ("oci", "docker-archive", "oci-archive"):
         return _local(text, "oci" if prefix == "oci" else "archive", rest)
     if colon and prefix in _OTHER_TRANSPORTS:
-        raise UdiError(f"image reference {text!r}: {prefix}: is not supported", FORMS)
+        raise UdiError(f"image reference {text!r}: {prefix}: is not supported", _FORMS)
     if colon and prefix == "docker":
         # docker://NAME is containers' form, docker:NAME is Shifter's.
         return _registry(text, rest.removeprefix("//"), default_registry)
@@ -152,14 +155,14 @@ def parse(text: str, default_registry: str = DOCKER_HUB) -> Reference:
         digest = f"sha256:{rest}" if prefix == "id" else text
         return Reference("store", digest, digest=digest)
     if "://" in text:
-        raise UdiError(f"image reference {text!r}: no URL can be used here", FORMS)
+        raise UdiError(f"image reference {text!r}: no URL can be used here", _FORMS)
     if text.endswith(SQUASHFS_SUFFIXES):
         return Reference("squashfs", text, path=text)
     return _registry(text, text, default_registry)
 
 
 def _local(text: str, kind: str, rest: str) -> Reference:
-    """PATH[:TAG] or PATH@DIGEST; the first colon ends the path (containers-transports(5))."""
+    """Parse PATH[:TAG] or PATH@DIGEST; the first colon ends the path (containers-transports(5))."""
     path, _, digest = rest.partition("@sha256:")
     if digest and not _is_hex_digest("sha256", digest):
         raise UdiError(f"image reference {text!r}: a sha256 digest has 64 of 0-9 and a-f")
@@ -169,15 +172,15 @@ def _local(text: str, kind: str, rest: str) -> Reference:
         if colon and not tag:
             raise UdiError(f"image reference {text!r}: the tag is empty")
     if not path:
-        raise UdiError(f"image reference {text!r}: the path is empty", FORMS)
+        raise UdiError(f"image reference {text!r}: the path is empty", _FORMS)
     return Reference(kind, text, path=path, tag=tag, digest=f"sha256:{digest}" if digest else "")
 
 
 def _registry(text: str, name: str, default_registry: str) -> Reference:
-    """[HOST[:PORT]/]NAME[:TAG][@DIGEST]."""
+    """Parse [HOST[:PORT]/]NAME[:TAG][@DIGEST]."""
     for character in text:
         if character.isspace() or not character.isprintable():
-            raise UdiError(f"image reference {text!r}: has a space or a control character", FORMS)
+            raise UdiError(f"image reference {text!r}: has a space or a control character", _FORMS)
     digest = ""
     if "@" in name:
         name, _, digest = name.partition("@")
@@ -191,12 +194,12 @@ def _registry(text: str, name: str, default_registry: str) -> Reference:
     tag = ""
     if ":" in name:
         name, _, tag = name.rpartition(":")
-        reason = tag_fault(tag)
+        reason = _tag_fault(tag)
         if reason:
             raise UdiError(f"image reference {text!r}: {reason}")
     for reason in (_host_fault(registry), _name_fault(name)):
         if reason:
-            raise UdiError(f"image reference {text!r}: {reason}", FORMS)
+            raise UdiError(f"image reference {text!r}: {reason}", _FORMS)
     registry = registry.lower()
     if registry in _HUB_ALIASES:
         registry = DOCKER_HUB
@@ -204,7 +207,7 @@ def _registry(text: str, name: str, default_registry: str) -> Reference:
             name = f"library/{name}"
     if not tag and not digest:
         tag = "latest"
-    # A digest says all; the tag beside it is for people.
+    # A digest names the image; a tag beside it is for people.
     canonical = f"{registry}/{name}" + (f"@{digest}" if digest else f":{tag}")
     return Reference(
         "registry", canonical, registry=registry, repository=name, tag=tag, digest=digest
@@ -212,7 +215,7 @@ def _registry(text: str, name: str, default_registry: str) -> Reference:
 
 
 def digest_fault(digest: object) -> str:
-    """Return why `digest` is none (ALGORITHM:HEX, sha256 or sha512), or an empty string."""
+    """Say why `digest` is not ALGORITHM:HEX of sha256 or sha512; "" if it is."""
     if not isinstance(digest, str) or ":" not in digest:
         return f"{digest!r} is no digest: sha256:HEX is"
     algorithm, _, text = digest.partition(":")
@@ -223,8 +226,8 @@ def digest_fault(digest: object) -> str:
     return ""
 
 
-def tag_fault(tag: str) -> str:
-    """Return why `tag` is none ([A-Za-z0-9_][A-Za-z0-9_.-]{0,127}), or an empty string."""
+def _tag_fault(tag: str) -> str:
+    """Say why `tag` is not [A-Za-z0-9_][A-Za-z0-9_.-]{0,127}; "" if it is."""
     if not tag:
         return "the tag is empty"
     if len(tag) > 128:
@@ -243,7 +246,7 @@ def _is_hex_digest(algorithm: str, text: str) -> bool:
 
 
 def _host_fault(host: str) -> str:
-    """Return why `host` is no HOST[:PORT], or an empty string; [IPv6]:PORT is one."""
+    """Say why `host` is not HOST[:PORT] or [IPV6][:PORT]; "" if it is."""
     name, colon, port = host.rpartition(":")
     if not colon or port.endswith("]"):
         name, port = host, "0"
@@ -263,7 +266,7 @@ def _host_fault(host: str) -> str:
 
 
 def _name_fault(name: str) -> str:
-    """Return why `name` is no repository name, or an empty string."""
+    """Say why `name` is not a repository's name; "" if it is."""
     if not name:
         return "the name is empty"
     if len(name) > 255:

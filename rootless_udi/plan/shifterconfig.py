@@ -1,6 +1,7 @@
-"""/var/shifterConfig.json: Shifter's users tell by it that they are in a container. Pure.
+"""/var/shifterConfig.json, a file in all of Shifter's containers (--shifter). Pure.
 
-Shifter itself compares it with what is asked for, to enter the same container again.
+Users' scripts look for it to see whether they run in a container. Shifter itself compares it with a
+new request, to enter the same container again.
 """
 
 from rootless_udi.plan.facts import Host
@@ -14,8 +15,8 @@ PATH = "/var/shifterConfig.json"
 def injection(request: Request, image: Image, root: Root, host: Host) -> Injection:
     """Return what `--shifter` adds: the file, with Shifter's keys in its order (shifter_core.c)."""
     if root.server == "directory":
-        # No image has the place for it, and `shifter` must not fail where it can't be made: in a
-        # directory of somebody else's.
+        # The directory may be another user's, in which no mount point for the file can be made; and
+        # `shifter` must not fail for that.
         return Injection(notes=(f"no {PATH}: the image is a directory",))
     fields = {
         "identifier": image.identifier,

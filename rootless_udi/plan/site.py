@@ -1,4 +1,4 @@
-"""The merged configuration as one frozen record, and its form as JSON. Pure."""
+"""The configuration of site and user as one record, and its form as JSON. Pure."""
 
 from rootless_udi.base.records import Record
 from rootless_udi.plan.steps import Env
@@ -12,9 +12,10 @@ BUILT_IN = "built-in default"
 
 
 class MountRow(Record):
-    """A mount that every container gets: a bind of `source` (host) on `destination`.
+    """A mount that every container gets: `source` of the host is bound on `destination`.
 
-    `options` as for a volume. Where `required` is false, a missing source leaves it out.
+    `options` are a volume's. If `required` is false and the source is missing, it is left out.
+    `origin` is the file and line that asked for it.
     """
 
     source: str
@@ -25,7 +26,8 @@ class MountRow(Record):
 
 
 DEFAULT_MOUNTS = (
-    # A fresh /proc needs a PID namespace, which MPI's shared memory transports can't live with.
+    # The host's /proc: a new one needs a PID namespace, in which MPI's transport through shared
+    # memory does not work.
     MountRow("/proc", "/proc", ("rec",)),
     MountRow("/sys", "/sys", ("rec",)),
     MountRow("/dev", "/dev", ("rec",)),
@@ -37,10 +39,11 @@ DEFAULT_MOUNTS = (
 class Site(Record):
     """The merged configuration; the defaults work without any file.
 
-    `$NAME` in paths is expanded by `load` from the caller's environment ($UID is always known).
-    `modules` maps a name to the module's checked TOML; `rootless_udi.plan.modules.available` makes
-    records of it; `mpi` a name to an MPI profile's table (`mpi_inject.profiles.from_dict`).
-    `origins` are (key, "FILE:LINE") pairs for what a file gave; the rest is built in.
+    `config.load` replaces `$NAME` in paths by the caller's environment variables; $UID is always
+    known. `modules` maps a module's name to what its file says, checked, of which
+    `plan.modules.available` makes records. `mpi` maps an MPI profile's name to its table
+    (`mpi_inject.mpi.profiles.from_dict`). `origins` are pairs of a key and the "FILE:LINE" that
+    gave it; other values are built in.
     """
 
     name: str = ""
@@ -49,11 +52,11 @@ class Site(Record):
     """The user's own image store; empty: the default, see `rootless_udi.store.find`."""
     site_stores: tuple[str, ...] = ()
     owner: int = 0
-    """Of the site's files, as they are found: never one that a file says."""
+    """The uid that owns the site's files, by stat(2); no file can set this."""
     registry: str = "docker.io"
     mirrors: tuple[tuple[str, tuple[str, ...]], ...] = ()
     insecure: tuple[str, ...] = ()
-    """Registries that are spoken to over plain HTTP."""
+    """Registries to be asked over plain HTTP."""
     pull: str = "missing"
     """"missing", "never" or "always"."""
     compression: str = "zstd"
@@ -73,20 +76,21 @@ class Site(Record):
     """Where perNodeCache files are made; empty: in the volume's own source."""
     cache_method: str = "tmpfs"
     cache_limit: int = 0
-    """Largest perNodeCache in bytes; 0: no limit but memory's or the file system's."""
+    """Most bytes of a perNodeCache; 0: only memory or the file system limits it."""
     cdi_spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
-    """Where CDI specifications lie; a later directory wins over an earlier one, none: no CDI."""
+    """Where CDI specifications lie. A later directory wins over an earlier one; none means no
+    CDI."""
     cwd: bool = True
     """Whether the caller's folder is mounted at its own path: see `rootless_udi.plan.folder`."""
     home: bool = False
-    """Whether the caller's home directory is."""
+    """Whether the caller's home directory is mounted at its own path."""
     etc: tuple[tuple[str, str], ...] = (
         ("hosts", "/etc/hosts"),
         ("resolv.conf", "/etc/resolv.conf"),
     )
     """(name below the container's /etc, file of the host)."""
     server: str = "auto"
-    """Who serves the image: see `rootless_udi.fuse`."""
+    """Who serves the image: "auto" or a name of `rootless_udi.fuse.choice.NAMES`."""
     squashfuse: str = ""
     """Path of squashfuse_ll; empty: searched for."""
     server_options: tuple[str, ...] = ()
@@ -100,12 +104,12 @@ class Site(Record):
         return tuple(f"/etc/{name}" for name, _ in self.etc)
 
     def origin(self, key: str) -> str:
-        """Return the file that gave a key ("cache.method"), or "built-in default"."""
+        """Return the "FILE:LINE" that gave a key ("cache.method"), or "built-in default"."""
         return dict(self.origins).get(key, BUILT_IN)
 
 
 def to_flat(site: Site) -> "dict[str, Any]":
-    """Return what JSON can hold of a Site that came from files."""
+    """Return a Site as lists and strings for JSON; `from_flat` makes a Site of them."""
     flat = dict(zip(site.FIELDS, site.values(), strict=True))
     flat["mounts"] = [row.values() for row in site.mounts]
     flat["environment"] = [one.values() for one in site.environment]
@@ -113,7 +117,7 @@ def to_flat(site: Site) -> "dict[str, Any]":
 
 
 def from_flat(flat: "dict[str, Any]") -> Site:
-    """Return the Site of `to_flat`'s value, after JSON made lists of its tuples."""
+    """Return the Site of `to_flat`'s value, in which JSON has made lists of tuples."""
     values = {name: _tuples(value) for name, value in flat.items()}
     values["mounts"] = tuple(MountRow(*row) for row in values["mounts"])
     values["environment"] = tuple(Env(*one) for one in values["environment"])

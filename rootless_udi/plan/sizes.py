@@ -1,8 +1,9 @@
-"""Sizes as Shifter writes them: `100G`, `1.5g`, `10GB`, `512`. Pure text to bytes and back.
+"""Parse sizes as Shifter writes them (`100G`, `1.5g`, `10GB`, `512`) to bytes, and print them.
+Pure.
 
-The number is decimal with an optional point and exponent; the unit is one of b k m g t p e, each
-1024 times the one before, and may be followed by `B` or `iB`. Shifter looks at the unit's first
-letter only, so `10Gfoo` works there; here it is refused, since it is a slip of the pen.
+A size is a decimal number, with or without a point and an exponent, and a unit. The unit is one of
+b k m g t p e, each 1024 times the one before; `B` or `iB` may follow it. Shifter looks only at the
+unit's first letter, so that it takes `10Gfoo`. That must be a mistake, and is refused here.
 """
 
 from rootless_udi.base.errors import UdiError
@@ -12,14 +13,15 @@ LARGEST = 2**63 - 1
 """The largest size of a file (off_t), in bytes."""
 _DIGITS = frozenset("0123456789")
 _LONGEST = 40
+"""Most characters of a size."""
 _HINT = "write a number and one of b, k, m, g, t, p, e (each 1024 times the one before): 100G, 1.5T"
 
 
 def parse(text: str, what: str = "size") -> int:
     """Return the bytes that `text` means, at least 1.
 
-    `what` names the value in the message. Raises UdiError for anything else: no number, a size
-    that is zero, negative, infinite, not a number, or beyond the largest file.
+    `what` names the value in the message. Raises UdiError where it is no number, less than a byte,
+    infinite, or more than the largest file.
     """
     low = text.strip().lower()
     text = text if text.isprintable() else ascii(text)
@@ -44,7 +46,7 @@ def parse(text: str, what: str = "size") -> int:
 
 
 def show(size: int) -> str:
-    """Return bytes as the shortest exact text of the grammar: 107374182400 as `100G`."""
+    """Return the shortest text that `parse` reads as exactly `size`: `100G` for 107374182400."""
     power = 0
     while size and size % 1024 == 0 and power < len(UNITS) - 1:
         size //= 1024
@@ -53,7 +55,8 @@ def show(size: int) -> str:
 
 
 def _split(low: str) -> tuple[str, str]:
-    """Split into a number as strtod(3) would end it and the rest: `1e` is 1 exbibyte."""
+    """Split into the number, which ends where strtod(3) ends it, and the rest: `1e` is 1 and
+    `e`."""
     at = 0
     point = False
     while at < len(low) and (low[at] in _DIGITS or (low[at] == "." and not point)):
@@ -72,7 +75,7 @@ def _split(low: str) -> tuple[str, str]:
 
 
 def _unit(unit: str) -> int:
-    """Return the power of 1024, or -1 for what is no unit."""
+    """Return the power of 1024 that a unit means; -1 if it is none."""
     if not unit:
         return 0
     if unit[0] not in UNITS or unit[1:] not in ("", "b", "ib"):
@@ -81,7 +84,8 @@ def _unit(unit: str) -> int:
 
 
 def _exact(number: str, power: int) -> int:
-    """Return number x 1024^power, rounded down; exact, and quick for any exponent."""
+    """Return number x 1024^power rounded down, by integers, so that it is exact for any
+    exponent."""
     mantissa, _, exponent = number.partition("e")
     whole, _, fraction = mantissa.partition(".")
     digits = int(whole + fraction or "0") * 1024**power

@@ -1,14 +1,15 @@
-"""What is known of a start beforehand, for prefetching (`serve.prefetch`). Pure."""
+"""A start's key and its files for prefetching (`serve.prefetch`). Pure."""
 
 from rootless_udi.base.records import Record
 
 
 class Start(Record):
-    """What is known of a start beforehand.
+    """What prefetching needs to know of a start.
 
-    `key` is the digest of what is run. `keep` is the name of the file to which what this start asks
-    is to be written, "" for none. `known` is the path of the file with what an earlier one asked;
-    the image's own path where that is appended to the image; "" where nothing is known.
+    `key` is a digest of what is run. `keep` is the name of the file to which the reads of this
+    start will be written, "" if they are not recorded. `known` is the path of the file with the
+    reads of an earlier start; the image's path where they are appended to the image; "" where none
+    are known.
     """
 
     key: str

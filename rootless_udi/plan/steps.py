@@ -1,4 +1,6 @@
-"""What can be done to a root file system, as data: the planner writes it, the executor does it.
+"""The steps that make a container's root file system, as data. Pure.
+
+The planner makes them (`plan.planner`), the executor does them (`launch.execute`).
 
 Every step has `target`, an absolute path inside the container, and `reason`: which default, option,
 file or module asked for it and why, as `--explain` prints it.
@@ -7,17 +9,18 @@ file or module asked for it and why, as `--explain` prints it.
 from rootless_udi.base.records import Record
 
 HOOK_SECONDS = 30.0
+"""How long a hook may take, unless its module says otherwise."""
 
 
 class Mount(Record):
-    """mount(8)'s words: `source` on `target`, a bind where `fstype` is empty.
+    """Mount `source` on `target`, in the words of mount(8); a bind where `fstype` is empty.
 
-    `source` is a path on the host. `options` are mount(8) options: bind flags ("rec", "ro", "rw",
-    "nosuid", "nodev", "noexec", "private", "slave") or, for a file system, its own ("size=1g").
-    With `required` false, a missing source leaves the step out. `over` says that the image is known
-    to have `target` (a library that another replaces), so that no overlay is needed for it. With
-    `only_empty` the step is left out where the image has anything at `target` but an empty
-    directory, or where `target` can't be made.
+    `source` is a path on the host. `options` are mount(8)'s: for a bind "rec", "ro", "rw",
+    "nosuid", "nodev", "noexec", "private", "slave"; for a file system also its own ("size=1g"). If
+    `required` is false and the source is missing, the step is left out. `over`: the image is known
+    to have `target` (a library that another replaces), so that no layer is needed for it.
+    `only_empty`: the step is left out if the image has anything at `target` but an empty directory,
+    or if `target` can't be made.
     """
 
     target: str
@@ -40,7 +43,7 @@ class File(Record):
 
 
 class Symlink(Record):
-    """A symbolic link at `target` pointing `to`; made in private memory, never in the image."""
+    """A symbolic link at `target` that points to `to`; in private memory, never in the image."""
 
     target: str
     to: str
@@ -61,8 +64,8 @@ Step = Mount | File | Symlink | Directory
 class Env(Record):
     """One operation on the environment.
 
-    `op` is "set", "append" or "prepend" (joined with ":", a plain set where the variable is unset
-    or empty), "unset", or "clear" (drop all that the caller had).
+    `op` is "set"; "append" or "prepend", which join with ":" and just set a variable that is unset
+    or empty; "unset"; or "clear", which removes all variables.
     """
 
     op: str
@@ -72,10 +75,10 @@ class Env(Record):
 
 
 class Injection(Record):
-    """What one part (a module, the host's MPI, its GPUs) wants put into the container.
+    """What one part (a module, the host's MPI, its GPUs) adds to the container.
 
-    `notes` are for --explain; `warnings` are said at every start too. `together` are targets of
-    which none may be covered, as by a volume: they work all or not at all.
+    `notes` are for --explain, `warnings` are printed at each start. `together` are targets that
+    work only if all are visible, so that no volume may hide one of them.
     """
 
     steps: tuple[Step, ...] = ()

@@ -1,23 +1,22 @@
-"""The grammar of volumes: `SRC:DST[:FLAG...]`, `;`-joined, to records and back. Pure.
+"""Parse volumes: `SRC:DST[:FLAG...]`, several joined by `;`. Pure.
 
-Quoting: text between double quotes is literal, and a backslash makes the next character literal
-(both inside and outside quotes; it may not be a letter or a digit, which would look like C's
-escapes). Nothing is ever stripped from a name: Shifter drops what it does not know, so that a
-space leads to another directory; here a name is taken as written or refused.
-
-Sources are looked at by `host.look`, which may ask the file system.
+Text between double quotes is taken literally, and so is a character after a backslash, inside and
+outside of quotes. That may be no letter or digit, as in the escapes of C. Shifter drops characters
+that it does not know, so that a name with a space means another directory there; here a name is
+taken as written, or refused. Whether a source exists is not looked at here.
 """
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
 from rootless_udi.plan import sizes
+from rootless_udi.plan.mountpoints import within
 
 FLAGS = ("ro", "rw", "rec", "slave", "private")
-"""mount(8)'s words; Shifter gives its users `ro` only and the rest to its administrators."""
-CACHE_FLAG = "perNodeCache"
-CACHE_KEYS = ("size", "bs", "fs", "method")
+"""The flags, words of mount(8). In Shifter users may give `ro` only, and administrators all."""
+_CACHE_FLAG = "perNodeCache"
+_CACHE_KEYS = ("size", "bs", "fs", "method")
 PATH_MAX = 4096
-"""linux/limits.h: bytes of a path with its final NUL."""
+"""Bytes of a path with its final NUL; of a name without one (linux/limits.h)."""
 NAME_MAX = 255
 
 _ELSEWHERE = "choose another destination, for example /data"
@@ -47,10 +46,10 @@ _SITE_FORBIDDEN = (
 
 
 class PerNodeCache(Record):
-    """A private file system of one node and job step, empty at its start and gone at its end.
+    """A private file system of a container on one node: empty at its start, gone at its end.
 
-    `size` and `block` in bytes (0: the method's own). `method` is "tmpfs", "file" or "" (the
-    site's default), `fs` is "ext4" or "" (what the method gives).
+    `size` and `block` are bytes; a block of 0 means the method's own. `method` is "tmpfs", "file",
+    or "" for the site's default. `fs` is "ext4", or "" for what the method makes.
     """
 
     size: int
@@ -60,10 +59,10 @@ class PerNodeCache(Record):
 
 
 class Volume(Record):
-    """`source` (host) appears at `destination` (container); both absolute and normal.
+    """`source` of the host appears at `destination` of the container. Both are absolute and normal.
 
-    `options` are words of FLAGS in the order given; `cache` is there for a perNodeCache, whose
-    source is the directory that backs it. `origin` says who asked: "--volume", a file and key.
+    `options` are words of FLAGS in the order given. `cache` is set for a perNodeCache, whose source
+    is the directory for its file. `origin` says who asked for it: "--volume", or a file and a key.
     """
 
     source: str
@@ -74,10 +73,10 @@ class Volume(Record):
 
 
 def parse(text: str, site: bool = False, origin: str = "--volume") -> tuple[Volume, ...]:
-    """Return the volumes of one option's or variable's text, in its order; empty for empty text.
+    """Return the volumes in the text of an option or a variable, in its order; none for "".
 
-    A single path stands for itself on both sides. `site` reads Shifter's siteFs: the site may mount
-    where users may not. Raises UdiError, saying which entry and why.
+    A single path is source and destination. `site`: the text is the site's (Shifter's siteFs),
+    which may mount where users may not. Raises UdiError, which says what is wrong where.
     """
     found = [
         _volume(fields, raw, site, origin)
@@ -89,10 +88,10 @@ def parse(text: str, site: bool = False, origin: str = "--volume") -> tuple[Volu
 
 
 def together(volumes: "tuple[Volume, ...] | list[Volume]") -> tuple[Volume, ...]:
-    """Check volumes against each other; return them in mount order: parents before children.
+    """Return volumes in the order in which they must be mounted: parents before children.
 
-    Raises UdiError for two volumes on one destination and for one inside a perNodeCache, which is
-    empty when it starts and so has no mount points.
+    Raises UdiError for two volumes with one destination, and for one inside a perNodeCache: a cache
+    is empty at first, and so has no mount point for it.
     """
     at: dict[str, Volume] = {}
     for volume in volumes:
@@ -124,20 +123,15 @@ def parents(path: str) -> list[str]:
     return found
 
 
-def render(volumes: "tuple[Volume, ...] | list[Volume]") -> str:
-    """Return text that `parse` reads back to equal volumes (origins aside)."""
-    return ";".join(":".join(_rendered(volume)) for volume in volumes)
-
-
 def quote(name: str) -> str:
-    """Return `name` quoted where the grammar needs it."""
+    """Return `name` so that `parse` takes it as it is, in quotes where it needs them."""
     if not name or any(c in ':;"\\\n' for c in name):
         return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return name
 
 
 def shown(text: str) -> str:
-    """Return a name for a message: as it is, or quoted with escapes where it has odd characters."""
+    """Return a name for a message; in quotes and with escapes if it has unusual characters."""
     text = text if len(text) <= 120 else text[:100] + "..."
     return text if text and text.isprintable() and " " not in text else repr(text)
 
@@ -146,7 +140,7 @@ def normal(path: str, what: str) -> str:
     """Return an absolute path without doubled slashes, `.` and a trailing slash.
 
     `what` begins the message, as in "volume '/a:b': destination". Raises UdiError for a relative
-    path, a `..`, a NUL and a path or name that Linux can't hold.
+    path, one with `..` or NUL, and one that is too long for Linux.
     """
     if not path:
         raise UdiError(f"{what} is empty", "is a variable before or after the ':' unset?")
@@ -173,17 +167,17 @@ def normal(path: str, what: str) -> str:
 
 
 def allowed(destination: str, what: str) -> None:
-    """Raise UdiError where a user's volume may not be mounted, with the reason.
+    """Raise UdiError, with the reason, if a user's volume may not be mounted at `destination`.
 
-    By path component: /etcfoo is allowed, where Shifter's comparison of strings refuses it.
+    Whole parts of the path are compared: /etcfoo is allowed, which Shifter refuses for its /etc.
     """
     reason = _FORBIDDEN_EXACTLY.get(destination)
     if reason:
         raise UdiError(f"{what} {destination} is not allowed: {reason}", _ELSEWHERE)
-    if _within(destination, _ALLOWED):
+    if within(destination, _ALLOWED):
         return
     for folder, reason in _FORBIDDEN:
-        if _within(destination, folder):
+        if within(destination, folder):
             inside = "" if destination == folder else f" (inside {folder})"
             raise UdiError(
                 f"{what} {shown(destination)}{inside} is not allowed: {reason}", _ELSEWHERE
@@ -191,7 +185,8 @@ def allowed(destination: str, what: str) -> None:
 
 
 def allowed_for_site(destination: str, what: str) -> None:
-    """Raise UdiError where even the site may not mount: what every container is made of."""
+    """Raise UdiError if even the site may not mount at `destination`, since every container needs
+    it."""
     if destination in _SITE_FORBIDDEN:
         raise UdiError(
             f"{what} {destination} is not allowed: it would hide what every container is made of",
@@ -199,12 +194,9 @@ def allowed_for_site(destination: str, what: str) -> None:
         )
 
 
-def _within(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder + "/")
-
-
 def _entries(text: str, origin: str) -> list[tuple[str, list[str]]]:
-    """Split into entries: each with its raw text (for messages) and its unquoted fields."""
+    """Split at `;` and `:` into entries: each has its text, for messages, and its unquoted
+    fields."""
     entries: list[tuple[str, list[str]]] = []
     fields: list[str] = []
     word: list[str] = []
@@ -252,7 +244,7 @@ def _volume(fields: list[str], raw: str, site: bool, origin: str) -> Volume:
     cache: PerNodeCache | None = None
     for flag in fields[2:]:
         name, has_value, value = flag.partition("=")
-        if name.lower() == CACHE_FLAG.lower():
+        if name.lower() == _CACHE_FLAG.lower():
             if cache is not None:
                 raise UdiError(f"{what} perNodeCache is given twice", "give it once")
             cache = _cache(value, what)
@@ -262,7 +254,7 @@ def _volume(fields: list[str], raw: str, site: bool, origin: str) -> Volume:
         else:
             raise UdiError(
                 f"{what} unknown flag {shown(flag)}",
-                f"flags are {', '.join(FLAGS)} and {CACHE_FLAG}=size=..., each after a ':'",
+                f"flags are {', '.join(FLAGS)} and {_CACHE_FLAG}=size=..., each after a ':'",
             )
     _agree(options, cache, what)
     return Volume(source, destination, tuple(options), cache, origin)
@@ -282,14 +274,14 @@ def _agree(options: list[str], cache: "PerNodeCache | None", what: str) -> None:
 
 
 def _cache(text: str, what: str) -> PerNodeCache:
-    """Read `size=100G[,bs=1M][,fs=ext4][,method=tmpfs|file]`; keys in any case, as in Shifter."""
+    """Parse `size=100G[,bs=1M][,fs=ext4][,method=tmpfs|file]`; keys in any case, as in Shifter."""
     found: dict[str, str] = {}
     for pair in text.split(",") if text else []:
         key, _, value = pair.partition("=")
         key = key.lower()
-        if key not in CACHE_KEYS:
+        if key not in _CACHE_KEYS:
             raise UdiError(
-                f"{what} perNodeCache has no {shown(key)}", f"its keys are {', '.join(CACHE_KEYS)}"
+                f"{what} perNodeCache has no {shown(key)}", f"its keys are {', '.join(_CACHE_KEYS)}"
             )
         if key in found:
             raise UdiError(f"{what} perNodeCache: {key} is given twice", "give it once")
@@ -304,7 +296,7 @@ def _cache(text: str, what: str) -> PerNodeCache:
 
 
 def _kind(found: dict[str, str], what: str) -> tuple[str, str]:
-    """Return (fs, method). Shifter's one fs, xfs, means "what you have" here; its loop a file."""
+    """Return (fs, method). Of Shifter's words, fs=xfs means any fs here, and method=loop a file."""
     fs = found.get("fs", "").lower()
     method = found.get("method", "").lower()
     if method not in ("", "tmpfs", "file", "loop"):
@@ -323,15 +315,3 @@ def _kind(found: dict[str, str], what: str) -> tuple[str, str]:
             raise UdiError(f"{what} perNodeCache: method={method} makes no {fs}", "leave fs out")
         method = wanted
     return ("ext4" if fs == "ext4" else "", method)
-
-
-def _rendered(volume: Volume) -> list[str]:
-    words = [quote(volume.source), quote(volume.destination), *volume.options]
-    if volume.cache is not None:
-        cache = volume.cache
-        block = sizes.show(cache.block) if cache.block else ""
-        pairs = [f"size={sizes.show(cache.size)}"]
-        for key, value in (("bs", block), ("fs", cache.fs), ("method", cache.method)):
-            pairs += [f"{key}={value}"] if value else []
-        words.append(f"{CACHE_FLAG}={','.join(pairs)}")
-    return words
