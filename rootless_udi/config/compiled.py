@@ -1,4 +1,4 @@
-"""The flattened copy of the configuration (JSON), which launches read in place of TOML."""
+"""Write the flattened copy of the configuration: a JSON file that starts read in place of TOML."""
 
 import json
 import os
@@ -17,7 +17,10 @@ from rootless_udi.plan.site import to_flat
 def write_cache(
     path: str, sources: list[ConfigFile], texts: list[str], flat: Mapping[str, Any]
 ) -> None:
-    """Write a flattened copy in one rename; where that fails, launches go on without it."""
+    """Write a flattened copy at `path`; do nothing where that fails, since starts can do without.
+
+    `sources` are the files that `flat` was made of, `texts` their contents.
+    """
     try:
         if trust.make(os.path.dirname(path), 0o700) == os.getuid():
             _write(path, sources, texts, flat, 0o600)
@@ -26,9 +29,10 @@ def write_cache(
 
 
 def compile_site(environ: Mapping[str, str]) -> str:
-    """Write the site's flattened copy beside its files; return its path (`udi config compile`).
+    """Write the flattened copy of the site's files beside them (`udi config compile`); return its
+    path.
 
-    Raises UdiError where there are no site files, one is wrong, or the copy can't be written.
+    Raises UdiError where the site has no files, one is wrong, or the copy can't be written.
     """
     own = {"UDI_SITE_DIR": files.site_directory(environ)}
     sources = files.find(own)

@@ -1,4 +1,4 @@
-"""A TOML file as it was read: its tables, the line of each key, and problems with both."""
+"""A TOML file that is being read: its values, the line of each key, and the problems in it."""
 
 import difflib
 import re
@@ -11,7 +11,8 @@ from rootless_udi.config import schema, tomllines
 
 
 class Problem(Record):
-    """What is wrong in a file: `line` from 1, `key` may be empty, `hint` says what is right."""
+    """An error in a file: `line` counts from 1, `key` may be empty, `hint` says what would be
+    right."""
 
     path: str
     line: int
@@ -25,7 +26,7 @@ class Problem(Record):
 
 
 class Document:
-    """One file being read: its values, and its problems as they are found."""
+    """One file being read: its values, and the problems found so far."""
 
     def __init__(self, path: str, text: str) -> None:
         self.path = path
@@ -44,15 +45,15 @@ class Document:
             self.problems.append(Problem(path, 1, "", "not TOML: nested too deeply"))
 
     def line(self, *key: str | int) -> int:
-        """Return where a key stands."""
+        """Return the line of a key, from 1."""
         return tomllines.line_of(self.lines, key)
 
     def wrong(self, key: tuple[str | int, ...], why: str, hint: str = "") -> None:
-        """Note a problem."""
+        """Add a problem with `key`."""
         self.problems.append(Problem(self.path, self.line(*key), dotted(key), why, hint))
 
     def check(self, key: tuple[str | int, ...], check: schema.Check, value: Any) -> Any:
-        """Return the checked value; None, with the problem noted, for a wrong one."""
+        """Return what `check` makes of a value; for a wrong one add a problem and return None."""
         try:
             return check(value)
         except schema.Wrong as wrong:
@@ -60,12 +61,13 @@ class Document:
             return None
 
     def table(self, key: tuple[str | int, ...], value: Any) -> dict[str, Any]:
-        """Return a table; an empty one, with the problem noted, for another type."""
+        """Return a value that is a table; for another one add a problem and return an empty
+        table."""
         found: dict[str, Any] | None = self.check(key, lambda v: schema.expect(v, dict), value)
         return found or {}
 
     def unknown(self, key: tuple[str | int, ...], known: Iterable[str]) -> None:
-        """Note a key that is none of `known`."""
+        """Add the problem that `key` is none of `known`, with the nearest of these as a hint."""
         names = sorted(known)
         near = difflib.get_close_matches(str(key[-1]), names, n=1)
         hint = f"did you mean {near[0]}?" if near else f"keys here: {', '.join(names)}"
@@ -73,7 +75,7 @@ class Document:
 
 
 def dotted(key: tuple[str | int, ...]) -> str:
-    """Return a key for a message: mount[2].source counts from 1, as people do."""
+    """Return a key as a message shows it: mount[2].source, where members are counted from 1."""
     text = ""
     for part in key:
         text += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if text else part

@@ -1,4 +1,4 @@
-"""The configuration's files: where they are looked for, whose they must be, how they are read."""
+"""Find and read the configuration's files, and check that only trusted users may write them."""
 
 import os
 
@@ -12,15 +12,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-SITE_DIRECTORY = "/etc/rootless_udi"
+_SITE_DIRECTORY = "/etc/rootless_udi"
 COMPILED = "udi.cache"
-"""The flattened copy beside the site's files."""
+"""The name of the flattened copy beside the site's files."""
 FORMAT = 1
-"""Of the flattened copy: another number makes it read again from TOML."""
+"""The format of the flattened copy; one of another number is made again from TOML."""
 
 
 class ConfigFile(Record):
-    """A configuration file that exists: `kind` is "site" or "user", with "-module" or "-mpi"."""
+    """A configuration file that exists.
+
+    `kind` is "site" or "user", with "-module" or "-mpi" for the file of a module or an MPI profile.
+    `mtime` is in nanoseconds, `size` in bytes.
+    """
 
     path: str
     kind: str
@@ -28,15 +32,15 @@ class ConfigFile(Record):
     size: int
     inode: int
     owner: int = 0
-    """Who may write it, besides the caller and root."""
+    """The user who may write it besides the caller and root."""
 
 
 def site_directory(environ: "Mapping[str, str]") -> str:
     """Return the directory of the site's files."""
-    return environ.get("UDI_SITE_DIR") or SITE_DIRECTORY
+    return environ.get("UDI_SITE_DIR") or _SITE_DIRECTORY
 
 
-def user_directory(environ: "Mapping[str, str]") -> str:
+def _user_directory(environ: "Mapping[str, str]") -> str:
     """Return the directory of the user's files; empty where there is no HOME."""
     return _xdg(environ, "XDG_CONFIG_HOME", ".config")
 
@@ -44,15 +48,16 @@ def user_directory(environ: "Mapping[str, str]") -> str:
 def find(environ: "Mapping[str, str]") -> list[ConfigFile]:
     """Return the configuration files that exist, in the order in which they are merged.
 
-    Raises UdiError for a file or folder that others may write (in the folder that is built in, its
-    owner may be a third user), and where $UDI_CONFIG names no readable file.
+    Raises UdiError where $UDI_CONFIG names no readable file, and for a file or folder that others
+    than the caller and root may write. _SITE_DIRECTORY and its files may also belong to a third
+    user, whom root has given that folder.
     """
     found: list[ConfigFile] = []
     site = site_directory(environ)
-    owner = _keeper(site) if site == SITE_DIRECTORY else 0
+    owner = _keeper(site) if site == _SITE_DIRECTORY else 0
     if _look(site, owner) is not None:
         found += _files(site, "udi.toml", "conf.d", "site", owner)
-    user = user_directory(environ)
+    user = _user_directory(environ)
     if user and _look(user) is not None:
         found += _files(user, "config.toml", "", "user", os.getuid())
     extra = environ.get("UDI_CONFIG", "")
@@ -98,7 +103,7 @@ def _listing(root: str, folder: str, owner: int) -> list[str]:
 
 
 def _keeper(site: str) -> int:
-    """Return the third user whose the site's folder may be, or 0."""
+    """Return the third user who may own the site's folder (`trust.keeper`); 0 for none."""
     try:
         return (*trust.keeper(site), 0)[0]
     except OSError:
@@ -106,10 +111,11 @@ def _keeper(site: str) -> int:
 
 
 def _look(path: str, owner: int = 0) -> os.stat_result | None:
-    """Return stat(2) of a file or folder, None where there is none; judge who may write it.
+    """Return the stat(2) of a file or folder, None where there is none.
 
-    `owner` may besides the caller and root. A launch that has the flattened copy opens no other
-    file, so this one judges by path; `read` does by descriptor.
+    Raises UdiError where others than the caller, root and `owner` may write it. This checks by
+    path, since a start that has the flattened copy opens no other file; `read` checks by
+    descriptor.
     """
     try:
         info = os.stat(path)
@@ -131,7 +137,7 @@ def _unreadable(path: str, error: OSError) -> UdiError:
 def read(source: ConfigFile) -> str:
     """Return the text of a file.
 
-    Raises UdiError where that fails, others may have written it, or it is not UTF-8.
+    Raises UdiError where it can't be read, others may have written it, or it is not UTF-8.
     """
     try:
         return trust.read(source.path, (source.owner,), "configuration").decode()
@@ -142,7 +148,7 @@ def read(source: ConfigFile) -> str:
 
 
 def cache_file(sources: list[ConfigFile], environ: "Mapping[str, str]") -> str:
-    """Return where the user's flattened copy of these files lives; empty without a HOME."""
+    """Return the path of the user's flattened copy of these files; "" without a HOME."""
     folder = _xdg(environ, "XDG_CACHE_HOME", ".cache")
     paths = "\0".join(source.path for source in sources)
     name = digest(paths.encode("utf-8", "surrogateescape"))
@@ -150,7 +156,7 @@ def cache_file(sources: list[ConfigFile], environ: "Mapping[str, str]") -> str:
 
 
 def _xdg(environ: "Mapping[str, str]", variable: str, below: str) -> str:
-    """XDG base directories: a relative path is to be ignored."""
+    """Return our folder in an XDG base directory; a relative path in `variable` does not count."""
     base = environ.get(variable, "")
     if base.startswith("/"):
         return f"{base}/rootless_udi"

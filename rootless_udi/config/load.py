@@ -35,12 +35,12 @@ step of the copy may have been changed again without another time, so its text i
 def load(environ: "Mapping[str, str]") -> Site:
     """Return the merged configuration for this environment, paths expanded.
 
-    Raises UdiError for a file that is wrong (with its line), can't be read, or may be written by
-    others.
+    Raises UdiError for a file that has an error (naming the line), can't be read, or may be written
+    by others.
     """
     sources = find(environ)
     site = from_flat(_flattened(sources, environ)) if sources else Site()
-    # Also over what a flattened copy says.
+    # Set here and not by the flattened copy, which could say anybody.
     owner = sources[0].owner if sources and sources[0].kind.startswith("site") else 0
     return expanded(site, environ).replace(owner=owner)
 
@@ -63,10 +63,10 @@ def _flattened(sources: list[ConfigFile], environ: "Mapping[str, str]") -> "dict
 
 
 def _from_cache(path: str, sources: list[ConfigFile]) -> "dict[str, Any] | None":
-    """Return a flattened copy if it is of exactly these files, else None.
+    """Return the flattened copy at `path` if it was made of exactly these files, else None.
 
-    A copy is good where every file has the time, size and inode that it had, or the very same
-    text: nodes of one machine have their own /etc and share one HOME.
+    That is so if each file has the same time, size and inode as then, or else the same text: nodes
+    have each their own /etc, with equal files, and share one HOME.
     """
     from rootless_udi.base.fastjson import loads
 
@@ -101,10 +101,11 @@ def _from_cache(path: str, sources: list[ConfigFile]) -> "dict[str, Any] | None"
 
 
 def expanded(site: Site, environ: "Mapping[str, str]") -> Site:
-    """Return the Site with `$NAME` and `${NAME}` in its paths replaced, and mounts propagated.
+    """Return the Site with `$NAME` and `${NAME}` in its paths replaced by the variables' values.
 
-    Where a variable is unset or empty, a candidate of a list and an optional mount are left out;
-    a required mount raises UdiError.
+    A path of a list and an optional mount are left out if a variable in them is unset or empty.
+    Raises UdiError if that is so for a required mount. It also gives each mount the site's
+    propagation.
     """
     known = {**environ, "UID": str(os.getuid())}
 
@@ -138,7 +139,7 @@ def expanded(site: Site, environ: "Mapping[str, str]") -> Site:
 
 
 def expand(text: str, variables: "Mapping[str, str]") -> str | None:
-    """Return `text` with its `$NAME` and `${NAME}` replaced, None where one is unset or empty."""
+    """Return `text` with `$NAME` and `${NAME}` replaced; None if a variable is unset or empty."""
     if "$" not in text:
         return text
     head, *rest = text.split("$")

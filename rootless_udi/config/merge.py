@@ -1,11 +1,13 @@
-"""TOML files to a `Site`: merged, checked, each problem with its file and line.
+"""Merge TOML files to one `Site`, and report each error with its file and line.
 
-Off the start path: `rootless_udi.config.load` imports this where no flattened copy fits.
+Off the start path: `rootless_udi.config.load` imports this only if there is no flattened copy of
+these files.
 
-How files merge: a key of a later file takes the place of the same key of an earlier one, lists
-as a whole. Mounts are kept by destination, files of /etc and registries by name, operations on
-the environment add up in the order of the files, MPI profiles and modules are kept by name. The
-smallest `cache.limit` counts, so that a user's file can't raise the site's.
+A key in a later file replaces the same key of an earlier one; a list is replaced as a whole. A
+mount replaces one with the same destination; a file of /etc, a registry, an MPI profile and a
+module replace those of the same name. Operations on the environment are all kept, in the order of
+the files. Of several values of `cache.limit` the smallest counts, so that a user's file can't raise
+the site's.
 """
 
 import os
@@ -23,7 +25,7 @@ from rootless_udi.plan.steps import Env
 
 
 class _Merge:
-    """The Site being made of the files, one after another."""
+    """The Site that is being made; `add` is called with one file after another."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
@@ -158,7 +160,7 @@ class _Merge:
     def profile(
         self, document: Document, name: str, key: tuple[str | int, ...], value: Any
     ) -> None:
-        """Take an MPI profile, from [mpi.NAME] or a file of mpi.d."""
+        """Add an MPI profile, from [mpi.NAME] or a file in mpi.d."""
         table = document.table(key, value) if key else value
         try:
             profiles.from_dict(name, table, document.path)
@@ -184,9 +186,9 @@ class _Merge:
 
 
 def merge(sources: Iterable[ConfigFile], texts: Iterable[str]) -> tuple[Site, list[Problem]]:
-    """Return the merged Site, without what is wrong, and every problem found.
+    """Return the merged Site, without the wrong values, and all problems.
 
-    A module's problems are also kept in the module, so that only who selects it meets them.
+    A module keeps its first problem too: it is an error only for those who select the module.
     """
     result = _Merge()
     problems: list[Problem] = []
@@ -205,7 +207,8 @@ def merge(sources: Iterable[ConfigFile], texts: Iterable[str]) -> tuple[Site, li
 
 
 def merged(sources: Iterable[ConfigFile], texts: Iterable[str]) -> Site:
-    """Return the merged Site. Raises UdiError for the first problem outside modules."""
+    """Return the merged Site. Raises UdiError with the first problem that is not in a module's
+    file."""
     sources = list(sources)
     site, problems = merge(sources, texts)
     plain = {source.path for source in sources if not source.kind.endswith("-module")}

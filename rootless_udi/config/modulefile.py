@@ -1,4 +1,4 @@
-"""A module's TOML file to a `Module`: checked, with file and line. Off the start path."""
+"""Make a `Module` of its TOML file, and report errors with file and line. Off the start path."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def module(name: str, document: "Document") -> Module:
-    """Return the module of a file; where something is wrong, with `problem` set to the first."""
+    """Return the module of a file; if that has errors, `problem` is the first of them."""
     values = document.values
     if not modules.proper_name(name):
         document.wrong(
@@ -73,12 +73,12 @@ def _binds(document: "Document", rows: Any) -> list[Bind]:
 
 
 def _real_path(value: Any) -> str:
-    """A path without variables: modules are planned without the caller's environment."""
+    """Check a path. It may have no variables, since modules are planned without an environment."""
     return schema.normal(schema.text(value))
 
 
 def _target(value: Any) -> str:
-    """Empty, a path, or a directory that ends in "/"."""
+    """Check a destination: empty, a path, or a directory that ends in "/"."""
     if schema.text(value) == "":
         return ""
     found = schema.normal(value)
@@ -123,7 +123,7 @@ def _environment(document: "Document", value: Any) -> list[Any]:
 
 
 def _hook(document: "Document", value: Any) -> Hook | None:
-    """A string is for /bin/sh, a list is an argv; a table may add the time limit."""
+    """Return the hook: a string is run by /bin/sh, a list is an argv; a table may add `seconds`."""
     row = document.table(("hook",), value) if isinstance(value, dict) else {"command": value}
     for name in row:
         if name not in schema.HOOK:

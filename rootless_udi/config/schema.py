@@ -1,6 +1,7 @@
-"""Which keys the TOML files have and what their values may be. Pure; off the start path.
+"""The keys of the TOML files, and the checks of their values. Pure; off the start path.
 
-A check takes a value as `tomllib` gives it and returns what the `Site` holds, or raises `Wrong`.
+A check is a function that takes a value as `tomllib` gives it. It returns the value as the `Site`
+holds it, or raises `Wrong`.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ _NAMES |= {list: "a list", dict: "a table"}
 
 
 class Wrong(Exception):
-    """A value that can't be: why, and what would be right."""
+    """A wrong value: `why` says what is wrong, `hint` what would be right."""
 
     def __init__(self, why: str, hint: str = "") -> None:
         super().__init__(why)
@@ -26,19 +27,19 @@ class Wrong(Exception):
 
 
 def kind(value: Any) -> str:
-    """Name a value's type as TOML does."""
+    """Return the name of a value's type in TOML."""
     return _NAMES.get(type(value), f"a {type(value).__name__}")
 
 
 def expect(value: Any, wanted: type, hint: str = "") -> Any:
-    """Return `value` where it is of a type; a boolean is no integer."""
+    """Return `value` if it is of the type `wanted`; a boolean is no integer. Raises Wrong."""
     if isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)):
         return value
     raise Wrong(f"expected {_NAMES[wanted]}, found {kind(value)}", hint)
 
 
 def text(value: Any) -> str:
-    """A string without NUL."""
+    """Check a string: no NUL."""
     expect(value, str, 'write it in double quotes: "..."')
     if "\0" in value:
         raise Wrong("a NUL character", "leave it out")
@@ -46,18 +47,18 @@ def text(value: Any) -> str:
 
 
 def texts(value: Any) -> tuple[str, ...]:
-    """A list of strings."""
+    """Check a list of strings."""
     expect(value, list, 'write ["...", "..."]')
     return tuple(text(one) for one in value)
 
 
 def truth(value: Any) -> bool:
-    """A boolean."""
+    """Check a boolean."""
     return bool(expect(value, bool, "write true or false without quotes"))
 
 
 def choice(*words: str) -> Check:
-    """One of some words."""
+    """Return a check for one of `words`."""
 
     def check(value: Any) -> str:
         if text(value) not in words:
@@ -68,7 +69,7 @@ def choice(*words: str) -> Check:
 
 
 def integer(least: int, most: int) -> Check:
-    """An integer within bounds."""
+    """Return a check for an integer from `least` to `most`."""
 
     def check(value: Any) -> int:
         expect(value, int, f"a number from {least} to {most}")
@@ -80,7 +81,7 @@ def integer(least: int, most: int) -> Check:
 
 
 def size(value: Any) -> int:
-    """A size in Shifter's grammar, or bytes; 0 stands for no limit."""
+    """Check a size: Shifter's text (`plan.sizes`) or a number of bytes; 0 means no limit."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if text(value) in ("", "0"):
@@ -92,7 +93,7 @@ def size(value: Any) -> int:
 
 
 def path(value: Any) -> str:
-    """An absolute path; it may begin with a variable, as in "$SCRATCH/images"."""
+    """Check an absolute path; it may begin with a variable, as in "$SCRATCH/images"."""
     if text(value).startswith("$"):
         normal("/" + value)
         return str(value)
@@ -100,12 +101,12 @@ def path(value: Any) -> str:
 
 
 def paths(value: Any) -> tuple[str, ...]:
-    """A list of paths."""
+    """Check a list of paths."""
     return tuple(path(one) for one in texts(value))
 
 
 def normal(value: str) -> str:
-    """A path as mount(2) takes it."""
+    """Check a path and return it in its normal form (`plan.volumes.normal`)."""
     try:
         return volumes.normal(value, "path")
     except UdiError as error:
@@ -113,7 +114,8 @@ def normal(value: str) -> str:
 
 
 def destination(value: Any, site: bool) -> str:
-    """A path of the container where this file may mount something."""
+    """Check a path in the container at which this file, the site's or a user's, may mount
+    something."""
     found = path(value)
     try:
         (volumes.allowed_for_site if site else volumes.allowed)(found, "destination")
@@ -123,7 +125,7 @@ def destination(value: Any, site: bool) -> str:
 
 
 def options(value: Any) -> tuple[str, ...]:
-    """Flags of a bind."""
+    """Check a list of flags of a bind (`plan.volumes.FLAGS`)."""
     words = texts(value)
     for word in words:
         if word not in volumes.FLAGS:
@@ -135,7 +137,7 @@ def options(value: Any) -> tuple[str, ...]:
 
 
 def module_names(value: Any) -> tuple[str, ...]:
-    """Names of modules."""
+    """Check a list of modules' names."""
     for word in texts(value):
         if not modules.proper_name(word):
             raise Wrong(f"{word!r} is no name of a module", "letters, digits, and . _ + - inside")
@@ -143,7 +145,7 @@ def module_names(value: Any) -> tuple[str, ...]:
 
 
 def etc_name(value: Any) -> str:
-    """A name below /etc."""
+    """Check a name below /etc; "/etc/" may stand before it."""
     name = text(value).removeprefix("/etc/")
     parts = name.split("/")
     if not name or name.startswith("/") or "" in parts or ".." in parts or "." in parts:
@@ -152,7 +154,8 @@ def etc_name(value: Any) -> str:
 
 
 def environment(table: Any, reason: str) -> list[Env]:
-    """The [env] table: set, append and prepend are tables of strings, unset a list; that order."""
+    """Return the operations of an [env] table, in this order: its tables of strings `set`, `append`
+    and `prepend`, its list `unset`."""
     found: list[Env] = []
     for op in ("set", "append", "prepend"):
         for name, value in expect(table.get(op, {}), dict, 'write NAME = "VALUE" below it').items():
@@ -193,7 +196,7 @@ SITE_KEYS: dict[str, tuple[str, Check]] = {
     "server.squashfuse": ("squashfuse", path),
     "server.options": ("server_options", texts),
 }
-"""TOML key -> field of `Site` and check; `config.merge` reads the tables beside these."""
+"""Key -> (field of `Site`, check). `config.merge` reads the tables that are not here."""
 
 TABLES: dict[str, tuple[str, ...]] = {
     "env": ("set", "append", "prepend", "unset"),

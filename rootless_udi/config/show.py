@@ -16,7 +16,7 @@ from rootless_udi.plan.volumes import shown
 
 
 def merged(environ: Mapping[str, str]) -> tuple[Site, list[Problem]]:
-    """Return the merged configuration with variables as written, and all problems.
+    """Return the merged configuration, with `$NAME` as it was written, and all problems.
 
     Raises UdiError where a file can't be read or may be written by others.
     """
@@ -27,8 +27,8 @@ def merged(environ: Mapping[str, str]) -> tuple[Site, list[Problem]]:
 def show(site: Site) -> str:
     """Return each key with its value and the file and line that it came from.
 
-    The part before " # " of each line is TOML, but for the operations on the environment, which
-    are listed in the order in which they are applied.
+    In most lines the part before " # " is TOML. Mounts, operations on the environment (in their
+    order), MPI profiles and modules are listed in words.
     """
     rows = [
         (f"{key} = {_value(key, getattr(site, SITE_KEYS[key][0]))}", site.origin(key))
@@ -73,7 +73,7 @@ def _value(key: str, value: Any) -> str:
 
 
 def check(environ: Mapping[str, str]) -> list[Problem]:
-    """Return every problem of the files, their modules among each other, and this host.
+    """Return all problems: in the files, between modules, and with paths that this host lacks.
 
     Raises UdiError as `merged` does.
     """
@@ -105,7 +105,7 @@ def _selected(
 
 
 def _host(site: Site) -> Iterable[Problem]:
-    """What is named and not here: `udi config check` is run where launches will be."""
+    """Yield a problem for each path that is named and missing on this host."""
     missing = "does not exist on this host"
     for row in site.mounts:
         if row.required and not os.path.exists(row.source):
@@ -136,5 +136,6 @@ def _at(origin: str) -> tuple[str, int]:
 
 
 def report(problems: Iterable[Problem]) -> str:
-    """Return the text of `udi config check`: FILE:LINE: KEY: WHY, and what would be right."""
+    """Return the text of `udi config check`: FILE:LINE: KEY: WHY, with the hint in a second
+    line."""
     return "".join(f"{one}\n" + (f"    {one.hint}\n" if one.hint else "") for one in problems)

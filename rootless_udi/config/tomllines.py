@@ -1,23 +1,23 @@
-"""On which line of a TOML text does a key stand? `tomllib` does not tell; a message should."""
+"""Find the line of each key in a TOML text, for messages; `tomllib` does not tell it."""
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Key = tuple["str | int", ...]
-"""A path into a document: names, and numbers for the members of an array of tables."""
+"""A path in a document: names, and numbers (from 0) of members of an array of tables."""
 
 
 def lines(text: str) -> dict[Key, int]:
-    """Return the first line (from 1) of each table and key of a text that `tomllib` accepts.
+    """Return the first line, from 1, of each table and key; `text` is one that `tomllib` accepts.
 
-    What stands inside a value (inline tables, arrays) has the line on which its key stands.
+    Keys inside a value, an inline table or an array, are not listed: see `line_of`.
     """
     return _Scanner(text).run()
 
 
 def line_of(found: dict[Key, int], key: "Sequence[str | int]") -> int:
-    """Return the line of a key, or of the nearest thing around it; 1 for none."""
+    """Return the line of a key or, if it is not listed, of the nearest table around it; else 1."""
     path = tuple(key)
     while path:
         if path in found:
@@ -27,6 +27,9 @@ def line_of(found: dict[Key, int], key: "Sequence[str | int]") -> int:
 
 
 class _Scanner:
+    """Goes through a text once; `at` is the position, `found` the lines of keys, `counts` the
+    number of the last member of each array of tables."""
+
     def __init__(self, text: str) -> None:
         self.text = text.replace("\r\n", "\n")
         self.at = 0
@@ -52,7 +55,8 @@ class _Scanner:
         return self.found
 
     def _table(self, names: list[str], array: bool) -> Key:
-        """Return a header's path, with the number of the member where a part is an array."""
+        """Return a header's path; each part that is an array of tables is followed by a member's
+        number."""
         path: list[str | int] = []
         for end in range(1, len(names) + 1):
             part = tuple(names[:end])
@@ -79,7 +83,7 @@ class _Scanner:
         self.at = len(self.text) if end < 0 else end
 
     def _name(self) -> list[str]:
-        """Read a dotted name up to "=" or "]"."""
+        """Read a dotted name, up to "=" or "]"; return its parts."""
         text, parts, word = self.text, [], ""
         while self.at < len(text) and text[self.at] not in "=]\n":
             char = text[self.at]
@@ -97,7 +101,7 @@ class _Scanner:
         return [*parts, word]
 
     def _skip_value(self) -> None:
-        """Go to the end of the statement: a newline outside brackets and strings."""
+        """Go to the end of the statement, a newline outside of brackets and strings."""
         text, depth = self.text, 0
         while self.at < len(text):
             char = text[self.at]
