@@ -1,12 +1,15 @@
-"""Find an image in the stores: name -> digest -> squashfs and facts. A launch imports this.
+"""Find an image in the stores: from its name to its digest, to its squashfs file and its facts.
 
-    STORE/names/ARCH/ESCAPED-NAME -> sha256-HEX     a symbolic link's text: one readlink, no open
-    STORE/images/sha256-HEX.sqfs                    the image
-    STORE/images/sha256-HEX.json                    its facts
-    STORE/dirs/sha256-HEX/                          extracted, where there is no FUSE
-    STORE/blobs/, STORE/locks/                      see `store`, which writes all this
+Each start imports this. `store.store` writes what is found here:
 
-Names are kept per architecture: clusters of mixed nodes share one file system.
+    STORE/names/ARCH/ESCAPED-NAME    a symbolic link: its text is sha256-HEX, the image's digest
+    STORE/images/sha256-HEX.sqfs     the image
+    STORE/images/sha256-HEX.json     its facts
+    STORE/dirs/sha256-HEX/           the image extracted, for nodes without FUSE
+    STORE/blobs/, STORE/locks/       downloads, locks
+
+A name is a link since that takes one readlink(2) and opens no file. There are names for each
+architecture, because nodes of several may share one file system.
 """
 
 import os
@@ -21,13 +24,21 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-+,=:@#")
+"""Characters that an escaped name may have."""
 _CHUNK = 240
+"""Most bytes of a part of an escaped name; the kernel allows 255."""
 OPTIMIZED = ".optimized.sqfs"
+"""The ending of an image that `udi optimize` made; it stands beside the .sqfs file."""
 _GOES_ON = "%+"
+"""The end of a part of an escaped name that another part follows."""
 
 
 class StoredImage(Record):
-    """An image of a store. `directory` is where its extracted tree is, or would be."""
+    """An image of a store.
+
+    `squashfs`, `facts` and `directory` are paths; the last is where it is extracted, or would be.
+    `store` is the store's path, `size` the squashfs file's in bytes.
+    """
 
     digest: str
     name: str
@@ -39,9 +50,9 @@ class StoredImage(Record):
 
 
 def user_store(environ: "Mapping[str, str]") -> str:
-    """Return the user's own store: $UDI_STORE, else in $XDG_DATA_HOME, else in ~/.local/share.
+    """Return the user's own store: $UDI_STORE, or a folder in $XDG_DATA_HOME or ~/.local/share.
 
-    Raises UdiError where none of these is set to an absolute path.
+    Raises UdiError where UDI_STORE is relative, or neither it nor the others are set.
     """
     own = environ.get("UDI_STORE", "")
     if own:
@@ -59,10 +70,11 @@ def user_store(environ: "Mapping[str, str]") -> str:
 
 
 class SiteStore(str):
-    """The path of a store that the configuration names for all: it may be a third user's.
+    """The path of a store that the configuration names for all users.
 
-    `keeper` owns the site's configuration. Any other path is a store of the caller's own, which
-    must be his or root's, whoever has made a folder there before him.
+    It may belong to a third user; `keeper` is the owner of the site's configuration. A path that is
+    no SiteStore is the caller's own store, and must belong to the caller or root: another user may
+    have made a folder at that path before.
     """
 
     keeper: int
@@ -74,7 +86,10 @@ class SiteStore(str):
 
 
 def _third(store: str, status: os.stat_result) -> tuple[int, ...]:
-    """Return who besides the caller and root may have filled a store. Raises OSError."""
+    """Return the users besides the caller and root who may write a store; none or its owner.
+
+    `status` is the store's stat(2). Raises OSError.
+    """
     if not isinstance(store, SiteStore) or status.st_uid in (os.getuid(), 0):
         return ()
     if status.st_uid == store.keeper:
@@ -87,11 +102,10 @@ def find(
 ) -> StoredImage | None:
     """Return the image that `reference` names in the first of `stores` that has it, or None.
 
-    `platform` is this machine's where it is not given. Costs an open and a stat in each store, and
-    one stat for "oci:" and "docker-archive:", whose changed file is a miss; an image that a person
-    deleted by hand is one too. Raises UdiError where such a file cannot be looked at, or others
-    than the store's owner may have named the image, and ValueError for a reference to a plain file
-    or directory.
+    Without `platform` it is this machine's. An "oci:" or "docker-archive:" reference whose file has
+    changed since it was pulled is not found, and a name whose image was removed by hand is not
+    either. Raises UdiError where such a file can't be looked at, or others than the store's owner
+    may have written the name; ValueError for a reference to a file or directory that is an image.
     """
     platform = platform or platform_of(os.uname().machine)
     if reference.kind == "store":
@@ -109,15 +123,15 @@ def find(
         image = at(store, digest, name)
         if image is not None:
             return image
-    # The digest names the content: an image that was pulled under another name will do.
+    # Equal digests mean equal content: an image that was pulled by another name will do.
     return _first(stores, reference.digest, name) if reference.digest else None
 
 
 def _named(store: str, link: str) -> str:
-    """Return the digest that a name of `store` means.
+    """Return the digest that the name at `link` in `store` means.
 
-    Raises OSError where there is no such name, and UdiError where somebody else may have written
-    it; in a store that only its owner can enter, nobody can have.
+    Raises OSError where there is no such name, UdiError where others than the store's owner may
+    have written it. A store that only its owner can enter needs no look at that.
     """
     path = f"{store}/{link}"
     status, text = os.stat(store), os.readlink(path)
@@ -128,9 +142,9 @@ def _named(store: str, link: str) -> str:
 
 
 def judge(store: str, folder: str = "") -> None:
-    """Raise Untrusted where others than its owner may put something into a store's `folder`.
+    """Raise Untrusted where others than a store's owner may write in its `folder`.
 
-    Each folder from the store's own down is looked at. Raises OSError.
+    The store's own folder and each one down to `folder` are checked. Raises OSError.
     """
     third, path = _third(store, os.stat(store)), ""
     for part in (store, *filter(None, folder.split("/"))):
@@ -156,9 +170,9 @@ def _remedy(store: str, why: str) -> str:
 
 
 def owners(image: StoredImage) -> tuple[int, ...]:
-    """Return who besides the caller and root may have written an image and its facts.
+    """Return the users besides the caller and root who may own an image and its facts.
 
-    Raises UdiError where the folder that they are in may be written by others.
+    Raises UdiError where others may write the folder in which they are.
     """
     try:
         status = os.stat(image.store)
@@ -170,7 +184,8 @@ def owners(image: StoredImage) -> tuple[int, ...]:
 
 
 def check_tree(directory: str, stores: "tuple[str, ...]") -> None:
-    """Raise UdiError where others may change the extracted image of one of `stores`."""
+    """Raise UdiError where others may write the extracted image at `directory` in one of
+    `stores`."""
     folder, _, name = directory.rpartition("/")
     path, _, folder = folder.rpartition("/")
     store = next((one for one in stores if one == path), path)
@@ -179,9 +194,9 @@ def check_tree(directory: str, stores: "tuple[str, ...]") -> None:
 
 
 def closed(stores: "tuple[str, ...]") -> str:
-    """Say which of `stores` the caller may not search, to end a message with; "" for none.
+    """Return the end of a message that names those of `stores` that the caller can't enter; or "".
 
-    A new store may be read by its owner alone, until he runs chmod go+rX on it.
+    Only the owner can enter a new store, until he runs chmod go+rX on it.
     """
     names = [store for store in stores if os.path.isdir(store) and not os.access(store, os.X_OK)]
     return f"; permission denied on {', '.join(names)}" if names else ""
@@ -203,9 +218,9 @@ def _first(stores: "tuple[str, ...]", digest: str, name: str) -> StoredImage | N
 
 
 def _pass_over(store: str, error: trust.Untrusted) -> None:
-    """Say so where a store of the site's is not trusted: who put it there must not stop anybody.
+    """Print that a store of the site is not trusted and is skipped: it must not stop every start.
 
-    Raises the error where it is the caller's own, who asked for it.
+    Raises the error if it is the caller's own store.
     """
     if not isinstance(store, SiteStore):
         raise error
@@ -217,7 +232,7 @@ def _pass_over(store: str, error: trust.Untrusted) -> None:
 def at(store: str, digest: str, name: str) -> StoredImage | None:
     """Return the image with this digest in `store`, or None.
 
-    One that `udi optimize` has laid out anew is preferred: its content is the same.
+    If `udi optimize` has made another file of it, with the same content, that one is returned.
     """
     stem = digest.replace(":", "-", 1)
     if "/" in stem or not stem.startswith(("sha256-", "sha512-")):
@@ -233,10 +248,10 @@ def at(store: str, digest: str, name: str) -> StoredImage | None:
 
 
 def name_of(reference: Reference) -> str:
-    """Return the name that a store knows `reference` by.
+    """Return the name of `reference` in a store.
 
-    That of "oci:" and "docker-archive:" has, after a "#", modification time (ns) and size of the
-    file that changes with the image. Raises UdiError where that is missing.
+    For "oci:" and "docker-archive:" it ends with "#", the modification time in nanoseconds and the
+    size of the file that changes whenever the image does. Raises UdiError where that is missing.
     """
     place = place_of(reference)
     if reference.kind == "registry":
@@ -254,7 +269,10 @@ def name_of(reference: Reference) -> str:
 
 
 def place_of(reference: Reference) -> str:
-    """Return where an image comes from, its path absolute; ValueError for plain paths."""
+    """Return the reference with an absolute path, without the state that `name_of` adds.
+
+    Raises ValueError for a file or directory that is an image.
+    """
     if reference.kind == "registry":
         return reference.canonical
     if reference.kind not in ("oci", "archive"):
@@ -267,12 +285,12 @@ def place_of(reference: Reference) -> str:
 
 
 def escape(name: str) -> str:
-    """Return a relative path for any name: percent-encoded, in parts of at most 242 bytes."""
+    """Return a relative path for a name: percent-encoded, in parts of at most 242 bytes."""
     text = "".join(
         chr(byte) if chr(byte) in _PLAIN else f"%{byte:02x}" for byte in os.fsencode(name)
     )
     if text.startswith("."):
-        # Dot files are temporary files here.
+        # In a store, files that begin with a dot are temporary ones.
         text = f"%2e{text[1:]}"
     parts = [text[i : i + _CHUNK] for i in range(0, len(text), _CHUNK)]
     return "/".join([part + _GOES_ON for part in parts[:-1]] + parts[-1:])

@@ -1,7 +1,7 @@
-"""Facts inside an image's file, behind the squashfs, so that one copied file has them all.
+"""Write an image's facts into its file (`udi export`), so that one file is all that is copied.
 
-`resolve` reads them, since a start does; it has the format. The squashfs comes first, then the
-facts, then what a start asks of an optimised image (serve.prefetch).
+The facts follow the squashfs; behind them comes what `udi optimize` appends (`serve.prefetch`).
+Starts read them, so the format is described in `store.resolve`.
 """
 
 import os
@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     from typing import Any
 
 BLOCK = 4096
+"""The file's parts begin at multiples of this many bytes."""
 _CHUNK = 1 << 20
 
 
 def pack(facts: "Mapping[str, Any]") -> bytes:
-    """Return facts as they lie behind a squashfs; empty for none. Raises UdiError for too many."""
+    """Return facts as they stand behind a squashfs; b"" for none.
+
+    Raises UdiError for more than INSIDE_MAX bytes.
+    """
     if not facts:
         return b""
     data = fastjson.dumps(facts, separators=(",", ":")).encode("utf-8", "surrogateescape")
@@ -31,7 +35,8 @@ def pack(facts: "Mapping[str, Any]") -> bytes:
 
 
 def parts(fd: int) -> "tuple[int, tuple[int, int]]":
-    """Return the bytes of the squashfs open at `fd`, and (position, length) of what starts ask."""
+    """Return the size of the squashfs in the file at `fd`, and (position, length) of the end that
+    `udi optimize` appended (length 0 for none); all in bytes. Raises OSError."""
     size = os.fstat(fd).st_size
     used = int.from_bytes(os.pread(fd, 8, 40), "little")
     last = os.pread(fd, 16, max(size - 16, 0))
@@ -41,9 +46,9 @@ def parts(fd: int) -> "tuple[int, tuple[int, int]]":
 
 
 def copied(fd: int, facts: "Mapping[str, Any]") -> "Iterator[bytes]":
-    """Yield the file open at `fd` with `facts` in place of those that may be in it.
+    """Yield the content of the file at `fd` in pieces, with `facts` in place of its own, if any.
 
-    Raises OSError, and UdiError where it ends early.
+    Raises OSError, and UdiError where the file ends too early.
     """
     used, (at, length) = parts(fd)
     yield from _range(fd, 0, used)

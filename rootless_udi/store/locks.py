@@ -1,13 +1,15 @@
-"""A lock per digest on a shared file system.
+"""Locks between the nodes that share a store, one for each digest.
 
-flock(2) first: Linux sends it over NFS, Lustre (mounted with -o flock) and GPFS to all nodes. Where
-the file system refuses it, open file description locks (F_OFD_SETLK, fcntl(2)), which are as good.
-Where both are refused there is no lock at all: `Lock.works` is false and the caller must not rely
-on one. Locks spare work, they guard nothing: what a store holds is right thanks to renames alone.
+flock(2) is tried first; on NFS, Lustre (mounted with -o flock) and GPFS it holds on all nodes.
+Where the file system refuses it, an open file description lock (F_OFD_SETLK, fcntl(2)) does the
+same. Where both are refused there is no lock: `Lock.works` is false, and the caller must do
+without. Locks only prevent that two nodes do the same work. What a store holds is right without
+them, since everything appears in it by rename(2).
 
-Whoever can open a file can lock it, also one who may only read. So the files are their owner's
-alone, and one that is open to others is replaced. A holder touches its file every BEAT seconds:
-where that ends, as on a node that has crashed or for a process that was stopped, nobody waits on.
+Whoever can open a file can lock it, even one who may only read it. So other users can't open lock
+files, and a lock file that they could open is replaced. The holder of a lock touches its file every
+BEAT seconds. If it no longer does, because its node crashed or the process was stopped, the others
+wait no longer (`Holder`).
 """
 
 import errno
@@ -22,37 +24,39 @@ from collections.abc import Callable
 from rootless_udi.base.process import started
 
 BEAT = 5.0
-"""Seconds between two signs of life of a holder."""
+"""Seconds between two times that a holder touches its file."""
 PATIENCE = 60.0
-"""Seconds without one after which a waiter goes on without the lock."""
+"""Seconds. After so many without a touch a waiter goes on without the lock."""
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _BUSY = (errno.EAGAIN, errno.EACCES)
 _STEP = 0.05
+"""Seconds between two attempts to get a lock."""
 
-Method = Callable[[int, bool, bool], None]
-"""(descriptor, shared, wait): lock or raise OSError."""
+_Method = Callable[[int, bool, bool], None]
+"""(descriptor, shared, wait): lock the file or raise OSError."""
 
 
 def by_flock(fd: int, shared: bool, wait: bool) -> None:
-    """Lock with flock(2)."""
+    """Lock with flock(2). Raises OSError."""
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     fcntl.flock(fd, kind if wait else kind | fcntl.LOCK_NB)
 
 
 def by_fcntl(fd: int, shared: bool, wait: bool) -> None:
-    """Lock the whole file with an open file description lock (Linux 3.15)."""
+    """Lock the whole file with an open file description lock (Linux 3.15). Raises OSError."""
     kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
     whole = struct.pack("@hhqqi4x", kind, os.SEEK_SET, 0, 0, 0)
     fcntl.fcntl(fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, whole)
 
 
 class Lock:
-    """The lock that is the file at `path`, shared or exclusive, held until `release` or death.
+    """A lock, shared or exclusive, on the file at `path`, held until `release` or the process's
+    end.
 
-    Not for two threads at once; each takes a Lock of its own.
+    Two threads must not use the same Lock; each makes its own.
     """
 
-    def __init__(self, path: str, methods: tuple[Method, ...] = (by_flock, by_fcntl)) -> None:
+    def __init__(self, path: str, methods: tuple[_Method, ...] = (by_flock, by_fcntl)) -> None:
         self.path = path
         self.works = True
         self.shared = False
@@ -62,10 +66,10 @@ class Lock:
         self._over = threading.Event()
 
     def acquire(self, shared: bool = False) -> bool:
-        """Take the lock, or change a held one to shared; False where it is busy.
+        """Take the lock, or make a held one shared; return False where another process has it.
 
-        Raises OSError for a file that cannot be made. A change to shared lets others in between
-        (flock(2)): look again at what the lock stands for. Where that fails it is not held.
+        Making it shared releases it for a moment (flock(2)): another may have changed what the lock
+        stands for. After False it is not held. Raises OSError where the file can't be made.
         """
         while True:
             if self._fd < 0:
@@ -85,12 +89,13 @@ class Lock:
                 if not shared:
                     self._sign()
                 return True
-            # Its last holder unlinked it meanwhile: take the lock that is there now.
+            # The last holder has removed the file meanwhile: lock the one that is there now.
             self._close()
 
     def wait(self) -> None:
-        """Take the lock alone as soon as it is free, or go on without one (`works`): see `Holder`.
+        """Wait for the exclusive lock and take it.
 
+        If its holder shows no life any more (`Holder`), go on without it: `works` is false then.
         Raises OSError.
         """
         holder = Holder(self)
@@ -101,18 +106,18 @@ class Lock:
             time.sleep(_STEP)
 
     def do_without(self) -> None:
-        """Go on as where the file system has no locks."""
+        """Go on without the lock, as on a file system that has none."""
         self._close()
         self.works = False
 
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        # A second time at most: not every file system keeps modes.
+        # At most twice, since some file systems do not keep modes.
         for again in (True, False):
             self._fd = os.open(self.path, flags, 0o600)
             if not again or not os.fstat(self._fd).st_mode & 0o077:
                 return
-            # One of an older version, which others can lock for ever.
+            # A file that others can open, and so lock for ever; older versions made such.
             try:
                 os.unlink(self.path)
             except OSError:
@@ -139,7 +144,10 @@ class Lock:
         return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
 
     def _sign(self) -> None:
-        """Say who has it, for the message of those who wait; a full disk is no reason to fail."""
+        """Write into the file who holds the lock, for others' messages, and begin to touch it.
+
+        A full disk is no error here.
+        """
         try:
             os.truncate(self._fd, 0)
             text = f"{socket.gethostname()}, process {os.getpid()}\n{started(os.getpid())}\n"
@@ -152,7 +160,7 @@ class Lock:
             try:
                 threading.Thread(target=self._live, args=(self._over,), daemon=True).start()
             except RuntimeError:
-                # At a limit of threads it holds what it holds, but none waits for it long.
+                # At a limit of threads: the lock is held, but others don't wait for it long.
                 pass
 
     def _live(self, over: threading.Event) -> None:
@@ -166,7 +174,7 @@ class Lock:
                     return
 
     def release(self) -> None:
-        """Let go; the file is removed where nobody else has or shares the lock."""
+        """Release the lock; remove the file if nobody else shares or has it."""
         if self._fd < 0:
             return
         try:
@@ -188,7 +196,7 @@ class Lock:
 
 
 class Holder:
-    """Who has the lock that somebody waits for, as far as it shows that it lives."""
+    """The process that holds a lock somebody waits for: does it still live?"""
 
     def __init__(self, lock: Lock) -> None:
         self._path = lock.path
@@ -204,7 +212,7 @@ class Holder:
         return found.st_ino, found.st_mtime_ns
 
     def gone(self) -> bool:
-        """Tell whether it has given no sign of life for PATIENCE seconds."""
+        """Tell whether the file was not touched for PATIENCE seconds."""
         last, now = self._look(), time.monotonic()
         if last != self._last:
             self._beats = self._last[0] == last[0]
@@ -212,9 +220,9 @@ class Holder:
         return now - self._since >= PATIENCE
 
     def name(self) -> str:
-        """Return "HOST, process PID" of a living one; "" where it did not say, or may be dead.
+        """Return "HOST, process PID"; "" where that is unknown or the process may be dead.
 
-        One on another node is known to live when it has been seen to touch its file.
+        A process on another node lives if the file was touched since this object was made.
         """
         try:
             with open(self._path, encoding="utf-8", errors="replace") as file:

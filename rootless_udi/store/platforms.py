@@ -1,4 +1,4 @@
-"""The platform of this machine, and the images of the stores that it can run."""
+"""Find images of the stores that this machine's CPU can run."""
 
 import os
 
@@ -9,10 +9,11 @@ from rootless_udi.plan.reference import Platform, Reference, platform_of
 from rootless_udi.store import find
 
 _FIRST_CPU = 1 << 14
+"""Bytes to read of /proc/cpuinfo: the first CPU's part; there may be hundreds."""
 
 
 def here() -> Platform:
-    """Return this machine's platform with the best variant that its CPU has."""
+    """Return this machine's platform, with the highest variant that its CPU has."""
     found = platform_of(os.uname().machine)
     try:
         with open("/proc/cpuinfo", "rb") as file:
@@ -23,7 +24,7 @@ def here() -> Platform:
 
 
 def best(stores: tuple[str, ...], reference: Reference) -> find.StoredImage | None:
-    """Return the image of that name for the best variant that this CPU has, or None."""
+    """Return the image of that name for the highest variant that this CPU can run, or None."""
     ours = here()
     keys: set[str] = set()
     for store in stores:
@@ -41,8 +42,11 @@ def best(stores: tuple[str, ...], reference: Reference) -> find.StoredImage | No
 
 
 def check(image: Image, asked: Platform | None) -> None:
-    """Raise UdiError where an image is of a variant that was not `asked` for or, where none was,
-    that this CPU has not: what is pulled without a platform is the best for who pulls."""
+    """Raise UdiError if an image is for a variant higher than `asked` or, if None, than this CPU's.
+
+    A pull without a platform takes the best image for the machine that pulls, and other nodes may
+    have older CPUs.
+    """
     theirs = Platform("linux", *(str(image.facts.get(key)) for key in ("architecture", "variant")))
     ours = asked or here()
     if theirs.architecture == ours.architecture and suitability(theirs, ours) < 0:

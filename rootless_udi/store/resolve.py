@@ -1,6 +1,7 @@
-"""From the word IMAGE to an image on this node: the stores, files and folders, and the pull policy.
+"""Find the image that the word IMAGE means: in a store, as a file or as a directory.
 
-The pull itself is another program (`udi pull`): a launch never imports it.
+If it is missing it may be pulled first, by another program (`udi pull`): a start never imports the
+code of pulls.
 """
 
 import os
@@ -25,17 +26,19 @@ if TYPE_CHECKING:
 
 _AGAIN = "make it anew: udi pull --force IMAGE"
 INSIDE, ASKS = b"udi-fact", b"udi-asks"
-"""How what `udi export` and `udi optimize` write behind a squashfs ends: with this and 8 bytes of
-its length, these 16 included. The facts come first, JSON filled up with zeros to whole blocks."""
+"""Behind the squashfs a file may have facts, which `udi export` writes, and then questions, which
+`udi optimize` writes (`serve.prefetch`). Facts are JSON, with zeros up to a whole block. Both parts
+end with 16 bytes: this mark, and the part's length with these 16 bytes, 8 bytes little-endian."""
 INSIDE_MAX = 64 << 20
-"""Bytes of facts inside a file that are read."""
+"""Most bytes of facts that are read from a file."""
 
 
 def image(request: Request, site: "Site", environ: "Mapping[str, str]", who: str) -> Image:
-    """Return the image that the request names, pulled first where the policy says so.
+    """Return the image that the request names; pull it first if --pull or the site says so.
 
-    In a job of several ranks (`who` is their launcher) nothing is pulled: 10,000 nodes would.
-    Raises UdiError where there is no such image, or it needs another CPU than this node's.
+    Nothing is pulled in a job of several ranks, where 10,000 nodes would pull at once; `who` is
+    their launcher, "" for none. Raises UdiError where there is no such image, or this node's CPU
+    can't run it.
     """
     reference = parse(request.image, site.registry)
     platform = parse_platform(request.platform) if request.platform else None
@@ -50,7 +53,7 @@ def image(request: Request, site: "Site", environ: "Mapping[str, str]", who: str
     else:
         found = local(request.image, os.path.abspath(reference.path))
     if found.facts.get("variant") not in (None, "", "v1", "v8"):
-        # Few images name one, and a look at the CPU costs an open.
+        # Only for these: few images have a variant, and to look at the CPU is to open a file.
         from rootless_udi.store import platforms
 
         platforms.check(found, platform)
@@ -95,9 +98,10 @@ def _stored(
 def lookup(
     stores: tuple[str, ...], reference: Reference, platform: Platform | None = None
 ) -> find.StoredImage | None:
-    """Return what `find.find` does; without `platform`, a name's lesser variants too.
+    """Return what `find.find` does; without `platform` also an image for a lower variant of the
+    CPU.
 
-    `udi pull --platform=linux/amd64/v2 NAME` gives an image that every NAME may mean here.
+    Such an image is there after `udi pull --platform=linux/amd64/v2 NAME`.
     """
     found = find.find(stores, reference, platform)
     if found is None and platform is None and reference.kind != "store":
@@ -108,7 +112,8 @@ def lookup(
 
 
 def all_stores(site: "Site", environ: "Mapping[str, str]") -> tuple[str, ...]:
-    """Return the user's store and then the site's; HOME is the account's where it is unset."""
+    """Return the user's store and then the site's. Without HOME, the account's home directory is
+    used."""
     shared = tuple(find.SiteStore(path, site.owner) for path in site.site_stores)
     if site.store and not environ.get("UDI_STORE"):
         return (site.store, *shared)
@@ -122,18 +127,22 @@ def all_stores(site: "Site", environ: "Mapping[str, str]") -> tuple[str, ...]:
             if shared:
                 return shared
     own = find.user_store(environ)
-    # $UDI_STORE may name one of the site's: who may have filled that is the same.
+    # $UDI_STORE may name one of the site's stores. Then it is that one, with the same trusted
+    # users.
     return (next((one for one in shared if one == own), own), *shared)
 
 
 def local(text: str, path: str) -> Image:
-    """Return the image in a squashfs file or a root directory at `path`."""
+    """Return the image that is the squashfs file or the root directory at `path`.
+
+    `text` is what the caller wrote. Raises UdiError where it is neither.
+    """
     try:
         status = os.stat(path)
     except OSError as error:
         raise UdiError(f"opening image {path} failed: {error.strerror}") from None
     if S_ISDIR(status.st_mode):
-        # Links of the image (Nix: /bin -> /nix/store/...) lead nowhere on the host.
+        # lexists: links of the image (Nix: /bin -> /nix/store/...) lead nowhere on the host.
         if not os.path.lexists(f"{path}/usr") and not os.path.lexists(f"{path}/bin"):
             raise UdiError(
                 f"directory {path} is no root file system: it has neither /usr nor /bin",
@@ -149,7 +158,10 @@ def local(text: str, path: str) -> Image:
 
 
 def _inside(path: str, data: bytes) -> "dict[str, Any]":
-    """Return the facts that `udi export` wrote into the file at `path`, as trusted as the file."""
+    """Return the facts in `data`, which `udi export` wrote into the file at `path`.
+
+    They are trusted as much as the file itself. Raises UdiError where they are damaged.
+    """
     try:
         return parsed(data)
     except ValueError as error:
@@ -159,10 +171,11 @@ def _inside(path: str, data: bytes) -> "dict[str, Any]":
 
 
 def _beside(path: str, owner: int) -> "dict[str, Any]":
-    """Return the facts in the file beside the image at `path`, whose owner may have written it.
+    """Return the facts in the file beside the image at `path`; `owner` is the image's.
 
-    Nobody asked for that file by name, and in a folder like /tmp anybody may put one there: where
-    it is not to be trusted, or can't be read, the image is run without it, and a line says so.
+    The caller did not name that file, and in a folder like /tmp anybody may make one. If others
+    than the caller, root and `owner` may have written it, or it can't be read, a message says so,
+    and the image is run without facts.
     """
     facts = os.path.splitext(path)[0] + ".json"
     try:
@@ -177,18 +190,19 @@ def _beside(path: str, owner: int) -> "dict[str, Any]":
 
 
 def check(path: str, hint: str, owners: "tuple[int, ...]") -> tuple[str, bool]:
-    """Return a store's squashfs file's compressor, and whether it is optimised; as `examine`."""
+    """Return the first two of what `examine` returns, for a squashfs file of a store."""
     return examine(path, hint, owners)[:2]
 
 
 def examine(
     path: str, hint: str = "", owners: "tuple[int, ...] | None" = None
 ) -> tuple[str, bool, bytes]:
-    """Return the compressor of the squashfs file at `path`, by name, whether it is optimised, and
-    the facts inside it as they are; none are looked for with `owners`: a store has them beside.
+    """Return (compressor's name, made by `udi optimize`, facts inside as JSON) of a squashfs file.
 
-    Raises UdiError, with `hint`, where it is no whole squashfs 4.0 (its superblock says), and where
-    others than the caller, root and `owners` may have written it (None: anybody may).
+    With `owners` the file is one of a store: it may be written by the caller, root and these only,
+    and facts inside are not looked for, since a store has them in a file beside it. Without,
+    anybody may have written it. Raises UdiError with `hint` where the file is no squashfs 4.0 or
+    cut off, as its superblock tells, or others may have written it.
     """
     try:
         fd = trust.regular(path)
@@ -222,7 +236,10 @@ def examine(
 
 
 def _behind(fd: int, size: int, used: int, optimized: bool) -> bytes:
-    """Return the facts behind a squashfs of `used` bytes, as they are; empty for none."""
+    """Return the facts behind a squashfs of `used` bytes, as JSON; b"" for none.
+
+    b" " stands for facts that are too large: it is no JSON, so that reading them fails.
+    """
     end = size
     for _ in range(1 + optimized):
         if end - 16 < used:
@@ -240,10 +257,10 @@ def _behind(fd: int, size: int, used: int, optimized: bool) -> bytes:
 
 
 def read(path: str, owners: "tuple[int, ...]") -> "dict[str, Any]":
-    """Return an image's facts; none where there is no such file.
+    """Return the facts in the file at `path`; {} where there is no such file.
 
-    Raises UdiError for a file that is damaged, not ours, or may be the work of others than the
-    caller, root and `owners`.
+    Raises UdiError for a file that is damaged, or that others than the caller, root and `owners`
+    may have written.
     """
     try:
         return _facts(path, owners)
@@ -262,8 +279,10 @@ def _facts(path: str, owners: "tuple[int, ...]") -> "dict[str, Any]":
 
 
 def parsed(data: bytes) -> "dict[str, Any]":
-    """Return the facts that `data` is; none for another document: what lies beside a foreign
-    squashfs, or is of a later version. Raises ValueError where they are damaged."""
+    """Return the facts in `data`; {} for another JSON document, or facts of a later version.
+
+    Raises ValueError where they are damaged.
+    """
     found = fastjson.loads(data.decode())
     if not isinstance(found, dict) or found.get("version") != 1:
         return {}
@@ -272,14 +291,14 @@ def parsed(data: bytes) -> "dict[str, Any]":
 
 
 def _check_shape(facts: "dict[str, Any]") -> None:
-    """Raise ValueError where facts that become words of the command are no text."""
+    """Raise ValueError if facts that become arguments or variables of the command are no text."""
     for name in ("env", "entrypoint", "cmd", "workdir", "digest"):
         value = facts.get(name) or ()
         words = [value] if name in ("workdir", "digest") and value else value
         if not isinstance(words, list | tuple) or not all(isinstance(w, str) for w in words):
             raise ValueError(f"its {name} is not what udi pull writes")
         text = "".join(words)
-        # Raises ValueError too, for half a surrogate pair: JSON can spell one.
+        # This raises ValueError for half a surrogate pair, which JSON can hold.
         text.encode("utf-8", "surrogateescape")
         if "\0" in text:
             raise ValueError(f"its {name} holds a NUL character")
@@ -290,7 +309,11 @@ def _chosen(request: Request) -> str:
 
 
 def pull(request: Request, store: str, more: tuple[str, ...] = ()) -> None:
-    """Run `udi pull` for the request's image. Raises UdiError where that fails (it said why)."""
+    """Run `udi pull` for the request's image, into `store`.
+
+    Raises UdiError where that fails; `udi pull` has said why. `more` are the other stores, in which
+    to look for what may have been meant.
+    """
     words = ["pull", *(["--quiet"] if request.quiet else [])]
     words += [*(["--insecure"] if request.insecure else []), *_chosen(request).split()]
     words += ["--", request.image]
@@ -304,11 +327,12 @@ def pull(request: Request, store: str, more: tuple[str, ...] = ()) -> None:
 
 
 def udi(words: "list[str]", more: "Mapping[str, str]") -> int:
-    """Run the udi command of this very package; return its exit status."""
+    """Run the command `udi` of this package; return its exit status. `more` are variables to
+    set."""
     from rootless_udi.base import program
 
     argv = program.argv("from rootless_udi.commands.udi import main; main()", *words)
-    # Standard output is the command's; a digest or path that `udi` prints is for scripts.
+    # Not to our standard output, which is the command's: `udi` prints a digest or path for scripts.
     null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
     try:
         pid = spawn(argv[0], argv, {**os.environ, **more}, [(null, 1)])

@@ -1,9 +1,10 @@
-"""Write the content-addressed store: commit, name, list, remove. `find` has its layout.
+"""Write an image store: add images, name, list and remove them. `store.find` describes its layout.
 
-Safe for many nodes on one file system: everything is written under a temporary name in its own
-folder, synced, renamed, and its folder synced; an image is there wholly or not at all, and a name
-appears after its image. A temporary name begins with a dot and has its digest in it, so that a
-later pull can tell by that digest's lock whether its maker lives.
+Many nodes may do so at once on a shared file system. Each file is written to a temporary name in
+its folder, synced (fsync(2)) and renamed, then the folder is synced. So an image is there
+completely or not at all, and a name appears after its image. A temporary name begins with a dot and
+contains the digest. By the lock of that digest, a later pull can tell whether the process that made
+it lives.
 """
 
 import contextlib
@@ -25,13 +26,17 @@ from rootless_udi.store.find import StoredImage
 from rootless_udi.store.locks import Lock
 
 FOLDERS = ("images", "names", "blobs", "dirs", "locks")
-PARTIAL_KEPT = 24 * 3600
-"""Seconds that a partial download of a killed pull waits for the next one before it is removed."""
+_PARTIAL_KEPT = 24 * 3600
+"""Seconds for which a partial download of a killed pull is kept, so that the next can resume it."""
 _LINK_KEPT = 3600
+"""Seconds after which a temporary link and a file of a lock are removed."""
 
 
 class ListedImage(Record):
-    """An image in a store as `udi images` shows it. `names`: (platform key, name), sorted."""
+    """An image in a store, for `udi images`.
+
+    `names` are (platform key, name), sorted; `pulled` is a time in Unix seconds.
+    """
 
     image: StoredImage
     names: tuple[tuple[str, str], ...]
@@ -39,7 +44,7 @@ class ListedImage(Record):
 
 
 class Store:
-    """The store at `root`. Every method raises UdiError for what the file system refuses."""
+    """The store at `root`. Its methods raise UdiError where the file system refuses something."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -48,9 +53,10 @@ class Store:
         return "/".join((self.root, *parts))
 
     def create(self, mode: int = 0o700) -> None:
-        """Make the store where it is missing; `mode` is for its top folder, which is its door.
+        """Make the store if it is missing; `mode` is its top folder's, which says who can enter.
 
-        Others get no right to write or lock, whatever the umask; UdiError where they have one.
+        Whatever the umask, others may neither write in it nor lock. Raises UdiError where they may
+        write.
         """
         try:
             trust.make(self.root, mode)
@@ -65,7 +71,7 @@ class Store:
             raise self.refused("making the image store", error) from None
 
     def refused(self, what: str, error: OSError) -> UdiError:
-        """Turn the file system's refusal into a sentence with a remedy."""
+        """Return the UdiError, with a hint, for an error of the file system in doing `what`."""
         where = os.fsdecode(error.filename) if error.filename is not None else self.root
         elsewhere = "set UDI_STORE to a directory on another file system"
         hint = disk_hint(error.errno, "set UDI_STORE to a directory that you can write")
@@ -76,11 +82,11 @@ class Store:
         return UdiError(f"{what} failed on {where}: {os.strerror(error.errno or 0)}", hint)
 
     def filesystem(self) -> str:
-        """Return the mount point that the store is on."""
+        """Return the mount point of the store's file system."""
         return mount_point(self.root)
 
     def free(self) -> int:
-        """Return the bytes that statvfs(3) says are free for us; quotas it may not know."""
+        """Return the free bytes by statvfs(3), which may not know of quotas."""
         try:
             found = os.statvfs(self.root)
         except OSError as error:
@@ -94,13 +100,13 @@ class Store:
         return find.at(self.root, digest, name or digest)
 
     def temporary(self, folder: str, digest: str) -> str:
-        """Return a new path in `folder` for what becomes `digest`; `sweep` knows it."""
+        """Return a new temporary path in `folder` for the image `digest`; `sweep` finds such."""
         return self.path(folder, f".{stem(digest)}.{os.getpid()}-{secrets.token_hex(6)}.tmp")
 
     def commit(self, digest: str, squashfs: str, facts: Mapping[str, Any]) -> StoredImage:
-        """Make the temporary file `squashfs` and `facts` the image `digest`, in one rename.
+        """Make the image `digest` of the temporary file `squashfs` and its facts.
 
-        The facts are there before the image: whoever finds it finds them.
+        The facts are renamed to their place first: whoever finds an image finds its facts.
         """
         facts_tmp = self.temporary("images", digest)
         target = self.path("images", stem(digest))
@@ -111,16 +117,16 @@ class Store:
                     "w",
                     encoding="utf-8",
                 ) as file:
-                    # Names of files are in it, whose bytes need not be UTF-8.
+                    # fastjson: names of files are in it, which may be no UTF-8.
                     file.write(fastjson.dumps(facts, separators=(",", ":")) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
-                # Its writer may have made it by the umask.
+                # By the umask, others may be allowed to write it.
                 _close_to_others(squashfs, 0o022)
                 sync(squashfs)
                 os.rename(facts_tmp, f"{target}.json")
                 os.rename(squashfs, f"{target}.sqfs")
-                # It may be what is to be mended: `udi pull --force`.
+                # An optimised one may be damaged, which `udi pull --force` is to mend.
                 discard(target + find.OPTIMIZED)
                 sync(self.path("images"))
             finally:
@@ -133,9 +139,9 @@ class Store:
         return found
 
     def set_name(self, name: str, platform: Platform, digest: str) -> None:
-        """Let `name` (of `find.name_of`) mean `digest` on `platform`.
+        """Let `name` (`find.name_of`) mean the image `digest` on `platform`.
 
-        Names of earlier states of the same layout or archive are removed; their images are not.
+        Names of earlier states of the same image layout or archive are removed, their images not.
         """
         link = self.path("names", platform.key(), find.escape(name))
         folder, _, base = link.rpartition("/")
@@ -171,7 +177,7 @@ class Store:
                 yield key, name, path
 
     def images(self) -> list[ListedImage]:
-        """Return every image of the store, the last pulled first; also those without a name."""
+        """Return all images of the store, also those without a name, the last pulled first."""
         names: dict[str, list[tuple[str, str]]] = {}
         for key, name, path in self.links():
             names.setdefault(_target(path), []).append((key, name))
@@ -193,7 +199,7 @@ class Store:
         return sorted(found, key=lambda entry: (-entry.pulled, entry.image.digest))
 
     def facts(self, image: StoredImage) -> dict[str, Any]:
-        """Return an image's facts; raises UdiError where the file is missing or damaged."""
+        """Return an image's facts. Raises UdiError where their file is missing or damaged."""
         try:
             found = fastjson.loads(trust.read(image.facts, find.owners(image)).decode())
             why = "is no JSON object"
@@ -209,12 +215,12 @@ class Store:
         return found
 
     def remove(self, reference: Reference, platform: Platform) -> tuple[list[str], list[str]]:
-        """Remove names, and images that have none left; returns both, the images as digests.
+        """Remove names, and images that have no name left; return the names and images' digests.
 
-        A registry's reference is one name, "oci:" and "docker-archive:" with all the states that
-        they were pulled in, a digest is all its names. A running container keeps its open image on
-        this node; on NFS other nodes that have it open lose it. Raises UdiError where there is
-        nothing of that name.
+        A registry's reference is one name; "oci:" and "docker-archive:" are the names of all states
+        that were pulled; a digest means all its names. A container that runs on this node keeps its
+        image, which is open; on NFS one of another node loses it. Raises UdiError where the store
+        has nothing of that name.
         """
         if os.path.isdir(self.root):
             find.judge(self.root)
@@ -238,7 +244,8 @@ class Store:
             raise self.refused(f"removing {reference.canonical}", error) from None
 
     def drop(self, paths: list[str], stems: list[str]) -> list[str]:
-        """Remove links, then of the images those without a name; returns these, as digests."""
+        """Remove the links `paths`, then those images of `stems` that have no name; return
+        digests."""
         for path in paths:
             discard(path)
         images = []
@@ -250,7 +257,7 @@ class Store:
                 image = self.image(digest)
                 if image is None or any(_target(x[2]) == base for x in self.links()):
                     continue
-                # The image before its facts: whoever still finds it finds them.
+                # The image first: whoever still finds it finds its facts.
                 for suffix in (find.OPTIMIZED, ".sqfs"):
                     discard(self.path("images", base + suffix))
                 discard(image.facts)
@@ -261,22 +268,22 @@ class Store:
         return images
 
     def discard_directory(self, image: StoredImage) -> None:
-        """Remove an image's extracted tree, if any: out of sight first, then file by file."""
+        """Remove the extracted image, if any: rename it first, so that nobody finds half of it."""
         if os.path.lexists(image.directory):
             aside = self.temporary("dirs", image.digest)
             os.rename(image.directory, aside)
             remove_tree(aside)
 
     def sweep(self, ours: str = "") -> list[str]:
-        """Remove what killed pulls left behind, and return its paths.
+        """Remove what killed pulls left behind, and return the paths.
 
-        Temporary files whose digest nobody has locked go at once, also those of `ours`, a digest
-        that the caller has locked and has nothing of yet; partial blobs after a day (the next pull
-        of them resumes), temporary links after an hour, as do the files of locks.
+        Temporary files go at once if nobody has the lock of their digest, or if it is `ours`, which
+        the caller has locked before it made any. Partial downloads go after a day, since the next
+        pull resumes them; temporary links and files of locks after an hour.
         """
         gone = []
         now = time.time()
-        for folder, age in (("images", 0), ("dirs", 0), ("blobs", PARTIAL_KEPT)):
+        for folder, age in (("images", 0), ("dirs", 0), ("blobs", _PARTIAL_KEPT)):
             for path, digest in self._leftovers(folder):
                 if now - _changed(path) < age:
                     continue
@@ -298,8 +305,8 @@ class Store:
         except OSError:
             return
         for file in files:
-            if file.startswith(".") or (folder == "blobs" and stem_of(file) != file):
-                digest = stem_of(file.removeprefix(".")).replace("-", ":", 1)
+            if file.startswith(".") or (folder == "blobs" and _stem_of(file) != file):
+                digest = _stem_of(file.removeprefix(".")).replace("-", ":", 1)
                 yield self.path(folder, file), digest
 
     def _if_idle(self, digest: str, path: str, now: float, age: float, ours: bool) -> bool:
@@ -308,8 +315,8 @@ class Store:
             if not ours and not lock.acquire():
                 return False
             try:
-                # Without locks nobody can tell; a day is longer than any pull.
-                if not lock.works and now - _changed(path) < PARTIAL_KEPT:
+                # Without locks nobody can tell whether its maker lives; no pull takes a day.
+                if not lock.works and now - _changed(path) < _PARTIAL_KEPT:
                     return False
                 if now - _changed(path) < age:
                     return False
@@ -326,13 +333,13 @@ class Store:
             if now - _changed(path) > _LINK_KEPT:
                 lock = Lock(path)
                 with contextlib.suppress(OSError):
-                    # Removed by its release, where nobody else has it.
+                    # `release` removes the file if nobody else has the lock.
                     lock.acquire()
                     lock.release()
 
 
 def _close_to_others(path: str, bits: int) -> None:
-    """Take `bits` from the mode of a file or folder of the caller's; another's is left alone."""
+    """Remove `bits` from the mode of a file or folder, if it is the caller's."""
     status = os.lstat(path)
     if status.st_mode & bits and status.st_uid == os.getuid():
         os.chmod(path, stat.S_IMODE(status.st_mode) & ~bits)
@@ -343,13 +350,13 @@ def stem(digest: str) -> str:
     return digest.replace(":", "-", 1)
 
 
-def stem_of(file: str) -> str:
-    """Return the digest's part of a file name: sha256-HEX of sha256-HEX.1-ab.part."""
+def _stem_of(file: str) -> str:
+    """Return the digest in a file name: sha256-HEX of "sha256-HEX.1-ab.part"."""
     return file.partition(".")[0]
 
 
 def _state_of(name: str) -> str:
-    """Return a layout's or archive's name without its "#" and state; "" for a registry's."""
+    """Return a name of a layout or archive without "#" and its state; "" for a registry's name."""
     return name.rpartition("#")[0]
 
 
@@ -368,7 +375,7 @@ def _changed(path: str) -> float:
 
 
 def sync(path: str) -> None:
-    """fsync(2) a file or a folder by its path."""
+    """Write a file or folder to the disk (fsync(2)). Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -377,6 +384,6 @@ def sync(path: str) -> None:
 
 
 def discard(path: str) -> None:
-    """Remove a file that may be gone already."""
+    """Remove a file, if it is there. Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)

@@ -1,10 +1,11 @@
-"""What may have been meant by a word or a file that is no image. Imported at an error."""
+"""Guess what was meant by a word or file that is no image. Imported only for an error's hint."""
 
 import os
 
 from rootless_udi.store import find
 
 _NAMES_MAX = 2000
+"""Most names of stores that are compared."""
 _OFFSETS = (
     ("a SIF file", 32, b"SIF_MAGIC", "its squashfs file: apptainer sif list, apptainer sif dump"),
     (
@@ -25,11 +26,12 @@ _OFFSETS = (
     ("a zip file", 0, b"PK\x03\x04", "unpack it; an OCI image layout is oci:DIR"),
     ("a text of JSON", 0, b"{", "an OCI image layout is oci:DIR, its folder"),
 )
-"""What a file is, by bytes at an offset (magic(5), SIF's specification), and what to do."""
+"""What a file is, the offset and the bytes that tell it (magic(5), SIF's specification), and what
+to give in its place; {} stands for the file."""
 
 
 def kind(path: str) -> tuple[str, str]:
-    """Return what the file at `path` is, and what to give in its place; empty if it is unknown."""
+    """Return what the file at `path` is, and what to give in its place; ("", "") if unknown."""
     try:
         with open(path, "rb") as file:
             for what, offset, magic, hint in _OFFSETS:
@@ -42,7 +44,8 @@ def kind(path: str) -> tuple[str, str]:
 
 
 def meant(text: str, stores: tuple[str, ...]) -> str:
-    """Return "did you mean ...?" for an image `text` that can't be had; "" if nothing is near."""
+    """Return "did you mean ...?" for an image `text` that was not found; "" if nothing is
+    similar."""
     from difflib import get_close_matches
 
     if not text.startswith(("/", ".")) and os.path.exists(text):

@@ -1,7 +1,7 @@
-"""A store in its tenth month: short digests, what takes how much room, what may go.
+"""Clean up a store: how much room each image takes, when it was used, and which to remove.
 
-`store` has the layout and the removal. Nothing here decides for a person: what goes is chosen from
-facts (`Use`) by rules that the caller names.
+`udi df` and `udi prune` use this, and all commands that take the beginning of a digest. The caller
+names the rules by which images are chosen from these facts (`Use`).
 """
 
 import os
@@ -13,13 +13,14 @@ from rootless_udi.store import find
 from rootless_udi.store.store import ListedImage, Store, stem
 
 _SHORTEST, _SHA256 = 4, 64
+"""Hexadecimal digits: the fewest of a digest's beginning, and all of a sha256."""
 _HEX = frozenset("0123456789abcdef")
 
 
 class Use(Record):
-    """What an image takes, in bytes on disk, and when it was last pulled or read (Unix seconds).
+    """An image's bytes on disk, and when it was last pulled or read (`used`, in Unix seconds).
 
-    The kernel notes reads about once a day, and on file systems mounted with noatime never.
+    The kernel records a read about once a day, and never on a file system mounted with noatime.
     """
 
     entry: ListedImage
@@ -33,7 +34,7 @@ class Use(Record):
 
 
 def short(text: str) -> str:
-    """Return the hexadecimal digits where `text` is the beginning of a digest, else ""."""
+    """Return the hexadecimal digits of `text` if it may be the beginning of a digest, else ""."""
     digits = text.removeprefix("sha256:").lower()
     fits = _SHORTEST <= len(digits) <= _SHA256 and not set(digits) - _HEX
     return digits if fits else ""
@@ -63,7 +64,7 @@ def by_digits(stores: Iterable[str], digits: str) -> str:
 
 
 def uses(store: Store) -> list[Use]:
-    """Return every image of a store with what it takes, the longest unused first."""
+    """Return all images of a store, the longest unused first."""
     found = []
     for entry in store.images():
         base = store.path("images", stem(entry.image.digest))
@@ -72,7 +73,7 @@ def uses(store: Store) -> list[Use]:
             status = _status(base + suffix)
             if status is not None:
                 size += status.st_size
-                # Facts are written anew and read by others than starts.
+                # The facts' times say nothing of use: they are rewritten, and listings read them.
                 if suffix != ".json":
                     used = max(used, status.st_mtime, status.st_atime)
         found.append(Use(entry, size, folder_size(entry.image.directory), used))
@@ -80,7 +81,7 @@ def uses(store: Store) -> list[Use]:
 
 
 def folder_size(path: str) -> int:
-    """Return the bytes that a folder's files take on disk; 0 where it is not there."""
+    """Return the bytes that the files of a folder take on disk; 0 where there is none."""
     total = 0
     for folder, _, files in os.walk(path):
         for file in files:
@@ -97,17 +98,18 @@ def _status(path: str) -> os.stat_result | None:
 
 
 def unnamed(found: Iterable[Use]) -> list[Use]:
-    """Return the images that no name means any more."""
+    """Return the images without a name."""
     return [use for use in found if not use.entry.names]
 
 
 def unused(found: Iterable[Use], before: float) -> list[Use]:
-    """Return the images that were last pulled or read before that moment (Unix seconds)."""
+    """Return the images that were last pulled or read before that time (Unix seconds)."""
     return [use for use in found if use.used < before]
 
 
 def until(found: Iterable[Use], bytes_: int) -> list[Use]:
-    """Return as many of the longest unused, those without a name first, as take `bytes_`."""
+    """Return as many images as take `bytes_` together: first those without a name, then the longest
+    unused."""
     chosen: list[Use] = []
     for use in sorted(found, key=lambda one: (bool(one.entry.names), one.used)):
         if bytes_ <= 0:
@@ -118,9 +120,9 @@ def until(found: Iterable[Use], bytes_: int) -> list[Use]:
 
 
 def remove(store: Store, use: Use, named: bool) -> bool:
-    """Remove an image, with its names where `named`; tell whether it is gone.
+    """Remove an image, and with `named` its names too; return whether it is gone.
 
-    Without, one that got a name meanwhile stays. Raises UdiError.
+    Without `named`, an image that was given a name meanwhile stays. Raises UdiError.
     """
     base = stem(use.entry.image.digest)
     try:
