@@ -1,6 +1,7 @@
-"""Make a perNodeCache in a file: a sparse ext4 without a name, served by fuse2fs.
+"""Make a perNodeCache in a file: an ext4 in a sparse file without a name, which fuse2fs serves.
 
-When the container is gone, so is the last mount (see `detached`), and with the server the file.
+When the container ends, its mount is the last one and ends (see `detached`). With it the server
+ends, and with the server the file, since nothing else has it open.
 """
 
 import os
@@ -12,15 +13,15 @@ from rootless_udi.serve import detached, mounting
 
 
 def make(step: FileCache) -> int:
-    """Return a descriptor of the cache's mount, attached nowhere yet; see `detached.attach`.
+    """Return a descriptor of the cache's mount, which `detached.attach` will attach.
 
-    Raises UdiError where the file can't be made or one of the programs fails, with its words.
+    Raises UdiError where the file can't be made or a program fails, with what the program said.
     """
     file = _file(step)
     try:
         _mke2fs(step, file)
         argv = filled(step.fuse2fs, f"/dev/fd/{file}", mounting.TARGET)
-        # The cache is empty at its start.
+        # mke2fs makes lost+found; a cache shall be empty.
         return detached.serve(argv, (file,), "lost+found")
     except mounting.Refused as refused:
         raise _failed(step, step.fuse2fs[0], str(refused)) from None
@@ -29,16 +30,16 @@ def make(step: FileCache) -> int:
 
 
 def _file(step: FileCache) -> int:
-    """Open a sparse file of the size that has no name, or loses it at once."""
+    """Make a sparse file without a name; return its descriptor. Raises UdiError."""
     flags = os.O_RDWR | os.O_CLOEXEC
     try:
         try:
             fd = os.open(step.directory, flags | os.O_TMPFILE, 0o600)
         except OSError as error:
-            # Not every network file system has O_TMPFILE, and each says so in its own way.
+            # Some network file systems have no O_TMPFILE, and answer with different errors.
             if error.errno not in (EOPNOTSUPP, EISDIR, ENOENT, EINVAL):
                 raise
-            # A name that another user could foresee he could take first, in a folder like /tmp.
+            # A random name: in a folder like /tmp, another user could make a file by any other.
             path = f"{step.directory}/.udi-cache-{os.urandom(16).hex()}"
             fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
             os.unlink(path)

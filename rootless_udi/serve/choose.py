@@ -24,7 +24,7 @@ def choose(wanted: str, host: Host, image: Image) -> Root:
         wanted=wanted,
         fuse=host.fuse,
         compressor=image.compressor,
-        decompressor=decompresses(image.compressor, host.machine),
+        decompressor=_decompresses(image.compressor, host.machine),
         squashfuse=host.squashfuse,
         pyfuse3=wanted == "pyfuse3" and _installed("pyfuse3"),
         fuse_python=wanted == "fuse-python" and _installed("fuse"),
@@ -48,7 +48,7 @@ def _installed(name: str) -> bool:
     return choice.importable(name)
 
 
-def decompresses(compressor: str, machine: str) -> bool:
+def _decompresses(compressor: str, machine: str) -> bool:
     """Tell whether our own server can read this compressor here.
 
     For the usual compressors it looks for the library's file, one stat(2); loading the library to

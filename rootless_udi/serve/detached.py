@@ -1,10 +1,11 @@
-"""Run a FUSE server that can only mount by itself, and take its mount out of where it lives.
+"""Run a FUSE server that must mount by itself, and bring its mount into the container.
 
-fuse2fs and fuse-python are built on libfuse 2, which must mount by itself. But a server that lives
-in the container's mount namespace would keep it alive for ever. So it mounts in a mount namespace
-of its own; a detached copy of the mount (open_tree(2), Linux 5.2) is passed out and attached in the
-container. When the container ends, its copy was the last one, and the kernel ends the server. Where
-open_tree(2) or move_mount(2) is refused, mount propagation is used instead (`propagated`).
+fuse2fs and fuse-python use libfuse 2, which mounts by itself. A server in the container's mount
+namespace would keep that namespace alive for ever. So the server gets a mount namespace of its own.
+It mounts there, a copy of the mount (open_tree(2), Linux 5.2) is sent out of it, and the copy is
+attached in the container (move_mount(2)). When the container ends, that copy is the last one, and
+the kernel ends the connection and so the server. Where one of these calls is refused, mount
+propagation is used in their place (`propagated`).
 """
 
 import os
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
 
 
 def serve(argv: "Sequence[str]", keep: "Sequence[int]" = (), gone: str = "") -> int:
-    """Return a descriptor of what the server `argv` mounts on TARGET, attached nowhere yet.
+    """Start the server `argv` and return a descriptor of its mount, for `attach`.
 
-    To be called as root of the outer user namespace, where the host's tree is still at "/"; once
-    it is not, `settle` comes first. `keep` are descriptors that the server inherits, `gone` a
-    directory of it that is removed first. Raises Refused.
+    Call this as root of the outer user namespace, while the host's tree is at "/". `argv` has
+    `mounting.TARGET` for the mount point. `keep` are descriptors that the server inherits, `gone`
+    is an empty directory in the mount to remove, "" for none. Raises mounting.Refused.
     """
     if not moves_mounts():
         from rootless_udi.serve import propagated
@@ -38,7 +39,10 @@ def serve(argv: "Sequence[str]", keep: "Sequence[int]" = (), gone: str = "") -> 
 
 
 def settle() -> None:
-    """Make way for sources of the host, where its tree has moved to /host. Raises OSError."""
+    """Call this once the host's tree is at /host and before `attach`: see `propagated.settle`.
+
+    Raises OSError.
+    """
     if "rootless_udi.serve.propagated" in modules:
         from rootless_udi.serve import propagated
 
@@ -46,7 +50,8 @@ def settle() -> None:
 
 
 def attach(made: int, target: int) -> None:
-    """Mount what `serve` returned on the open directory `target`; closes `made`.
+    """Attach the mount `made`, which `serve` returned, to the open directory `target`; close
+    `made`.
 
     Raises OSError.
     """

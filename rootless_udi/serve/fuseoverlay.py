@@ -1,10 +1,10 @@
-"""--writable where the kernel mounts no overlay: fuse-overlayfs, a process outside the container.
+"""Run fuse-overlayfs, for --writable where the kernel mounts no overlay; outside the container.
 
-It is given the connection of a mount that is ours, as image servers are. It works in a mount
-namespace of its own, with the image and the private memory in the host's /tmp there: so it holds
-both until the container's mount is gone, then ends, and they go with it; and where it is killed,
-they go too, and the container's record with them, so that nobody joins it. Another process waits
-for it. Imported by the launches alone that need it.
+As with image servers, we mount the FUSE connection and give it to the program. The program works in
+a mount namespace of its own, which has the image and the private memory mounted in the host's /tmp.
+So both stay until the container's mount is gone and the program ends. If it is killed, they are
+gone at once, and with them the container's record, so that nobody joins it. A further process waits
+for the program. Only the starts that need it import this.
 """
 
 import os
@@ -35,9 +35,9 @@ _FLAGS = MS_NOSUID | MS_NODEV
 
 
 def mount_over(program: str) -> None:
-    """Have `program` (fuse-overlayfs) served at /root: what is written to /upper, over /image.
+    """Mount /image with the changes of /upper at /root, by `program` (fuse-overlayfs).
 
-    To be called while the host's tree is at /host. Raises UdiError where it does not serve.
+    Call this while the host's tree is at /host. Raises UdiError where the program does not serve.
     """
     fuse = os.open("/host/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     said = os.memfd_create("stderr")
@@ -54,12 +54,14 @@ def mount_over(program: str) -> None:
     theirs.close()
     os.waitpid(between, 0)
     try:
-        # It has a namespace in which the mount to come is not: that would never end.
+        # Wait until the process has its mount namespace: a copy of the new mount there would keep
+        # the mount for ever.
         receive(mine)
         data = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
         mount("fuse-overlayfs", "/root", "fuse.fuse-overlayfs", _FLAGS, data)
         tell(mine, "mounted")
-        # A copy that stays open would make readers of a dead server hang in place of ENOTCONN.
+        # If this descriptor stayed open and the server died, readers would hang and not get
+        # ENOTCONN.
         os.close(fuse)
         os.listdir("/root")
         tell(mine, "serves")
@@ -75,7 +77,11 @@ def mount_over(program: str) -> None:
 
 
 def _serve(program: str, fuse: int, said: int, sock: "_socket.socket", launcher: int) -> "NoReturn":
-    """Become the process that runs `program`, waits for its end, and says where that was early."""
+    """In the child: run `program` on the connection `fuse` and wait for its end.
+
+    If it fails while the container lives, the process `launcher`, which has become the command, is
+    told so.
+    """
     unshare(CLONE_NEWNS)
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     base = os.open("/", os.O_PATH | os.O_CLOEXEC)
@@ -109,7 +115,10 @@ def _serve(program: str, fuse: int, said: int, sock: "_socket.socket", launcher:
 
 
 def _become(program: str, base: int, fuse: int, said: int) -> "NoReturn":
-    """Execute `program` where the host's /tmp has the image and the private memory."""
+    """Become `program`, with the image and the private memory mounted in the host's /tmp.
+
+    `base` is a descriptor of the private tmpfs that has them, `said` gets its standard error.
+    """
     os.fchdir(base)
     os.chroot(".")
     unshare(CLONE_NEWNS)

@@ -1,4 +1,7 @@
-"""The launcher's end of the processes outside the container: start them, say what to serve."""
+"""The helper: a process outside the container that starts the image server and cleans up.
+
+`Helper` is udi-run's side of it: it starts the process and tells it what to serve.
+"""
 
 import os
 from sys import meta_path
@@ -25,16 +28,16 @@ _LIMITS = "a limit may be reached: of processes (ulimit -u, the job's), or of me
 
 
 class Helper:
-    """The launcher's end of the helper.
+    """udi-run's side of the helper.
 
-    `known` is the file with what the last such start asked (`serve.prefetch`), "" for none.
+    `known` is the path of what an earlier such start read (`serve.prefetch`), "" for none.
     """
 
     def __init__(self, place: "Place") -> None:
-        """Fork the helper, which loads the image server while the launcher gathers facts and plans.
+        """Start the helper. It loads the image server while udi-run gathers facts and plans.
 
-        The helper removes the record at `place` when the container has ended. Raises UdiError where
-        no process can be started.
+        When the container has ended, it removes the record at `place`. Raises UdiError where no
+        process can be started.
         """
         self._server = ""
         self._said = ""
@@ -60,15 +63,15 @@ class Helper:
         # The kernel often puts the child on this very CPU, where it would wait for the end of our
         # time slice (3 ms) while another CPU is idle. Yielding lets it start at once.
         os.sched_yield()
-        # The process between us and the helper ends at once; `close` reaps it.
+        # This child only forks the helper and ends; `close` reaps it.
         self._between = child
         theirs.close()
         source.close()
 
     def announce(self, root: "Root", program: str, start: "Start") -> None:
-        """Say what our own server will serve, so that it opens it while the launcher goes on.
+        """Tell our own server what it will serve, so that it opens the image meanwhile.
 
-        `program` is the command's first word, which is read next if it is in the image.
+        `program` is the command's first word: if it is in the image, it will be read next.
         """
         if not root.trace:
             self.known = start.known
@@ -76,18 +79,19 @@ class Helper:
         try:
             send(self._source, (root.path, root.trace, program, start.keep, start.key), [])
         except OSError:
-            # It has ended, which `failure` will say.
+            # The server has ended; `failure` will say why.
             pass
 
     def hand_over(self, root: "Root", fuse: int | None, watch: int | None) -> None:
-        """Say what is to be served and cleaned up, and send the descriptors.
+        """Tell the helper what to serve, and give it the descriptors.
 
-        Raises UdiError where the helper is dead already.
+        `fuse` is the FUSE connection, `watch` tells the container's end (`execute`). Raises
+        UdiError where the helper is dead.
         """
         fds = [] if watch is None else [watch]
         kinds = "w" * len(fds)
         if root.server != "udi":
-            # Our own server is not wanted, and ends.
+            # So that our own server, which is not needed, ends.
             self._source.close()
             if fuse is not None:
                 fds.append(fuse)
@@ -96,8 +100,8 @@ class Helper:
             try:
                 send(self._source, ("fuse",), [fuse])
             except OSError:
-                # It could not open the image, and has said so: who looks at the mount asks
-                # `failure`.
+                # The server could not open the image, and has sent the reason, which `failure`
+                # reads.
                 pass
         what = root.server, kinds, root.path, root.program, self.known, self._key, self._keep
         try:
@@ -106,7 +110,7 @@ class Helper:
             raise UdiError("the image server ended before it began", _LIMITS) from None
 
     def ask_ahead(self, space: int, top: int) -> None:
-        """Have another process prefetch from the image what `known` tells; after `hand_over`.
+        """Have a further process prefetch what `known` lists; call this after `hand_over`.
 
         `space` is a descriptor of the mount's user namespace, `top` one of a copy of the mount.
         """
@@ -117,8 +121,10 @@ class Helper:
             pass
 
     def answer(self) -> str:
-        """Wait for the image server to be started; return its process id and start time ("12 345"),
-        "" where there is none. Raises UdiError where the helper has been killed."""
+        """Wait until the image server is started; return its process id and start time ("12 345").
+
+        Return "" where there is no server. Raises UdiError where the helper was killed.
+        """
         if not self._said:
             self._said, _ = receive(self._mine)
             if not self._said:
@@ -128,7 +134,7 @@ class Helper:
         return self._server
 
     def failure(self, root: "Root") -> str:
-        """Say why the image server does not serve; call this after a reader met ENOTCONN."""
+        """Return why the image server does not serve; for a reader that got ENOTCONN."""
         sock = self._source if root.server == "udi" else self._mine
         said = self._said
         try:
@@ -139,16 +145,17 @@ class Helper:
         return said[2:]
 
     def close(self) -> None:
-        """Close the launcher's ends and reap what is left, before the command is executed."""
+        """Close the sockets and reap the child, before the command is executed."""
         self._mine.close()
         self._source.close()
         os.waitpid(self._between, 0)
 
 
 def work(sock: "_socket.socket", source: "_socket.socket", place: "Place", launcher: int) -> None:
-    """Receive the descriptors, see that the image is served, wait for the end, clean up.
+    """The helper: have the image served, wait for the container's end, remove its record.
 
-    `launcher` is the process that becomes the command, which is told where the server dies.
+    `sock` is for messages with udi-run, `source` for those of our own server, a child of this one.
+    `launcher` is udi-run's process, which becomes the command; it is told if the server dies.
     """
     child = os.fork()
     if child == 0:
@@ -159,7 +166,7 @@ def work(sock: "_socket.socket", source: "_socket.socket", place: "Place", launc
     source.close()
     message, fds = receive(sock)
     if not message:
-        # The launcher has given up. The server sees that too.
+        # udi-run has ended. Our own server sees that too.
         _end(place)
         return
     server, kinds, path, program, known, key, keep, *options = message.split("\0")
@@ -178,7 +185,7 @@ def work(sock: "_socket.socket", source: "_socket.socket", place: "Place", launc
     why = ""
     if server == "udi":
         if status == 0:
-            # The mount has gone, and the server has taken the record away.
+            # The mount is gone, and the server has removed the record.
             return
         why = f"it was killed by signal {-status}" if status < 0 else "it failed"
         if keep and place[0]:
@@ -195,7 +202,7 @@ def work(sock: "_socket.socket", source: "_socket.socket", place: "Place", launc
         _lost(place, why, sock, launcher)
     sock.close()
     if watch is not None:
-        # Wait for the one event: the private tmpfs was unmounted, so the container has ended.
+        # Wait for the only event: the private tmpfs is unmounted, so the container has ended.
         os.read(watch, 4096)
     if watch is not None or fuse is not None or server == "udi":
         _end(place)
@@ -212,6 +219,7 @@ def _lost(place: "Place", why: str, sock: "_socket.socket", launcher: int) -> No
 
 
 def _end(place: "Place", why: str = "") -> None:
+    """Remove the container's record, or write into it `why` the image server has ended."""
     if place[0]:
         from rootless_udi.node import publish
 
@@ -219,7 +227,11 @@ def _end(place: "Place", why: str = "") -> None:
 
 
 def _ask_ahead(known: str, image: str, key: str, fds: list[int], watch: int | None) -> None:
-    """Have a child prefetch. `fds` are the mount's user namespace and a copy of the mount."""
+    """Start a process that prefetches.
+
+    `known` is the path of the questions, the image's own where they are appended to it for `key`;
+    `fds` are the mount's user namespace and a copy of the mount.
+    """
     from rootless_udi.serve import prefetch
 
     questions = prefetch.behind(image, key) if known == image else prefetch.find(known)
@@ -233,13 +245,13 @@ def _ask_ahead(known: str, image: str, key: str, fds: list[int], watch: int | No
             outside.title(AHEAD)
             space, top = fds
             over = prefetch.over(watch)
-            # Only processes in the mount's user namespace may use it (fuse(4), allow_other).
+            # Only processes in the mount's user namespace may use the mount (fuse(4), allow_other).
             setns(space, CLONE_NEWUSER)
-            # Other processes wait until the descriptors that we inherited are closed everywhere.
+            # Sockets among them: other processes wait until all copies of these are closed.
             close_others(top, *(() if watch is None else (watch,)))
             os.fchdir(top)
-            # The image becomes the root directory, so that no link leads out of it; and nothing may
-            # be imported from it.
+            # The image becomes the root directory, so that no link leads out of it. Python must not
+            # import anything now, since that would be code of the image.
             os.chroot(".")
             meta_path.clear()
             prefetch.ask(questions, over)
@@ -250,13 +262,14 @@ def _ask_ahead(known: str, image: str, key: str, fds: list[int], watch: int | No
 
 
 def _program(sock: "_socket.socket", root: "Root", fuse: int) -> str:
-    """Run another program on the connection; return how it ended, "" for well."""
+    """Run another program as image server on the connection `fuse`; return why it failed, or ""."""
     program, argv = command(root, f"/dev/fd/{fuse}")
     os.set_inheritable(fuse, True)
-    # Not a pipe: nobody reads it before the server's end, and a full one would stop the server.
+    # Its standard error goes to memory and not to a pipe, which nobody would read before the end:
+    # a full pipe would stop the server.
     said = os.memfd_create("stderr")
     try:
-        # A program of an environment module may find its libraries by LD_LIBRARY_PATH alone.
+        # A program that an environment module brought may need this to find its libraries.
         known = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
         env = {"PATH": "/usr/bin:/bin", **known}
         pid = spawn(program, argv, env, [(said, 2)])

@@ -1,4 +1,4 @@
-"""Another program's FUSE mount, made in a mount namespace of its own."""
+"""Run a FUSE server that mounts by itself, in its own mount namespace, and return its mount."""
 
 import os
 from _signal import SIGKILL
@@ -29,21 +29,26 @@ if TYPE_CHECKING:
 TARGET = "{target}"
 """Stands for the mount point in a server's argv."""
 SERVED = "served"
+"""The name of the folder that the server mounts on."""
 _BASES = ("/mnt", "/media", "/srv", "/tmp")
+"""Folders of the host that private memory may cover in the server's namespace."""
 _SECONDS = 60
-"""For which a server may take to mount."""
+"""Seconds after which a server that has not mounted is killed."""
 _STEP = 50
-"""Milliseconds between two looks at a server where the kernel can't report its end."""
+"""Milliseconds between two looks whether a server lives, where the kernel has no pidfd_open(2)."""
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 
 
 class Refused(Exception):
-    """The server did not mount; the words are its own, or why it could not be started."""
+    """The server did not mount. The message is the last line that it printed, or another reason."""
 
 
 def run(argv: "Sequence[str]", keep: "Sequence[int]", gone: str, shared: str = "") -> int:
-    """Have a child serve; return the descriptor that it sends. With `shared`, a folder whose mounts
-    its namespace shares with this one, the mount is there, and -1 is returned. Raises Refused."""
+    """Start the server `argv` and return a descriptor of its mount; arguments as `detached.serve`.
+
+    `shared` is a folder in which the server's namespace and this one see each other's mounts
+    (`propagated`). Then the mount is at SERVED in it, and -1 is returned. Raises Refused, OSError.
+    """
     mine, theirs = pair()
     said = os.memfd_create("said")
     child = os.fork()
@@ -58,7 +63,7 @@ def run(argv: "Sequence[str]", keep: "Sequence[int]", gone: str, shared: str = "
     mine.close()
     os.waitpid(child, 0)
     if server and not message:
-        # The child was killed: its namespace has the mount and the server, which keep each other.
+        # The child was killed. The server and its mount would keep each other alive.
         try:
             os.kill(server, SIGKILL)
         except ProcessLookupError:
@@ -72,16 +77,16 @@ def run(argv: "Sequence[str]", keep: "Sequence[int]", gone: str, shared: str = "
 
 
 def words(said: int) -> str:
-    """Return the last line of what a program said; closes `said`."""
+    """Return the last line that a program printed to the file `said`; close that."""
     text = os.pread(said, 4000, 0).decode("utf-8", "replace").strip()
     os.close(said)
     return text.splitlines()[-1] if text else "it said nothing"
 
 
 def start(argv: list[str], said: int) -> int:
-    """Start a program with nothing to read, and what it says in a file of memory.
+    """Start a program with empty standard input, which prints to the file `said`; return its pid.
 
-    Not a pipe: the server outlives its readers, and a write to a broken one would end it.
+    Not to a pipe: a server lives longer than the reader, and writing to a broken pipe would end it.
     """
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -91,7 +96,7 @@ def start(argv: list[str], said: int) -> int:
 
 
 def _serve(argv: list[str], said: int, sock: "_socket.socket") -> int:
-    """Fork the server; return its process id, which it sends before it mounts anything."""
+    """Start the server; return its pid, which the child also sends before it mounts anything."""
     server = os.fork()
     if server:
         return server
@@ -115,9 +120,10 @@ def _helper(
     said: int,
     shared: str,
 ) -> None:
-    """In the child: mount in a namespace of its own, send the mount, leave the server behind.
+    """In the child: start the server in a new mount namespace, send a copy of its mount, and end.
 
-    Does not return: it ends the child.
+    It sends "pid N" of the server, then "+" with the mount, or "?" or "!WHY" for a failure. The
+    server goes on. This does not return.
     """
     server = 0
     try:
@@ -135,14 +141,14 @@ def _helper(
         if not _mounted(server, place):
             sock.send(b"?")
             return
-        # The first access waits until the server answers.
+        # This first access waits until the server answers.
         os.stat(f"{place}/.")
         if gone:
             os.rmdir(f"{place}/{gone}")
         trees = [] if shared else [open_tree(place)]
         if shared:
-            # The mount is in the other namespace now. Without this, umount(2) would propagate to
-            # it.
+            # The mount is in the other namespace too now. Without this, umount(2) would remove it
+            # there as well.
             mount(None, shared, None, MS_REC | MS_PRIVATE)
         umount(place, MNT_DETACH)
         send(sock, ("+",), trees)
@@ -166,7 +172,10 @@ def _stop(server: int) -> None:
 
 
 def cover(argv: "Sequence[str]") -> str:
-    """Mount private memory on a folder of the host that hides nothing `argv` names."""
+    """Mount private memory on one of _BASES in which no word of `argv` lies; return the folder.
+
+    Raises OSError.
+    """
     for base in _BASES:
         if os.path.isdir(base) and not any(f"{base}/" in word for word in argv):
             mount("tmpfs", base, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
@@ -175,9 +184,9 @@ def cover(argv: "Sequence[str]") -> str:
 
 
 def _mounted(server: int, place: str) -> bool:
-    """Wait until the server has mounted; false where it ended or took too long.
+    """Wait until the server has mounted on `place`; return False where it ended or took too long.
 
-    The kernel reports each change of mountinfo as POLLPRI (proc(5)).
+    poll(2) on mountinfo returns POLLPRI whenever a mount changes (proc(5)).
     """
     table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
     waiter = poll()
@@ -186,7 +195,7 @@ def _mounted(server: int, place: str) -> bool:
     try:
         waiter.register(os.pidfd_open(server), POLLIN)
     except (OSError, AttributeError):
-        # Before Linux 5.3, or a Python built there: look every _STEP whether it has ended.
+        # Linux before 5.3, or a Python built there: look every _STEP whether the server has ended.
         step, steps = _STEP, _SECONDS * 1000 // _STEP
     mark = f" {place} ".encode()
     while mark not in _all(table):

@@ -1,8 +1,8 @@
-"""What our processes outside the container have in common.
+"""How our processes outside the container separate from the caller's command.
 
-The command's file system depends on them, so nothing that is meant for the command may reach them:
-they leave the caller's session, working directory, terminal, descriptors, signals, command line,
-CPU mask and umask.
+The command's file system depends on these processes. So nothing that is meant for the command, like
+a signal or a limit, may reach them. They give up the caller's session, working directory, terminal,
+descriptors, signals, command line, CPU mask and umask.
 """
 
 import _signal
@@ -20,28 +20,32 @@ from rootless_udi.base.syscalls import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     Place = tuple[str, str, str]
-    """Of a container's record: the state directory's path, the record's name, the container's token
-    (`node.record`). The path is empty where there is no record."""
+    """Where a container's record is: (path of the state directory, the record's name, the
+    container's token, see `node.record`). The path is "" where there is no record."""
 
 HELPER, SERVER, AHEAD = "udi-helper", "udi-image", "udi-ahead"
-"""What ps(1) shows; at most 15 bytes."""
+"""The processes' names in ps(1); at most 15 bytes."""
 BUG = 70
-"""Exit status of one of these processes after an error of ours (EX_SOFTWARE, sysexits.h)."""
+"""Exit status of such a process after a bug (EX_SOFTWARE of sysexits.h)."""
 
 _HARD = {
     *(_signal.SIGKILL, _signal.SIGSTOP, _signal.SIGCHLD, _signal.SIGABRT, _signal.SIGSEGV),
     *(_signal.SIGBUS, _signal.SIGFPE, _signal.SIGILL, _signal.SIGTRAP, _signal.SIGSYS),
 }
-"""Signals that are not ignored: two can't be, SIGCHLD is needed, the others mean a bug of ours."""
+"""Signals that are not ignored: two can't be, SIGCHLD is needed, the others show a bug of ours."""
 
 _CPUS = b"\xff" * 512
 """A mask of 4,096 CPUs, more than any machine has (CPU_SET(3))."""
 _FOUND: "list[tuple[int, int]]" = []
-"""What `arguments` returned first."""
+"""What `arguments` has found out, once it has."""
 
 
 def leave(name: str, *keep: int) -> None:
-    """Become a process `name` that has nothing of the caller's but the descriptors `keep`."""
+    """Make this process one called `name` that keeps nothing of the caller's but descriptors
+    `keep`.
+
+    Raises OSError.
+    """
     deafen()
     os.setsid()
     os.chdir("/")
@@ -49,7 +53,7 @@ def leave(name: str, *keep: int) -> None:
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     close_others(*keep)
-    # Whatever the caller's umask is, its owner must be able to read what we make.
+    # The caller's umask may take the owner's own rights; files that we make must be readable.
     os.umask(0o077)
     spread()
     prctl(PR_SET_NO_NEW_PRIVS, 1)
@@ -59,9 +63,9 @@ def leave(name: str, *keep: int) -> None:
 def deafen() -> None:
     """Ignore the signals that batch systems and users send to jobs.
 
-    They send them to a process group, a cgroup, all processes of a user or all of a name. A job
-    that is told to checkpoint still needs its file system. Our processes end when the mount does,
-    or by SIGKILL.
+    Such signals go to a process group, a cgroup, all processes of a user or all with a name. A job
+    that gets one, for example to write a checkpoint, still needs its file system. Our processes end
+    when the mount does, or by SIGKILL.
     """
     for number in range(1, _signal.NSIG):
         if number in _HARD:
@@ -69,16 +73,16 @@ def deafen() -> None:
         try:
             _signal.signal(number, _signal.SIG_IGN)
         except (OSError, ValueError):
-            # The C library keeps some for itself (signal(7)).
+            # The C library uses some of the signals itself (signal(7)).
             pass
 
 
 def spread() -> None:
-    """Take all CPUs of the job's cpuset, and no less time than others get.
+    """Run on all CPUs of the job's cpuset, with usual priority.
 
-    The rank that starts us may be bound to one CPU and have a low priority, but the image server
-    works for all ranks of the node. The kernel limits the mask to the job's cpuset
-    (sched_setaffinity(2)), and refuses what an ordinary user may not do.
+    The rank that starts this process may be bound to one CPU or have a low priority, but the image
+    server works for all ranks of the node. The kernel limits the mask to the cpuset
+    (sched_setaffinity(2)). Where it refuses to raise the priority, nothing is changed.
     """
     try:
         set_affinity(_CPUS)
@@ -91,31 +95,32 @@ def spread() -> None:
 
 
 def title(name: str) -> None:
-    """Show `name`, of at most 15 bytes, as name and as whole command line (proc(5), comm, cmdline).
+    """Change this process's name and command line to `name`, of at most 15 bytes (proc(5)).
 
-    The command line that we were forked with is the caller's, and names the command: `pkill -f app`
-    must mean the command alone.
+    A forked process has the caller's command line, which names the command. With that,
+    `pkill -f app` would kill this process as well.
     """
     text = name.encode()
     prctl(PR_SET_NAME, text)
     start, room = arguments()
     if not start:
         try:
-            # It asks the interpreter where the command line lies (Py_GetArgcArgv), and not /proc.
+            # python-prctl finds the command line without /proc (Py_GetArgcArgv).
             from prctl import set_proctitle
         except ImportError:
             return
         set_proctitle(name)
     elif room > len(text) + 1:
-        # Where the last byte is not zero the kernel shows what is before the first zero, as it does
-        # for setproctitle(3).
+        # If the last byte is not zero, the kernel takes this for a setproctitle(3), and shows what
+        # is before the first zero.
         poke(start, text + bytes(room - len(text) - 1) + b"\1")
 
 
 def arguments() -> tuple[int, int]:
-    """Return where this process's command line lies and its bytes; (0, 0) where /proc hides it.
+    """Return address and size in bytes of this process's command line; (0, 0) if /proc hides it.
 
-    It lies there in the children too, so who forks some asks before: of /proc it is asked once.
+    /proc is read only once. The address is the same in forked processes: to spare them the reading,
+    call this before the fork.
     """
     if not _FOUND:
         _FOUND.append(_arguments())

@@ -39,10 +39,11 @@ if TYPE_CHECKING:
 FOLDER = "starts"
 HEAD = b"udi start 1"
 TAIL = b"udi-asks"
+"""The same as `store.resolve.ASKS`."""
 BLOCK = 4096
 LARGEST = 256 << 10
 """Most bytes of such a file."""
-BEHIND = 1000
+_BEHIND = 1000
 """Most kinds of start that are appended to one image."""
 BYTES = 64 << 20
 """Most bytes of file content to prefetch: programs and libraries; what is read later is data."""
@@ -53,7 +54,7 @@ PATIENCE = 5.0
 
 
 def pack(questions: "Iterable[Question]") -> bytes:
-    """Return questions as the bytes of a file: as many of the first as it may hold."""
+    """Return the text of a file with these questions: as many as it may hold, from the first on."""
     parts, size, room = [HEAD], len(HEAD), BYTES
     for kind, path, offset, length in questions:
         if length > room:
@@ -70,7 +71,7 @@ def pack(questions: "Iterable[Question]") -> bytes:
 
 
 def unpack(data: bytes) -> "list[Question]":
-    """Return the questions in a file. Raises ValueError where it is none of ours, or damaged."""
+    """Return the questions in a file's text. Raises ValueError where it is damaged."""
     head, *words, rest = data.split(b"\0")
     if head != HEAD or rest:
         raise ValueError("not the questions of a start")
@@ -98,9 +99,9 @@ def _number(text: bytes) -> int:
 
 
 def tail(starts: "Mapping[str, Iterable[Question]]") -> bytes:
-    """Return what comes behind an image for these starts by key; nothing for none."""
+    """Return what to append to an image: the questions of `starts`, by key; b"" for none."""
     data = b""
-    for key, questions in list(starts.items())[:BEHIND]:
+    for key, questions in list(starts.items())[:_BEHIND]:
         packed = pack(questions)
         data += key.encode() + len(packed).to_bytes(4, "little") + packed
     if not data:
@@ -110,14 +111,14 @@ def tail(starts: "Mapping[str, Iterable[Question]]") -> bytes:
 
 
 def behind(image: str, key: str) -> "list[Question]":
-    """Return the questions of a start behind an image; empty where there are none."""
+    """Return the questions for `key` that are appended to the file `image`; [] for none."""
     try:
         fd = os.open(image, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             size = os.fstat(fd).st_size
             last = os.pread(fd, 16, max(size - 16, 0))
             at, end = size - int.from_bytes(last[8:], "little"), size - 16
-            for _ in range(BEHIND):
+            for _ in range(_BEHIND):
                 if last[:8] != TAIL or not 0 <= at < end:
                     break
                 head = os.pread(fd, 36, at)
@@ -136,7 +137,7 @@ def behind(image: str, key: str) -> "list[Question]":
 
 
 def find(path: str) -> "list[Question]":
-    """Return the questions in a file; empty where there is none. A damaged one is removed."""
+    """Return the questions in the file at `path`; [] for none. Remove the file if it is damaged."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -144,7 +145,7 @@ def find(path: str) -> "list[Question]":
                 return []
             return unpack(os.read(fd, LARGEST))
         except ValueError:
-            # So that the next start's are kept.
+            # So that the next start writes a new one.
             os.unlink(path)
         finally:
             os.close(fd)

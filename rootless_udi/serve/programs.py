@@ -6,12 +6,15 @@ if TYPE_CHECKING:
 
 
 def command(root: "Root", connection: str) -> tuple[str, list[str]]:
-    """Return program and argv of a server that is another program, on a connection or a folder."""
+    """Return path and argv of the program that serves `root`.
+
+    `connection` is the mounted connection as /dev/fd/N, or a folder to mount on.
+    """
     if root.program:
         return root.program, [root.program, "-f", *root.options, root.path, connection]
     from rootless_udi.base import program
 
-    # pyfuse3 and fuse-python are in site-packages, which this interpreter was started without.
+    # A new Python: pyfuse3 and fuse-python are in site-packages, which this one does not read.
     words = f"--transport={root.server}", root.path, connection
     argv = program.argv("from rootless_udi.fuse.main import main; sys.exit(main())", *words)
     return argv[0], argv

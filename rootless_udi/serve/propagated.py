@@ -1,9 +1,9 @@
-"""The older way of `detached`: the server's mount reaches the container's namespace by propagation.
+"""Do what `detached` does without open_tree(2): bring a server's mount here by mount propagation.
 
-Linux before 5.2 has no detached mounts, and mount(2) moves none between namespaces. But what is
-mounted below a shared mount appears in each namespace that has a copy of it (mount_namespaces(7)):
-private memory is mounted and shared here, the server mounts in it in a namespace of its own, and
-there the mount is taken away when it has arrived here.
+Linux before 5.2 has no mounts that are attached nowhere, and mount(2) moves none between
+namespaces. But what is mounted below a *shared* mount appears in each namespace that has a copy of
+that mount (mount_namespaces(7)). So private memory is mounted here and shared. The server, in a
+namespace of its own, mounts below it. The mount appears here too, and is then removed there.
 """
 
 import os
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _covers: list[int] = []
-"""Descriptors of the private memory that covers a folder of the host until `settle`."""
+"""Descriptors of private memory that is mounted on folders of the host, until `settle`."""
 
 
 def serve(argv: "Sequence[str]", keep: "Sequence[int]", gone: str) -> int:
-    """As `detached.serve`; the mount is attached here, on a folder of private memory."""
+    """Do what `detached.serve` does; the mount is in private memory on a folder of the host."""
     try:
         base = mounting.cover(argv)
         mount(None, base, None, MS_SHARED)
@@ -34,7 +34,10 @@ def serve(argv: "Sequence[str]", keep: "Sequence[int]", gone: str) -> int:
 
 
 def settle() -> None:
-    """Move the private memory away from the host's folders, which may be sources of mounts."""
+    """Move the private memory from the host's folders, which it hides, to folders of our own.
+
+    Call this when the host's tree is at /host. Raises OSError.
+    """
     for number, cover in enumerate(_covers):
         place = f"/served{number}"
         os.mkdir(place)

@@ -1,4 +1,4 @@
-"""The process that serves an image with our own server, from its fork to the mount's end."""
+"""The process that serves an image with our own server, until the mount is gone."""
 
 import os
 
@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 
 def run(source: "_socket.socket", place: "Place") -> "NoReturn":
-    """Serve what the launcher says, take the record at `place` away, end. Status 0: all is well."""
+    """Serve the image that udi-run names, remove the record at `place`, and end the process.
+
+    `source` is for messages with udi-run. The exit status is 0, or 1 or BUG for an error.
+    """
     status = BUG
     try:
         outside.title(SERVER)
         served = _serve(source)
-        # A launcher whose connection was aborted holds the record's lock until it sees our end.
+        # If the connection was aborted, udi-run may wait for the end of `source`, and hold the
+        # record's lock meanwhile.
         source.close()
         if served and place[0]:
             from rootless_udi.node import publish
@@ -34,7 +38,7 @@ def run(source: "_socket.socket", place: "Place") -> "NoReturn":
         status = 0
     except (OSError, UdiError, ValueError) as error:
         why = f"the image server ended: {error}"
-        # First the reason: then the launcher has it when it sees that the connection has ended.
+        # Send the reason first: udi-run reads it when it sees that the connection has ended.
         tell(source, f"! {why}")
         _log(why)
         status = 1
@@ -48,23 +52,23 @@ def run(source: "_socket.socket", place: "Place") -> "NoReturn":
 
 
 def _serve(source: "_socket.socket") -> bool:
-    """Serve, if it is told to, until the mount's end; tell whether there was one."""
+    """Serve until the mount is gone; return False where udi-run needs no server of ours."""
     import gc
 
-    # The memory of the launcher is shared until it is written. A garbage collection would write to
-    # every object of it, and so copy all pages.
+    # After fork(2) both processes share memory, until one writes to a page. Garbage collection
+    # writes to each object: without freeze() it would copy all pages.
     gc.freeze()
     gc.enable()
-    # Loading takes 4 ms, during which the launcher plans and makes the namespaces.
+    # Importing takes 4 ms, during which udi-run plans and makes the namespaces.
     from rootless_udi.fuse import raw_transport
     from rootless_udi.fuse.decompress import available
     from rootless_udi.fuse.filesystem import FileSystem
 
     class Owned(FileSystem):
-        """The image with all files owned by root, which is the caller outside.
+        """The image with all files owned by root of the outer namespace, who is the caller.
 
-        Other owners are in no id map: the overlay could not change such a file, nor make a mount
-        point beside it.
+        Other owners have no id in that namespace: the overlay could not change their files, nor
+        make a mount point in their folders.
         """
 
         def attributes(self, node: int) -> "Attributes":
@@ -80,11 +84,11 @@ def _serve(source: "_socket.socket") -> bool:
             return -1
         source.setblocking(True)
         if not fds:
-            # The launcher has given up, and said why; or it is dead.
+            # udi-run has ended.
             os._exit(0)
         return fds[0]
 
-    # Most images are zstd, as `udi pull` makes them.
+    # Load the decompressor for zstd while waiting: `udi pull` makes images with it.
     available("zstd")
     message, _ = receive(source)
     if not message:
@@ -107,7 +111,7 @@ def _serve(source: "_socket.socket") -> bool:
 
 
 def _keeper(name: str) -> "Callable[[list[Question]], object]":
-    """Return what keeps the questions of a start in the file of that name."""
+    """Return a function that writes the questions of a start to the file `name`."""
 
     def keep(questions: "list[Question]") -> None:
         from rootless_udi.serve import prefetch
@@ -118,7 +122,7 @@ def _keeper(name: str) -> "Callable[[list[Question]], object]":
 
 
 def _log(text: str) -> None:
-    """Write a line to the system's log: the caller's terminal is not the server's to keep."""
+    """Write a line to the system's log: this process has left the caller's terminal."""
     import syslog
 
     syslog.openlog(SERVER, syslog.LOG_PID, syslog.LOG_USER)
