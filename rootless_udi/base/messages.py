@@ -13,6 +13,8 @@ from sys import byteorder
 _LONGEST = 1 << 15
 """Bytes. Longer words are sent as a file in memory, since a socket's buffer is small
 (socket(7))."""
+_RIGHTS = 256
+"""Bytes for a message's descriptors, of 4 each, with their header."""
 _LONG = b"\0"
 """The text of a message whose words are in a file in memory, its first descriptor. Words never
 begin like this."""
@@ -50,7 +52,7 @@ def receive(sock: "_socket.socket") -> "tuple[str, list[int]]":
     message that was cut off.
     """
     try:
-        text, ancillary, flags, _ = sock.recvmsg(_LONGEST, 256)
+        text, ancillary, flags, _ = sock.recvmsg(_LONGEST, _RIGHTS)
     except ConnectionResetError:
         # The other process ended before it had read all that was sent.
         return "", []

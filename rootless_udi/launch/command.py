@@ -1,4 +1,7 @@
-"""The last step of every start, in a new container or a joined one: environment, folder, exec."""
+"""The last step of each start, in a new or a joined container: prepare and execute the command.
+
+That is its argv, its environment, its working directory and execve(2).
+"""
 
 import _signal
 import os
@@ -31,10 +34,15 @@ if TYPE_CHECKING:
     from rootless_udi.plan.environment import Operation
 
 SHELL = "/bin/sh"
+"""The command if none is given; it also runs scripts without "#!"."""
 
 
 class Defaults:
-    """What a container gives to each of its commands, from the plan or from the node's record."""
+    """What a container gives to all its commands, from its plan or from the node's record.
+
+    `before` and `after` are operations on the environment (`plan.planner.Plan`); `entrypoint`,
+    `command` and `workdir` are the image's.
+    """
 
     def __init__(
         self,
@@ -49,7 +57,10 @@ class Defaults:
 
 
 def own_variables(request: Request) -> "list[Operation]":
-    """Read --env-file and --env, in that order; on the host, before the container is entered."""
+    """Return the operations of --env-file and --env, in this order.
+
+    The files are the host's: call this before the container is entered. Raises UdiError.
+    """
     operations: list[Operation] = []
     for path in request.env_file:
         try:
@@ -62,7 +73,7 @@ def own_variables(request: Request) -> "list[Operation]":
 
 
 def argv(request: Request, defaults: Defaults) -> list[str]:
-    """Return the command line, by Shifter's rules: see docs/semantics.md."""
+    """Return the command's argv, by Shifter's rules (docs/semantics.md). Raises UdiError."""
     if request.entrypoint:
         return [request.entrypoint, *request.command]
     if request.entrypoint is None:
@@ -75,7 +86,11 @@ def argv(request: Request, defaults: Defaults) -> list[str]:
 
 
 def workdir(request: Request, defaults: Defaults, names: "list[str]") -> "list[str]":
-    """Return names of the folder to start in: the caller's, or --workdir's or the image's one."""
+    """Return the names of the folder to start in: the caller's (`names`), --workdir's or the
+    image's.
+
+    Raises UdiError where --workdir means the image's, and it has none.
+    """
     if request.workdir is None:
         return names
     if request.workdir or defaults.workdir:
@@ -86,14 +101,14 @@ def workdir(request: Request, defaults: Defaults, names: "list[str]") -> "list[s
 def variables(
     environ: "dict[str, str]", request: Request, defaults: Defaults, own: "Sequence[Operation]"
 ) -> dict[str, str]:
-    """Return the command's environment."""
+    """Return the command's environment, made of the caller's; `own` is of `own_variables`."""
     result = dict(environ)
     environment.apply(result, environment.of_caller(environ, request.clearenv, request.shifter))
     for operations in (defaults.before, own, defaults.after):
         environment.apply(result, operations)
     result.setdefault("PATH", environment.DEFAULT_PATH)
     if "NVIDIA_VISIBLE_DEVICES" in result or "NVIDIA_VISIBLE_DEVICES" in environ:
-        # A node's ranks share one container with all its GPUs; which are whose, variables say.
+        # The ranks of a node share one container with all GPUs: variables tell each rank its own.
         from rootless_udi.mpi_inject.gpu import select
 
         environment.apply(result, select.select(environ, result))
@@ -107,7 +122,10 @@ def enter(
     environ: "dict[str, str]",
     own: "list[tuple[str, str, str]]",
 ) -> None:
-    """Join through `record` and become the command; return where no member lives."""
+    """Join the container of `record` and become the command; return if it has no living member.
+
+    `fd` is the record's file, `own` is of `own_variables`. Raises UdiError, OSError.
+    """
     defaults = Defaults(
         record.before,
         record.after,
@@ -126,9 +144,9 @@ def enter(
 
 
 def current(environ: "dict[str, str]") -> "list[str]":
-    """Return the working directory's names: by $PWD where that is it, and the physical one.
+    """Return the names of the working directory: $PWD if that is another name of it, and its path.
 
-    "/" if it is deleted.
+    $PWD may lead there through links; the path has none. Return "/" if the directory was deleted.
     """
     try:
         real = os.getcwd()
@@ -141,10 +159,10 @@ def current(environ: "dict[str, str]") -> "list[str]":
 
 
 def arrive(request: Request, names: "list[str]") -> tuple[str, str]:
-    """Change to the first folder of `names` that is inside; return (folder, what is to be told).
+    """Change to the first folder of `names` that is in the container; return (folder, lost).
 
-    Where none is, that is "/", and the name of the caller's folder unless he does not want to be
-    told. Raises UdiError for one that --workdir asks for.
+    If none is, the folder is "/". `lost` is then the name of the caller's folder, if the caller is
+    to be told (`outside`); else "". Raises UdiError for a folder that --workdir asks for.
     """
     why = ""
     for folder in names:
@@ -164,7 +182,7 @@ def arrive(request: Request, names: "list[str]") -> tuple[str, str]:
 
 
 def outside(request: Request, folder: str, environ: "dict[str, str]") -> tuple[str, str]:
-    """Return the message about a `folder` of the caller's that is not inside, and its hint."""
+    """Return the message that the caller's `folder` is not in the container, and a hint."""
     if request.shifter:
         return f"Failed to switch to working dir: {folder}, staying in /", ""
     hint = "--volume=$PWD brings it in, --workdir=DIR starts elsewhere, --quiet says nothing"
@@ -174,9 +192,9 @@ def outside(request: Request, folder: str, environ: "dict[str, str]") -> tuple[s
 
 
 def execute(words: "list[str]", env: "dict[str, str]", folder: str) -> "NoReturn":
-    """Become the command in `folder`, the current one.
+    """Become the command; `folder` is the name of the working directory, for $PWD.
 
-    Raises UdiError with status 127 (not found) or 126 (not executable).
+    Raises UdiError, with status 127 if the command is not found, 126 if it can't be executed.
     """
     if "PWD" in env:
         env["PWD"] = folder
@@ -185,9 +203,11 @@ def execute(words: "list[str]", env: "dict[str, str]", folder: str) -> "NoReturn
 
 
 def signals() -> None:
-    """Give SIGPIPE and SIGXFSZ back what the caller had: Python ignores them, and that would stay.
+    """Handle SIGPIPE and SIGXFSZ as the caller did.
 
-    What that was the launcher's shell has seen; of a signal that is blocked it could not see it.
+    Python ignores these two signals, and the command would inherit that. The shell part of
+    bin/udi-run has seen which ones the caller ignored (-X ignored). It can't see that for a signal
+    that is blocked; such a one gets the default.
     """
     ignored = sys._xoptions.get("ignored") or ""
     blocked = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
@@ -197,9 +217,10 @@ def signals() -> None:
 
 
 def _execute(words: "list[str]", env: "dict[str, str]") -> UdiError:
-    """execvpe(3) on the container's PATH; returns why it could not.
+    """Execute the command, looked for in $PATH of `env`; return why that failed.
 
-    os.execvpe would import `warnings` and has no shell for a script without "#!".
+    As execvpe(3), with the shell for a script without "#!". os.execvpe knows no such scripts, and
+    imports `warnings`.
     """
     name = words[0]
     if not name:

@@ -1,4 +1,4 @@
-"""Build a container: plan, then either explain or execute and become the command."""
+"""Make a new container: plan it, and either print the plan or carry it out and run the command."""
 
 import os
 
@@ -36,7 +36,7 @@ def run(
     found: StartFacts,
     helper: "Helper | None",
 ) -> int:
-    """Start the request's command in a new container of its own, or explain what would be done.
+    """Run the request's command in a new container of its own, or print the plan (--explain).
 
     `own` are the caller's --env and --env-file; `found` are the facts from `launch.facts`; `helper`
     is None for --explain; for `place` and `fields` see `build`. Returns 0 after --explain, else
@@ -149,7 +149,7 @@ def prepare(request: Request, environ: "dict[str, str]", found: StartFacts) -> P
 
 
 def _home(home: str, asked: "list[Volume]") -> "list[Volume]":
-    """Return the volume that --home stands for; none where another volume is there."""
+    """Return the volume for --home; none if one of `asked` has the same destination."""
     volume = volumes.parse(volumes.quote(home), origin="--home")
     return [one for one in volume if all(one.destination != a.destination for a in asked)]
 
@@ -157,7 +157,7 @@ def _home(home: str, asked: "list[Volume]") -> "list[Volume]":
 def _caches(
     mounts: "tuple[Volume, ...]", site: "Site", environ: "dict[str, str]"
 ) -> "tuple[Mount | FileCache, ...]":
-    """Plan the perNodeCaches among the volumes; what the node has is looked at only for these."""
+    """Return the steps of perNodeCaches; without any, the node is not looked at."""
     if all(volume.cache is None for volume in mounts):
         return ()
     from rootless_udi.host import cachefacts

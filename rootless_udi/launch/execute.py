@@ -1,14 +1,14 @@
-"""Carry out a Plan: system calls in the plan's order, and no decision of its own.
+"""Carry out a Plan: make the system calls in its order, and decide nothing.
 
-First the process becomes root of a new user namespace, the outer one, in which FUSE, the overlay
-and binds may be mounted; last it enters an inner one, in which the caller has his own id again. In
-between, its root directory is a private tmpfs:
+First the process enters a new user namespace, the outer one. There it is root, and may mount FUSE,
+an overlay and binds. At the end it enters a second one, the inner one, in which the caller has his
+own uid again. In between, its root directory is a private tmpfs:
 
-    /host      the host's root, until the end
-    /image     the image: FUSE or a bind of a directory
-    /upper     what an overlay writes, with its work directory; covers (see `underlay`)
-    /files     generated files, bound over their targets
-    /root      the overlay, where there is one
+    /host      the host's root directory, until the end
+    /image     the image: mounted by FUSE, or a bind of a directory
+    /upper     the overlay's upper layer and work directory; covers (see `underlay`)
+    /files     generated files, which are bound over their targets
+    /root      the overlay, if there is one
 """
 
 import os
@@ -48,14 +48,14 @@ if TYPE_CHECKING:
     from rootless_udi.serve.helper import Helper
 
 BASE = "/tmp"
-"""A directory that every host has: the private tmpfs is mounted on it until pivot_root(2)."""
+"""A directory that each host has; the private tmpfs is mounted on it until pivot_root(2)."""
 
 
 def run(plan: Plan, helper: "Helper") -> None:
-    """Make the container of `plan` and leave the calling process inside, at "/", unprivileged.
+    """Make the container of `plan`. Afterwards the calling process is in it, at "/", unprivileged.
 
-    `helper` has the image served, where the plan mounts it by FUSE.
-    Raises UdiError or OSError; the caller then just exits: nothing outlives the namespaces.
+    `helper` has the image served if the plan mounts it by FUSE. Raises UdiError, OSError; then the
+    caller can just exit, since the kernel removes all mounts with the namespaces.
     """
     mask = os.umask(0o022)
     userns.enter((maps.OUTER, plan.uid), (maps.OUTER, plan.gid))
@@ -87,8 +87,11 @@ def run(plan: Plan, helper: "Helper") -> None:
 
 
 def _base() -> None:
-    """Pivot into a private tmpfs with the host at /host, so that no mount hides a source."""
-    # Slave and not private: so a volume can be made to show what the host mounts later (autofs).
+    """Make a private tmpfs the root directory, with the host's at /host.
+
+    So no mount of ours hides a path of the host, which may be the source of another mount.
+    """
+    # Slave and not private, so that volumes can show what the host mounts later (autofs).
     mount(None, "/", None, MS_REC | MS_SLAVE)
     mount("tmpfs", BASE, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
     os.chdir(BASE)
@@ -99,11 +102,11 @@ def _base() -> None:
 
 
 def _caches(plan: Plan) -> dict[str, int]:
-    """Make the perNodeCaches that are files, while the host's tree is at "/": target -> mount."""
+    """Make the perNodeCaches in files, while the host's tree is at "/"; return target -> mount."""
     made = {}
     for step in plan.steps:
         if not isinstance(step, Mount | File | Symlink | Directory):
-            # Not imported by the launches that have none.
+            # Only starts that have one import this.
             from rootless_udi.serve import cachefile
 
             made[step.target] = cachefile.make(step)
@@ -111,7 +114,8 @@ def _caches(plan: Plan) -> dict[str, int]:
 
 
 def _image(plan: Plan, helper: "Helper") -> None:
-    """Mount the image at /image; hand the FUSE connection to the helper outside."""
+    """Mount the image at /image; give the FUSE connection to the helper. Raises UdiError,
+    OSError."""
     root, watch = plan.root, _watch()
     if root.server == "directory":
         mount(f"/host{root.path}", "/image", None, MS_BIND | MS_REC)
@@ -119,29 +123,29 @@ def _image(plan: Plan, helper: "Helper") -> None:
         restrict("/image", MS_NOSUID | MS_NODEV)
         helper.hand_over(root, None, watch)
         return
-    # It must be opened in the user namespace that mounts it (fuse(4)); user_id is an id in there.
+    # /dev/fuse must be opened in the user namespace that mounts it (fuse(4)), whose id user_id is.
+    # rootmode is octal, a directory (Documentation/filesystems/fuse.rst of the kernel).
     fuse = os.open("/host/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     data = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
     flags = MS_RDONLY | MS_NOSUID | MS_NODEV
     mount(root.server, "/image", f"fuse.{root.server}", flags, data)
     helper.hand_over(root, fuse, watch)
-    # A copy that stays open would make readers of a dead server hang in place of ENOTCONN.
+    # If this descriptor stayed open and the server died, readers would hang and not get ENOTCONN.
     os.close(fuse)
     if watch is not None:
         os.close(watch)
     try:
-        # Wait until the image server answers. A listing of the root: its first answer also brings
-        # the entries that mount points and the command's path would be looked up for one by one.
+        # Wait until the image server answers. The root directory is listed: that also brings its
+        # entries into the kernel's cache, which would be looked up one by one otherwise.
         top = os.open("/image", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         with os.scandir(top) as listing:
             next(listing, None)
     except PermissionError:
-        # The server has answered. squashfuse_ll shows the image's owners as they are: the root
-        # directory may belong to an id that is in no map, and have a mode that only its owner
-        # reads.
+        # The server has answered. squashfuse_ll shows the image's own owners: the root directory
+        # may belong to an id that is not mapped here, which alone may read it.
         pass
     except OSError as error:
-        # Anything but ENOTCONN is the server's answer: it can't read the root directory.
+        # ENOTCONN: the server has ended. Other errors are its answer: it can't read the directory.
         why = helper.failure(root) if error.errno == ENOTCONN else error.strerror
         raise UdiError(
             f"serving {root.path} failed: {why}",
@@ -162,7 +166,7 @@ def _ask_ahead(helper: "Helper") -> None:
     try:
         top = open_tree("/image")
     except OSError:
-        # Before Linux 5.2: no prefetching.
+        # Linux before 5.2 can't do it: then nothing is prefetched.
         return
     space = os.open("/host/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     helper.ask_ahead(space, top)
@@ -171,7 +175,10 @@ def _ask_ahead(helper: "Helper") -> None:
 
 
 def _by_itself(plan: Plan) -> int:
-    """Run a server that mounts by itself, where the host's tree is still at "/"."""
+    """Start a server that mounts by itself, while the host's tree is at "/"; return its mount.
+
+    Raises UdiError.
+    """
     from rootless_udi.serve import detached, mounting
     from rootless_udi.serve.programs import command
 
@@ -200,10 +207,10 @@ def _attach(plan: Plan, helper: "Helper", tree: int) -> None:
 
 
 def _watch() -> int | None:
-    """Return an inotify descriptor that tells when the private tmpfs is gone, with the namespace.
+    """Return an inotify descriptor that becomes readable when the private tmpfs is unmounted.
 
-    None where the user's inotify instances are used up (inotify(7)): then the record may stay until
-    the next run removes it.
+    That is when the mount namespace ends, and so the container. None where the user has no inotify
+    instance left (inotify(7)): then the container's record may stay until the next run removes it.
     """
     try:
         fd = inotify_init()
@@ -214,7 +221,10 @@ def _watch() -> int | None:
 
 
 def _lay(plan: Plan, caches: dict[str, int]) -> "tuple[Rootfs, tuple[Step, ...]]":
-    """Lay over the image what the plan says; return the tree, and the steps that are done by it."""
+    """Make the layer over the image; return the tree, and the steps that are done by that.
+
+    Raises UdiError where the layer can't be made; OSError.
+    """
     kind, why = plan.layer.kind, ""
     if kind == "overlay":
         done = _upper(plan)
@@ -223,7 +233,7 @@ def _lay(plan: Plan, caches: dict[str, int]) -> "tuple[Rootfs, tuple[Step, ...]]
             return Rootfs("/root", caches), done
         kind = plan.layer.instead
     if plan.root.server == "directory" and kind in ("none", "underlay"):
-        # Of a server's mount nothing can be written. What is bound from it is sealed like it.
+        # A server's mount is read-only already. Binds of parts of it get its flags.
         restrict("/image", MS_RDONLY)
     if kind == "underlay":
         return late("rootless_udi.launch.underlay").Underlay("/image", caches, plan), ()
@@ -241,10 +251,10 @@ def _lay(plan: Plan, caches: dict[str, int]) -> "tuple[Rootfs, tuple[Step, ...]]
 
 
 def _upper(plan: Plan) -> "tuple[Step, ...]":
-    """Do what can be done in the overlay's upper layer; return the steps that are done.
+    """Do the steps of `planner.layered` in the overlay's upper layer; return those that are done.
 
-    A file's mount point is made there too, and the standard directories that the image has not, or
-    something else in their place.
+    For a mount of a file only its mount point is made. Standard directories are made too where the
+    image has none, or something else in their place.
     """
     steps = layered(plan)
     etc = "/upper/upper/etc"
@@ -269,10 +279,10 @@ def _upper(plan: Plan) -> "tuple[Step, ...]":
 
 
 def _overlay() -> str:
-    """Mount the overlay; return why the kernel refuses it, "" where it does not.
+    """Mount the overlay; return why the kernel refuses it, "" if it does not.
 
-    ENODEV: it has none; ELOOP: layers over layers; EINVAL also over a directory with another file
-    system in it; the rest as `REFUSED` has it.
+    It answers one of REFUSED if users may not mount overlays, or for a directory with another mount
+    in it (EINVAL); ENODEV if it has no overlayfs; ELOOP for too many layers of overlays.
     """
     data = "lowerdir=/image,upperdir=/upper/upper,workdir=/upper/work,userxattr"
     try:

@@ -1,4 +1,4 @@
-"""Print a plan: for a person, with the reason of each step, and as JSON."""
+"""Print a plan (--explain): as lines with the reason of each step, or as JSON."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def as_json(plan: Plan) -> str:
 
 
 def as_data(value: Any) -> Any:
-    """Return what JSON can hold of a record, or of what is in one."""
+    """Return a record, or a field's value, as objects and lists for JSON."""
     if isinstance(value, Record):
         fields = {name: as_data(getattr(value, name)) for name in value.FIELDS}
         return {"type": type(value).__name__, **fields}
@@ -29,8 +29,11 @@ def as_data(value: Any) -> Any:
 
 
 def show(plan: Plan, how: str) -> None:
-    """Print the plan: as JSON, or as lines ("wide", and where it goes to no terminal), or so that
-    it fits the terminal, in colours unless NO_COLOR is set (no-color.org)."""
+    """Print the plan. `how` is "json", "wide" or "".
+
+    "wide" is a line for each row; so is "" if standard output is no terminal. Else "" fits rows to
+    the terminal's width, in colours unless NO_COLOR is set (no-color.org).
+    """
     if how == "json":
         page(as_json(plan))
     elif how == "wide" or sys.stdout is None or not sys.stdout.isatty():
@@ -38,13 +41,12 @@ def show(plan: Plan, how: str) -> None:
     else:
         width = os.get_terminal_size(sys.stdout.fileno()).columns or 80
         colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-        # Each part is plain by now, so that the escapes are ours alone.
+        # Not by `page`, which would spell out our colours; the texts are plain already.
         sys.stdout.write(fitted(plan, width, colours))
 
 
 def fitted(plan: Plan, width: int, colours: bool = False) -> str:
-    """Return `as_text`'s rows in lines of at most `width` columns, each reason below what it is
-    for."""
+    """Return the rows of `as_text` in lines of at most `width` columns, reasons below."""
     rows = _rows(plan)
     first = max(len(row[0]) for row in rows)
     room = max(20, width - first - 2)
@@ -64,7 +66,10 @@ def fitted(plan: Plan, width: int, colours: bool = False) -> str:
 
 
 def _wrapped(text: str, room: int) -> list[str]:
-    """Split at blanks, else after the "/", ":" or "," that a long word has, else anywhere."""
+    """Split a text into pieces of at most `room` columns.
+
+    At blanks; if there are none after "/", ":" or ","; else anywhere.
+    """
     found = []
     while len(text) > room:
         at = text.rfind(" ", 1, room + 1)
@@ -77,11 +82,11 @@ def _wrapped(text: str, room: int) -> list[str]:
 
 
 def as_text(plan: Plan) -> str:
-    """Return what the plan will do, a line a step, with the reason of each."""
+    """Return what the plan will do: a line for each step, with its reason."""
     rows = _rows(plan)
     first = max(len(row[0]) for row in rows)
     second = min(60, max(len(row[1]) for row in rows))
-    # A row is a line, whatever a value of the image holds.
+    # plain(): a newline in a value of the image must not begin a new line.
     lines = [plain(f"{a:<{first}}  {b:<{second}}  {c}".rstrip()) for a, b, c in rows]
     return "\n".join(lines) + "\n"
 

@@ -12,7 +12,7 @@ Row = tuple[str, str, str]
 
 
 def rows(plan: Plan) -> list[Row]:
-    """Return (kind, what, why) of each cover, and of each warning about one."""
+    """Return rows (kind, what, why) for each cover, and for each warning about one."""
     if plan.layer.kind != "underlay":
         return []
     found: list[Row] = []

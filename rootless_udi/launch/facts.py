@@ -1,6 +1,6 @@
-"""What a start finds out first: the site, the host, the image and who serves it.
+"""What a start finds out first: configuration, host, image, and which server serves the image.
 
-The image server is told at once and opens the image while this process loads the planner.
+The image server is told at once, so that it opens the image while this process goes on.
 """
 
 import os
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from rootless_udi.serve.helper import Helper
 
 
-WEEK = 7 * 86400
-"""Seconds after which what a start asked is recorded anew, since programs change."""
+_WEEK = 7 * 86400
+"""Seconds. After so long the reads of a start are recorded again, since programs change."""
 
 
 class StartFacts(Record):
-    """The facts that the choice of the image server rests on, and the choice."""
+    """The configuration, the facts of host and image, and how the image is mounted."""
 
     site: Site
     host: Host
@@ -41,15 +41,15 @@ class StartFacts(Record):
 def find(
     request: Request, environ: "dict[str, str]", who: str, helper: "Helper | None"
 ) -> StartFacts:
-    """Gather the facts and choose; `helper` hears which image its server will serve.
+    """Gather the facts and choose the image server; tell `helper` what it will serve.
 
-    `who` is the launcher (`node.launcher`), "" for none. Changes nothing but the store.
-    Raises UdiError for what is impossible.
+    `who` is the launcher (`node.launcher`), "" for none. A missing image may be pulled; nothing
+    else is changed. Raises UdiError where something that was asked for is impossible.
     """
     site = load.load(environ)
     host = facts.gather(environ, site.squashfuse)
     if request.writable:
-        # For kernels that mount no overlay. No other start looks for it.
+        # For kernels that mount no overlay. Only --writable needs it.
         host = host.replace(fuse_overlayfs=facts.which("fuse-overlayfs", environ))
     image = resolve.image(request, site, environ, who)
     wanted = "udi" if request.trace else request.fuse or site.server
@@ -63,30 +63,30 @@ def find(
         root = root.replace(trace=trace)
     if helper is not None and root.server == "udi":
         words = [word for word in (request.entrypoint, *request.command) if word]
-        # A longer word is no path; the server has no use for it.
+        # A longer word can be no path.
         program = words[0] if words and len(words[0]) < 4096 else ""
         helper.announce(root, program, _start(image, words, environ))
     return StartFacts(site, host, image, root)
 
 
 def _start(image: Image, words: "list[str]", environ: "dict[str, str]") -> Start:
-    """Return what is known of a start of the command `words`: see `serve.prefetch`.
+    """Return what prefetching needs for a start of the command `words` (`serve.prefetch`).
 
-    Its key is a digest of the program and of its first argument that is no option, which for an
-    interpreter is the script. The file on this node is named by the image's file as well.
+    The key is a digest of the program and its first argument that is no option: for an interpreter
+    that is the script. The name of the file on this node stands for the image's file as well.
     """
     about = next((word for word in words[1:] if not word.startswith("-")), "")
     key = digest("\0".join((*words[:1], about)).encode("utf-8", "surrogateescape"))
     try:
         status = os.stat(image.path)
     except OSError:
-        # The server will say so.
+        # The image is gone, which its server will say.
         return Start(key)
     parts = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, key
     name = digest(repr(parts).encode())
     path = f"{places.seen(places.directories(environ, os.getuid()))}/starts/{name}"
     try:
-        if time() - os.stat(path).st_mtime < WEEK:
+        if time() - os.stat(path).st_mtime < _WEEK:
             return Start(key, known=path)
     except OSError:
         pass

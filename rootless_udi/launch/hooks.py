@@ -1,6 +1,6 @@
-"""Run modules' hooks inside the container, before the user's command, with a time limit.
+"""Run the hooks of modules in the container, before the user's command, with a time limit.
 
-A hook is the user's own process: it can prepare files (a cache, a socket, a licence), and can't
+A hook is a process of the user. It can prepare files (a cache, a socket, a licence); it can't
 change the command's environment.
 """
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 _STEP = 0.01
-"""Seconds between two looks at a hook where the kernel can't report its end."""
+"""Seconds between two looks whether a hook has ended, where the kernel has no pidfd_open(2)."""
 
 
 def run(hooks: "Iterable[Hook]", environ: "Mapping[str, str]") -> None:
-    """Run each hook to its end, in order, its output on stderr, its stdin empty.
+    """Run the hooks one after the other, with empty standard input and their output on stderr.
 
-    Raises UdiError for one that can't be started, fails, is killed, or is not done in time: its
-    whole process group is then killed. To be called where the root is already the container's.
+    Call this when the root directory is the container's. Raises UdiError for a hook that can't be
+    started, fails, is killed, or takes too long; then its whole process group is killed.
     """
     for hook in hooks:
         _run(hook, environ)
@@ -58,7 +58,10 @@ def _run(hook: Hook, environ: "Mapping[str, str]") -> None:
 
 
 def _become(hook: Hook, environ: "Mapping[str, str]") -> None:
-    """In the child: a process group of its own, so that a time-out reaches all that it started."""
+    """In the child: become the hook.
+
+    It gets a process group of its own, so that its children can be killed with it.
+    """
     try:
         os.setpgid(0, 0)
         null = os.open("/dev/null", os.O_RDONLY)
@@ -74,7 +77,7 @@ def _become(hook: Hook, environ: "Mapping[str, str]") -> None:
 
 
 def _wait(child: int, seconds: float) -> int | None:
-    """Return the wait status, None where the time is over."""
+    """Wait for the child's end; return its wait status, None after `seconds`."""
     try:
         handle = os.pidfd_open(child)
     except (OSError, AttributeError):
@@ -89,7 +92,7 @@ def _wait(child: int, seconds: float) -> int | None:
 
 
 def _wait_slowly(child: int, seconds: float) -> int | None:
-    """Kernels before 5.3 have no pidfd, and Pythons built there no word for it."""
+    """Do what `_wait` does on Linux before 5.3, or with a Python built there: without a pidfd."""
     end = monotonic() + seconds
     while True:
         done, status = os.waitpid(child, os.WNOHANG)

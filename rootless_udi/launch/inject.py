@@ -1,6 +1,6 @@
-"""What modules, the host's MPI and its GPUs put into the container, in this order.
+"""Gather what modules, the host's MPI and the host's GPUs add to the container, in this order.
 
-Each part is imported only where it is asked for.
+The code of each is imported only if it is asked for.
 """
 
 from rootless_udi.base.errors import UdiError
@@ -53,7 +53,7 @@ def gather(
             directories=site.cdi_spec_dirs,
             glibc=request.mpi_glibc or "auto",
         )
-        # Both may need the host's C library.
+        # MPI and GPUs may both bring the host's C library, which is mounted once.
         laid = {target for part in parts for target in part.together}
         steps = tuple(s for s in cards.steps if s.target not in laid)
         parts.append(cards.replace(steps=steps))
@@ -68,7 +68,10 @@ def _mpi(
     image: Image,
     parts: "list[Injection]",
 ) -> "Injection":
-    """Plan the host's MPI for the command that is asked for, in the environment it will have."""
+    """Return what the host's MPI adds, for the request's command and its environment.
+
+    `parts` are the injections so far. Raises UdiError.
+    """
     from rootless_udi.launch import command
     from rootless_udi.mpi_inject.mpi import planner, profiles
     from rootless_udi.plan import environment
@@ -83,7 +86,7 @@ def _mpi(
     facts = image.facts
     entrypoint, cmd = facts.get("entrypoint") or (), facts.get("cmd") or ()
     words = command.argv(request, command.Defaults((), (), entrypoint, cmd, ""))
-    # Without --env-file: it may be a pipe, which is read once.
+    # Without --env-file, which may be a pipe and can be read only once.
     inside = dict(environ)
     for operations in (
         environment.of_caller(environ, request.clearenv, request.shifter),

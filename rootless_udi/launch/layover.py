@@ -1,8 +1,8 @@
 """Make the standard directories that an image lacks, in the upper layer of its overlay.
 
-An image may have nothing, a link or a file where a mount point must be. A directory in the upper
-layer hides that, if it is there before the overlay is mounted. Afterwards the kernel would need a
-whiteout and extended attributes to replace it, which a tmpfs has only since Linux 6.6.
+Where a mount point must be, an image may have nothing, a link or a file. A directory in the upper
+layer hides that, if it is there before the overlay is mounted. To replace something in a mounted
+overlay the kernel needs whiteouts and extended attributes, which tmpfs has since Linux 6.6 only.
 """
 
 import os
@@ -12,16 +12,17 @@ from rootless_udi.plan import mountpoints
 
 
 def directories(image: str, upper: str) -> str:
-    """Make in `upper` /etc, and the directories of `plan.mountpoints` that `image` lacks.
+    """Make /etc in `upper`, and those directories of `plan.mountpoints` that `image` lacks.
 
-    Return /etc's place, a path inside: another one where the image's link leads there.
+    Return the path of /etc inside: where the image's /etc is a link, the path that it leads to.
+    Raises OSError.
     """
 
     modes: dict[str, int] = {}
 
     def look(path: str) -> int:
-        """Return st_mode, 0 for nothing. Each path is asked for once: the image server answers."""
-        # No part of `path` is a link but for the last, perhaps: nothing leads out of the image.
+        """Return st_mode, 0 for nothing. Each path is asked of the image server only once."""
+        # Only the last part of `path` may be a link, so that none leads out of the image.
         if path not in modes:
             try:
                 modes[path] = os.lstat(f"{image}{path}").st_mode

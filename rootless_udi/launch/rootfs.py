@@ -1,7 +1,8 @@
-"""The container's tree while it is made: mount points, binds, generated files, links.
+"""Do the steps of a plan in the container's tree: mount points, mounts, generated files, links.
 
-All paths are looked up inside it (openat2(2), RESOLVE_IN_ROOT): no link of the image leads one out.
-The host's tree is at /host and private memory at /files, as `execute` arranges them.
+All paths are looked up with the tree as root directory (openat2(2), RESOLVE_IN_ROOT), so that no
+link of the image leads to the host. The host's tree is at /host and private memory at /files, as
+`execute` has arranged them.
 """
 
 import os
@@ -32,7 +33,7 @@ _WORDS = {"ro", "rw", "nosuid", "nodev", "noexec", "rec", "private", "slave"}
 
 
 class Rootfs:
-    """The container's tree while it is made; no link of it leads a path out."""
+    """The container's tree while it is made, at `root`; `caches`: mounts of perNodeCaches."""
 
     def __init__(self, root: str, caches: dict[str, int]) -> None:
         self.root = root
@@ -42,13 +43,13 @@ class Rootfs:
         self.to_seal: list[int] = []
         self.checked: set[str] = set()
         self.mounts: list[tuple[str, str, str]] = []
-        """Of each mount its target by name, where that has led, and the host's path ("" where it
-        is no bind)."""
+        """For each mount: its target as named, the path to which links led, and the host's path (""
+        if it is no bind)."""
         self.where: dict[str, str] = {}
-        """Where standard directories are, as far as that has been looked at."""
+        """Standard directory -> its path without links, for those that were looked at."""
 
     def do(self, step: "Step | FileCache") -> None:
-        """Carry out one step."""
+        """Do one step. Raises UdiError, OSError."""
         if isinstance(step, Mount):
             if step.only_empty:
                 self.mount_if_empty(step)
@@ -65,11 +66,11 @@ class Rootfs:
             os.close(self.ensure(step.target, True, step.mode)[0])
 
     def found(self, fd: int) -> str:
-        """Return the path inside of what is open, without links."""
+        """Return the path in the tree, without links, of what is open at `fd`."""
         return os.readlink(f"/host/proc/self/fd/{fd}").removeprefix(self.root) or "/"
 
     def mount_if_empty(self, step: Mount) -> None:
-        """Mount what nobody asked for by name, where the image has nothing and it is possible."""
+        """Do an optional step: if the image has nothing there, and if it is possible."""
         try:
             target = self.open(step.target)
         except OSError as error:
@@ -81,7 +82,7 @@ class Rootfs:
                     if next(listing, None) is not None:
                         return
             except OSError:
-                # No directory, or one that can't be read: it is the image's.
+                # It is no directory, or can't be read: the image has something there.
                 return
             finally:
                 os.close(target)
@@ -92,7 +93,7 @@ class Rootfs:
             del self.mounts[before:]
 
     def mount(self, step: Mount) -> None:
-        """Bind the source or mount a file system on the target."""
+        """Bind the source, or mount a file system, on the target. Raises UdiError, OSError."""
         words = {o for o in step.options if o in _WORDS}
         flags = MS_NOSUID * ("nosuid" in words) | MS_NODEV * ("nodev" in words)
         source = f"/host{step.source}"
@@ -106,8 +107,8 @@ class Rootfs:
             if "ro" in words:
                 self.to_seal.append(self.open(step.target))
         else:
-            # Always recursive: mounts of the parent namespace are locked to each other, and the
-            # kernel refuses to show a part of them (mount_namespaces(7)).
+            # Always with MS_REC: mounts that come from the parent namespace are locked together,
+            # and the kernel refuses to bind one without those below it (mount_namespaces(7)).
             mount(source, where, None, MS_BIND | MS_REC)
             os.close(target)
             target = self.open(step.target)
@@ -120,7 +121,7 @@ class Rootfs:
         os.close(target)
 
     def cache(self, path: str) -> None:
-        """Attach a perNodeCache that was made before the host's tree moved."""
+        """Attach the mount of a perNodeCache, made before the host's tree moved to /host."""
         from rootless_udi.serve import detached
 
         target, found = self.ensure(path, True)
@@ -135,7 +136,7 @@ class Rootfs:
         write(source, step)
         folder = step.target.rpartition("/")[0] or "/"
         if folder not in self.checked:
-            # Most files are of /etc: that no link leads it elsewhere is looked at once.
+            # Most files are in /etc: it is checked only once where links lead it.
             os.close(self.ensure(folder, True)[0])
             self.checked.add(folder)
         target, _ = self.ensure(step.target, False)
@@ -146,7 +147,7 @@ class Rootfs:
         os.close(target)
 
     def symlink(self, step: Symlink) -> None:
-        """Make a link; one that is there and says the same is left alone."""
+        """Make a symbolic link; one that is there already with the same target stays."""
         folder, _, name = step.target.rpartition("/")
         parent, where = self._reach(folder or "/", True)
         try:
@@ -177,7 +178,7 @@ class Rootfs:
             ) from None
 
     def open(self, path: str) -> int:
-        """Open `path` inside the tree (O_PATH); links are followed but never out of it."""
+        """Open `path` in the tree (O_PATH). Links never lead out of it. Raises OSError."""
         return openat2(
             self.fd,
             path,
@@ -186,10 +187,10 @@ class Rootfs:
         )
 
     def ensure(self, path: str, is_directory: bool, mode: int = 0o755) -> tuple[int, str]:
-        """Open the mount point `path`, which is made where it is missing, with its parents.
+        """Open the mount point `path`; make it and its parents if they are missing.
 
-        Return the descriptor and the path to which links have led. Raises UdiError where that is a
-        place that may not be covered.
+        Return the descriptor and the path to which links led. Raises UdiError where nothing may be
+        mounted there, and where it can't be made.
         """
         fd, found = self._reach(path, is_directory, mode)
         standard = path in mountpoints.DIRECTORIES
@@ -201,9 +202,9 @@ class Rootfs:
     def _reach(
         self, path: str, is_directory: bool, mode: int = 0o755, asked: str = ""
     ) -> tuple[int, str]:
-        """Open `path`, which is made where it is missing. `asked` led to it, by a link.
+        """Open `path`, and make it if it is missing; return descriptor and path as `ensure` does.
 
-        Return the descriptor and the path to which links have led.
+        `asked` is the path that was asked for, if a link of that led to `path`.
         """
         try:
             fd = self.open(path)
@@ -228,14 +229,14 @@ class Rootfs:
         return fd, found
 
     def _whose(self, path: str) -> str:
-        """Return words for what has `path`, by its name: the image, or a volume's source."""
+        """Say, for a message, what `path` is in: the image, or the source of a mount."""
         named = [
             (name, source) for name, _, source in self.mounts if mountpoints.within(path, name)
         ]
         return max(named, key=lambda one: len(one[0]), default=("", ""))[1] or "the image"
 
     def _places(self) -> dict[str, str]:
-        """Return where the standard directories are."""
+        """Return standard directory -> its path without links, for `mountpoints.carried`."""
         for point in ("/etc", "/opt/udiImage"):
             if point not in self.where:
                 self.where[point] = point
@@ -248,7 +249,7 @@ class Rootfs:
         return {point: self.where.get(point, point) for point in mountpoints.DIRECTORIES}
 
     def _check(self, path: str, fd: int, found: str) -> None:
-        """Refuse a standard directory that the image's links lead where it may not be."""
+        """Raise UdiError if links of the image lead a standard directory where it may not be."""
         folder, _, name = path.rpartition("/")
         if found != path:
             fits = path in mountpoints.FOLLOWED and mountpoints.may_lead(found)
@@ -271,7 +272,7 @@ class Rootfs:
         try:
             source = self._allow(asked, where, name)
             if is_directory and not source and (led := _link(parent, name)) is not None:
-                # It leads to nothing (/home -> var/home of an image for bootc): that is made.
+                # A link that leads to nothing (/home -> var/home in images for bootc): make that.
                 to = led if led.startswith("/") else f"{where}/{led}"
                 return self._reach(to, True, mode, asked)
             if path in mountpoints.FILES or not is_directory:
@@ -296,9 +297,11 @@ class Rootfs:
         return fd, self.found(fd)
 
     def _allow(self, path: str, where: str, name: str) -> str:
-        """Refuse to make `path` as `name` in the directory `where` if only links lead there.
+        """Check that `path` may be made, as `name` in the directory `where`.
 
-        Return the path on the host of what is mounted there; "" for the image and private memory.
+        Return the host's path of the mount that it would be made in; "" for the image and private
+        memory. Raises UdiError where nothing may be mounted there, and where only a link leads
+        into a folder of the host: nothing is made in that.
         """
         place = f"{where.rstrip('/')}/{name}"
         if why := mountpoints.carried(path, place, self._places()):
@@ -310,9 +313,10 @@ class Rootfs:
         return source
 
     def seal(self) -> None:
-        """Make read-only what had to be writable while mount points were made in it.
+        """Make file systems read-only that had to be writable while mount points were made in them.
 
-        By descriptor and without what is mounted below: a volume may be in it by now, or over it.
+        They are reached by descriptor, since a volume may be mounted over them by now; and without
+        the mounts below, which may be volumes. Raises OSError.
         """
         for fd in self.to_seal:
             restrict(f"/host/proc/self/fd/{fd}", MS_RDONLY, below=False)
@@ -336,7 +340,7 @@ def _link(folder: int, name: str) -> str | None:
 
 
 def _make_file(folder: int, name: str, replace: bool) -> None:
-    """Make an empty file; where `replace`, a dangling link of the image in its place goes."""
+    """Make an empty file; with `replace`, remove a link to nothing in its place. Raises OSError."""
     if replace and _link(folder, name) is not None:
         os.unlink(name, dir_fd=folder)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -344,12 +348,12 @@ def _make_file(folder: int, name: str, replace: bool) -> None:
 
 
 def write(path: str, step: File) -> None:
-    """Write a generated file. Raises UdiError at a limit, OSError."""
+    """Write a generated file. Raises UdiError where that fails, OSError where it can't be made."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, step.mode)
     data = step.content.encode("utf-8", "surrogateescape")
     try:
         while data:
-            # At a limit the first write is short, and the next one says why.
+            # At a limit of size the first write is short, and the next one fails.
             data = data[os.write(fd, data) :]
     except OSError as error:
         raise UdiError(

@@ -1,7 +1,7 @@
-"""udi-run for a node's ranks: join the container that another rank built, or build it.
+"""udi-run for the ranks of a node: one makes the container, and the others join it.
 
-The first rank of a launcher wins the election (`rootless_udi.node.election`) and builds; the others
-wait for its record and join.
+The rank that first gets the lock wins the election (`rootless_udi.node.election`) and makes the
+container. The others wait for its record, by which they join.
 """
 
 import os
@@ -26,13 +26,14 @@ def run(
     name: str,
     key: str,
 ) -> int:
-    """Take part in the election; join what another rank built, or build.
+    """Join the container that another rank has made, or win the election and make it.
 
-    `who` is the launcher, `name` and `key` the container's file name and description.
+    `who` is the launcher. `name` is the name of the container's record, `key` the text that says
+    what is in the container, which is compared. Raises UdiError, OSError.
     """
-    # The lock is needed to build, not to join. So a rank that finds a record releases the lock
-    # before it enters. If that fails since the last member has just ended, it tries once more and
-    # keeps the lock, to build if it must.
+    # The lock is needed to make a container, not to join one. So a rank that finds a record
+    # releases the lock and then joins. If that fails, since the last member has just ended, it
+    # tries again and keeps the lock, so that it can make a container.
     election, holding = None, False
     while election is None:
         election = elect(environ, name)
@@ -56,7 +57,8 @@ def run(
         me = os.getpid()
         place = path, directory, name
         fields = {"request": key, "job": who, "token": f"{me}.{process.started(me)}"}
-        # The helper first, as in `rootless_udi.run`.
+        # The helper is started first, as in `rootless_udi.run`: it loads the image server
+        # meanwhile.
         helper = Helper((path, name, fields["token"]))
         election.make()
         from rootless_udi.launch import facts
@@ -71,7 +73,10 @@ def run(
 
 
 def _record(election: Election, key: str) -> tuple[NodeRecord, int] | None:
-    """Return the record of this very container, in whichever place it is; None for none."""
+    """Return the record of the container for `key`, and its descriptor; None if there is none.
+
+    All places of records are looked at.
+    """
     for one in (election, *election.along):
         record, fd = one.record()
         if record is None:
@@ -85,7 +90,7 @@ def _record(election: Election, key: str) -> tuple[NodeRecord, int] | None:
 
 
 def _say_why_rebuilt(record: NodeRecord, lost: str) -> None:
-    """Say why a container that has living members is not joined."""
+    """Print why a container that has living members is not joined: it `lost` its image server."""
     if lost and joinable(record):
         complain(
             "udi-run",

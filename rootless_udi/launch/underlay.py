@@ -1,16 +1,18 @@
-"""Without overlay: cover the image's directories that lack a mount point (`plan.covers`).
+"""Make mount points without an overlay: cover the image's directories that lack one
+(`plan.covers`).
 
-A cover is a directory of private memory, bound over the image's directory; each entry of that is
-bound into it through a descriptor opened before, and links are made again. Nothing above it is
-touched. Imported by the launches alone that need it.
+A cover is a directory in private memory that is bound over a directory of the image. The directory
+has been opened before; through that descriptor each of its entries is bound into the cover. Links
+are made again. The directories above it stay as they are. Only the starts that need it import this.
 
-The image must be sealed before: what is bound has its flags. Always MS_REC, since the kernel shows
-no part of mounts that are locked to each other (mount_namespaces(7)).
+The image must be read-only before, since binds of its parts get its flags. They are made with
+MS_REC: mounts that come from the parent namespace are locked together, and the kernel refuses to
+bind one without those below it (mount_namespaces(7)).
 """
 
 import os
 from errno import ENOENT, ENOSPC
-from stat import S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK, S_IMODE, S_ISDIR, S_ISLNK
+from stat import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, S_IMODE, S_ISDIR, S_ISLNK
 
 from rootless_udi.base.calls import openat2
 from rootless_udi.base.errors import UdiError
@@ -35,8 +37,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rootless_udi.plan.planner import Plan
 
-STAGE = "/upper"
-"""Where the covers are made, in private memory."""
+_STAGE = "/upper"
+"""The folder in private memory in which the covers are made."""
 
 LOOKED_AT = 16
 """One in so many entries is looked at while a directory is listed, fewer than a page of them has:
@@ -45,13 +47,13 @@ as long as something listed is looked at, the kernel has a FUSE server send name
 
 
 class Underlay(Rootfs):
-    """A container's tree over an image that stays as it is, but for covers."""
+    """The container's tree: the image itself, with covers."""
 
     def __init__(self, root: str, caches: dict[str, int], plan: "Plan") -> None:
         super().__init__(root, caches)
-        self.memory = os.stat(STAGE).st_dev
+        self.memory = os.stat(_STAGE).st_dev
         self.covers: list[tuple[int, int]] = []
-        """Of each cover a descriptor and the time that its directory has in the image."""
+        """For each cover its descriptor, and the directory's time in the image, in nanoseconds."""
         files = frozenset(
             step.target
             for step in plan.steps
@@ -68,7 +70,7 @@ class Underlay(Rootfs):
                 complain("udi-run", f"warning: {text}")
 
     def look(self, path: str) -> tuple[str, str]:
-        """Return what is at `path`, as `covers.Look` has it."""
+        """Return what is at `path`, as `plan.covers.Look` says."""
         flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             fd = openat2(self.fd, path, flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
@@ -83,8 +85,8 @@ class Underlay(Rootfs):
             os.close(fd)
 
     def cover(self, cover: Cover) -> int:
-        """Make one cover; return the number of its entries. Raises UdiError, OSError."""
-        stage = f"{STAGE}/cover{len(self.covers)}"
+        """Make a cover; return the number of its entries. Raises UdiError, OSError."""
+        stage = f"{_STAGE}/cover{len(self.covers)}"
         os.mkdir(stage, 0o700)
         at = self.open(cover.target)
         where = f"/host/proc/self/fd/{at}"
@@ -97,7 +99,7 @@ class Underlay(Rootfs):
         mount(stage, where, None, MS_BIND)
         os.close(at)
         if cover.target == "/":
-            # The mount's root itself is covered: it is found by its place, not below itself.
+            # The mount's own root directory is covered now: open it again, to get the cover.
             os.close(self.fd)
             self.fd = os.open(self.root, os.O_PATH | os.O_CLOEXEC)
         new = self.open(cover.target)
@@ -124,7 +126,7 @@ class Underlay(Rootfs):
         return len(entries)
 
     def file(self, step: File) -> None:
-        """Write a generated file straight into a cover; elsewhere bind it."""
+        """Write a generated file into a cover if its folder is one; else bind it."""
         folder, _, name = step.target.rpartition("/")
         parent, where = self._reach(folder or "/", True)
         try:
@@ -137,9 +139,10 @@ class Underlay(Rootfs):
         super().file(step)
 
     def seal(self) -> None:
-        """Make the covers read-only, with the times of what they cover.
+        """Make the covers read-only, and give them the times of the directories that they cover.
 
-        By what their mounts are known to have: no question of the kernel, on any version of it.
+        The flags of these mounts are known, so that mount(2) can set them all on any kernel. Raises
+        OSError.
         """
         flags = MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV
         for fd, time in self.covers:
@@ -154,13 +157,16 @@ def _is_file(source: str) -> bool:
     try:
         return not S_ISDIR(os.stat(f"/host{source}").st_mode)
     except OSError:
-        # It has gone since the plan was made: its mount will say so.
+        # It has vanished since the plan was made; mounting it will fail.
         return False
 
 
 def _entries(folder: int, cover: Cover) -> list[tuple[str, int]]:
-    """Return (name, type) of what is to be bound, in the order in which a tmpfs then lists it as
-    the image does: it has the newest first (before and since Linux 6.6)."""
+    """Return (name, S_IFMT bits) of the entries to bind, 0 for a FIFO, socket or device.
+
+    In the reverse order of the image's listing: a tmpfs lists the newest entry first, so that the
+    cover is listed as the image is. Raises UdiError for too many entries; OSError.
+    """
     found: list[tuple[str, int]] = []
     with os.scandir(folder) as listing:
         for entry in listing:
@@ -169,9 +175,9 @@ def _entries(folder: int, cover: Cover) -> list[tuple[str, int]]:
             if len(found) == covers.MOST:
                 raise UdiError(covers.too_many(cover), _hint(cover))
             if entry.is_dir(follow_symlinks=False):
-                kind = 0o040000
+                kind = S_IFDIR
             elif entry.is_symlink():
-                kind = 0o120000
+                kind = S_IFLNK
             else:
                 kind = S_IFREG if entry.is_file(follow_symlinks=False) else 0
             if len(found) % LOOKED_AT == 0:
@@ -181,7 +187,10 @@ def _entries(folder: int, cover: Cover) -> list[tuple[str, int]]:
 
 
 def _bind(folder: int, name: str, kind: int) -> None:
-    """Show one entry of `folder` in the current directory. One that has vanished is left out."""
+    """Make an entry of `folder` visible in the current directory; skip one that has vanished.
+
+    Raises OSError.
+    """
     try:
         if S_ISLNK(kind):
             os.symlink(os.readlink(name, dir_fd=folder), name)
@@ -192,7 +201,7 @@ def _bind(folder: int, name: str, kind: int) -> None:
         if S_ISDIR(kind):
             os.mkdir(name)
         else:
-            # So that a listing has its type; a device's can't be made.
+            # A mount point of the same type, so that a listing shows it. A device can't be made.
             kind = kind or S_IFMT(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
             os.mknod(name, 0o600 | (kind if kind in (S_IFIFO, S_IFSOCK) else S_IFREG))
         mount(f"/{name}", name, None, MS_BIND | MS_REC)

@@ -9,7 +9,7 @@ for the program. Only the starts that need it import this.
 
 import os
 
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import NOT_FOUND, UdiError
 from rootless_udi.base.messages import pair, receive, tell
 from rootless_udi.base.syscalls import (
     CLONE_NEWNS,
@@ -57,6 +57,7 @@ def mount_over(program: str) -> None:
         # Wait until the process has its mount namespace: a copy of the new mount there would keep
         # the mount for ever.
         receive(mine)
+        # As `execute` mounts an image.
         data = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
         mount("fuse-overlayfs", "/root", "fuse.fuse-overlayfs", _FLAGS, data)
         tell(mine, "mounted")
@@ -98,7 +99,7 @@ def _serve(program: str, fuse: int, said: int, sock: "_socket.socket", launcher:
         except OSError as error:
             os.write(said, f"starting it failed: {error.strerror}".encode())
         finally:
-            os._exit(127)
+            os._exit(NOT_FOUND)
     os.close(base)
     os.close(fuse)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

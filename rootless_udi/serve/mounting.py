@@ -5,6 +5,7 @@ from _signal import SIGKILL
 from select import POLLERR, POLLIN, POLLPRI, poll
 
 from rootless_udi.base.calls import close_others, spawn
+from rootless_udi.base.errors import NOT_FOUND
 from rootless_udi.base.messages import pair, receive, send
 from rootless_udi.base.syscalls import (
     CLONE_NEWNS,
@@ -109,7 +110,7 @@ def _serve(argv: list[str], said: int, sock: "_socket.socket") -> int:
     except OSError as error:
         os.write(said, f"{argv[0]}: {error.strerror}".encode())
     finally:
-        os._exit(127)
+        os._exit(NOT_FOUND)
 
 
 def _helper(

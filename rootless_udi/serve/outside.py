@@ -128,6 +128,7 @@ def arguments() -> tuple[int, int]:
 
 
 def _arguments() -> tuple[int, int]:
+    """Do what `arguments` does: arg_start and arg_end, fields 48 and 49 of the file (proc(5))."""
     try:
         fd = os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

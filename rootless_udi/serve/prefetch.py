@@ -17,7 +17,7 @@ that end with NUL: HEAD, then the questions in their order, with paths from the 
 
 `udi optimize` appends such texts to the image itself, made from profiles, so that the first start
 on a node can prefetch too. The layout behind the image: for each kind of start its key (32 digits),
-the text's length (4 bytes, little-endian) and the text; zeros up to a multiple of BLOCK; last, TAIL
+the text's length (4 bytes, little-endian) and the text; zeros up to a multiple of BLOCK; last, ASKS
 and the length of all this (8 bytes).
 """
 
@@ -26,6 +26,7 @@ from errno import ENOTCONN
 from time import monotonic
 
 from rootless_udi.base import trust
+from rootless_udi.base.superblock import ASKS
 from rootless_udi.base.syscalls import is_local
 from rootless_udi.node import places
 
@@ -38,8 +39,7 @@ if TYPE_CHECKING:
 
 FOLDER = "starts"
 HEAD = b"udi start 1"
-TAIL = b"udi-asks"
-"""The same as `store.resolve.ASKS`."""
+
 BLOCK = 4096
 LARGEST = 256 << 10
 """Most bytes of such a file."""
@@ -107,7 +107,7 @@ def tail(starts: "Mapping[str, Iterable[Question]]") -> bytes:
     if not data:
         return b""
     data += bytes(-(len(data) + 16) % BLOCK)
-    return data + TAIL + (len(data) + 16).to_bytes(8, "little")
+    return data + ASKS + (len(data) + 16).to_bytes(8, "little")
 
 
 def behind(image: str, key: str) -> "list[Question]":
@@ -119,12 +119,12 @@ def behind(image: str, key: str) -> "list[Question]":
             last = os.pread(fd, 16, max(size - 16, 0))
             at, end = size - int.from_bytes(last[8:], "little"), size - 16
             for _ in range(_BEHIND):
-                if last[:8] != TAIL or not 0 <= at < end:
+                if last[:8] != ASKS or not 0 <= at < end:
                     break
                 head = os.pread(fd, 36, at)
                 length = int.from_bytes(head[32:], "little")
                 if not 0 < length <= LARGEST:
-                    # The zeros before TAIL, or a damaged length.
+                    # The zeros before ASKS, or a damaged length.
                     break
                 if head[:32] == key.encode():
                     return unpack(os.pread(fd, length, at + 36))

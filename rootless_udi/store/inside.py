@@ -1,14 +1,15 @@
 """Write an image's facts into its file (`udi export`), so that one file is all that is copied.
 
 The facts follow the squashfs; behind them comes what `udi optimize` appends (`serve.prefetch`).
-Starts read them, so the format is described in `store.resolve`.
+Starts read them (`store.resolve`); the format is in `base.superblock`.
 """
 
 import os
 
 from rootless_udi.base import fastjson
 from rootless_udi.base.errors import UdiError
-from rootless_udi.store.resolve import ASKS, INSIDE, INSIDE_MAX
+from rootless_udi.base.superblock import ASKS, INSIDE, SIZE, USED
+from rootless_udi.store.resolve import INSIDE_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def parts(fd: int) -> "tuple[int, tuple[int, int]]":
     """Return the size of the squashfs in the file at `fd`, and (position, length) of the end that
     `udi optimize` appended (length 0 for none); all in bytes. Raises OSError."""
     size = os.fstat(fd).st_size
-    used = int.from_bytes(os.pread(fd, 8, 40), "little")
+    used = int.from_bytes(os.pread(fd, SIZE, 0)[USED], "little")
     last = os.pread(fd, 16, max(size - 16, 0))
     length = int.from_bytes(last[8:], "little")
     asks = last[:8] == ASKS and 16 <= length <= size - used

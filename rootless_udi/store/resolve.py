@@ -11,7 +11,19 @@ from rootless_udi.base import fastjson, trust
 from rootless_udi.base.calls import spawn
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import complain
-from rootless_udi.base.superblock import COMPRESSORS, HEAD, MAGIC, OPTIMIZED, SIZE
+from rootless_udi.base.superblock import (
+    ASKS,
+    COMPRESSOR,
+    COMPRESSORS,
+    HEAD,
+    INSIDE,
+    MAGIC,
+    OPTIMIZED,
+    SIZE,
+    USED,
+    VERSION,
+    VERSION_4_0,
+)
 from rootless_udi.plan.image import Image
 from rootless_udi.plan.options import Request
 from rootless_udi.plan.reference import Platform, Reference, parse, parse_platform
@@ -25,12 +37,9 @@ if TYPE_CHECKING:
     from rootless_udi.plan.site import Site
 
 _AGAIN = "make it anew: udi pull --force IMAGE"
-INSIDE, ASKS = b"udi-fact", b"udi-asks"
-"""Behind the squashfs a file may have facts, which `udi export` writes, and then questions, which
-`udi optimize` writes (`serve.prefetch`). Facts are JSON, with zeros up to a whole block. Both parts
-end with 16 bytes: this mark, and the part's length with these 16 bytes, 8 bytes little-endian."""
 INSIDE_MAX = 64 << 20
-"""Most bytes of facts that are read from a file."""
+"""Most bytes of facts that are read from an image's file; they are JSON, with zeros that fill a
+block (`base.superblock.INSIDE`)."""
 
 
 def image(request: Request, site: "Site", environ: "Mapping[str, str]", who: str) -> Image:
@@ -211,7 +220,7 @@ def examine(
                 trust.check(fd, path, owners, "image")
             head = os.pread(fd, HEAD, 0)
             size = os.fstat(fd).st_size
-            used = int.from_bytes(head[40:48], "little")
+            used = int.from_bytes(head[USED], "little")
             optimized = OPTIMIZED in head
             data = _behind(fd, size, used, optimized) if owners is None else b""
         finally:
@@ -223,13 +232,13 @@ def examine(
 
         why, hint = suggest.kind(path) if not hint else ("", hint)
         why = f"it is {why}" if why else "it does not begin with squashfs's magic number"
-    elif head[28:32] != b"\x04\0\0\0":
+    elif head[VERSION] != VERSION_4_0:
         why = "it is not of squashfs version 4.0"
     elif used > size:
         why = f"it is cut off: {size} bytes of {used}"
         hint = hint or "copy it again, or pull it anew (udi pull --force)"
     else:
-        name = COMPRESSORS.get(int.from_bytes(head[20:22], "little"), "unknown")
+        name = COMPRESSORS.get(int.from_bytes(head[COMPRESSOR], "little"), "unknown")
         return name, optimized, data
     hint = hint or "a name without / is looked up in the store; a tar is docker-archive:FILE"
     raise UdiError(f"image {path} is no squashfs file: {why}", hint)

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rootless_udi.base.digest import digest
+from rootless_udi.base.superblock import ASKS
 from rootless_udi.base.syscalls import is_local
 from rootless_udi.fuse import protocol, recorder
 from rootless_udi.fuse.filesystem import ROOT, FileSystem
@@ -396,7 +397,7 @@ def test_a_damaged_end_of_an_image(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "image"
     for size in (length, length % 200, len(data) + 16):
-        path.write_bytes(data + prefetch.TAIL + size.to_bytes(8, "little"))
+        path.write_bytes(data + ASKS + size.to_bytes(8, "little"))
         assert prefetch.behind(str(path), KEYS[0]) == []
     assert prefetch.behind(str(path.parent / "none"), KEYS[0]) == []
 
@@ -424,7 +425,7 @@ def test_an_end_without_end(tmp_path: Path, what: str) -> None:
             out.write((b"x" * 32 + length.to_bytes(4, "little") + b"y" * min(length, 1)) * 5000)
         out.truncate(size)
         out.seek(size - 16)
-        out.write(prefetch.TAIL + size.to_bytes(8, "little"))
+        out.write(ASKS + size.to_bytes(8, "little"))
     assert prefetch.behind(str(path), KEYS[0]) == []
 
 
