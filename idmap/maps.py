@@ -1,14 +1,15 @@
-"""User and group id maps of one entry each, as text for /proc/PID/{uid,gid}_map. Pure.
+"""Id maps of user namespaces, as text for /proc/PID/uid_map and gid_map. Pure.
 
-A map of one entry is all that an ordinary user may write without newuidmap(1) and /etc/subuid
-(user_namespaces(7), "Defining user and group ID mappings").
+They have one entry, which maps one id. An ordinary user may write no more without newuidmap(1) and
+/etc/subuid (user_namespaces(7), "Defining user and group ID mappings").
 """
 
 OUTER = 0
-"""The id in the outer namespace, where the file systems are mounted: files that the image gives
-to root belong to the caller, so that overlay can copy them up and ssh(1) accepts their owner."""
+"""The caller's id in the outer namespace, in which file systems are mounted. It is root's there, so
+that the files of the image belong to the caller: an overlay can copy them to its upper layer, and
+ssh(1) accepts their owner."""
 
 
 def entry(inside: int, outside: int) -> str:
-    """Return the map line that shows id `outside` of the parent namespace as `inside`."""
+    """Return the line that maps id `inside` of the namespace to id `outside` of its parent."""
     return f"{inside} {outside} 1\n"

@@ -7,10 +7,11 @@ from rootless_udi.idmap.maps import entry
 
 
 def enter(uid: tuple[int, int], gid: tuple[int, int]) -> None:
-    """Unshare user and mount namespaces; map `uid` and `gid`, each (inside, outside).
+    """Move this process into a new user and a new mount namespace, with one uid and one gid mapped.
 
-    setgroups(2) is denied first, which gid_map asks for since Linux 3.19; the supplementary groups
-    stay and keep their access. Raises OSError whose `call` says which step was refused.
+    `uid` and `gid` are pairs: the id inside, the id outside. setgroups(2) must be denied before
+    gid_map can be written, since Linux 3.19. The process keeps its supplementary groups and what
+    they give access to. Raises CallError, whose `call` says which step was refused.
     """
     unshare(CLONE_NEWUSER | CLONE_NEWNS)
     _write("setgroups", "deny")

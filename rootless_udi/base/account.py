@@ -1,7 +1,7 @@
-"""Give up root's rights for good, for those of an account.
+"""Turn a process of root's into one of an ordinary account, for good.
 
-A process that has done so shares nothing with root that would help the account's other processes:
-ptrace(2) lets them do with it as they like.
+The account's other processes can then do with it what they like (ptrace(2)). So it keeps nothing of
+root's that would help them: no open file, terminal, capability or key.
 """
 
 import os
@@ -14,13 +14,19 @@ from rootless_udi.base.records import Record
 
 _SYS_KEYCTL = {"x86_64": 250, "ppc64le": 271, "s390x": 280}
 _SYS_KEYCTL_GENERIC = 219
+"""The number of keyctl(2), by uname(2)'s machine; the generic one is aarch64's, riscv64's and
+others'."""
 _JOIN_SESSION_KEYRING = 1
 PR_SET_PDEATHSIG = 1
+"""prctl(2): the signal to get when the parent ends."""
 _SIGTERM = 15
 
 
 class Account(Record):
-    """Whose rights a process gets: never root's, and never those of group 0."""
+    """An account whose rights a process gets. It is not root, and not in group 0.
+
+    `groups` are the supplementary groups' ids, `home` is the home directory.
+    """
 
     name: str
     uid: int
@@ -30,7 +36,10 @@ class Account(Record):
 
 
 def account(who: int | str) -> Account:
-    """Return the account with this uid or name; raises UdiError for none, and for root's."""
+    """Return the account with this uid or name.
+
+    Raises UdiError where there is none, and for one of root or of group 0.
+    """
     try:
         found = pwd.getpwnam(who) if isinstance(who, str) else pwd.getpwuid(who)
     except KeyError:
@@ -54,10 +63,10 @@ def account(who: int | str) -> Account:
 
 
 def become(one: Account) -> None:
-    """Turn this process of root's into one of `one`'s, for good. For a child; raises OSError.
+    """Turn this process, a child of root's, into one of the account `one`. Raises OSError.
 
-    It leaves the terminal (TIOCSTI types into the one that a process is controlled by), root's open
-    files and session keyring, and ends with its parent.
+    It leaves root's terminal (with TIOCSTI it could type into that), open files and session
+    keyring, and ends when its parent does.
     """
     os.setsid()
     close_others()
@@ -72,10 +81,10 @@ def become(one: Account) -> None:
 
 
 def _check(one: Account) -> None:
-    """Raise OSError unless nothing of root's is left: securebits(7) can keep capabilities."""
+    """Raise OSError if something of root's is left; securebits (capabilities(7)) may keep some."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
         rows = dict(line.split(":", 1) for line in file if ":" in line)
-    # Effective, permitted and ambient; what files may give no_new_privs forbids.
+    # The inheritable set does not matter: with no_new_privs, no program's file adds to it.
     held = any(int(rows[name], 16) for name in ("CapEff", "CapPrm", "CapAmb") if name in rows)
     ids = {*os.getresuid()} == {one.uid} and {*os.getresgid()} == {one.gid}
     if held or not ids or set(os.getgroups()) - {*one.groups, one.gid}:
@@ -83,11 +92,11 @@ def _check(one: Account) -> None:
 
 
 def _leave_keyring() -> None:
-    """Take an empty session keyring (keyrings(7)): the keys in root's would be the account's."""
+    """Join a new, empty session keyring (keyrings(7)): the account could use the keys in root's."""
     number = _SYS_KEYCTL.get(os.uname().machine, _SYS_KEYCTL_GENERIC)
     try:
         syscalls.numbered("keyctl", number, _JOIN_SESSION_KEYRING, None)
     except OSError as error:
-        # A kernel without keys, or a filter, which the account's processes inherit.
+        # REFUSED: the kernel has no keys, or a filter forbids the call to the account as well.
         if error.errno not in syscalls.REFUSED:
             raise

@@ -1,4 +1,5 @@
-"""Root directories whose standard places are links or files, and what is to be seen inside."""
+"""Root directories with links or files in the place of standard directories, and checks of a start
+from them."""
 
 import os
 import shutil
@@ -26,9 +27,10 @@ WAYS = (
     "other",
     "missing",
 )
-"""What is in a point's place: a link that leads inside the image, there by another link, to
-nothing, to itself, above the root, to /tmp, to /var/tmp, to the root, into /proc; or nothing.
-`other` is a file for a directory and the other way round."""
+"""What is in the place of a mount point. The first ten are links: inside the image by a relative or
+an absolute path, through another link, to nothing, to itself, above the root directory, to /tmp, to
+/var/tmp, to the root directory, into /proc. `other` is a file for a directory and the other way
+round, `missing` is nothing."""
 
 
 def tree(path: Path, bends: "dict[str, str]") -> Path:

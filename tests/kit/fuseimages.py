@@ -1,4 +1,4 @@
-"""Squashfs images for the tests, made by the real tools from a tar of all that a tree can hold."""
+"""Squashfs images for the tests, made by the real tools of a tar with all types of files."""
 
 import io
 import os

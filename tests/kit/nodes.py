@@ -71,19 +71,20 @@ def squashfs(target: Path, layers: Iterable[bytes | Path]) -> Path:
 
 
 def busybox(folder: Path) -> Path:
-    """Write a small image as a squashfs file in `folder`; nobody reads its /var/word at a start."""
+    """Write a small image as a squashfs file in `folder`; no start reads its /var/word by
+    itself."""
     entries = [*images.busybox_entries(), ("var/word", b"word\n", {})]
     return squashfs(folder / "busybox.squashfs", [images.tar(entries)])
 
 
 def state_files(folder: Path) -> list[str]:
-    """Return all below a runtime directory but directories and what starts have asked."""
+    """Return all files below a runtime directory, without those for prefetching (`starts`)."""
     files = (path for path in folder.rglob("*") if not path.is_dir())
     return [str(path) for path in files if path.parent.name != "starts"]
 
 
 class Leftovers:
-    """Counts what is there beside what was there when it was made."""
+    """What remains: processes, mounts and files that were not there when this was made."""
 
     def __init__(self, user: User) -> None:
         self.user = user
@@ -93,8 +94,8 @@ class Leftovers:
         self._mounts = self._own_mounts()
 
     def _own_mounts(self) -> set[str]:
-        """Return the mounts that a start of this user can have made: FUSE of his, or on his
-        folders. What else is mounted meanwhile is somebody else's business."""
+        """Return the mounts that a start of this user can have made: of FUSE by the user, or on the
+        user's folders. Other programs may mount meanwhile."""
         marks = (f"user_id={self.user.uid},", f" {self.user.home}/", f" {self.state}/")
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
         return {line for line in lines if any(mark in line for mark in marks)}
@@ -108,7 +109,7 @@ class Leftovers:
         return state_files(self.state)
 
     def folders(self) -> list[str]:
-        """Return the directories below the runtime directory but that of `files`' exception."""
+        """Return the directories below the runtime directory, without `starts`."""
         found = [os.path.join(at, name) for at, names, _ in os.walk(self.state) for name in names]
         return [path for path in found if not path.endswith("/starts")]
 

@@ -1,8 +1,8 @@
 """A small world of parties that a pull meets, each of which may answer as it likes.
 
-registry and mirror ask for a token of the token server `realm` (or for Basic), and send blobs by
-way of `cdn` to `cdn2`. `thief` is who evil answers point to: it asks for everything and takes it.
-All is seen: `seen` has what each party was sent. Parties are ports of this machine, or names behind
+`registry` and `mirror` ask for a token of the token server `realm` (or for Basic), and redirect
+blobs to `cdn`, which redirects to `cdn2`. Evil answers redirect to `thief`, which asks for all
+secrets. `seen` records what each party was sent. Parties are ports of this machine, or names behind
 a proxy.
 """
 
@@ -53,7 +53,8 @@ Answer = Callable[["World", Quiet], None]
 
 
 class World:
-    """`evil` is (party, answer, from its how-manieth request on)."""
+    """The parties. `evil` is (party, its answer, the number of the request from which on it gives
+    it)."""
 
     def __init__(self, proxied: bool, scheme: str = "bearer") -> None:
         self.proxied = proxied

@@ -1,4 +1,4 @@
-"""Squashfs images that are small as files and large as what they say, written by hand.
+"""Squashfs images that are small files and claim to hold much, written by hand.
 
 Metadata is gzip, so that what repeats costs nothing. Each function writes one image and is named
 after the quantity that it makes as large as the format lets it be.
@@ -33,7 +33,7 @@ def metadata(data: bytes) -> tuple[bytes, list[int]]:
 
 
 class Bomb:
-    """An image in the making: inodes one by one, the root's entries, tables as they come."""
+    """An image that is being made: add inodes to the root directory, then `write` it."""
 
     def __init__(self, block_log: int = 17) -> None:
         self.block_log = block_log

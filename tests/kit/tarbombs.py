@@ -1,4 +1,4 @@
-"""Images whose layers and documents are small as files and large as what they say.
+"""Images whose layers and documents are small files and claim to hold much.
 
 Each function returns (layers as tars, config) or writes an archive, and is named after the quantity
 that it makes large. `many` scales it: 1 is for every run of the tests, 10 for the slow ones.
@@ -92,7 +92,7 @@ def whiteouts(many: int) -> Bomb:
 
 
 def replaced_folders(many: int) -> Bomb:
-    """Each is replaced by a FIFO: 10,000 looked at all nodes each time."""
+    """10,000 folders, each replaced by a FIFO: no replacement may look at all other paths."""
     rows = [head(f"a/d{n}", b"5") for n in range(10_000 * many)]
     again = [head("z", b"5") + head("z/x", b"5") + head("z", b"6") for n in range(5000 * many)]
     return Bomb([tar(*rows, *again)])
@@ -114,7 +114,7 @@ def devices(many: int) -> Bomb:
 
 
 def xattrs_dropped(many: int) -> Bomb:
-    """1.65 MB of such a layer cost 1.7 GB."""
+    """Xattrs that are dropped: 1.65 MB of such a layer once took 1.7 GB of memory."""
     big = pax(record("SCHILY.xattr.security.x", b"a" * ((1 << 20) - 100)))
     return Bomb([tar(*(big + head(f"f{n}") for n in range(150 * many)))])
 
@@ -141,7 +141,7 @@ def pax_records(many: int) -> Bomb:
 
 
 def global_headers(many: int) -> Bomb:
-    """They were copied for each member."""
+    """Global pax headers, which were once copied for each member."""
     parts = []
     for number in range(10 * many):
         parts.append(pax(b"".join(record(f"k{number}-{n}", b"a") for n in range(40_000)), b"g"))
@@ -175,18 +175,18 @@ def sparse_size(many: int) -> Bomb:
 
 
 def content(many: int) -> Bomb:
-    """Zeros: 1 of 1000 in gzip."""
+    """Files of zeros, which gzip makes a thousand times smaller."""
     size = (200 << 20) * many
     return Bomb([tar(head("zeros", size=size), bytes(size))])
 
 
 def window(many: int) -> Bomb:
-    """A zstd frame that asks for 128 MiB to look back."""
+    """A zstd frame that needs a window of 128 MiB."""
     return Bomb([tar(head("zeros", size=1 << 20), bytes(1 << 20))], "blob", compress="zstd-window")
 
 
 def program(many: int) -> Bomb:
-    """The largest library that is looked into, all of it names."""
+    """A library of the largest size that is looked into, full of names."""
     size = 90 << 20
     dynamic = b"".join(n.to_bytes(8, "little") for n in (5, 4096, 10, size - 4096, 1, 1, 0, 0))
     start = b"\x7fELF\2\1\1".ljust(16, b"\0")
@@ -203,7 +203,7 @@ def program(many: int) -> Bomb:
 
 
 def loader_files(many: int) -> Bomb:
-    """What configures ld.so, a thousand megabytes of it."""
+    """A thousand megabytes of configuration of ld.so."""
     text = b"a" * 900_000
     one = text + bytes(-len(text) % 512)
     name = "etc/ld.so.conf.d/{}.conf"
@@ -238,7 +238,8 @@ BOMBS: dict[str, Callable[[int], Bomb]] = {
 
 
 def junk(document: bytes, objects: int = 1_350_000) -> bytes:
-    """Return a JSON object with so many empty objects more, 25 times their bytes in memory."""
+    """Return the JSON object `document` with many empty objects added; in memory it is 25 times
+    larger."""
     return document[:-1] + b',"junk":[' + b",".join([b"{}"] * objects) + b"]}"
 
 
