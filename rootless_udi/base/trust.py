@@ -38,7 +38,7 @@ class Untrusted(UdiError):
 def opened(path: str, owners: "Iterable[int]" = (), what: str = "") -> int:
     """Open a regular file for reading, if only the caller, root and `owners` can have written it.
 
-    Symbolic links on the way to it must belong to one of these too. Return the descriptor. Raises
+    A symbolic link at `path` must belong to one of these too. Return the descriptor. Raises
     Untrusted, with a message that begins with `what`, and OSError. It never blocks, as opening a
     FIFO would.
     """

@@ -58,7 +58,8 @@ def within(path: str, folder: str) -> bool:
 def may_lead(place: str) -> bool:
     """Tell whether a link at one of FOLLOWED may lead to `place`, a path without links.
 
-    It may not where a file system is mounted at each start.
+    It may not lead to a standard directory, nor into /etc or a file system that is mounted at each
+    start.
     """
     if place in ("/", *DIRECTORIES):
         return False
