@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_NOBODY = 65534
+NOBODY = 65534
 """The owner that stat(2) shows for a file whose real owner has no id in this user namespace
 (user_namespaces(7))."""
 _ACL = "system.posix_acl_access"
@@ -27,7 +27,7 @@ a group by number."""
 _LINKS = 40
 """Links that the kernel follows in one path (path_resolution(7))."""
 _ROOTS = ("/etc/rootless_udi", "/etc/cdi", "/run/cdi", "/var/run/cdi")
-"""Folders that only root can make. Where files show _NOBODY as owner, only those in here are taken
+"""Folders that only root can make. Where files show NOBODY as owner, only those in here are taken
 for root's."""
 
 
@@ -154,7 +154,7 @@ def refusal(what: "int | str", owners: "Iterable[int]" = (), named: str = "") ->
     """
     status = os.stat(what)
     trusted = (os.getuid(), 0, *owners)
-    if status.st_uid == _NOBODY and not _zero_is_mapped():
+    if status.st_uid == NOBODY and not _zero_is_mapped():
         if not _is_roots(what, named if isinstance(what, int) else what):
             return "it belongs to a user who is not known here"
     elif status.st_uid not in trusted:
@@ -215,16 +215,16 @@ def _zero_is_mapped() -> bool:
 
 
 def _is_roots(what: "int | str", named: str) -> bool:
-    """Tell whether a file that shows the owner _NOBODY is root's, in a namespace that has no id 0.
+    """Tell whether a file that shows the owner NOBODY is root's, in a namespace that has no id 0.
 
     Files of any other user without an id here show the same owner. So the file must lie in one of
-    _ROOTS, all folders on the way must show _NOBODY too, and neither others nor this process may
+    _ROOTS, all folders on the way must show NOBODY too, and neither others nor this process may
     write them.
     """
     path = os.path.abspath(named)
     if not any(f"{path}/".startswith(f"{one}/") for one in _ROOTS):
         return False
-    unknown = all(os.stat(folder).st_uid == _NOBODY for folder in _folders(path))
+    unknown = all(os.stat(folder).st_uid == NOBODY for folder in _folders(path))
     itself = f"/proc/self/fd/{what}" if isinstance(what, int) else what
     return unknown and not _writable(path) and not os.access(itself, os.W_OK)
 
@@ -260,7 +260,7 @@ def keeper(path: str) -> tuple[int, ...]:
     and root can have made it at that path. Raises OSError.
     """
     owner = os.stat(path).st_uid
-    if owner in (os.getuid(), 0, _NOBODY) or above(path, (owner,)):
+    if owner in (os.getuid(), 0, NOBODY) or above(path, (owner,)):
         return ()
     return (owner,)
 

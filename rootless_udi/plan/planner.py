@@ -87,11 +87,10 @@ def build(
     caches: "tuple[Mount | FileCache, ...]" = (),
     folders: tuple[Mount, ...] = (),
 ) -> Plan:
-    """Return the plan of a launch.
+    """Return the plan of a start. Raises UdiError where something that was asked for is impossible.
 
-    `root` says how the image is mounted. `sources` says what is at the host's paths that `wanted`
-    returned. `caches` are the steps of perNodeCaches, `folders` the mounts of `folder.wanted`.
-    Raises UdiError where something that was asked for is impossible.
+    `root` says how the image is mounted, `sources` what is at the host's paths of `wanted`.
+    `caches` are the steps of perNodeCaches, `folders` the mounts of `folder.wanted`.
     """
     injections = tuple(injections)
     steps: list[Step | FileCache] = []
