@@ -23,6 +23,8 @@ OURS = {name for group in LAUNCH for name in bundle.GROUPS[group]} - {"rootless_
 JOINER = set(bundle.GROUPS["join"]) - {"rootless_udi"}
 FOREIGN = {"_ctypes", "_signal", "errno", "stat", "_stat"}
 FOREIGN |= {"os", "os.path", "posixpath", "genericpath", "_collections_abc"}
+# The os module's own, which a bare interpreter has already before Python 3.14.
+FOREIGN |= {"abc", "_abc"}
 LAUNCHER = {"_json", "_socket", "fcntl", "grp", "pwd", "time", "marshal"}
 
 

@@ -188,12 +188,13 @@ def at(folder: str, origin: str, host: HostLibraries, favourite: str = "") -> "I
         if os.path.lexists(under(host.root, f"{folder}/{name}")):
             named.setdefault(abi.identify(name)[0], []).append(name)
     standard = _usable(host, folder, named.pop(abi.ABI, []))
+    owner = _owner(host, standard)
     for family in sorted(named, key=lambda f: f != favourite):
         files = _usable(host, folder, named[family])
         if family == abi.MPICH and _is_openmpi(host, files):
             continue
         families: tuple[str, ...] = (family,)
-        if standard and files and (family == abi.MPICH or abi.MPICH not in named):
+        if standard and files and (family == owner or owner not in named):
             families, files = (family, abi.ABI), files | standard
             standard = {}
         if any(name in abi.MAIN for name in files):
@@ -213,6 +214,12 @@ def _is_openmpi(host: HostLibraries, files: "dict[str, str]") -> bool:
     if path is None:
         return False
     return not missing(host.root, path, ["ompi_mpi_comm_world"])
+
+
+def _owner(host: HostLibraries, files: "dict[str, str]") -> str:
+    """Return whose the libraries of the standard ABI are: Open MPI's, since 6, need its others."""
+    needed = [name for path in files.values() for name in host.needed(path)]
+    return abi.OPENMPI if any(name.startswith("libopen") for name in needed) else abi.MPICH
 
 
 def _prefix(folder: str, machine: str) -> str:

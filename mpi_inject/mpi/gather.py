@@ -191,8 +191,11 @@ class _Group:
             return True
         if is_stack(name) or abi.identify(name)[0]:
             return False
-        have = self.image["provides"].get(name)
-        return have is not None and not lacking(by.elf.needs.get(name, ()), have)
+        have, wanted = self.image["provides"].get(name), by.elf.needs.get(name, ())
+        if have is None or (wanted and not have):
+            # One without symbol versions may be of any age, and ld.so says so to every process.
+            return False
+        return not lacking(wanted, have)
 
     def add(self, roots: list[Found], optional: str) -> None:
         """Add `roots` and their closure; with `optional`, not where glibc is too old for one."""

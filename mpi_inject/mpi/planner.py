@@ -144,6 +144,7 @@ def choose(
         found = discover.find(environ, host)
         asked = (wanted,) if wanted in abi.FAMILIES else ()
     started = launcher(environ)
+    other = {abi.MPICH: abi.OPENMPI, abi.OPENMPI: abi.MPICH}.get(started, "")
     must = programs(image) or families
     if asked and not profile:
         must = asked
@@ -158,6 +159,9 @@ def choose(
         seen.append(mpi)
         if not set(must) & set(both) or (abi.ABI in must and abi.ABI not in both):
             # Programs of the standard ABI and of MPICH have the same launcher: both or none.
+            continue
+        if abi.ABI in both and other in mpi.families:
+            # It knows its own launcher alone: each rank would be a job of one.
             continue
         if started not in families or started in both:
             return mpi, both

@@ -95,7 +95,12 @@ def mpi4py(python: str = "") -> Path:
 
 
 def compiler(name: str) -> list[str]:
-    """Return the argv of `name`'s C compiler wrapper; "debian-mpich", "debian-openmpi" too."""
+    """Return the argv of `name`'s C compiler wrapper; "debian-mpich", "debian-openmpi" too.
+
+    Debian's Open MPI 6 links programs with libopen_mpi.so.40, which no stable suite's has.
+    """
+    if name == "debian-openmpi" and any(Path("/usr/lib").glob("*/libopen_mpi.so.40")):
+        name = "openmpi-4.1.8"
     if name.startswith("debian-"):
         return [f"mpicc.{name.removeprefix('debian-')}"]
     root = prefix(name)
@@ -125,7 +130,8 @@ def program(name: str, kind: str = "", rpath: str = "") -> Path:
             library = str(next(Path("/usr/lib/x86_64-linux-gnu").rglob("libmpich.a")))
             include = "-I/usr/include/x86_64-linux-gnu/mpich"
             argv = ["gcc", include]
-            rest += [library, "-lhwloc", "-lucp", "-lucs", "-lm", "-lpthread"]
+            # Which libraries it needs in turn differs by version; the program is read, never run.
+            rest += [library, "-Wl,--unresolved-symbols=ignore-all"]
         if rpath:
             rest += ["-Wl,--disable-new-dtags", f"-Wl,-rpath,{rpath}"]
         subprocess.run([*argv, *rest], check=True, timeout=120)

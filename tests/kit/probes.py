@@ -72,6 +72,8 @@ PROBES: dict[str, Callable[[], bool]] = {
     "bwrap": _command("bwrap"),
     "musl": _command("musl-gcc"),
     "slurm": _command("srun", "slurmctld", "slurmd", "munged"),
+    # Debian's Slurm 26 was built without it.
+    "slurm-pmix": lambda: any(Path("/usr/lib").glob("*/slurm*/mpi_pmix*.so")),
     "gridengine": _command("qsub", "sge_qmaster"),
     "mpich": _command("mpicc.mpich", "mpiexec.hydra"),
     "openmpi": _command("mpicc.openmpi", "mpiexec.openmpi"),

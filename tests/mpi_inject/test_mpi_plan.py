@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rootless_udi.base.errors import UdiError
 from rootless_udi.mpi_inject.mpi import planner
 from rootless_udi.plan.steps import Directory, Injection, Mount, Symlink
 from tests.kit import mpihosts as h
@@ -162,6 +163,20 @@ def test_a_library_that_the_image_lacks_or_has_too_old_comes_along(tmp_path: Pat
     assert f"{planner.LIB}/libz.so.1" in targets(inject(h.mpich_host(), image, tmp_path / "b"))
 
 
+def test_a_library_of_the_image_without_versions_does_for_no_host_that_needs_one(
+    tmp_path: Path,
+) -> None:
+    """Debian 13's libnl: ld.so would take it, with a line on standard error of each process."""
+    host = h.mpich_host()
+    needs = (*h.needs("2.17"), ("libnl-3.so.200", "libnl_3"))
+    host["/opt/mpich/lib/libmpi.so.12"] = h.library("libmpi.so.12", h.NEWER, versions=needs)
+    host["/usr/lib64/libnl-3.so.200"] = h.library("libnl-3.so.200", defines=("libnl_3",))
+    image = {**h.mpich_image(), f"{ARCH}/libnl-3.so.200": h.library("libnl-3.so.200")}
+    assert f"{planner.LIB}/libnl-3.so.200" in targets(inject(host, image, tmp_path / "a"))
+    image[f"{ARCH}/libnl-3.so.200"] = host["/usr/lib64/libnl-3.so.200"]
+    assert f"{planner.LIB}/libnl-3.so.200" not in targets(inject(host, image, tmp_path / "b"))
+
+
 def test_libstdcxx_stays_unless_a_newer_one_is_needed(tmp_path: Path) -> None:
     host = h.mpich_host()
     wants = (("libstdc++.so.6", "GLIBCXX_3.4.30"),)
@@ -301,6 +316,28 @@ def test_a_family_may_be_asked_for(family: str, tmp_path: Path) -> None:
     found = inject(two_kinds(), both_kinds(), tmp_path, family, environ={})
     name = {"mpich": "libmpich.so.12", "openmpi": "libmpi.so.40"}[family]
     assert f"{planner.LIB}/{name}" in targets(found)
+
+
+@pytest.mark.parametrize(
+    ("environ", "whose"),
+    [({}, "openmpi"), ({"PMI_RANK": "0"}, ""), ({"OMPI_COMM_WORLD_SIZE": "2"}, "openmpi")],
+)
+def test_open_mpis_standard_abi_serves_ranks_of_its_own_launcher(
+    environ: dict[str, str], whose: str, tmp_path: Path
+) -> None:
+    """Of MPICH's it would know nothing, and each rank be a job of one."""
+    host = two_kinds()
+    host[f"{ARCH}/libopen_mpi.so.40"] = h.library("libopen_mpi.so.40")
+    standard = h.library("libmpi_abi.so.1", h.NEWER, needed=("libopen_mpi.so.40",))
+    host[f"{ARCH}/libmpi_abi.so.1"] = standard
+    image = {**h.glibc(), "/app": h.program(("libmpi_abi.so.1",))}
+    environ = {"PATH": "/usr/bin", **environ}
+    if whose:
+        found = inject(host, image, tmp_path, environ=environ)
+        assert f"{planner.LIB}/libopen_mpi.so.40" in targets(found)
+    else:
+        with pytest.raises(UdiError, match="the image needs the MPI standard ABI"):
+            inject(host, image, tmp_path, environ=environ)
 
 
 def test_mpi4pys_two_modules_say_nothing_of_the_family(tmp_path: Path) -> None:

@@ -139,9 +139,10 @@ def test_the_other_names_of_launchers(host: str, tool: str, user: User) -> None:
 
 def test_an_open_mpi_module_and_an_mpich_image(user: User) -> None:
     """The host's MPICH serves: what the image needs decides, not what is first on the PATH."""
-    out = run(user, "openmpi-5.0.11", mpi.near("mpich"), mpi.PROGRAM, ranks=1)
-    assert "rank=0 size=1" in out
-    assert mpi.VERSION_TEXTS["debian-mpich"] in re.sub(r"\s+", " ", out)
+    argv = [str(TREE / "bin/udi-run"), "--mpi", mpi.pulled(mpi.near("mpich")), mpi.PROGRAM]
+    done = user.run(*argv, env=mpi.environment(user, "openmpi-5.0.11"))
+    assert "rank=0 size=1" in done.stdout and not done.stderr, done
+    assert mpi.VERSION_TEXTS["debian-mpich"] in re.sub(r"\s+", " ", done.stdout)
 
 
 def test_mpi_none_runs_the_images_own(user: User) -> None:

@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.needs("slurm", "userns", "fuse", "mksquashfs", "busybox"),
 ]
 
+PMIX = pytest.mark.needs("slurm-pmix")
 LINE = 'echo "$SLURMD_NODENAME $SLURM_STEP_ID $SLURM_PROCID" $(' + SHOW + ")"
 
 
@@ -169,7 +170,7 @@ def test_mpich_by_pmi2(slurm: Slurm, user: User) -> None:
     assert all(text.startswith("MPICH") for text in result.library.values())
 
 
-@pytest.mark.needs("openmpi", "mmdebstrap")
+@pytest.mark.needs("openmpi", "mmdebstrap", "slurm-pmix")
 def test_openmpi_by_pmix(slurm: Slurm, user: User) -> None:
     """On one node: two that have one address are beyond Open MPI's TCP."""
     result = mpi(slurm, user, mpiprogs.OPENMPI, "pmix", "-N1", "-n4")
@@ -185,11 +186,11 @@ def test_openmpi_by_pmix(slurm: Slurm, user: User) -> None:
     [
         ("pmi2", "slurm-mpich", "mpich-5.0.2"),
         ("pmi2", "slurm-mpich", "debian-mpich"),
-        ("pmix", "slurm-openmpi", "openmpi-4.1.8"),
-        ("pmix", "slurm-openmpi", "debian-openmpi"),
+        pytest.param("pmix", "slurm-openmpi", "openmpi-4.1.8", marks=PMIX),
+        pytest.param("pmix", "slurm-openmpi", "debian-openmpi", marks=PMIX),
         # Older than this machine's C library, which comes along.
         ("pmi2", "bullseye-mpich", "debian-mpich"),
-        ("pmix", "bullseye-openmpi", "debian-openmpi"),
+        pytest.param("pmix", "bullseye-openmpi", "debian-openmpi", marks=PMIX),
     ],
 )
 def test_the_hosts_mpi_inside(slurm: Slurm, user: User, pmi: str, image: str, host: str) -> None:
