@@ -1,4 +1,4 @@
-"""The covers of a plan for --explain: the image is looked at, and not mounted."""
+"""The covers of a plan, for --explain: the image is looked into without mounting it."""
 
 import os
 

@@ -40,10 +40,11 @@ if TYPE_CHECKING:
 _STAGE = "/upper"
 """The folder in private memory in which the covers are made."""
 
-LOOKED_AT = 16
-"""One in so many entries is looked at while a directory is listed, fewer than a page of them has:
-as long as something listed is looked at, the kernel has a FUSE server send names with attributes
-(FUSE_READDIRPLUS_AUTO). Else each mount would ask the server for one name."""
+_LOOKED_AT = 16
+"""While a directory is listed, one in so many entries is looked up; an answer of the image server
+to READDIRPLUS has more than that. As long as listed entries are looked up, the kernel asks for
+names with their attributes (FUSE_READDIRPLUS_AUTO). Otherwise each mount would ask the server for
+one."""
 
 
 class Underlay(Rootfs):
@@ -104,7 +105,7 @@ class Underlay(Rootfs):
             self.fd = os.open(self.root, os.O_PATH | os.O_CLOEXEC)
         new = self.open(cover.target)
         here = os.open("/", os.O_PATH | os.O_CLOEXEC)
-        # Each name is then the whole of a path: "/name" is the image's, "name" the cover's.
+        # With these as root and working directory, "/name" is in the image, "name" in the cover.
         os.fchdir(old)
         os.chroot(".")
         os.fchdir(new)
@@ -180,7 +181,7 @@ def _entries(folder: int, cover: Cover) -> list[tuple[str, int]]:
                 kind = S_IFLNK
             else:
                 kind = S_IFREG if entry.is_file(follow_symlinks=False) else 0
-            if len(found) % LOOKED_AT == 0:
+            if len(found) % _LOOKED_AT == 0:
                 _there(folder, entry.name)
             found.append((entry.name, kind))
     return found[::-1]

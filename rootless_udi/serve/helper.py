@@ -209,7 +209,10 @@ def work(sock: "_socket.socket", source: "_socket.socket", place: "Place", launc
 
 
 def _lost(place: "Place", why: str, sock: "_socket.socket", launcher: int) -> None:
-    """Tell the command's user that the image server has died, and the ranks to come."""
+    """Print to the command's user that the image server has died; write it into the record.
+
+    The record tells it to ranks that want to join later.
+    """
     from rootless_udi.serve import lastwords
 
     if lastwords.gone(sock):

@@ -1,7 +1,8 @@
-"""What a process outside says to the command's user as its part of the container is lost.
+"""Tell the command's user that a part of the container is lost, from a process outside.
 
-It has none of the caller's descriptors (`outside`), which the command's readers would wait for. So
-the command's own standard error is opened as it is then, through /proc. Loaded by nobody before.
+Such a process has closed the caller's descriptors (`outside`): whoever reads the command's output
+would wait for it too. So it opens the command's standard error through /proc, at that moment. It
+imports this only then.
 """
 
 import os
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def gone(sock: "_socket.socket") -> bool:
-    """Tell whether the launcher has closed its end: it has become the command, or is dead."""
+    """Tell whether udi-run has closed its end: it has become the command, or has ended."""
     try:
         sock.setblocking(False)
         return not receive(sock)[0]
@@ -27,10 +28,11 @@ def gone(sock: "_socket.socket") -> bool:
 
 
 def say(command: int, text: str, hint: str) -> None:
-    """Write two lines to the standard error of the process `command`, our starter once.
+    """Print a message and a hint to the standard error of the process `command`, which started us.
 
-    Not where the id is another process's by now, one that is younger than we are; nor where its
-    descriptor is not for writing, or is a socket, which nobody else can open.
+    Nothing is printed if that process has ended and another one has its id, which then started
+    later than this one. Nor if its standard error is not open for writing, or is a socket, which
+    can't be opened through /proc.
     """
     if not 0 < started(command) <= started(os.getpid()):
         return

@@ -1,8 +1,9 @@
-"""What an image holds, asked without mounting it: for --explain, which mounts nothing.
+"""Look into an image without mounting it: for --explain, which mounts nothing.
 
-`opened` gives two functions of a path whose parts are no links but for the last: `look` as
-`plan.covers.Look` has it, and `count`, the entries of a directory. A squashfs file is read as our
-image server reads it, whichever server the plan names. Never imported by a start.
+`opened` gives two functions of a path in the image, of which only the last part may be a link:
+`look`, which is a `plan.covers.Look`, and `count`, which returns the number of a directory's
+entries. A squashfs file is read by the code of our image server, whichever server the plan names.
+Starts never import this.
 """
 
 import os
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 def opened(path: str) -> "Iterator[Asked]":
     """Give (look, count) of the image at `path`, a squashfs file or a root directory.
 
-    The context raises OSError where the image can't be read; of a squashfs file also UdiError: no
-    image, no decompressor, or it does not hold together, which `look` and `count` may find too.
+    The context raises OSError where the image can't be read, and UdiError where a squashfs file is
+    none, is damaged (which `look` and `count` may find as well), or can't be decompressed here.
     """
     if os.path.isdir(path):
         yield _directory(path.rstrip("/"))
