@@ -36,8 +36,7 @@ PACKAGES = {
 
 
 _made: "dict[Callable[[], Decompress], Decompress]" = {}
-"""Decompressors that were loaded before: the image server loads the usual one while it waits for
-the launcher."""
+"""Decompressors that were loaded before: the image server loads the usual one while it waits."""
 
 _SIZE_T = (maxsize.bit_length() + 1) // 8
 """Bytes of a size_t."""

@@ -12,8 +12,7 @@ _WINDOW = 1 << 20
 _AHEAD = 6
 """Windows read ahead of the one that a program's start needs."""
 EXPECTED = 4096
-"""Most windows that a marker (`format.Superblock.hot`) may name, 4 GiB. A damaged one may name
-terabytes."""
+"""Most windows, 4 GiB, that a marker (`Superblock.hot`) may name; a damaged one names terabytes."""
 _SLOW = 300_000
 """Nanoseconds. A local disk or the page cache answers in 10 to 100 microseconds, the server of a
 parallel file system in 1 to 20 milliseconds."""

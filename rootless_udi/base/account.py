@@ -14,8 +14,7 @@ from rootless_udi.base.records import Record
 
 _SYS_KEYCTL = {"x86_64": 250, "ppc64le": 271, "s390x": 280}
 _SYS_KEYCTL_GENERIC = 219
-"""The number of keyctl(2), by uname(2)'s machine; the generic one is aarch64's, riscv64's and
-others'."""
+"""The number of keyctl(2) by uname(2)'s machine; the generic one is for aarch64, riscv64, ..."""
 _JOIN_SESSION_KEYRING = 1
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal to get when the parent ends."""

@@ -105,6 +105,5 @@ _FILES = {
 
 
 def disk_hint(errno: int | None, instead: str = "") -> str:
-    """Return the hint for a file system's error: what it means, and `instead`, what else would
-    help."""
+    """Return the hint for a file system's error: what it means, or `instead` what would help."""
     return ", or ".join(filter(None, (_FILES.get(errno or 0, ""), instead)))

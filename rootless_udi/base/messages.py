@@ -11,8 +11,7 @@ from errno import EMSGSIZE
 from sys import byteorder
 
 _LONGEST = 1 << 15
-"""Bytes. Longer words are sent as a file in memory, since a socket's buffer is small
-(socket(7))."""
+"""Bytes. Longer words are sent as a file in memory: a socket's buffer is small (socket(7))."""
 _RIGHTS = 256
 """Bytes for a message's descriptors, of 4 each, with their header."""
 _LONG = b"\0"

@@ -133,8 +133,7 @@ def restrict(path: str, flags: int, below: bool) -> None:
 
 
 def _restrict_below(top: int, number: int, table: "Table", flags: int) -> bool:
-    """Remount what is visible below the mount `number`; return False if mounts changed
-    meanwhile."""
+    """Remount what is visible below mount `number`; return False if mounts changed meanwhile."""
     start = len(table[number][1].rstrip("/"))
     for one in _visible(number, table):
         where = table[one][1]
@@ -209,8 +208,7 @@ def _mount_of(fd: int) -> int:
 
 
 def _table() -> "Table":
-    """Return mount id -> (id of the parent mount, mount point, options), from mountinfo
-    (proc(5))."""
+    """Return mount id -> (parent's id, mount point, options), from mountinfo (proc(5))."""
     found = {}
     for line in _read("/host/proc/self/mountinfo").splitlines():
         fields = line.split(" ", 6)
@@ -219,8 +217,7 @@ def _table() -> "Table":
 
 
 def _unescaped(text: str) -> str:
-    """Undo the escapes of mountinfo: a backslash and three octal digits, as for a space
-    (proc(5))."""
+    """Undo the escapes of mountinfo, a backslash and three octal digits (proc(5))."""
     head, *rest = text.split("\\")
     return head + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
 

@@ -30,8 +30,7 @@ def occupy() -> None:
 
 
 def streams() -> None:
-    """Give Python streams to /dev/null where it has none, since the descriptors were closed
-    (cron)."""
+    """Give Python streams to /dev/null where descriptors were closed (cron, daemons)."""
     occupy()
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -172,8 +171,7 @@ def say(line: str) -> None:
 
 
 def page(text: str) -> None:
-    """Print a text to standard output, plain but for newlines, tabs and the bytes of files'
-    names."""
+    """Print a text, plain but for newlines, tabs and the bytes of files' names."""
     print(plain(text, keep=f"\n\t{BYTES}"), end="")
 
 

@@ -135,8 +135,7 @@ def unshare(flags: int) -> None:
 
 
 def setns(fd: int, flags: int) -> None:
-    """setns(2): join the namespace of an open /proc/PID/ns/* file or, since Linux 5.8, of a
-    pidfd."""
+    """setns(2): join the namespace of an open /proc/PID/ns/* file or (Linux 5.8) of a pidfd."""
     _call("setns", fd, flags)
 
 
@@ -200,8 +199,7 @@ def prctl(option: int, argument: "int | bytes" = 0) -> None:
 
 
 def is_local(fd: int) -> bool:
-    """Tell whether an open file is on a file system of this node alone (statfs(2)). Raises
-    OSError."""
+    """Tell whether an open file is on a file system of this node alone (fstatfs(2))."""
     found = bytes(256)
     _call("fstatfs", fd, found)
     return int.from_bytes(found[:8], byteorder) & 0xFFFFFFFF in _LOCAL

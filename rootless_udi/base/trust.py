@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 NOBODY = 65534
-"""The owner that stat(2) shows for a file whose real owner has no id in this user namespace
-(user_namespaces(7))."""
+"""The owner that stat(2) shows if the real one has no id here (user_namespaces(7))."""
 _ACL = "system.posix_acl_access"
 _USER, _GROUP_OBJ, _GROUP = 2, 4, 8
 """Tags of an access control list's entries (linux/posix_acl.h): a user by number, the file's group,
@@ -27,8 +26,7 @@ a group by number."""
 _LINKS = 40
 """Links that the kernel follows in one path (path_resolution(7))."""
 _ROOTS = ("/etc/rootless_udi", "/etc/cdi", "/run/cdi", "/var/run/cdi")
-"""Folders that only root can make. Where files show NOBODY as owner, only those in here are taken
-for root's."""
+"""Folders that only root can make: of files that show NOBODY, those in here can be root's."""
 
 
 class Untrusted(UdiError):
@@ -230,8 +228,7 @@ def _is_roots(what: "int | str", named: str) -> bool:
 
 
 def _writable(path: str) -> str:
-    """Return the first folder on the way to `path` that others or this process may write; "" for
-    none."""
+    """Return the first folder on the way to `path` that others or we may write; "" for none."""
     for folder in _folders(path):
         if os.stat(folder).st_mode & 0o022 or os.access(folder, os.W_OK):
             return folder
@@ -266,8 +263,7 @@ def keeper(path: str) -> tuple[int, ...]:
 
 
 def _folders(path: str) -> "Iterator[str]":
-    """Yield the folders that the kernel passes on the way to `path`, from "/" on, links
-    followed."""
+    """Yield the folders on the kernel's way to `path`, from "/" on, links followed."""
     parts, here, links = os.path.abspath(path).split("/")[:0:-1], "/", 0
     yield here
     while parts:

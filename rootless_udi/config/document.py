@@ -11,8 +11,7 @@ from rootless_udi.config import schema, tomllines
 
 
 class Problem(Record):
-    """An error in a file: `line` counts from 1, `key` may be empty, `hint` says what would be
-    right."""
+    """An error in a file: `line` is from 1, `key` may be "", `hint` says what would be right."""
 
     path: str
     line: int
@@ -61,8 +60,7 @@ class Document:
             return None
 
     def table(self, key: tuple[str | int, ...], value: Any) -> dict[str, Any]:
-        """Return a value that is a table; for another one add a problem and return an empty
-        table."""
+        """Return a value that is a table; for another add a problem and return {}."""
         found: dict[str, Any] | None = self.check(key, lambda v: schema.expect(v, dict), value)
         return found or {}
 

@@ -207,8 +207,7 @@ def merge(sources: Iterable[ConfigFile], texts: Iterable[str]) -> tuple[Site, li
 
 
 def merged(sources: Iterable[ConfigFile], texts: Iterable[str]) -> Site:
-    """Return the merged Site. Raises UdiError with the first problem that is not in a module's
-    file."""
+    """Return the merged Site. Raises UdiError with the first problem outside of modules."""
     sources = list(sources)
     site, problems = merge(sources, texts)
     plain = {source.path for source in sources if not source.kind.endswith("-module")}

@@ -114,8 +114,7 @@ def normal(value: str) -> str:
 
 
 def destination(value: Any, site: bool) -> str:
-    """Check a path in the container at which this file, the site's or a user's, may mount
-    something."""
+    """Check a path in the container at which the site, or else a user, may mount."""
     found = path(value)
     try:
         (volumes.allowed_for_site if site else volumes.allowed)(found, "destination")

@@ -136,6 +136,5 @@ def _at(origin: str) -> tuple[str, int]:
 
 
 def report(problems: Iterable[Problem]) -> str:
-    """Return the text of `udi config check`: FILE:LINE: KEY: WHY, with the hint in a second
-    line."""
+    """Return the text of `udi config check`: FILE:LINE: KEY: WHY, and the hint below."""
     return "".join(f"{one}\n" + (f"    {one.hint}\n" if one.hint else "") for one in problems)

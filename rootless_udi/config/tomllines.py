@@ -55,8 +55,7 @@ class _Scanner:
         return self.found
 
     def _table(self, names: list[str], array: bool) -> Key:
-        """Return a header's path; each part that is an array of tables is followed by a member's
-        number."""
+        """Return a header's path; after an array of tables comes the member's number."""
         path: list[str | int] = []
         for end in range(1, len(names) + 1):
             part = tuple(names[:end])

@@ -42,8 +42,7 @@ class Cover(Record):
     without: tuple[str, ...] = ()
     reason: str = ""
     required: bool = True
-    """False where only the caller's folder needs it: if the cover can't be made, that is left
-    out."""
+    """False if only the caller's folder needs it, which may be left out."""
 
 
 def covers(
@@ -203,8 +202,7 @@ class _View:
         return kind in ("file", "link") or (kind == "directory" and self._etc(where))
 
     def _etc(self, where: str) -> bool:
-        """Tell whether `where` is /etc. There a generated file replaces anything, as with an
-        overlay."""
+        """Tell whether `where` is /etc, where a generated file replaces anything."""
         return where == self.places["/etc"]
 
     def _link(self, path: str) -> "str | None":

@@ -123,8 +123,7 @@ def apply(environ: "dict[str, str]", operations: "Iterable[Operation]") -> None:
 
 
 def of_caller(environ: "Mapping[str, str]", clear: bool, shifter: bool) -> "list[Operation]":
-    """Return the first operations on the caller's environment: for --clearenv (`clear`) and
-    `shifter`."""
+    """Return the first operations, on the caller's environment; `clear` is --clearenv."""
     if clear:
         return [("clear", "", "")]
     names = [*_UNSECURE]

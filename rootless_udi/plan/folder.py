@@ -70,8 +70,7 @@ def allowed(path: str) -> bool:
 
 
 def below(mounts: "Iterable[Mount]", volumes: "Iterable[Volume]") -> list[str]:
-    """Return the host's paths of which `fitting` must know whether they exist: volumes in
-    `mounts`."""
+    """Return the paths of volumes in `mounts`; `fitting` needs to know if they exist."""
     return [
         volume.destination
         for volume in volumes

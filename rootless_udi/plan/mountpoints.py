@@ -50,8 +50,7 @@ LINKS_MAX = 40
 
 
 def within(path: str, folder: str) -> bool:
-    """Tell whether `path` is `folder` or inside it. Both are absolute, without ".", ".." or
-    links."""
+    """Tell whether `path` is `folder` or inside it; both are absolute and normal."""
     return folder == "/" or path == folder or path.startswith(f"{folder}/")
 
 

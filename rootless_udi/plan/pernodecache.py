@@ -28,8 +28,7 @@ _MEMORY_OPTIONS = ("nosuid", "nodev", "mode=755")
 
 
 class Place(Record):
-    """A directory for a cache's file: `free` bytes in it; `why` it can't be used, "" where it
-    can."""
+    """A directory for a cache's file: its `free` bytes; `why` it can't be used, or ""."""
 
     path: str
     why: str
@@ -183,8 +182,7 @@ def _file(volume: "Volume", site: "Site", facts: CacheFacts) -> FileCache:
 
 
 def _place(volume: "Volume", size: int, site: "Site", facts: CacheFacts) -> Place:
-    """Return the first suitable directory: of the site's in their order, or else the volume's
-    own."""
+    """Return the first suitable directory of the site's, or else the volume's own."""
     wanted = site.cache_paths or (volume.source,)
     whys = []
     for place in facts.places:

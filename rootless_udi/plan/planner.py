@@ -27,8 +27,7 @@ _NSSWITCH = (
     "protocols: files\nservices: files\nethers: files\nrpc: files\n"
 )
 _ADDED = "/opt/udiImage"
-"""The folder for what modules, MPI and GPUs add; private memory is mounted there if they need
-it."""
+"""The folder for what modules, MPI and GPUs add: private memory, if they need it."""
 
 
 class RootLayer(Record):
@@ -139,8 +138,7 @@ def build(
 def _beside(
     volumes: "tuple[Volume, ...]", injections: "Iterable[Injection]"
 ) -> "tuple[Volume, ...]":
-    """Return the volumes. Raises UdiError for one that would hide a part of the host's C
-    library."""
+    """Return the volumes. Raises UdiError for one that would hide parts of a C library."""
     for volume in volumes:
         for target in (target for one in injections for target in one.together):
             if mountpoints.within(target, volume.destination):
@@ -299,8 +297,7 @@ def _why(request: Request, image: Image, steps: "list[Step | FileCache]") -> str
 
 
 def _layer(request: Request, host: Host, root: Root, why: str) -> RootLayer:
-    """Choose the layer over the image; `why` says why it needs one, and is empty where it needs
-    none."""
+    """Choose the layer over the image; `why` says why it needs one, "" if it needs none."""
     asked = request.layer or "auto"
     program = host.fuse_overlayfs
     if asked == "overlay":

@@ -78,8 +78,7 @@ class Site(Record):
     cache_limit: int = 0
     """Most bytes of a perNodeCache; 0: only memory or the file system limits it."""
     cdi_spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
-    """Where CDI specifications lie. A later directory wins over an earlier one; none means no
-    CDI."""
+    """Where CDI specifications lie; a later directory wins over an earlier one."""
     cwd: bool = True
     """Whether the caller's folder is mounted at its own path: see `rootless_udi.plan.folder`."""
     home: bool = False

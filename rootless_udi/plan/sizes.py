@@ -55,8 +55,7 @@ def show(size: int) -> str:
 
 
 def _split(low: str) -> tuple[str, str]:
-    """Split into the number, which ends where strtod(3) ends it, and the rest: `1e` is 1 and
-    `e`."""
+    """Split into the number, as strtod(3) ends it, and the rest: `1e` is 1 and `e`."""
     at = 0
     point = False
     while at < len(low) and (low[at] in _DIGITS or (low[at] == "." and not point)):
@@ -84,8 +83,7 @@ def _unit(unit: str) -> int:
 
 
 def _exact(number: str, power: int) -> int:
-    """Return number x 1024^power rounded down, by integers, so that it is exact for any
-    exponent."""
+    """Return number x 1024^power, rounded down; exact for any exponent, as integers are."""
     mantissa, _, exponent = number.partition("e")
     whole, _, fraction = mantissa.partition(".")
     digits = int(whole + fraction or "0") * 1024**power

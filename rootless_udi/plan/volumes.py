@@ -185,8 +185,7 @@ def allowed(destination: str, what: str) -> None:
 
 
 def allowed_for_site(destination: str, what: str) -> None:
-    """Raise UdiError if even the site may not mount at `destination`, since every container needs
-    it."""
+    """Raise UdiError if even the site may not mount at `destination`."""
     if destination in _SITE_FORBIDDEN:
         raise UdiError(
             f"{what} {destination} is not allowed: it would hide what every container is made of",
@@ -195,8 +194,7 @@ def allowed_for_site(destination: str, what: str) -> None:
 
 
 def _entries(text: str, origin: str) -> list[tuple[str, list[str]]]:
-    """Split at `;` and `:` into entries: each has its text, for messages, and its unquoted
-    fields."""
+    """Split at `;` and `:` into entries: (the entry's text, its unquoted fields)."""
     entries: list[tuple[str, list[str]]] = []
     fields: list[str] = []
     word: list[str] = []

@@ -184,8 +184,7 @@ def owners(image: StoredImage) -> tuple[int, ...]:
 
 
 def check_tree(directory: str, stores: "tuple[str, ...]") -> None:
-    """Raise UdiError where others may write the extracted image at `directory` in one of
-    `stores`."""
+    """Raise UdiError where others may write an extracted image of one of `stores`."""
     folder, _, name = directory.rpartition("/")
     path, _, folder = folder.rpartition("/")
     store = next((one for one in stores if one == path), path)

@@ -121,8 +121,7 @@ def lookup(
 
 
 def all_stores(site: "Site", environ: "Mapping[str, str]") -> tuple[str, ...]:
-    """Return the user's store and then the site's. Without HOME, the account's home directory is
-    used."""
+    """Return the user's store, then the site's. Without HOME, the account's is used."""
     shared = tuple(find.SiteStore(path, site.owner) for path in site.site_stores)
     if site.store and not environ.get("UDI_STORE"):
         return (site.store, *shared)
@@ -336,8 +335,7 @@ def pull(request: Request, store: str, more: tuple[str, ...] = ()) -> None:
 
 
 def udi(words: "list[str]", more: "Mapping[str, str]") -> int:
-    """Run the command `udi` of this package; return its exit status. `more` are variables to
-    set."""
+    """Run `udi` of this package with the variables `more`; return its exit status."""
     from rootless_udi.base import program
 
     argv = program.argv("from rootless_udi.commands.udi import main; main()", *words)

@@ -244,8 +244,7 @@ class Store:
             raise self.refused(f"removing {reference.canonical}", error) from None
 
     def drop(self, paths: list[str], stems: list[str]) -> list[str]:
-        """Remove the links `paths`, then those images of `stems` that have no name; return
-        digests."""
+        """Remove links, then those images of `stems` without a name; return their digests."""
         for path in paths:
             discard(path)
         images = []

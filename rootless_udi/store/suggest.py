@@ -44,8 +44,7 @@ def kind(path: str) -> tuple[str, str]:
 
 
 def meant(text: str, stores: tuple[str, ...]) -> str:
-    """Return "did you mean ...?" for an image `text` that was not found; "" if nothing is
-    similar."""
+    """Return "did you mean ...?" for an image that was not found; "" if nothing is similar."""
     from difflib import get_close_matches
 
     if not text.startswith(("/", ".")) and os.path.exists(text):

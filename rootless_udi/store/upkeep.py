@@ -108,8 +108,7 @@ def unused(found: Iterable[Use], before: float) -> list[Use]:
 
 
 def until(found: Iterable[Use], bytes_: int) -> list[Use]:
-    """Return as many images as take `bytes_` together: first those without a name, then the longest
-    unused."""
+    """Return images that take `bytes_` together: those without a name, then the longest unused."""
     chosen: list[Use] = []
     for use in sorted(found, key=lambda one: (bool(one.entry.names), one.used)):
         if bytes_ <= 0:

@@ -1,5 +1,4 @@
-"""Root directories with links or files in the place of standard directories, and checks of a start
-from them."""
+"""Root directories with links or files in the place of standard directories, and checks of them."""
 
 import os
 import shutil

@@ -31,8 +31,7 @@ from tests.kit import images as images_
 
 EXPECTED = (UdiError, Corrupt, OSError)
 LIMIT = 96 << 10
-"""KiB of memory that may be in use beyond that before the first mutant; each has 14 MiB of
-caches."""
+"""KiB of memory that mutants may need besides; each has 14 MiB of caches."""
 SECONDS_EACH = 10
 NODES = 1500
 RAW = ("-noI", "-noD", "-noF", "-noX", "-noId")

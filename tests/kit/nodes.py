@@ -71,8 +71,7 @@ def squashfs(target: Path, layers: Iterable[bytes | Path]) -> Path:
 
 
 def busybox(folder: Path) -> Path:
-    """Write a small image as a squashfs file in `folder`; no start reads its /var/word by
-    itself."""
+    """Write a small image as a squashfs file in `folder`; no start reads its /var/word."""
     entries = [*images.busybox_entries(), ("var/word", b"word\n", {})]
     return squashfs(folder / "busybox.squashfs", [images.tar(entries)])
 

@@ -53,8 +53,7 @@ Answer = Callable[["World", Quiet], None]
 
 
 class World:
-    """The parties. `evil` is (party, its answer, the number of the request from which on it gives
-    it)."""
+    """The parties; `evil` is (party, answer, the number of the first request to get it)."""
 
     def __init__(self, proxied: bool, scheme: str = "bearer") -> None:
         self.proxied = proxied
