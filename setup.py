@@ -1,9 +1,10 @@
-"""The part of the build that pyproject.toml can't say: completion files and manual pages.
+"""The part of the build that pyproject.toml can't say: completion files, manual pages, contrib.
 
-They are made from the tables that parse the command lines, when the data files of a wheel (also an
-editable one's) are installed; a source distribution has the tables alone.
+The first two are made from the tables that parse the command lines, when the data files of a wheel
+are installed; a source distribution has the tables alone.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,22 @@ class MadeData(InstallData):  # type: ignore[misc]
         from rootless_udi.commands.common import share
 
         folder = Path(self.get_finalized_command("build").build_base, "share")
-        self.data_files = [
+        self.data_files += [
             (f"share/{path.parent}", [str(folder / path)]) for path in share.write(folder)
         ]
         super().run()
 
 
-# Any entry makes setuptools run install_data; which files there are is known only then.
-setup(cmdclass={"install_data": MadeData}, data_files=[("share", [])])
+def contrib() -> list[tuple[str, list[str]]]:
+    """Return what a site takes from contrib/, for share/rootless_udi; the demo is the checkout's.
+
+    These also go into a source distribution, by their names; the made ones do not.
+    """
+    return [
+        (f"share/rootless_udi{folder.removeprefix('contrib')}", [f"{folder}/{x}" for x in files])
+        for folder, _, files in sorted(os.walk("contrib"))
+        if files and folder != "contrib/demo"
+    ]
+
+
+setup(cmdclass={"install_data": MadeData}, data_files=contrib())

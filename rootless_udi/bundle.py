@@ -159,6 +159,7 @@ def write(package: str) -> bool:
             boot = compile(source.read(), "bundle", "exec", dont_inherit=True, optimize=2)
     except OSError:
         return False
+    _remember(package)
     elsewhere: dict[str, str] = {}
     # The first one last, since it is the one that starts look for.
     for stem, groups in reversed(FILES.items()):
@@ -176,6 +177,25 @@ def write(package: str) -> bool:
             return False
         elsewhere = dict.fromkeys(table, path(package, stem))
     return True
+
+
+def _remember(package: str) -> None:
+    """Add the bundles to the installation's RECORD, so that pip and uv remove them with the rest.
+
+    https://packaging.python.org/specifications/recording-installed-packages; a checkout has none.
+    """
+    folder, name = os.path.split(package)
+    try:
+        found = [x for x in os.listdir(folder) if x.startswith(name) and x.endswith(".dist-info")]
+        record = f"{folder}/{found[0] if len(found) == 1 else ''}/RECORD"
+        with open(record, "rb") as file:
+            text = file.read()
+    except OSError:
+        return
+    rows = [f"{path(name, stem)},,".encode() for stem in FILES]
+    missing = [row + b"\r\n" for row in rows if row not in text]
+    if missing:
+        _replace(record, b"".join((text, *missing)))
 
 
 def _replace(target: str, data: bytes) -> bool:

@@ -34,15 +34,16 @@ packages() {
         apt-get $patient install -y -qq --no-install-recommends $missing >/dev/null
 }
 
-# environment EXTRAS: a virtual environment with the package's dependencies, under root's or the
-# caller's folder, made of the system's own Python so that every user can run it.
+# environment EXTRAS [NAME]: a virtual environment with the package's dependencies, under root's or
+# the caller's folder, made of the system's own Python so that every user can run it. With NAME one
+# of that name in which the package itself stays, as the tree is now.
 environment() {
     if [ "$(id -u)" = 0 ]; then
         # A minimal root has no useradd.
         packages passwd
         id "$USER_NAME" >/dev/null 2>&1 || useradd --create-home --shell /bin/bash "$USER_NAME"
         mkdir -p "$KEEP"
-        VENV=$KEEP/venv
+        VENV=$KEEP/venv${2:+/$2}
         TREE=$KEEP/tree
         rm -rf "$TREE"
         mkdir -p "$TREE"
@@ -56,7 +57,7 @@ environment() {
             UDI_MUST_HAVE=${UDI_MUST_HAVE:-} HYPOTHESIS_STORAGE_DIRECTORY=/tmp/udi-hypothesis
             PATH=$VENV/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
     else
-        VENV=$HERE/.venv
+        VENV=$HERE/.venv${2:+/$2}
         TREE=$HERE
         RUN="env PATH=$VENV/bin:$PATH:/usr/sbin:/sbin"
     fi
@@ -64,11 +65,18 @@ environment() {
     PYTHON=$VENV/bin/python3
     wanted="$HERE/pyproject.toml $1"
     stamp=$(cat "$HERE/pyproject.toml" "$HERE/tests/setup.sh" | cksum | tr ' ' -)-$1
+    [ $# = 1 ] || stamp=$stamp-$(cd "$TREE" && find -L rootless_udi bin -name __pycache__ -prune -o -type f \
+        -exec cat {} + | cksum | tr ' ' -)
     if [ "$(cat "$VENV/stamp" 2>/dev/null)" != "$stamp" ]; then
         say "installing Python packages ($wanted)"
         "$PYTHON" -m pip install -q --disable-pip-version-check --upgrade pip setuptools wheel
         (cd "$TREE" && "$PYTHON" -m pip install -q --disable-pip-version-check ".[$1]")
-        "$PYTHON" -m pip uninstall -q -y rootless_udi
+        [ $# = 2 ] || "$PYTHON" -m pip uninstall -q -y rootless_udi
+        # What the tests of installing install, without a network.
+        case $1 in test*) (
+            cd "$TREE" && "$PYTHON" -m pip download -q --disable-pip-version-check -d "$VENV/wheels" . pip setuptools
+            rm -f "$VENV"/wheels/rootless_udi-*
+        ) ;; esac
         # What the build left in the tree, compiled modules among it, is the user's too.
         [ "$(id -u)" != 0 ] || chown -R "$USER_NAME:" "$TREE"
         printf '%s' "$stamp" >"$VENV/stamp"

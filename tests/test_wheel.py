@@ -10,6 +10,7 @@ import pytest
 
 from rootless_udi.commands.common import share
 from rootless_udi.version import VERSION
+from tests.kit import probes
 from tests.kit.places import TREE
 
 DATA = f"rootless_udi-{VERSION}.data"
@@ -72,6 +73,10 @@ def expected() -> dict[str, bytes]:
         found[f"{DATA}/scripts/{name}"] = (TREE / "bin" / name).read_bytes()
     for name, text in share.files().items():
         found[f"{DATA}/data/share/{name}"] = text.encode()
+    for path in (TREE / "contrib").rglob("*"):
+        name = str(path.relative_to(TREE / "contrib"))
+        if path.is_file() and not name.startswith("demo/"):
+            found[f"{DATA}/data/share/rootless_udi/{name}"] = path.read_bytes()
     return found
 
 
@@ -119,6 +124,48 @@ def test_shells_and_man_find_what_a_wheel_installs(prefix: Path) -> None:
         folder = prefix / "share/bash-completion/completions"
         done = subprocess.run(["bash", "-c", code, "bash", folder], capture_output=True, text=True)
         assert done.stdout == f"complete -F _udi_complete {name}\n", done.stderr
+
+
+def test_a_site_finds_what_it_takes_from_contrib(prefix: Path) -> None:
+    """docs/site.md names them; a script stays one."""
+    share = prefix / "share/rootless_udi"
+    names = ("apparmor/udi-run", "lmod/rootless_udi.lua", "slurm/spank_udi.c", "site/udi.toml")
+    for name in (*names, "site/modules.d/cvmfs.toml", "mpi/ucx.toml"):
+        assert (share / name).read_bytes() == (TREE / "contrib" / name).read_bytes()
+    assert os.access(share / "gridengine/udi-starter", os.X_OK)
+
+
+@pytest.mark.needs("lmod")
+def test_its_modulefile_is_loaded_and_unloaded(prefix: Path, tmp_path: Path) -> None:
+    """By Lmod, from a tree of modules, with bash's completion; another version takes its place."""
+    text = (prefix / "share/rootless_udi/lmod/rootless_udi.lua").read_text()
+    (tmp_path / "modules/rootless_udi").mkdir(parents=True)
+    for version in ("0.1", "0.2"):
+        (tmp_path / "opt").mkdir(exist_ok=True)
+        (tmp_path / "opt" / version).symlink_to(prefix)
+        file = tmp_path / f"modules/rootless_udi/{version}.lua"
+        file.write_text(text.replace("/opt/rootless_udi", f"{tmp_path}/opt"))
+    script = """
+        . "$1"
+        module load rootless_udi
+        command -v udi-run; complete -p udi-run
+        module load rootless_udi/0.1
+        command -v udi-run
+        module unload rootless_udi
+        command -v udi-run
+    """
+    init = probes.lmod()
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "MODULEPATH": f"{tmp_path}/modules"}
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", init], env=env, capture_output=True, text=True
+    )
+    first, second = (f"{tmp_path}/opt/{version}/bin/udi-run" for version in ("0.2", "0.1"))
+    assert done.stdout.split("\n") == [
+        first,
+        "complete -F _udi_complete udi-run",
+        second,
+        "",
+    ], done.stderr
 
 
 @pytest.mark.needs("fish")

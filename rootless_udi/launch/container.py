@@ -92,7 +92,7 @@ def build(
     server = helper.answer()
     if made.hooks:
         # Hooks run once in a container; the ranks that join find what they prepared.
-        hooks.run(made.hooks, env)
+        hooks.run(made.hooks, env, request.module is not None, request.verbose)
     folder, lost = command.arrive(request, names)
     if directory >= 0:
         try:

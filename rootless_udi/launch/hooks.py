@@ -22,21 +22,35 @@ _STEP = 0.01
 """Seconds between two looks whether a hook has ended, where the kernel has no pidfd_open(2)."""
 
 
-def run(hooks: "Iterable[Hook]", environ: "Mapping[str, str]") -> None:
+class NotThere(UdiError):
+    """A hook whose program the image lacks."""
+
+
+def run(
+    hooks: "Iterable[Hook]", environ: "Mapping[str, str]", asked: bool = True, told: bool = True
+) -> None:
     """Run the hooks one after the other, with empty standard input and their output on stderr.
 
     Call this when the root directory is the container's. Raises UdiError for a hook that can't be
-    started, fails, is killed, or takes too long; then its whole process group is killed.
+    started, fails, is killed, or takes too long; then its whole process group is killed. Unless the
+    modules were `asked` for by name, a hook whose program the image lacks is left out, with a line
+    where that is to be `told`.
     """
     for hook in hooks:
-        _run(hook, environ)
+        try:
+            _run(hook, environ, asked or told)
+        except NotThere as error:
+            if asked:
+                raise
+            if told:
+                complain("udi-run", f"{error.message}; it is left out")
 
 
-def _run(hook: Hook, environ: "Mapping[str, str]") -> None:
+def _run(hook: Hook, environ: "Mapping[str, str]", told: bool) -> None:
     what = f"hook of {hook.reason}: {hook.argv[0] if len(hook.argv) == 1 else hook.argv[-1]}"
     child = os.fork()
     if child == 0:
-        _become(hook, environ)
+        _become(hook, environ, told)
     status = _wait(child, hook.seconds)
     if status is None:
         try:
@@ -50,14 +64,14 @@ def _run(hook: Hook, environ: "Mapping[str, str]") -> None:
         )
     code = os.waitstatus_to_exitcode(status)
     if code == NOT_FOUND:
-        raise UdiError(f"{what}: not found, or something it runs is not", "is it in the image?")
+        raise NotThere(f"{what}: not found, or something it runs is not", "is it in the image?")
     if code < 0:
         raise UdiError(f"{what}: killed by signal {-code}", "the module's author can tell why")
     if code:
         raise UdiError(f"{what}: failed with status {code}", "its own output is above")
 
 
-def _become(hook: Hook, environ: "Mapping[str, str]") -> None:
+def _become(hook: Hook, environ: "Mapping[str, str]", told: bool) -> None:
     """In the child: become the hook.
 
     It gets a process group of its own, so that its children can be killed with it.
@@ -71,7 +85,8 @@ def _become(hook: Hook, environ: "Mapping[str, str]") -> None:
         command.signals()
         os.execvpe(hook.argv[0], hook.argv, dict(environ))
     except OSError as error:
-        complain("udi-run", f"{hook.argv[0]}: {os.strerror(error.errno or 0)}")
+        if told:
+            complain("udi-run", f"{hook.argv[0]}: {os.strerror(error.errno or 0)}")
     finally:
         os._exit(NOT_FOUND)
 

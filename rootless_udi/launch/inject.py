@@ -4,6 +4,7 @@ The code of each is imported only if it is asked for.
 """
 
 from rootless_udi.base.errors import UdiError
+from rootless_udi.base.process import complain
 from rootless_udi.plan.facts import Host
 from rootless_udi.plan.image import Image
 from rootless_udi.plan.options import Request
@@ -12,6 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from rootless_udi.plan.modules import Module
     from rootless_udi.plan.site import Site
     from rootless_udi.plan.steps import Hook, Injection
 
@@ -21,43 +23,114 @@ def gather(
 ) -> "tuple[tuple[Injection, ...], tuple[Hook, ...]]":
     """Return the injections and the hooks that the request and the site ask for.
 
-    Raises UdiError for a module that is unknown or can't be used on this host.
+    A default module that doesn't fit this node or this image is left out, and with it those that
+    need it. Raises UdiError for a module that is asked for by name and can't be used, and for
+    modules that are wrong in themselves.
     """
+    if request.module is None and not site.default_modules:
+        return _parts(request, site, environ, image, host, ())
+    from rootless_udi.plan import modules
+
+    known = modules.available(site.modules)
+    if request.module is not None:
+        chosen = modules.select(modules.names(request.module), known)
+        return _parts(request, site, environ, image, host, chosen)
+    chosen = modules.select(site.default_modules, known)
+    while True:
+        try:
+            return _parts(request, site, environ, image, host, chosen)
+        except Unfit as unfit:
+            _leave_out(unfit, request, environ, image)
+            chosen = modules.without(chosen, unfit.module)
+
+
+class Unfit(UdiError):
+    """A module that this node or this image has no use for."""
+
+    def __init__(self, module: str, error: UdiError) -> None:
+        super().__init__(error.message, error.hint)
+        self.module = module
+
+
+def _leave_out(unfit: Unfit, request: Request, environ: "Mapping[str, str]", image: Image) -> None:
+    """Say so to who wants to know, and to ranks whose image has an MPI: it may hang in its own."""
+    aloud = request.verbose or request.explain is not None
+    if not aloud and unfit.module == "mpi" and image.facts.get("elf"):
+        from rootless_udi.mpi_inject.mpi import planner
+        from rootless_udi.node import launcher
+
+        aloud = bool(
+            launcher.launcher(environ, request.share or "auto")
+            and planner.wanted_families(image.facts["elf"])
+        )
+    if aloud and not request.quiet:
+        text = f"the site's default module {unfit.module} is left out: {unfit.message}"
+        complain("udi-run", text, f"--module={unfit.module} insists on it")
+
+
+def _parts(
+    request: Request,
+    site: "Site",
+    environ: "Mapping[str, str]",
+    image: Image,
+    host: Host,
+    chosen: "tuple[Module, ...]",
+) -> "tuple[tuple[Injection, ...], tuple[Hook, ...]]":
+    """As `gather`, with these modules; raises Unfit for the first that can't be used."""
     parts: list[Injection] = []
     hooks: tuple[Hook, ...] = ()
     mpi, gpu = request.mpi, request.gpu
-    if request.module is not None or site.default_modules:
+    by_module: set[str] = set()
+    if chosen or request.module is not None:
         from rootless_udi.host import globs
         from rootless_udi.plan import modules
 
-        wanted = site.default_modules if request.module is None else modules.names(request.module)
-        chosen = modules.select(wanted, modules.available(site.modules))
         own = [module for module in chosen if not module.built_in]
-        part, hooks = modules.plan(own, globs.matches(modules.patterns(own)))
+        matches = globs.matches(modules.patterns(own))
+        for module in own:
+            with _judged(module.name):
+                modules.plan((module,), matches)
+        part, hooks = modules.plan(own, matches)
         parts.append(part)
-        names = {module.name for module in chosen if module.built_in}
-        mpi = "auto" if mpi is None and "mpi" in names else mpi
-        gpu = "auto" if gpu is None and "gpu" in names else gpu
+        by_module = {module.name for module in chosen if module.built_in}
+        mpi = "auto" if mpi is None and "mpi" in by_module else mpi
+        gpu = "auto" if gpu is None and "gpu" in by_module else gpu
     if mpi is not None and mpi != "none":
-        parts.append(_mpi(mpi, request, site, environ, image, parts))
+        with _judged("mpi" if request.mpi is None else ""):
+            parts.append(_mpi(mpi, request, site, environ, image, parts))
     if gpu is not None or request.device:
         from rootless_udi.mpi_inject.gpu import planner
 
         asked = "" if gpu is None else gpu or "auto"
-        cards = planner.plan(
-            asked,
-            request.device,
-            image.facts,
-            environ,
-            machine=host.machine,
-            directories=site.cdi_spec_dirs,
-            glibc=request.mpi_glibc or "auto",
-        )
+        with _judged("gpu" if request.gpu is None and not request.device else ""):
+            cards = planner.plan(
+                asked,
+                request.device,
+                image.facts,
+                environ,
+                machine=host.machine,
+                directories=site.cdi_spec_dirs,
+                glibc=request.mpi_glibc or "auto",
+            )
         # MPI and GPUs may both bring the host's C library, which is mounted once.
         laid = {target for part in parts for target in part.together}
         steps = tuple(s for s in cards.steps if s.target not in laid)
         parts.append(cards.replace(steps=steps))
     return tuple(parts), hooks
+
+
+class _judged:
+    """A context in which a failure is that of a module; with "" it stays as it is."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: "BaseException | None", trace: object) -> None:
+        if isinstance(error, UdiError) and self.module:
+            raise Unfit(self.module, error) from None
 
 
 def _mpi(

@@ -159,6 +159,18 @@ def _choose(
     chosen[name] = module
 
 
+def without(chosen: "Sequence[Module]", name: str) -> tuple[Module, ...]:
+    """Return `chosen` less a module and those that require it, or one of these."""
+    left, gone = [], {name}
+    # A module comes after those that it requires.
+    for module in chosen:
+        if module.name in gone or gone.intersection(module.requires):
+            gone.add(module.name)
+        else:
+            left.append(module)
+    return tuple(left)
+
+
 def patterns(modules: "Iterable[Module]") -> tuple[str, ...]:
     """Return the paths and patterns of modules, to look for on the host."""
     found = []

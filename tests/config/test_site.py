@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import User
 from tests.kit import images
 from tests.kit.nodes import counted
-from tests.kit.places import GOLDEN
+from tests.kit.places import GOLDEN, TREE
 from tests.kit.registry import Registry, open_registry
 
 pytestmark = pytest.mark.needs("userns", "fuse", "busybox")
@@ -187,6 +187,46 @@ def test_modules_refused(site: Site, box: Path) -> None:
     ):
         assert why in bad(site.run("udi-run", f"--module={names}", box, "true")), names
     assert good(site.run("udi-run", "--module=d", box, "echo", "fine")) == "fine\n"
+
+
+def test_a_default_module_that_does_not_fit_is_left_out(site: Site, box: Path) -> None:
+    """Only what is asked for by name must be possible; what is wrong in itself is always told."""
+    fit = '[env]\nset = {{ {0} = "1" }}\n'
+    site.write("modules.d/here.toml", fit.format("HERE"))
+    site.write("modules.d/path.toml", '[[bind]]\nsource = "/nowhere"\n' + fit.format("PATHS"))
+    site.write("modules.d/upon.toml", 'requires = ["path"]\n' + fit.format("UPON"))
+    site.write("modules.d/card.toml", 'requires = ["gpu"]\n' + fit.format("CARD"))
+    site.write("modules.d/tool.toml", "hook = ['/bin/nosuch']\n" + fit.format("TOOL"))
+    site.write("modules.d/fails.toml", "hook = 'exit 3'\n")
+    names = '"path", "mpi", "here", "upon", "card", "tool"'
+    conf = f"[modules]\ndefault = [{names}]\n[gpu]\ncdi_spec_dirs = []\n"
+    path = site.write("udi.toml", conf)
+    script = "echo ${HERE-} ${PATHS-} ${UPON-} ${CARD-} ${TOOL-}"
+    done = site.run("udi-run", "--quiet", box, "sh", "-c", script)
+    has_gpu = any(os.path.exists(one) for one in ("/dev/nvidiactl", "/dev/kfd", "/dev/dri"))
+    assert good(done) == ("1 1 1\n" if has_gpu else "1 1\n") and not done.stderr
+    told = site.run("udi-run", "--verbose", box, "true").stderr
+    assert "default module path is left out: module path: there is no /nowhere" in told
+    assert "default module mpi is left out: --mpi: " in told
+    assert "hook of module tool" in told and "it is left out" in told
+    assert "default module path is left out" in site.run("udi-run", "--explain", box).stderr
+    for name, why in (("path", "no /nowhere"), ("upon", "no /nowhere"), ("tool", "not found")):
+        assert why in bad(site.run("udi-run", f"--module={name}", box, "true"))
+    assert "--mpi: " in bad(site.run("udi-run", "--module=mpi", box, "true"))
+    for wrong, why in (("fails", "exit 3"), ("nosuch", "there is no such module")):
+        path.write_text(f'[modules]\ndefault = ["{wrong}"]\n')
+        assert why in bad(site.run("udi-run", box, "true"))
+
+
+def test_the_examples_are_good_on_a_plain_machine(site: Site, box: Path) -> None:
+    """As a site copies them; its modules that a plain machine has no use for are left out."""
+    shutil.copytree(TREE / "contrib/site", site.root, dirs_exist_ok=True)
+    for path in (site.root, *site.root.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    assert good(site.run("udi", "config", "check")) == ""
+    assert good(site.run("udi-run", "--quiet", box, "echo", "fine")) == "fine\n"
+    (site.root / "udi.toml").write_text('[modules]\ndefault = ["cvmfs", "nccl", "mpi"]\n')
+    assert good(site.run("udi-run", "--quiet", box, "echo", "fine")) == "fine\n"
 
 
 def test_configuration_refused(site: Site, box: Path) -> None:

@@ -7,6 +7,7 @@ skipping. An unknown word is an error.
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,17 @@ def _fuse() -> bool:
 
 def _gpu() -> bool:
     return os.path.exists("/proc/driver/nvidia/version")
+
+
+def lmod() -> str:
+    """Return Lmod's file for bash, below its version's folder as Debian has it; "" for none."""
+    found = sorted(Path("/usr/share/lmod").glob("*/init/bash"))
+    return str(found[0]) if found else ""
+
+
+def _installers() -> bool:
+    """pip, pipx, uv, and the packages that they need (tests/setup.sh)."""
+    return _command("pipx", "uv")() and (Path(sys.prefix) / "wheels").is_dir()
 
 
 def _decompressors() -> bool:
@@ -85,6 +97,8 @@ PROBES: dict[str, Callable[[], bool]] = {
     "fish": _command("fish"),
     "tcsh": _command("tcsh"),
     "man": _command("man", "groff"),
+    "lmod": lambda: bool(lmod()),
+    "installers": _installers,
     "pyfuse3": _module("pyfuse3"),
     "fuse-python": _module("fuse"),
     "pyroute2": _module("pyroute2"),
