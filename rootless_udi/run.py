@@ -42,8 +42,14 @@ def run(argv: "list[str]") -> int:
     own = command.own_variables(request)
     who = launcher.launcher(environ, request.share or "auto")
     name, key = launcher.key(request, who, environ) if who else ("", "")
+    if environ.get("UDI_JOIN_PLAN") == "1":
+        from rootless_udi.launch import joinplan
+
+        return joinplan.show(request, environ, own, name, key)
     if who and request.explain is None:
-        _join(request, environ, own, name, key)
+        # Who comes with the lock has looked, and is to build.
+        if "lock" not in sys._xoptions:
+            _join(request, environ, own, name, key)
         from rootless_udi.launch import shared
 
         return shared.run(request, environ, own, who, name, key)

@@ -126,6 +126,21 @@ def enter(
 
     `fd` is the record's file, `own` is of `own_variables`. Raises UdiError, OSError.
     """
+    words, env, names = planned(record, request, environ, own)
+    if join(record, fd):
+        folder, lost = arrive(request, names)
+        if lost and first_to_tell(fd, record.tail_at):
+            complain("udi-run", *outside(request, lost, environ))
+        execute(words, env, folder)
+
+
+def planned(
+    record: NodeRecord,
+    request: Request,
+    environ: "dict[str, str]",
+    own: "list[tuple[str, str, str]]",
+) -> "tuple[list[str], dict[str, str], list[str]]":
+    """Return command line, environment and names of the folder of who joins through `record`."""
     defaults = Defaults(
         record.before,
         record.after,
@@ -135,12 +150,7 @@ def enter(
     )
     words = argv(request, defaults)
     env = variables(environ, request, defaults, own)
-    names = workdir(request, defaults, current(environ))
-    if join(record, fd):
-        folder, lost = arrive(request, names)
-        if lost and first_to_tell(fd, record.tail_at):
-            complain("udi-run", *outside(request, lost, environ))
-        execute(words, env, folder)
+    return words, env, workdir(request, defaults, current(environ))
 
 
 def current(environ: "dict[str, str]") -> "list[str]":
@@ -150,12 +160,16 @@ def current(environ: "dict[str, str]") -> "list[str]":
     """
     try:
         real = os.getcwd()
-        logical = environ.get("PWD", "")
-        if logical.startswith("/") and logical != real and os.path.samefile(logical, real):
-            return [logical, real]
-        return [real]
     except OSError:
         return ["/"]
+    logical = environ.get("PWD", "")
+    try:
+        if logical.startswith("/") and logical != real and os.path.samefile(logical, real):
+            return [logical, real]
+    except OSError:
+        # It tells of a folder that is gone, or that can't be looked at.
+        pass
+    return [real]
 
 
 def arrive(request: Request, names: "list[str]") -> tuple[str, str]:

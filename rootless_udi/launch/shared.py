@@ -9,7 +9,7 @@ import os
 from rootless_udi.base import process
 from rootless_udi.base.process import complain
 from rootless_udi.launch import command
-from rootless_udi.node.election import Election, elect, say_passed_over, with_room
+from rootless_udi.node.election import Election, elect, inherited, say_passed_over, with_room
 from rootless_udi.node.record import NodeRecord, joinable
 from rootless_udi.plan.options import Request
 
@@ -34,9 +34,10 @@ def run(
     # The lock is needed to make a container, not to join one. So a rank that finds a record
     # releases the lock and then joins. If that fails, since the last member has just ended, it
     # tries again and keeps the lock, so that it can make a container.
+    first = inherited(environ, name)
     election, holding = None, False
     while election is None:
-        election = elect(environ, name)
+        election, first = first or elect(environ, name), None
         found = _record(election, key)
         if found is not None:
             record, fd = found

@@ -10,6 +10,7 @@ and so does everybody while looking for NAME.lock.
 import _signal
 import fcntl
 import os
+import sys
 from errno import EDQUOT, ENOSPC
 from time import sleep
 
@@ -29,12 +30,16 @@ _PATIENCE = 20
 class Election:
     """The right to build the container `name`: of a node's ranks one has it at a time."""
 
-    def __init__(self, path: str, directory: int, name: str) -> None:
-        """Wait for the lock. `path` and `directory` are the state directory's."""
+    def __init__(self, path: str, directory: int, name: str, lock: int | None = None) -> None:
+        """Wait for the lock. `path` and `directory` are the state directory's.
+
+        `lock` is given by who has the lock already: a descriptor of NAME.lock, -1 for the
+        directory's.
+        """
         self.path, self.directory, self.name = path, directory, name
-        self.lock = -1
+        self.lock = -1 if lock is None else lock
         self.along: list[Election] = []
-        while not self._locked():
+        while lock is None and not self._locked():
             pass
 
     def _locked(self) -> bool:
@@ -158,6 +163,32 @@ def elect(environ: "dict[str, str]", name: str) -> Election:
             return election
         election.give_up()
         os.close(directory)
+
+
+def inherited(environ: "dict[str, str]", name: str) -> Election | None:
+    """Return the lock that this process was started with; None where there is none that fits.
+
+    udi-run in C takes or waits for it, and executes Python only as the one that has it, by -X
+    lock=DIRECTORY.LOCK.NAME: two descriptors, of which the second is -1 where it is the directory
+    that is locked.
+    """
+    given = sys._xoptions.get("lock")
+    if not isinstance(given, str):
+        return None
+    numbers = [int(word) for word in given.split(".")[:2]]
+    for fd in numbers:
+        if fd >= 0:
+            os.set_inheritable(fd, False)
+    path, directory = places.find(environ, make=False)
+    same = directory >= 0 and os.path.samestat(os.fstat(directory), os.fstat(numbers[0]))
+    if directory >= 0:
+        os.close(directory)
+    if same and given.split(".")[2] == name:
+        return Election(path, numbers[0], name, numbers[1])
+    for fd in numbers:
+        if fd >= 0:
+            os.close(fd)
+    return None
 
 
 def _list(environ: "dict[str, str]", path: str) -> list[str]:

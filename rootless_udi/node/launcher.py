@@ -28,7 +28,8 @@ PLANNED = (
 )
 """Variables that change what is planned; the command's own differ between ranks and don't count."""
 
-_RANKS = ("PMIX_RANK", "PMI_RANK", "PMI_ID", "OMPI_COMM_WORLD_RANK", "PMI_FD")
+RANKS = ("PMIX_RANK", "PMI_RANK", "PMI_ID", "OMPI_COMM_WORLD_RANK", "PMI_FD")
+"""Variables of PMI and PMIx that tell a rank from its launcher."""
 
 
 def launcher(environ: "Mapping[str, str]", share: str) -> str:
@@ -48,7 +49,7 @@ def launcher(environ: "Mapping[str, str]", share: str) -> str:
         return f"slurm {get('SLURM_JOB_ID')}.{get('SLURM_STEP_ID')} {node}"
     if get("PALS_APID"):
         return f"pals {get('PALS_APID')}"
-    ranked = next((name for name in _RANKS if name in environ), None)
+    ranked = next((name for name in RANKS if name in environ), None)
     job = ""
     if get("PBS_JOBID"):
         job = f"pbs {get('PBS_JOBID')}"
@@ -97,7 +98,7 @@ def key(request: Request, who: str, environ: "Mapping[str, str]") -> tuple[str, 
     parts = [f"udi {FORMAT}", who]
     for option in OPTIONS:
         value = getattr(request, option.field)
-        if option.shares and option.name != "share" and value:
+        if option.shares and option.name != "share" and (value or value == ""):
             values = value if option.kind == LIST else ["" if option.kind == FLAG else value]
             parts += [f"{option.name}={one}" for one in values]
     if _relative(request.image):

@@ -184,6 +184,7 @@ def read_record(directory: int, name: str) -> tuple[NodeRecord | None, int]:
                 "reading", os.readlink(f"/proc/self/fd/{directory}"), file, error
             ) from None
         return None, -1
+    data = b""
     try:
         trust.check(fd, file, what="the record")
         data = _read(fd)

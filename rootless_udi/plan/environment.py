@@ -2,7 +2,7 @@
 
 The environment is made of these, in Shifter's order; a later one wins:
 
-1. the caller's variables without those of _UNSECURE and _HOST_ONLY, or none with --clearenv;
+1. the caller's variables without those of UNSECURE and HOST_ONLY, or none with --clearenv;
 2. the image's ENV; 3. --env-file; 4. --env; 5. those of modules, MPI and GPUs; 6. the site's.
 """
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Operation = tuple[str, str, str]
 """(op, name, value), as the fields of `steps.Env`."""
 
-_UNSECURE = (
+UNSECURE = (
     "GCONV_PATH",
     "GETCONF_DIR",
     "GLIBC_TUNABLES",
@@ -51,7 +51,7 @@ _UNSECURE = (
 one, so its users never saw these in a container; the host's LD_LIBRARY_PATH would be wrong
 there."""
 
-_HOST_ONLY = (
+HOST_ONLY = (
     "BASH_ENV",
     "GEM_HOME",
     "GEM_PATH",
@@ -83,7 +83,7 @@ _HOST_ONLY = (
     "_CE_M",
     "_LMFILES_",
 )
-_HOST_PREFIXES = (
+HOST_PREFIXES = (
     "BASH_FUNC_ml",
     "BASH_FUNC_module",
     "CONDA_",
@@ -126,10 +126,10 @@ def of_caller(environ: "Mapping[str, str]", clear: bool, shifter: bool) -> "list
     """Return the first operations, on the caller's environment; `clear` is --clearenv."""
     if clear:
         return [("clear", "", "")]
-    names = [*_UNSECURE]
+    names = [*UNSECURE]
     if not shifter:
-        names += _HOST_ONLY
-        names += [name for name in environ if name.startswith(_HOST_PREFIXES)]
+        names += HOST_ONLY
+        names += [name for name in environ if name.startswith(HOST_PREFIXES)]
     return [("unset", name, "") for name in names]
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.places import TREE
+
 
 def _command(*names: str) -> Callable[[], bool]:
     return lambda: all(shutil.which(name) for name in names)
@@ -81,6 +83,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "zstd": _command("zstd"),
     "strace": _command("strace"),
     "gcc": _command("gcc"),
+    "joiner": (TREE / "build/joiner/udi-run").exists,
     "bwrap": _command("bwrap"),
     "musl": _command("musl-gcc"),
     "slurm": _command("srun", "slurmctld", "slurmd", "munged"),

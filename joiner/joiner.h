@@ -1,0 +1,131 @@
+/* udi-run in C: a rank that joins a node's container, in a millisecond. Whatever is not understood
+ * here is handed over by exec to the Python program, with nothing changed; docs/launchers.md.
+ *
+ * Nothing is freed: the process becomes the command. No buffer has a size that an input could
+ * outgrow; no string is copied but by the functions of text.c. */
+#ifndef JOINER_H
+#define JOINER_H
+#define _GNU_SOURCE
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* text.c: bytes that grow, with a NUL behind them; lists of strings that end with NULL. */
+struct text {
+    char *at;
+    size_t length, room;
+};
+struct list {
+    char **at;
+    size_t count, room;
+};
+void *memory(size_t bytes);
+void add_bytes(struct text *text, const void *bytes, size_t length);
+void add(struct text *text, const char *string);
+void add_number(struct text *text, unsigned long long number);
+char *joined(const char *const *parts); /* up to NULL */
+char *number_in(const char *before, unsigned long long number, const char *after);
+void push(struct list *list, const char *string);
+bool starts(const char *string, const char *with);
+bool ends(const char *string, const char *with);
+bool digits(const char *at, size_t length, size_t most, unsigned long long *number);
+
+#define JOIN(...) joined((const char *const[]){__VA_ARGS__, NULL})
+
+/* environment.c: NAME=VALUE strings in the caller's order, each name once. */
+void environment_read(struct list *env, char **given);
+char *get(const struct list *env, const char *name);
+const char *get_or(const struct list *env, const char *name, const char *otherwise);
+void set(struct list *env, const char *name, const char *value);
+void unset(struct list *env, const char *name);
+void without_host(struct list *env, bool clear, bool shifter);
+void apply(struct list *env, const char *op, const char *name, const char *value);
+void select_gpus(const struct list *caller, struct list *env);
+
+/* options.c: the command line, by the table of plan/options.py. */
+struct given {
+    bool set;
+    char *value;
+    struct list values;
+};
+struct request {
+    struct given *options; /* by the numbers of tables.h */
+    char *image;
+    struct list command;
+};
+void parse(struct request *request, char **argv, const struct list *env);
+
+/* launcher.c: who started this rank, and the container's name. */
+char *launcher(const struct list *env, const char *share);
+void container_key(const struct request *request, const char *who, const struct list *env,
+                   struct text *key, struct text *name);
+
+/* process.c: /proc/PID/stat. */
+bool start_and_parent(long pid, unsigned long long *start, long *parent);
+unsigned long long started(long pid);
+bool alive(long pid, unsigned long long start);
+bool read_all(int fd, struct text *text, size_t most);
+
+/* places.c: the state directory. */
+int place_find(const struct list *env, bool make, bool *alone);
+
+/* record.c: the node's record. */
+struct record {
+    int fd;
+    struct text data;
+    size_t tail; /* where the members begin */
+    char *request, *server, *dead, *workdir;
+    size_t request_length;
+    unsigned long long user, mnt;
+    struct list before, after; /* op, name, value, op, name, value, ... */
+    struct list entrypoint, cmd;
+};
+bool record_read(int directory, const char *name, struct record *record);
+bool record_fits(const struct record *record, const struct text *key);
+bool record_entering(const struct record *record);
+
+/* members.c: through which process to enter, and the way in. */
+bool find_spaces(const struct record *record, int spaces[2]);
+void enter(const struct record *record, const int spaces[2]);
+bool first_to_tell(const struct record *record);
+
+/* election.c: the lock of who builds. */
+void elect(int directory, const char *name);
+void release(void);
+
+/* command.c: what the rank becomes. */
+struct command {
+    struct list argv, env, cwd;
+};
+void prepare(struct command *command, const struct request *request, const struct record *record,
+             const struct list *env);
+void print_plan(const struct command *command, const struct text *name, const struct text *key);
+_Noreturn void become(struct command *command, const struct request *request,
+                      const struct record *record, const struct list *caller);
+
+/* arrive.c: the folder, and execve(2). */
+void arrive(struct command *command, const struct request *request, const struct record *record,
+            const struct list *caller);
+_Noreturn void execute(struct command *command);
+
+/* message.c */
+const char *reason(int number);
+bool printable(const char *string);
+void speak_as(const struct list *env);
+void complain(const char *message, const char *hint);
+_Noreturn void fail(int status, const char *message, const char *hint);
+
+/* handover.c */
+struct start {
+    char **argv, **environ;
+    bool shifter;
+    int directory, lock; /* held for who builds; -1 */
+    const char *name;
+};
+extern struct start start;
+_Noreturn void hand_over(void);
+
+#endif

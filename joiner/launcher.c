@@ -1,0 +1,131 @@
+/* Who started this rank, and the name of the container of its ranks: node/launcher.py. */
+#include "joiner.h"
+#include "tables.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* Whether a process has the variable `mark`, NAME=VALUE, in its environment. */
+static bool is_rank(long pid, const char *mark)
+{
+    struct text block = {0};
+    char *path = number_in("/proc/", (unsigned long long)pid, "/environ");
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    add(&block, "");
+    bool found = false, good = read_all(fd, &block, SIZE_MAX / 8);
+    close(fd);
+    for (size_t at = 0; good && !found && at < block.length; at += strlen(block.at + at) + 1)
+        found = strcmp(block.at + at, mark) == 0;
+    free(block.at);
+    return found;
+}
+
+/* The nearest ancestor whose environment lacks `mark`: each rank may have wrapper scripts. */
+static long starter(const char *mark)
+{
+    long pid = getppid(), parent;
+    unsigned long long start_time;
+    while (pid > 1 && is_rank(pid, mark) && start_and_parent(pid, &start_time, &parent))
+        pid = parent;
+    return pid;
+}
+
+static char *job_of(const struct list *env)
+{
+    const char *sge = get_or(env, "SGE_TASK_ID", NULL), *id = get_or(env, "JOB_ID", NULL);
+    const char *pbs = get_or(env, "PBS_JOBID", NULL), *lsf = get_or(env, "LSB_JOBID", NULL);
+    const char *index = get(env, "LSB_JOBINDEX");
+    if (pbs)
+        return JOIN("pbs ", pbs);
+    if (sge && id)
+        return JOIN("sge ", id, ".", sge);
+    return lsf ? JOIN("lsf ", lsf, ".", index ? index : "0") : NULL;
+}
+
+char *launcher(const struct list *env, const char *share)
+{
+    if (strcmp(share, "off") == 0)
+        return NULL;
+    if (strcmp(share, "auto") != 0)
+        return JOIN("name ", share);
+    const char *slurm = get_or(env, "SLURM_JOB_ID", NULL), *step = get_or(env, "SLURM_STEP_ID", NULL);
+    if (slurm && step && get_or(env, "SLURM_PROCID", NULL))
+        return JOIN("slurm ", slurm, ".", step, " ", get_or(env, "SLURMD_NODENAME", ""));
+    if (get_or(env, "PALS_APID", NULL))
+        return JOIN("pals ", get(env, "PALS_APID"));
+    const char *job = job_of(env), *const *rank = RANKS;
+    while (*rank && !get(env, *rank))
+        rank++;
+    if (!*rank && !job)
+        return NULL;
+    long pid = *rank ? starter(JOIN(*rank, "=", get(env, *rank))) : getppid();
+    struct text who = {0};
+    add(&who, job ? job : "mpi");
+    add(&who, " ");
+    add_number(&who, (unsigned long long)pid);
+    add(&who, ".");
+    add_number(&who, started(pid));
+    return who.at;
+}
+
+static void part(struct text *key, const char *name, const char *value)
+{
+    add_bytes(key, "", 1); /* NUL stands between the parts */
+    add(key, name);
+    add(key, "=");
+    add(key, value);
+}
+
+static bool is_relative(const char *image)
+{
+    static const char *const schemes[] = {"oci:", "oci-archive:", "docker-archive:", NULL};
+    for (const char *const *one = schemes; *one; one++)
+        if (starts(image, *one))
+            return image[strlen(*one)] != '/';
+    bool found = *image == '.';
+    for (size_t i = 0; SQUASHFS_SUFFIXES[i]; i++)
+        found = found || (*image != '/' && ends(image, SQUASHFS_SUFFIXES[i]));
+    return found;
+}
+
+/* FNV-1a of 128 bits, as base/digest.py has it. */
+static void digest(const struct text *data, struct text *name)
+{
+    unsigned __int128 found = (unsigned __int128)0x6C62272E07BB0142u << 64 | 0x62B821756295C58Du;
+    const unsigned __int128 prime = (unsigned __int128)1 << 88 | 0x13B;
+    for (size_t i = 0; i < data->length; i++)
+        found = (found ^ (unsigned char)data->at[i]) * prime;
+    for (int shift = 124; shift >= 0; shift -= 4)
+        add_bytes(name, "0123456789abcdef" + (unsigned)(found >> shift & 15), 1);
+}
+
+void container_key(const struct request *request, const char *who, const struct list *env,
+                   struct text *key, struct text *name)
+{
+    add(key, "udi " RECORD_FORMAT);
+    add_bytes(key, "", 1);
+    add(key, who);
+    for (size_t i = 0; i < OPTION_COUNT; i++) {
+        const struct given *one = &request->options[i];
+        if (!OPTIONS[i].shares || i == O_share || !one->set)
+            continue;
+        if (OPTIONS[i].kind != LIST)
+            part(key, OPTIONS[i].name, one->value);
+        for (size_t k = 0; k < one->values.count; k++)
+            part(key, OPTIONS[i].name, one->values.at[k]);
+    }
+    if (is_relative(request->image)) {
+        char *folder = getcwd(NULL, 0);
+        if (!folder)
+            hand_over();
+        part(key, "cwd", folder);
+    }
+    for (size_t i = 0; PLANNED[i]; i++)
+        if (get(env, PLANNED[i]))
+            part(key, PLANNED[i], get(env, PLANNED[i]));
+    digest(key, name);
+}

@@ -1,0 +1,157 @@
+/* udi-run: join the node's container, or hand over to Python. */
+#include "joiner.h"
+#include "tables.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { PATIENCE = 20 }; /* times, a millisecond apart, that a member on its way in is waited for */
+
+extern char **environ;
+
+/* No file of ours may be taken for a standard one that was closed. Closed again on exec. */
+static void occupy(void)
+{
+    for (int fd = 0; fd < 3; fd++)
+        if (fcntl(fd, F_GETFD) < 0)
+            open("/dev/null", O_RDWR | O_CLOEXEC);
+}
+
+static bool has_capabilities(void)
+{
+    struct {
+        uint32_t version;
+        int pid;
+    } header = {0x20080522, 0}; /* capget(2), version 3 */
+    struct {
+        uint32_t effective, permitted, inheritable;
+    } data[2] = {{0, 0, 0}, {0, 0, 0}};
+    return syscall(SYS_capget, &header, data) == 0 && (data[0].permitted || data[1].permitted);
+}
+
+/* Before anything else is done: what is executed from here on is found by the caller's PATH. */
+static void refuse_privilege(void)
+{
+    int status = start.shifter ? 1 : 125;
+    const char *name = start.shifter ? "shifter" : "udi-run";
+    if (getuid() != geteuid() || getgid() != getegid())
+        fail(status, JOIN(name, " is setuid or setgid, and refuses to run so"),
+             "it needs no privilege: chmod ug-s it");
+    if (getauxval(AT_SECURE) && has_capabilities())
+        fail(status, JOIN(name, " has file capabilities, and refuses to run so"),
+             "it needs no privilege: setcap -r it");
+    if (getuid() == 0 || getgid() == 0)
+        hand_over();
+}
+
+/* What may have to be said once there is no way back; the rest of it is words of ours. */
+static void check_words(const struct command *command, const struct list *env)
+{
+    bool good = printable(command->argv.at[0]) && printable(get(&command->env, "PATH")) &&
+                printable(get_or(&command->env, "UDI_IMAGE", ""));
+    for (size_t i = 0; i < command->cwd.count; i++)
+        good = good && printable(command->cwd.at[i]);
+    if (!good)
+        hand_over();
+    speak_as(env);
+}
+
+/* Join where there is something to join; returns where not. */
+static void try_to_join(const struct request *request, const struct list *env, int directory,
+                        const struct text *name, const struct text *key)
+{
+    struct timespec millisecond = {0, 1000000};
+    struct record record;
+    int spaces[2];
+    for (int i = 0; i < PATIENCE; i++) {
+        if (!record_read(directory, name->at, &record))
+            return;
+        if (!record_fits(&record, key))
+            break;
+        if (find_spaces(&record, spaces)) {
+            struct command command = {{0}, {0}, {0}};
+            prepare(&command, request, &record, env);
+            check_words(&command, env);
+            release();
+            close(directory);
+            enter(&record, spaces);
+            arrive(&command, request, &record, env);
+            execute(&command);
+        }
+        /* Only who has the lock waits: he would build. */
+        if (start.directory < 0 || !record_entering(&record))
+            break;
+        close(record.fd);
+        nanosleep(&millisecond, NULL);
+    }
+    close(record.fd);
+}
+
+static void show(const struct request *request, const struct list *env, int directory,
+                 const struct text *name, const struct text *key)
+{
+    struct record record;
+    struct command command = {{0}, {0}, {0}};
+    if (directory < 0 || !record_read(directory, name->at, &record) || !record_fits(&record, key))
+        print_plan(NULL, name, key);
+    prepare(&command, request, &record, env);
+    print_plan(&command, name, key);
+}
+
+static void join_or_elect(const struct request *request, const struct list *env,
+                          const struct text *name, const struct text *key)
+{
+    bool alone;
+    int directory = place_find(env, false, &alone);
+    struct stat one, two;
+    if (strcmp(get_or(env, "UDI_JOIN_PLAN", ""), "1") == 0)
+        show(request, env, directory, name, key);
+    if (directory >= 0) {
+        try_to_join(request, env, directory, name, key);
+        close(directory);
+    }
+    directory = place_find(env, true, &alone);
+    if (directory < 0 || !alone)
+        return;
+    start.name = name->at;
+    elect(directory, name->at);
+    /* Another place may have been made meanwhile: then both locks are needed. */
+    int other = place_find(env, false, &alone);
+    if (!alone || other < 0 || fstat(other, &one) || fstat(directory, &two) ||
+        one.st_dev != two.st_dev || one.st_ino != two.st_ino) {
+        release();
+        return;
+    }
+    close(other);
+    try_to_join(request, env, directory, name, key);
+}
+
+int main(int argc, char **argv)
+{
+    struct request request = {0};
+    struct list env = {0};
+    struct text key = {0}, name = {0};
+    start.argv = argv;
+    start.environ = environ;
+    occupy();
+    const char *slash = argc > 0 ? strrchr(argv[0], '/') : NULL;
+    start.shifter = argc > 0 && strcmp(slash ? slash + 1 : argv[0], "shifter") == 0;
+    refuse_privilege();
+    if (start.shifter || argc < 2)
+        hand_over();
+    environment_read(&env, environ);
+    parse(&request, argv + 1, &env);
+    const struct given *share = &request.options[O_share];
+    char *who = launcher(&env, share->set ? share->value : "auto");
+    if (who) {
+        container_key(&request, who, &env, &key, &name);
+        join_or_elect(&request, &env, &name, &key);
+    }
+    hand_over();
+}

@@ -1,0 +1,150 @@
+/* The command line, by the table that tables.h has from plan/options.py; here is its `parse`.
+ * What it would refuse, explain or ask another table about is handed over. */
+#include "joiner.h"
+#include "tables.h"
+
+#include <string.h>
+
+static const struct option *by_name(const char *name, size_t length)
+{
+    for (size_t i = 0; i < OPTION_COUNT; i++)
+        if (strlen(OPTIONS[i].name) == length && memcmp(OPTIONS[i].name, name, length) == 0)
+            return &OPTIONS[i];
+    return NULL;
+}
+
+static const struct option *by_letter(char letter)
+{
+    for (size_t i = 0; i < OPTION_COUNT; i++)
+        if (letter && OPTIONS[i].letter == letter)
+            return &OPTIONS[i];
+    return NULL;
+}
+
+static bool is_squashfs(const char *word)
+{
+    bool found = false;
+    for (size_t i = 0; SQUASHFS_SUFFIXES[i]; i++)
+        found = found || ends(word, SQUASHFS_SUFFIXES[i]);
+    return found;
+}
+
+/* Whether the word after a bare option is its value, and not the image. */
+static bool is_value(const struct option *option, const char *word)
+{
+    for (const char *const *form = option->next; *form; form++) {
+        if (strcmp(*form, "/") == 0) {
+            if (*word == '/' && !is_squashfs(word))
+                return true;
+        } else if (strcmp(*form, "?") == 0) {
+            if (*word != '-' && !strpbrk(word, "/:@."))
+                hand_over();
+        } else if (strcmp(word, *form) == 0 || (ends(*form, ":") && starts(word, *form))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void take(struct request *request, const struct option *option, char *given)
+{
+    struct given *one = &request->options[option - OPTIONS];
+    bool known = !option->choices[0];
+    if (option->kind == FLAG ? given != NULL : option->kind != OPTIONAL && (!given || !*given))
+        hand_over();
+    for (const char *const *choice = option->choices; *choice; choice++)
+        known = known || strcmp(*choice, given ? given : "") == 0;
+    if (option->kind != FLAG && !known)
+        hand_over();
+    one->set = true;
+    one->value = given ? given : (char *)"";
+    if (option->kind == LIST)
+        push(&one->values, one->value);
+}
+
+/* Reads the leading options; returns what follows them. `named`: the image is known. */
+static char **options(struct request *request, char **argv, bool named)
+{
+    char *rest_of_bundle = NULL;
+    while (*argv || rest_of_bundle) {
+        char *word = rest_of_bundle ? rest_of_bundle : *argv, *given = NULL;
+        const struct option *option;
+        if (!rest_of_bundle && (*word != '-' || !word[1]))
+            break;
+        if (!rest_of_bundle)
+            argv++;
+        rest_of_bundle = NULL;
+        if (strcmp(word, "--") == 0)
+            return argv;
+        if (word[1] == '-') {
+            char *equals = strchr(word, '=');
+            size_t length = equals ? (size_t)(equals - word) - 2 : strlen(word) - 2;
+            option = by_name(word + 2, length);
+            given = equals ? equals + 1 : NULL;
+        } else {
+            option = by_letter(word[1]);
+            given = word[1] && word[2] ? word + 2 : NULL;
+            if (option && option->kind == FLAG && given) {
+                rest_of_bundle = JOIN("-", given);
+                given = NULL;
+            }
+        }
+        if (!option)
+            hand_over();
+        if (!given && !rest_of_bundle && (option->kind == VALUE || option->kind == LIST)) {
+            if (!*argv)
+                hand_over();
+            given = *argv++;
+        } else if (!given && option->kind == OPTIONAL && !named && !request->options[O_image].set &&
+                   argv[0] && argv[1] && is_value(option, argv[0])) {
+            given = *argv++;
+        }
+        take(request, option, given);
+    }
+    return argv;
+}
+
+static void from_variables(struct request *request, const struct list *env)
+{
+    for (size_t i = 0; VARIABLES[i].name; i++) {
+        struct given *one = &request->options[VARIABLES[i].option];
+        const char *text = get_or(env, VARIABLES[i].name, NULL);
+        if (!text || one->set)
+            continue;
+        one->set = true;
+        one->value = (char *)text;
+        if (OPTIONS[VARIABLES[i].option].kind == LIST)
+            push(&one->values, text);
+    }
+}
+
+void parse(struct request *request, char **argv, const struct list *env)
+{
+    static const int unknown[] = {O_explain, O_help, O_version, O_env_file};
+    request->options = memory(OPTION_COUNT * sizeof *request->options);
+    bool named = get_or(env, "UDI_IMAGE", NULL) != NULL;
+    char **rest = options(request, argv, named);
+    if (*rest && !named && !request->options[O_image].set &&
+        strstr(COMMANDS, JOIN(" ", *rest, " ")))
+        hand_over();
+    for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++)
+        if (request->options[unknown[i]].set)
+            hand_over();
+    from_variables(request, env);
+    struct given *image = &request->options[O_image];
+    if (!image->set) {
+        if (!*rest || !**rest)
+            hand_over();
+        image->set = true;
+        image->value = *rest++;
+        if (*rest && strcmp(*rest, "--") == 0)
+            rest++;
+    }
+    request->image = image->value;
+    for (; *rest; rest++)
+        push(&request->command, *rest);
+    struct list *own = &request->options[O_env].values;
+    for (size_t i = 0; i < own->count; i++)
+        if (*own->at[i] == '=' || !strchr(own->at[i], '='))
+            hand_over();
+}
