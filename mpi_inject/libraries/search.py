@@ -68,6 +68,7 @@ STACK = (
     "libocoms",
     "libopen-pal",
     "libopen-rte",
+    "libopen_mpi",
     "libopa",
     "libpals",
     "libpmi",

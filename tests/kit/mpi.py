@@ -118,7 +118,8 @@ def program(name: str, kind: str = "", rpath: str = "") -> Path:
     source = PROGRAMS / "mpiinject.c"
     folder = images.cache() / "mpi" / "programs"
     folder.mkdir(parents=True, exist_ok=True)
-    state = hashlib.sha256(source.read_bytes() + f"{kind} {rpath}".encode()).hexdigest()[:10]
+    how = f"{kind} {rpath} {compiler(name)}"
+    state = hashlib.sha256(source.read_bytes() + how.encode()).hexdigest()[:10]
     target = folder / f"{name}-{state}"
     if not target.exists():
         partial = target.with_suffix(f".{os.getpid()}")
@@ -330,6 +331,7 @@ def pulled(name: str) -> str:
     modules = (TREE / "mpi_inject/libraries").glob("image_*.py")
     inspector = "".join(path.read_text() for path in sorted(modules))
     state = repr((image.suite, image.packages, image.built, image.kind, image.env(), inspector))
+    state += str(compiler(image.built)) if image.built else ""
     for language in image.languages:
         state += (PROGRAMS / LANGUAGES[language][1]).read_text()
     state = hashlib.sha256(state.encode()).hexdigest()[:8]

@@ -331,6 +331,8 @@ def test_open_mpis_standard_abi_serves_ranks_of_its_own_launcher(
     standard = h.library("libmpi_abi.so.1", h.NEWER, needed=("libopen_mpi.so.40",))
     host[f"{ARCH}/libmpi_abi.so.1"] = standard
     image = {**h.glibc(), "/app": h.program(("libmpi_abi.so.1",))}
+    # The image's own, part of its own MPI, would not do.
+    image[f"{ARCH}/libopen_mpi.so.40"] = h.library("libopen_mpi.so.40")
     environ = {"PATH": "/usr/bin", **environ}
     if whose:
         found = inject(host, image, tmp_path, environ=environ)

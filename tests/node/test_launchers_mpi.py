@@ -38,7 +38,6 @@ def check(result: Result, kind: Kind, ranks: int, most: int) -> None:
     assert set(result.namespaces) == set(range(ranks))
     (one,) = set(result.namespaces.values())
     assert one[0] != os.readlink("/proc/self/ns/user")
-    assert set(result.node.values()) == {ranks}
     assert set(result.vm_readv.values()) == {"ok"}
     assert all(text.startswith(kind.version) for text in result.library.values())
     sizes = [8, 64, 1024, 8192, 65536, 524288, 4 << 20]
@@ -53,6 +52,9 @@ def test_messages_of_every_size_arrive(user: User, left: Leftovers, kind: Kind, 
     iterations = 20 if ranks == 2 else 2
     result = run(user, contained(kind, ranks, iterations))
     check(result, kind, ranks, 4 << 20)
+    if set(result.node.values()) != {ranks}:
+        # Debian's MPICH 5 calls each rank a node of its own, container or not.
+        assert result.node == run(user, mpiprogs.bare(kind, ranks, 2, 8)).node
 
 
 @kinds
