@@ -26,25 +26,33 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
         yield one
 
 
-def check(page: str, user: User, registry: Registry, slow: bool) -> None:
-    env = {**user.env, **world.furnish(user.home, registry)}
+def check(page: str, user: User, env: dict[str, str], slow: bool) -> None:
     work = user.home / "work"
     work.mkdir()
-    wrong = documents.run(page, work, env, user.argv(), slow)
+    wrong = documents.run(page, work, {**user.env, **env}, user.argv(), slow)
     assert not wrong, "\n\n".join(wrong)
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_page(page: str, user: User, registry: Registry) -> None:
-    check(page, user, registry, slow=False)
+    check(page, user, world.furnish(user.home, registry), slow=False)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.needs("buildah", "openmpi")
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if any("slow" in b.info for b in documents.blocks(p))]
 )
-def test_page_with_what_is_slow(page: str, user: User, registry: Registry) -> None:
-    check(page, user, registry, slow=True)
+def test_page_with_what_is_slow(page: str, user: User, registry: Registry, tmp_path: Path) -> None:
+    world.push_debian(registry, tmp_path / "debian")
+    env = {**world.furnish(user.home, registry), **world.building(user.home, registry)}
+    try:
+        check(page, user, env, slow=True)
+    finally:
+        # Files of the user's further ids, which only root of a user namespace can remove.
+        storage = user.home / ".local/share/containers"
+        user.run("buildah", "unshare", "rm", "-rf", storage, env=env)
 
 
 @pytest.mark.parametrize("page", documents.pages())

@@ -106,6 +106,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "fuse-python": _module("fuse"),
     "pyroute2": _module("pyroute2"),
     "prctl": _module("prctl"),
+    "buildah": _command("buildah", "newuidmap"),
     "zensical": _module("zensical"),
     "tensors": lambda: _module("torch")() or _module("cupy")(),
     "no-gpu": lambda: not _gpu() and not any(map(os.path.exists, ("/dev/kfd", "/dev/dri"))),

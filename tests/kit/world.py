@@ -68,3 +68,43 @@ def furnish(home: Path, registry: Registry) -> dict[str, str]:
     (scratch / "run1/simulate").chmod(0o755)
     (scratch / "run1/input.txt").write_text("1 2 3\n")
     return {"SCRATCH": str(scratch), "COLUMNS": "80"}
+
+
+MACHINES_OWN = (
+    "etc/apt/apt.conf.d/*",
+    "etc/apt/apt.conf",
+    "etc/apt/auth.conf.d/*",
+    "etc/pip.conf",
+    "etc/ssl/certs/ca-certificates.crt",
+    "usr/local/share/ca-certificates/*.crt",
+)
+"""What brings this machine to its mirrors and package index."""
+
+
+def push_debian(registry: Registry, folder: Path) -> None:
+    """Put a minimal Debian 12 into `registry` as library/debian:12; it installs as this machine."""
+    own: list[images.Entry] = [
+        (str(path)[1:], path.read_bytes(), {})
+        for pattern in MACHINES_OWN
+        for path in sorted(Path("/").glob(pattern))
+        if path.is_file() and not path.name.startswith("docker-")
+    ]
+    layout = images.Layout(folder)
+    root = images.debian_root("bookworm").read_bytes()
+    layout.image("12", [root, images.tar(own)], {"Cmd": ["bash"]}, compress=None, suffix="")
+    registry.push(folder, "12", "library/debian:12")
+
+
+def building(home: Path, registry: Registry) -> dict[str, str]:
+    """Return the variables by which buildah builds without root, and `registry` is Docker Hub."""
+    config = home / ".config/containers"
+    config.mkdir(parents=True)
+    (config / "registries.conf").write_text(
+        'unqualified-search-registries = ["docker.io"]\n'
+        f'[[registry]]\nprefix = "docker.io"\nlocation = "{registry.host}"\ninsecure = true\n'
+    )
+    return {
+        "CONTAINERS_REGISTRIES_CONF": str(config / "registries.conf"),
+        "BUILDAH_ISOLATION": "chroot",
+        "STORAGE_DRIVER": "vfs",
+    }
