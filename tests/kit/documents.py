@@ -58,7 +58,7 @@ class Command(NamedTuple):
 
 def pages() -> list[str]:
     """Return the documents, by their path in the tree."""
-    kinds = ("*.md", "docs/*.md", "contrib/*/README.md", "bench/README.md")
+    kinds = ("*.md", "docs/*.md", "contrib/README.md", "contrib/*/README.md", "bench/README.md")
     found = [path for kind in kinds for path in TREE.glob(kind)]
     return sorted(str(path.relative_to(TREE)) for path in found)
 
