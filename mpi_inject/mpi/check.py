@@ -55,10 +55,12 @@ def check(
     wanted: str = "",
     compat: str = "",
     root: str = "/",
+    glibc: str = "auto",
 ) -> tuple[str, bool]:
     """Return the report of `udi mpi check` and whether a launch would succeed.
 
-    `image` is the facts' "elf" part, `wanted` and `compat` the values of --mpi and --mpi-compat.
+    `image` is the facts' "elf" part, `wanted`, `compat` and `glibc` the values of --mpi,
+    --mpi-compat and --mpi-glibc.
     Every MPI and profile of the host is tried where none is named; nothing is run.
     """
     profiles = tuple(site)
@@ -67,13 +69,13 @@ def check(
     for one in discover.find(environ, host):
         lines.append("  " + _host(one, host))
     lines += [f"  profile {p.name}: {p.description or p.prefix or p.family}" for p in profiles]
-    lines.append(f"--mpi={wanted or 'auto'} --mpi-compat={compat or 'major'}")
-    text, good = _verdict(wanted, compat, image, environ, profiles, root)
+    lines.append(f"--mpi={wanted or 'auto'} --mpi-compat={compat or 'major'} --mpi-glibc={glibc}")
+    text, good = _verdict(wanted, compat, image, environ, profiles, root, glibc)
     lines += ["  " + line for line in text]
     if not wanted and not good:
         for profile in profiles:
             if profile.family:
-                text, _ = _verdict(profile.name, compat, image, environ, profiles, root)
+                text, _ = _verdict(profile.name, compat, image, environ, profiles, root, glibc)
                 lines += [f"--mpi={profile.name}", *("  " + line for line in text)]
     return "\n".join(lines) + "\n", good
 
@@ -85,9 +87,10 @@ def _verdict(
     environ: Mapping[str, str],
     site: tuple[Profile, ...],
     root: str,
+    glibc: str,
 ) -> tuple[list[str], bool]:
     try:
-        found = planner.inject(wanted, compat, image, environ, site, root)
+        found = planner.inject(wanted, compat, image, environ, site, root, glibc=glibc)
     except UdiError as error:
         return [
             "refused: " + error.message,

@@ -20,6 +20,7 @@ def add(commands: Parsers) -> None:
     one.add_argument("image")
     one.add_argument("--profile", default="", help="of the site's, or auto, mpich, openmpi, abi")
     one.add_argument("--compat", default="", choices=("", "warn", "major", "full", "strict"))
+    one.add_argument("--mpi-glibc", default="auto", choices=("auto", "never"))
     profile = group(actions, "profile", "MPI profiles")
     one = command(profile, "capture", _capture, "write a profile of the MPI on the PATH")
     one.add_argument("name")
@@ -51,7 +52,8 @@ def _check(arguments: Arguments) -> int:
         )
     site = load.load(os.environ)
     known = [profiles.from_dict(name, table) for name, table in site.mpi.items()]
-    text, possible = check.check(elf, os.environ, known, arguments.profile, arguments.compat)
+    asked = arguments.profile, arguments.compat
+    text, possible = check.check(elf, os.environ, known, *asked, glibc=arguments.mpi_glibc)
     page(text if text.endswith("\n") else f"{text}\n")
     return 0 if possible else 1
 

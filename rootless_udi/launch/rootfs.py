@@ -97,7 +97,15 @@ class Rootfs:
         words = {o for o in step.options if o in _WORDS}
         flags = MS_NOSUID * ("nosuid" in words) | MS_NODEV * ("nodev" in words)
         source = f"/host{step.source}"
-        is_directory = bool(step.fstype) or S_ISDIR(os.stat(source).st_mode)
+        try:
+            is_directory = bool(step.fstype) or S_ISDIR(os.stat(source).st_mode)
+        except OSError as error:
+            if not step.required:
+                return
+            raise UdiError(
+                f"mounting {step.source} on {step.target} failed: {error.strerror}",
+                "it was there when this start was planned: try again",
+            ) from None
         target, found = self.ensure(step.target, is_directory)
         where = f"/host/proc/self/fd/{target}"
         self.mounts.append((step.target, found, "" if step.fstype else step.source))

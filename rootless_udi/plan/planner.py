@@ -106,7 +106,7 @@ def build(
     steps += [kept for step in added if (kept := _look(step, sources)) is not None]
     steps += folder.fitting(folders, steps, volumes, sources)
     made = {cache.target: cache for cache in caches}
-    for volume in _beside(volumes, injections):
+    for volume in _uncovered(volumes, steps, injections):
         mount = made.get(volume.destination) or _look(_volume(volume), sources)
         assert mount is not None
         steps.append(mount)
@@ -135,15 +135,25 @@ def build(
     )
 
 
-def _beside(
-    volumes: "tuple[Volume, ...]", injections: "Iterable[Injection]"
+def _uncovered(
+    volumes: "tuple[Volume, ...]",
+    steps: "Iterable[Step | FileCache]",
+    injections: "Iterable[Injection]",
 ) -> "tuple[Volume, ...]":
-    """Return the volumes. Raises UdiError for one that would hide parts of a C library."""
-    for volume in volumes:
-        for target in (target for one in injections for target in one.together):
-            if mountpoints.within(target, volume.destination):
+    """Return the volumes. Refuse one, or a mount of the site, a module or CDI, over a C library of
+    which all must be the host's: what is known of the image's would not hold for what lies there.
+    """
+    over = [(f"volume {volume.destination}", volume.destination, True) for volume in volumes]
+    for step in steps:
+        if isinstance(step, Mount):
+            # On a file itself it is the one that brings it.
+            over.append((f"mount {step.target} ({step.reason})", step.target, False))
+    targets = [target for injection in injections for target in injection.together]
+    for what, place, whole in over:
+        for target in targets:
+            if mountpoints.within(target, place) and (whole or target != place):
                 raise UdiError(
-                    f"volume {volume.destination}: it covers {target}, over which the host's lies,"
+                    f"{what}: it covers {target}, over which the host's lies,"
                     " as all of its C library must",
                     "mount it elsewhere, or --mpi-glibc=never leaves the image's C library alone",
                 )

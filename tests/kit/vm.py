@@ -34,6 +34,7 @@ PACKAGES = (
     "strace",
 )
 MODULES = ("fuse", "overlay", "loop", "squashfs")
+"""Loaded in this order: insmod(8) knows of no dependencies. Those built in are fine."""
 USER = 1500
 
 
@@ -109,9 +110,9 @@ def _fetch(suite: str, target: Path) -> None:
     shutil.rmtree(work)
 
 
-def _root() -> Path:
+def _root(suite: str, packages: tuple[str, ...]) -> Path:
     """Return the packed root file system, without the tree."""
-    tar = images.debian_root("bookworm", PACKAGES)
+    tar = images.debian_root(suite, packages)
     target = tar.with_suffix(".cpio.gz")
     with open(images.cache() / "vm.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -145,12 +146,17 @@ def _pack(folder: Path, target: Path) -> None:
     os.rename(f"{target}.part", target)
 
 
-def _added(work: Path, release: str, source: Path, files: Mapping[str, Path]) -> None:
+def _added(
+    work: Path, release: str, source: Path, modules: tuple[str, ...], files: Mapping[str, Path]
+) -> None:
     """Lay out what this boot adds: modules, the tree, the first process, the test's files."""
-    for module in MODULES:
-        for found in (source / "lib/modules").rglob(f"{module}.ko*"):
-            (work / "mods" / release).mkdir(parents=True, exist_ok=True)
-            shutil.copy(found, work / "mods" / release)
+    target = work / "mods" / release
+    target.mkdir(parents=True)
+    for number, module in enumerate(modules):
+        # Packages of trixie and later have them below /usr.
+        for top in ("lib", "usr/lib"):
+            for found in (source / top / "modules").rglob(f"{module}.ko*"):
+                shutil.copy(found, target / f"{number:02}-{found.name}")
     (work / "opt/udi").mkdir(parents=True)
     for name in ("bin", "rootless_udi", "fuse", "idmap", "mpi_inject"):
         subprocess.run(["cp", "-a", TREE / name, work / "opt/udi" / name], check=True)
@@ -164,38 +170,51 @@ def _added(work: Path, release: str, source: Path, files: Mapping[str, Path]) ->
 
 
 def boot(
-    suite: str, steps: Iterable[Step], work: Path, files: Mapping[str, Path] | None = None
+    suite: str,
+    steps: Iterable[Step],
+    work: Path,
+    files: Mapping[str, Path] | None = None,
+    *,
+    root: str = "bookworm",
+    packages: tuple[str, ...] = (),
+    modules: tuple[str, ...] = (),
+    words: str = "",
+    seconds: int = 1200,
 ) -> dict[str, Done]:
     """Boot the kernel of `suite`, run `steps` in order there and return what each did.
 
-    `files` are the test's own, {path in the guest: path here}; `work` is an empty folder.
+    `files` are the test's own, {path in the guest: path here}; `work` is an empty folder. The root
+    is Debian's `root` with PACKAGES and `packages`; `modules` are loaded after MODULES; `words` go
+    to the kernel, and those with a "=" that it does not know to the first process. After `seconds`
+    it is killed (subprocess.TimeoutExpired).
     """
     source = kernel(suite)
     (image,) = (source / "boot").glob("vmlinuz-*")
     tree = work / "added"
     tree.mkdir(parents=True)
-    _added(tree, image.name.removeprefix("vmlinuz-"), source, files or {})
+    release = image.name.removeprefix("vmlinuz-")
+    _added(tree, release, source, (*MODULES, *modules), files or {})
     rows = [[s.name, list(s.argv), s.user, dict(s.env), s.seconds] for s in steps]
     (tree / "steps.json").write_text(json.dumps(rows))
     _pack(tree, work / "added.cpio.gz")
     shutil.rmtree(tree)
     with open(work / "initramfs", "wb") as whole:
-        for part in (_root(), work / "added.cpio.gz"):
+        for part in (_root(root, (*PACKAGES, *packages)), work / "added.cpio.gz"):
             with open(part, "rb") as file:
                 shutil.copyfileobj(file, whole)
-    done = subprocess.run(
-        [
-            *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"),
-            *("-m", "3000", "-nographic", "-no-reboot", "-nic", "none", "-kernel", image),
-            *("-initrd", work / "initramfs"),
-            *("-append", "console=ttyS0 quiet loglevel=3 panic=-1 rdinit=/vminit"),
-        ],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=1200,
-    )
+    argv: list[str | Path] = [
+        *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"),
+        *("-m", "3000", "-nographic", "-no-reboot", "-nic", "none", "-kernel", image),
+        *("-initrd", work / "initramfs"),
+        *("-append", f"console=ttyS0 quiet loglevel=3 panic=-1 rdinit=/vminit {words}"),
+    ]
+    # To a file: who looks at it sees how far it is, also where the time was too short.
+    with open(work / "console", "wb") as console:
+        subprocess.run(
+            argv, stdin=subprocess.DEVNULL, stdout=console, stderr=console, timeout=seconds
+        )
     (work / "initramfs").unlink()
-    return _said(done.stdout)
+    return _said((work / "console").read_bytes())
 
 
 def _said(console: bytes) -> dict[str, Done]:

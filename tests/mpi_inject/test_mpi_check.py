@@ -34,8 +34,19 @@ def test_a_report(tmp_path: Path) -> None:
         "  MPICH in /opt/mpich/lib (by mpiexec on the PATH): libmpi.so.12.2.2, needs GLIBC_2.17"
         in lines
     )
-    assert "--mpi=auto --mpi-compat=major" in lines
+    assert "--mpi=auto --mpi-compat=major --mpi-glibc=auto" in lines
     assert any(line.startswith("  over /usr/lib/x86_64-linux-gnu/libmpich.so") for line in lines)
+
+
+@pytest.mark.needs("gcc")
+def test_the_hosts_c_library_as_udi_run_has_it(tmp_path: Path) -> None:
+    """With each value of --mpi-glibc the answer of a launch."""
+    host = {**h.mpich_host("2.38"), **h.whole_glibc("2.41")}
+    image = {**h.mpich_image(glibc_version="2.36"), **h.whole_glibc("2.36")}
+    text, good = check(host, image, tmp_path / "auto")
+    assert good and "/libc.so.6: the host's libc.so.6: libmpi" in text
+    text, good = check(host, image, tmp_path / "never", glibc="never")
+    assert not good and "hint: --mpi-glibc=auto brings the host's along" in text
 
 
 @pytest.mark.needs("gcc")

@@ -44,6 +44,8 @@ def over(found: Injection) -> list[str]:
     return [s.target for s in mounts if "needs GLIBC_2.38" in s.reason]
 
 
+OTHER_CLASS = b"\x7fELF\x01\x01\x01" + bytes(9) + h.library("libm.so.6")[16:]
+"""A library that says it is of 32 bits."""
 ALL = {*h.PLAIN, "libc.so.6", "libnss_compat.so.2", "ld-linux-x86-64.so.2"}
 
 
@@ -171,6 +173,7 @@ def test_what_is_said_of_static_programs_and_executable_stacks(tmp_path: Path) -
         ({LIBC: "nowhere"}, f"the image's {LIBC} leads to {ARCH}/nowhere, which is no library"),
         ({LIBC: "libc.so.6"}, f"the image's {LIBC} is a link in a circle"),
         ({f"{ARCH}/libm.so.6": b"\x7fELF\x02\x01"}, f"the image's {ARCH}/libm.so.6 is damaged"),
+        ({f"{ARCH}/libdl.so.2": "a", f"{ARCH}/a": "libdl.so.2"}, "is a link in a circle"),
         ({f"{ARCH}/librt.so.1": "."}, f"{ARCH}/librt.so.1 leads to {ARCH}, which is no library"),
         (
             {"/usr" + h.LOADER: "gone"},
@@ -183,6 +186,27 @@ def test_a_copy_that_can_not_be_resolved(change: h.Tree, why: str, tmp_path: Pat
     # Another libc.so.6 lets the image have a glibc at all.
     tree["/usr/lib/libc.so.6"] = h.library("libc.so.6", defines=("GLIBC_2.2.5", "GLIBC_2.36"))
     assert why in refused(host(), tree, tmp_path)
+
+
+def test_a_directory_in_the_place_of_a_file(tmp_path: Path) -> None:
+    """It is no library: the image has no such one, and nothing is mounted over the directory."""
+    tree = image()
+    del tree[LIBC]
+    tree[f"{LIBC}/inside"] = b""
+    with pytest.raises(UdiError, match="the image has no glibc, which the host's MPI needs"):
+        inject(host(), tree, tmp_path / "libc")
+    tree = image()
+    del tree[f"{ARCH}/libm.so.6"]
+    tree[f"{ARCH}/libm.so.6/inside"] = b""
+    found = over(inject(host(), tree, tmp_path / "libm"))
+    assert LIBC in found and f"{ARCH}/libm.so.6" not in found
+
+
+def test_a_library_of_another_class_is_other_programs(tmp_path: Path) -> None:
+    """ld.so passes over it, as for the 32-bit programs of an image of two kinds."""
+    places = [f"{ARCH}/libm.so.6", "/usr/lib32/libc.so.6"]
+    found = over(inject(host(), {**image(), **dict.fromkeys(places, OTHER_CLASS)}, tmp_path))
+    assert LIBC in found and not set(places) & set(found)
 
 
 def test_copies_by_the_hundred(tmp_path: Path) -> None:

@@ -160,6 +160,22 @@ def test_a_volume_over_the_images_glibc(place: str, user: User) -> None:
     assert "as all of its C library must" in done.stderr
 
 
+@pytest.mark.needs("strace")
+def test_a_file_of_the_host_that_vanishes_between_plan_and_bind(user: User) -> None:
+    """Named, and no half of the family is left: the command is not run."""
+    env = mpi.environment(user, "debian-mpich")
+    argv = [str(TREE / "bin/udi-run"), "--mpi", "--explain=json", mpi.pulled("bullseye-mpich")]
+    steps = json.loads(user.run(*argv, "python3", env=env).stdout)["steps"]
+    (libc,) = [s for s in steps if s["target"].endswith("/libc-2.31.so")]
+    words = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", f"/host{libc['source']}"]
+    words += ["-e", "trace=newfstatat", "-e", "inject=newfstatat:error=ENOENT"]
+    argv = [str(TREE / "bin/udi-run"), "--mpi", mpi.pulled("bullseye-mpich"), "echo", "ran"]
+    done = user.run(*words, *argv, env=env)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert f"mounting {libc['source']} on " in done.stderr, done.stderr
+    assert "failed: No such file or directory" in done.stderr and "try again" in done.stderr
+
+
 def test_python_and_its_children_without_a_variable(user: User) -> None:
     """`env -i` keeps the C library: it is bound, not searched for."""
     code = "print({w for w in open('/proc/self/maps').read().split() if '/libc' in w})"

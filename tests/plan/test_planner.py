@@ -206,6 +206,15 @@ def test_files_that_work_together_or_not_at_all() -> None:
     for place in ("/lib", "/lib/libm.so.6"):
         with pytest.raises(UdiError, match=f"volume {place}: it covers /lib/lib[cm].so.6"):
             build(injections=(LIBC,), volumes=parse(f"/x:{place}"))
+    # A mount of the site's, of a module, of CDI: before or after, it changes what was known.
+    site = Site(mounts=(MountRow("/x", "/lib"),))
+    with pytest.raises(UdiError, match=r"mount /lib \(.*\): it covers /lib/lib[cm].so.6"):
+        build(injections=(LIBC,), site=site)
+    other = Injection((Mount("/lib", "/x", reason="module m"),))
+    for injections in ((LIBC, other), (other, LIBC)):
+        with pytest.raises(UdiError, match=r"mount /lib \(module m\): it covers /lib/lib[cm].so.6"):
+            build(injections=injections)
+    assert build(injections=(LIBC, Injection((Mount("/lib/other", "/x"),))))
 
 
 def test_a_source_that_answers_with_an_error_is_named() -> None:
