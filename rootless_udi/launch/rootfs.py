@@ -14,6 +14,7 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.base.syscalls import (
     MS_BIND,
     MS_NODEV,
+    MS_NOEXEC,
     MS_NOSUID,
     MS_PRIVATE,
     MS_RDONLY,
@@ -29,7 +30,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rootless_udi.plan.pernodecache import FileCache
 
-_WORDS = {"ro", "rw", "nosuid", "nodev", "noexec", "rec", "private", "slave"}
+_FLAGS = {"ro": MS_RDONLY, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC}
+"""What a word of mount(8) adds to a mount's flags."""
+_WORDS = {*_FLAGS, "rw", "rec", "private", "slave"}
+"""All words of a bind; what else a file system's mount has is the file system's own."""
 
 
 class Rootfs:
@@ -94,8 +98,9 @@ class Rootfs:
 
     def mount(self, step: Mount) -> None:
         """Bind the source, or mount a file system, on the target. Raises UdiError, OSError."""
-        words = {o for o in step.options if o in _WORDS}
-        flags = MS_NOSUID * ("nosuid" in words) | MS_NODEV * ("nodev" in words)
+        flags = 0
+        for word in step.options:
+            flags |= _FLAGS.get(word, 0)
         source = f"/host{step.source}"
         try:
             is_directory = bool(step.fstype) or S_ISDIR(os.stat(source).st_mode)
@@ -111,19 +116,21 @@ class Rootfs:
         self.mounts.append((step.target, found, "" if step.fstype else step.source))
         if step.fstype:
             data = ",".join(o for o in step.options if o not in _WORDS)
-            mount(step.source, where, step.fstype, flags, data)
-            if "ro" in words:
+            # Read-only last: mount points are still to be made in it.
+            mount(step.source, where, step.fstype, flags & ~MS_RDONLY, data)
+            if flags & MS_RDONLY:
                 self.to_seal.append(self.open(step.target))
         else:
+            if unknown := set(step.options) - _WORDS:
+                raise AssertionError(f"a bind on {step.target} with {', '.join(unknown)}")
             # Always with MS_REC: mounts that come from the parent namespace are locked together,
             # and the kernel refuses to bind one without those below it (mount_namespaces(7)).
             mount(source, where, None, MS_BIND | MS_REC)
             os.close(target)
             target = self.open(step.target)
             where = f"/host/proc/self/fd/{target}"
-            if "slave" not in words:
+            if "slave" not in step.options:
                 mount(None, where, None, MS_REC | MS_PRIVATE)
-            flags |= MS_RDONLY * ("ro" in words)
             if flags:
                 restrict(where, flags)
         os.close(target)

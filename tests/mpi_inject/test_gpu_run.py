@@ -143,9 +143,16 @@ def test_the_site_says_where_cdi_files_are(user: User, image: Path) -> None:
     folder = user.home / "cdi"
     folder.mkdir()
     (user.home / "secret").write_text("from the host\n")
+    (user.home / "tool").write_text("#!/bin/sh\necho executed\n")
+    (user.home / "tool").chmod(0o755)
+    tool = {"hostPath": f"{user.home}/tool", "containerPath": "/opt/vendor/tool"}
     edits = {
         "env": ["DEVICE=here"],
-        "mounts": [{"hostPath": f"{user.home}/secret", "containerPath": "/opt/vendor/secret"}],
+        "mounts": [
+            {"hostPath": f"{user.home}/secret", "containerPath": "/opt/vendor/secret"},
+            tool,
+            {**tool, "containerPath": "/opt/vendor/data", "options": ["bind", "noexec"]},
+        ],
     }
     device = {"name": "x", "containerEdits": edits}
     document = {"cdiVersion": "0.6.0", "kind": "vendor.com/device", "devices": [device]}
@@ -153,9 +160,10 @@ def test_the_site_says_where_cdi_files_are(user: User, image: Path) -> None:
     config = user.home / "udi.toml"
     config.write_text(f'[gpu]\ncdi_spec_dirs = ["{folder}"]\n')
     env = {"UDI_CONFIG": str(config)}
-    show = "cat /opt/vendor/secret; echo $DEVICE"
+    show = "cat /opt/vendor/secret; echo $DEVICE; /opt/vendor/tool; /opt/vendor/data"
     done = user.run("udi-run", "--device=vendor.com/device=x", image, "sh", "-c", show, env=env)
-    assert done.stdout == "from the host\nhere\n", done.stderr
+    assert done.stdout == "from the host\nhere\nexecuted\n", done.stderr
+    assert done.returncode == 126 and "/opt/vendor/data: Permission denied" in done.stderr
     done = user.run("udi", "gpu", "--device=vendor.com/device=x", env=env)
     assert f"CDI device vendor.com/device=x of {folder}/vendor.json" in done.stdout, done.stderr
     assert f"/opt/vendor/secret <- {user.home}/secret" in done.stdout
