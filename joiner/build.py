@@ -119,7 +119,7 @@ def compiled(compiler: list[str], target: Path, flags: Iterable[str] = ()) -> st
         except OSError as error:
             return f"{compiler[0]}: {error.strerror}"
         if done.returncode:
-            return done.stderr or done.stdout
+            return done.stderr or done.stdout or f"{compiler[0]}: status {done.returncode}"
         part.rename(target)
     return ""
 
@@ -129,7 +129,7 @@ def build(folder: Path) -> str:
     why = ""
     folder.mkdir(parents=True, exist_ok=True)
     for compiler in compilers():
-        why = compiled(compiler, folder / "udi-run") or ""
+        why = compiled(compiler, folder / "udi-run")
         if not why:
             return ""
     return why

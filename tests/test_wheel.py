@@ -17,13 +17,14 @@ DATA = f"rootless_udi-{VERSION}.data"
 SKIPPED = {".git", ".venv", "build", "__pycache__"}
 
 
-def built(source: Path, what: str, target: Path) -> Path:
+def built(source: Path, what: str, target: Path, compiler: str = "gcc") -> Path:
     """Return the distribution that setuptools makes of `source`, as pip and build ask for it."""
     code = (
         "import sys; from setuptools import build_meta as b; getattr(b, sys.argv[1])(sys.argv[2])"
     )
     argv = [sys.executable, "-I", "-W", "ignore", "-c", code, what, str(target)]
-    done = subprocess.run(argv, cwd=source, capture_output=True, text=True)
+    env = {**os.environ, "CC": compiler}
+    done = subprocess.run(argv, cwd=source, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (made,) = target.iterdir()
     return made
@@ -61,7 +62,10 @@ def contents(wheel: Path) -> dict[str, bytes]:
 
 
 def expected() -> dict[str, bytes]:
-    """Return what the tree says is in it: every module, also of the rooms behind symbolic links."""
+    """Return what the tree says is in it: every module, also of the rooms behind symbolic links.
+
+    The scripts are those of a wheel that no compiler had a part in.
+    """
     found = {}
     for folder, names, files in os.walk(TREE / "rootless_udi", followlinks=True):
         names[:] = [name for name in names if name not in SKIPPED]
@@ -80,10 +84,49 @@ def expected() -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.needs("gcc")
 def test_a_wheel_is_the_tree(wheel: Path) -> None:
+    """The program in C stands before the script, which has another name then."""
     found, wanted = contents(wheel), expected()
+    for name in ("udi-run", "shifter"):
+        assert found.pop(f"{DATA}/scripts/{name}").startswith(b"\x7fELF")
+        wanted[f"{DATA}/scripts/udi-run-python"] = wanted.pop(f"{DATA}/scripts/{name}")
     assert sorted(found) == sorted(wanted)
     assert [name for name in wanted if found[name] != wanted[name]] == []
+    assert not wheel.name.endswith("-any.whl") and wheel.name.count("-py3-none-") == 1
+
+
+def test_a_wheel_without_a_compiler_is_for_any_platform(checkout: Path, tmp_path: Path) -> None:
+    (tmp_path / "wheel").mkdir()
+    source = tmp_path / "source"
+    subprocess.run(["cp", "-a", checkout, source], check=True)
+    subprocess.run(["rm", "-rf", source / "build"], check=True)
+    pure = built(source, "build_wheel", tmp_path / "wheel", compiler="false")
+    assert contents(pure) == expected()
+    assert pure.name.endswith("-py3-none-any.whl")
+
+
+@pytest.mark.needs("gcc")
+def test_an_installed_program_finds_the_installed_python_one(prefix: Path, tmp_path: Path) -> None:
+    """Also through a link, and by its other name; neither needs a shell."""
+    (tmp_path / "link").symlink_to(prefix / "bin/udi-run")
+    env = {"PATH": "/nowhere"}
+    for program in (prefix / "bin/udi-run", tmp_path / "link"):
+        done = subprocess.run([program, "--version"], env=env, capture_output=True, text=True)
+        assert done.stdout == f"udi-run {VERSION}\n", done.stderr
+    asked: list[str | Path] = [prefix / "bin/shifter", "--help"]
+    done = subprocess.run(asked, env=env, capture_output=True, text=True)
+    assert done.stdout.startswith("usage: shifter")
+    doctor: list[str | Path] = [prefix / "bin/udi", "doctor", "--json"]
+    done = subprocess.run(doctor, env={"PATH": "/bin"}, capture_output=True, text=True)
+    assert "in C: a rank joins" in done.stdout
+    (tmp_path / "bin").mkdir()
+    for name in ("udi-run", "udi-run-python"):
+        subprocess.run(["cp", prefix / "bin" / name, tmp_path / "bin"], check=True)
+    alone: list[str | Path] = [tmp_path / "bin/udi-run", "--version"]
+    done = subprocess.run(alone, env=env, capture_output=True, text=True)
+    assert done.returncode == 125
+    assert done.stderr.startswith("udi-run: executing python3 failed: No such file or directory\n")
 
 
 def test_every_room_is_in_it(wheel: Path) -> None:

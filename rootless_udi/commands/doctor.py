@@ -29,6 +29,7 @@ def _findings(environ: dict[str, str]) -> Iterator[Finding]:
     from rootless_udi.commands import doctor_places
 
     yield _python()
+    yield _launcher()
     yield _kernel()
     yield from _user_namespaces()
     spaces = _namespaces()
@@ -98,6 +99,22 @@ def _python() -> Finding:
             f"{sys.executable} -m compileall {cached.parent} (uv: install with --compile-bytecode)",
         )
     return Finding(OK, "Python", f"{version} ({sys.executable})")
+
+
+def _launcher() -> Finding:
+    """Tell which udi-run is in use: the one beside this program, else the first of the PATH."""
+    path = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "udi-run")
+    if not os.path.isfile(path):
+        path = shutil.which("udi-run") or ""
+    try:
+        with open(path, "rb") as file:
+            in_c = file.read(4) == b"\x7fELF"
+    except OSError:
+        return Finding(WARNING, "udi-run", "it is not found", "put its folder on the PATH")
+    if in_c:
+        return Finding(OK, "udi-run", f"in C: a rank joins in a millisecond ({path})")
+    what = f"in sh and Python: a rank joins in ten milliseconds ({path})"
+    return Finding(OK, "udi-run", f"{what}; docs/launchers.md has the one in C")
 
 
 def _kernel() -> Finding:
