@@ -73,7 +73,7 @@ def guarded(program: str, body: "Callable[[], int]") -> int:
     try:
         status = body()
     except UdiError as error:
-        complain(_speaker(program), error.message, error.hint)
+        complain(program, error.message, error.hint)
         status = error.status
     except BrokenPipeError:
         status = OURS
@@ -84,19 +84,17 @@ def guarded(program: str, body: "Callable[[], int]") -> int:
         if not call and not about and _adrift():
             what = "the working directory has been removed"
         hint = remedy(call, error.errno)
-        complain(
-            _speaker(program), what, hint or (disk_hint(error.errno) if about and not call else "")
-        )
+        complain(program, what, hint or (disk_hint(error.errno) if about and not call else ""))
         status = OURS
     except RuntimeError as error:
         # `threading` raises this where it can't start a thread, without saying why.
         if "start new thread" not in str(error):
             raise
-        complain(_speaker(program), "starting a thread failed", _THREADS)
+        complain(program, "starting a thread failed", _THREADS)
         status = OURS
     except MemoryError:
         complain(
-            _speaker(program),
+            program,
             "there is no memory left for it",
             "see ulimit -v, and the job's limit",
         )
@@ -144,6 +142,7 @@ def _flushed(program: str, status: int) -> int:
 
 def complain(program: str, message: str, hint: str = "") -> None:
     """Print a message and, in a second line, a hint to standard error, in one write."""
+    program = _speaker(program)
     tell(f"{program}: {message}", *([f"{program}: hint: {hint}"] if hint else []))
 
 

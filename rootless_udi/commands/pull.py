@@ -55,10 +55,29 @@ def pull(arguments: Arguments) -> int:
         keep_blobs=arguments.keep_blobs,
         writer=arguments.writer,
     )
-    with progress.shown(arguments.quiet) as shown:
-        image = pipeline.pull_sync(reference, Store(image_stores(site)[0]), options, shown)
+    stores = image_stores(site)
+    try:
+        with progress.shown(arguments.quiet) as shown:
+            image = pipeline.pull_sync(reference, Store(stores[0]), options, shown)
+    except UdiError as error:
+        raise _with_what_is_meant(error, arguments.image, reference, stores) from None
     say(image.digest)
     return 0
+
+
+def _with_what_is_meant(
+    error: UdiError, text: str, reference: oci.Reference, stores: tuple[str, ...]
+) -> UdiError:
+    """Return the error with "did you mean" in its hint, for a name that no store has."""
+    from rootless_udi.store import resolve, suggest
+
+    try:
+        known = reference.kind != "registry" or resolve.lookup(stores, reference)
+    except UdiError:
+        known = True
+    meant = "" if known else suggest.meant(text, stores)
+    hint = "; ".join(filter(None, (error.hint, meant)))
+    return UdiError(error.message, hint, error.status)
 
 
 def options_for(

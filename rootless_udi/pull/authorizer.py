@@ -63,13 +63,20 @@ class Authorizer:
     """
 
     def __init__(
-        self, registry: str, repository: str, transport: Transport, insecure: bool, lookup: Lookup
+        self,
+        registry: str,
+        repository: str,
+        transport: Transport,
+        insecure: bool,
+        lookup: Lookup,
+        scope: str = "",
     ) -> None:
         self.registry = registry
         self.repository = repository
         self._transport = transport
         self._insecure = insecure
         self._lookup = lookup
+        self._scope = scope
         self._lock = threading.Lock()
         self._pass = parties.NOTHING
         self._expires = 0.0
@@ -165,9 +172,9 @@ class Authorizer:
         found = self._lookup(self.registry, self.repository)
         realm = parameters["realm"]
         asked = {}
-        if self.repository:
-            # Whatever the challenge says: to pull this repository is all that is wanted.
-            asked["scope"] = f"repository:{self.repository}:pull"
+        if self._scope:
+            # Whatever the challenge says: this is all that is wanted.
+            asked["scope"] = self._scope
         if parameters.get("service"):
             asked["service"] = parameters["service"]
         insecure = parties.lenient(self._insecure, realm, base)

@@ -20,6 +20,10 @@ _HUB_SEARCH = "https://index.docker.io/v1/search"
 """Docker Hub has no list of all its repositories; this is what `docker search` asks."""
 
 
+_CATALOG = "registry:catalog:*"
+"""The scope of a list of all repositories (distribution, "token/scope")."""
+
+
 def tags(
     host: str, repository: str, insecure: bool = False, patience: Patience | None = None
 ) -> list[str]:
@@ -45,7 +49,7 @@ def search(
     try:
         if host == DOCKER_HUB:
             return hub(_hub_answer(transport, term, what), what)
-        endpoint = Endpoint(host, "", transport, patience, insecure)
+        endpoint = Endpoint(host, "", transport, patience, insecure, scope=_CATALOG)
         names = _names(endpoint.listing("_catalog", what), "repositories", what)
         return list(islice(((name, "") for name in names if term in name), MOST))
     except Missing as error:

@@ -47,6 +47,7 @@ class Endpoint:
 
     `host` is HOST[:PORT] or a URL with a scheme and perhaps a path before the repository's name.
     Plain http is used for loopback and `insecure` hosts that speak it, and for http:// URLs.
+    `scope` is what a token is asked for; else to pull the repository, and nothing without one.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Endpoint:
         insecure: bool = False,
         note: Note = lambda text: None,
         lookup: Lookup = credentials.find,
+        scope: str = "",
     ) -> None:
         scheme, mark, rest = host.partition("://")
         rest = (rest if mark else host).rstrip("/")
@@ -70,7 +72,10 @@ class Endpoint:
         self._hostname = urllib.parse.urlsplit(f"//{self._api}").hostname or ""
         self._schemes = [scheme] if mark else self._usual_schemes()
         self._transport = transport
-        self._authorizer = Authorizer(self.host, self.repository, transport, insecure, lookup)
+        scope = scope or (f"repository:{self.repository}:pull" if self.repository else "")
+        self._authorizer = Authorizer(
+            self.host, self.repository, transport, insecure, lookup, scope
+        )
         self._lock = threading.Lock()
         self._base = ""
 

@@ -94,7 +94,7 @@ def _stored(
             )
         if unseen := find.closed(stores):
             complain("udi-run", f"image {request.image} is in no image store{unseen}")
-        pull(request, stores[0], stores)
+        pull(request, stores[0])
         found = lookup(stores, reference, platform)
         if found is None:
             raise UdiError(f"image {request.image} is not in the store after its pull")
@@ -316,22 +316,16 @@ def _chosen(request: Request) -> str:
     return f"--platform={request.platform} " if request.platform else ""
 
 
-def pull(request: Request, store: str, more: tuple[str, ...] = ()) -> None:
+def pull(request: Request, store: str) -> None:
     """Run `udi pull` for the request's image, into `store`.
 
-    Raises UdiError where that fails; `udi pull` has said why. `more` are the other stores, in which
-    to look for what may have been meant.
+    Raises UdiError where that fails; `udi pull` has said why.
     """
     words = ["pull", *(["--quiet"] if request.quiet else [])]
     words += [*(["--insecure"] if request.insecure else []), *_chosen(request).split()]
     words += ["--", request.image]
-    status = udi(words, {"UDI_STORE": store})
-    if status:
-        from rootless_udi.store import suggest
-
-        stores = (store, *(one for one in more if one != store))
-        meant = suggest.meant(request.image, stores)
-        raise UdiError(f"image {request.image} could not be pulled", meant)
+    if udi(words, {"UDI_STORE": store}):
+        raise UdiError(f"image {request.image} could not be pulled")
 
 
 def udi(words: "list[str]", more: "Mapping[str, str]") -> int:

@@ -11,7 +11,17 @@ from rootless_udi.pull import listing
 from tests.conftest import User
 from tests.kit import images
 from tests.kit.pulling import HERE, QUICK
-from tests.kit.registry import Flaky, Quiet, Registry, Rule, flaky, open_registry, token_registry
+from tests.kit.registry import (
+    PASSWORD,
+    USER,
+    Flaky,
+    Quiet,
+    Registry,
+    Rule,
+    flaky,
+    open_registry,
+    token_registry,
+)
 
 pytestmark = pytest.mark.needs("busybox", "registry", "skopeo")
 
@@ -165,6 +175,22 @@ def test_tags_with_a_token(tmp_path: Path) -> None:
         with pytest.raises(UdiError, match="access denied"):
             listing.search(one.host, "x", patience=QUICK)
         assert tokens.asked
+
+
+def test_a_list_of_all_repositories_with_a_token(tmp_path: Path, user: User) -> None:
+    """To who may see it; a token for it is asked for by `udi search` alone."""
+    with token_registry(tmp_path / "r", tmp_path / "data") as (one, tokens):
+        images.busybox_layout(tmp_path / "layout")
+        one.push(tmp_path / "layout", "latest", "team/calib:1", f"--dest-creds={USER}:{PASSWORD}")
+        login = ["udi", "login", one.host, "--username", USER, "--password-stdin"]
+        assert user.run(*login, input=PASSWORD).returncode == 0
+        tokens.asked.clear()
+        found = user.run("udi", "search", f"{one.host}/cali")
+        assert (found.stdout, found.stderr) == (f"{one.host}/team/calib\n", "")
+        assert ["registry:catalog:*"] in [query.get("scope") for _, query in tokens.asked]
+        tokens.asked.clear()
+        assert user.run("udi", "tags", f"{one.host}/team/calib").stdout == "1\n"
+        assert tokens.asked and "catalog" not in str(tokens.asked)
 
 
 def test_docker_hubs_answer() -> None:

@@ -207,14 +207,19 @@ def test_a_folder_that_is_gone(user: User, box: Path) -> None:
 def test_errors_say_rank_and_node(user: User, box: Path) -> None:
     """A hundred ranks speak to one terminal; without a launcher nobody needs that."""
     node = os.uname().nodename
+    # A module that is left out is one of the notes; those also say whose they are.
+    notes = user.home / "notes"
+    notes.mkdir()
+    (notes / "udi.toml").write_text('[modules]\ndefault = ["mpi"]\n')
     for mark, name in (
         ({"PMI_RANK": "3"}, node),
         ({"PMIX_RANK": "3"}, node),
         ({"OMPI_COMM_WORLD_RANK": "3"}, node),
         ({"SLURM_PROCID": "3", "SLURMD_NODENAME": "n7"}, "n7"),
     ):
-        for argv in (["udi-run", "--nosuch", box], ["udi-run", box, "nosuch"]):
-            done = user.run(*argv, env=mark)
+        note = ["udi-run", "--verbose", box, "true"]
+        for argv in (["udi-run", "--nosuch", box], ["udi-run", box, "nosuch"], note):
+            done = user.run(*argv, env={**mark, "UDI_SITE_DIR": str(notes)})
             assert done.stderr.startswith(f"udi-run: rank 3 on {name}: ")
             assert all(f"rank 3 on {name}: " in line for line in done.stderr.splitlines())
     assert "rank" not in user.run("udi-run", box, "nosuch").stderr

@@ -68,6 +68,17 @@ def test_a_file_that_is_here(user: User, monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert suggest.meant("app", ()) == "did you mean what is here: ./app?"
 
 
+def test_a_name_is_suggested_where_a_pull_fails(user: User) -> None:
+    """Once, by `udi pull`, whether a person or udi-run calls it."""
+    names = user.home / "store/names/amd64"
+    names.mkdir(parents=True)
+    (names / find.escape("127.0.0.1:1/app:v1")).symlink_to("sha256-" + "0" * 64)
+    for argv in (["udi", "pull", "127.0.0.1:1/apq:v1"], ["udi-run", "127.0.0.1:1/apq:v1", "id"]):
+        done = user.run(*argv)
+        assert done.returncode == 125
+        assert done.stderr.count("did you mean 127.0.0.1:1/app:v1, which the store has?") == 1
+
+
 def test_a_name_is_suggested_where_nothing_may_be_pulled(user: User) -> None:
     names = user.home / "store/names/amd64"
     names.mkdir(parents=True)
