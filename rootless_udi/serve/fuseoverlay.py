@@ -67,7 +67,7 @@ def mount_over(program: str) -> None:
         os.listdir("/root")
         tell(mine, "serves")
     except OSError as error:
-        words = os.pread(said, 2048, 0).decode("utf-8", "replace").strip().replace("\n", "; ")
+        words = outside.printed(said)
         raise UdiError(
             f"--writable by {program} failed: {words or error.strerror}",
             "without --writable the image is run as it is",
@@ -106,7 +106,7 @@ def _serve(program: str, fuse: int, said: int, sock: "_socket.socket", launcher:
     if code and receive(sock)[0]:
         from rootless_udi.serve import lastwords
 
-        how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+        how = outside.ending(code)
         lastwords.say(
             launcher,
             f"what was written in the container is lost: {program} has ended ({how})",

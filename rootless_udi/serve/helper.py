@@ -286,9 +286,7 @@ def _program(sock: "_socket.socket", root: "Root", fuse: int) -> str:
     code = os.waitstatus_to_exitcode(status)
     if code == 0:
         return ""
-    words = os.pread(said, 2048, 0).decode("utf-8", "replace").strip().replace("\n", "; ")
-    name = root.server
-    how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
-    why = f"{name} ended ({how}){': ' + words if words else ''}"
+    words = outside.printed(said)
+    why = f"{root.server} ended ({outside.ending(code)}){': ' + words if words else ''}"
     tell(sock, f"! {why}")
     return why

@@ -116,6 +116,16 @@ def title(name: str) -> None:
         poke(start, text + bytes(room - len(text) - 1) + b"\1")
 
 
+def printed(said: int) -> str:
+    """Return what a program printed to the file `said`, up to 2 KiB, as one line."""
+    return os.pread(said, 2048, 0).decode("utf-8", "replace").strip().replace("\n", "; ")
+
+
+def ending(code: int) -> str:
+    """Say how a program ended; `code` is of os.waitstatus_to_exitcode."""
+    return f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+
+
 def arguments() -> tuple[int, int]:
     """Return address and size in bytes of this process's command line; (0, 0) if /proc hides it.
 
