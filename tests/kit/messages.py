@@ -51,7 +51,7 @@ TOPICS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 """Heading, pages with more, and the modules whose messages stand below it: the first that fits."""
 
 
-KINDS = ("UdiError", "Untrusted", "Missing", "WrongContent", "GaveUp", "StaleError")
+KINDS = ("UdiError", "Untrusted", "Missing", "WrongContent", "GaveUp", "StaleError", "NotThere")
 
 
 class Message(NamedTuple):
