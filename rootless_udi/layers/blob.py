@@ -21,9 +21,11 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.layers.bounds import WINDOW, XZ_MEMORY
 
 CHUNK = 1 << 18
+"""Bytes of the blob that are read at a time."""
 OUT = 1 << 20
-"""Most bytes that one call decompresses to: memory stays bounded whatever the ratio."""
+"""Most bytes that one call decompresses to, so that memory is bounded for any compression ratio."""
 AHEAD = 4
+"""Most parts (of OUT bytes) that are decompressed before somebody takes them."""
 
 _MAGIC = {
     "gzip": b"\x1f\x8b\x08",
@@ -37,12 +39,13 @@ HEAD = 512
 
 def sniff(head: bytes) -> str:
     """Return "gzip", "zstd", "xz", "bzip2" or "tar" for the first HEAD bytes of a blob."""
-    if head[257:262] == b"ustar":
-        return "tar"  # whatever its first member's name begins with
+    if head[257:262] == b"ustar":  # the field "magic" of a header (tarfields.FIELDS)
+        return "tar"  # also where the first member's name looks like another format's magic
     for name, magic in _MAGIC.items():
         if head.startswith(magic):
             return name
-    # The magic of the first block, or the end's: a tar of before ustar may begin with a file BZh.
+    # "BZh", the level, then the magic of a block or of the end (pi or its square root in BCD). All
+    # of it, since a tar older than ustar may begin with a file whose name begins with BZh.
     if head[:3] == b"BZh" and head[4:10] in (b"1AY&SY", b"\x17rE8P\x90"):
         return "bzip2"
     # Skippable frames may come first in a zstd file (RFC 8878, 3.1.2).
@@ -63,7 +66,7 @@ def chunks(path: str, label: str) -> Iterator[bytes]:
 
 
 def verified(parts: Iterator[bytes], diff_id: str, label: str) -> Iterator[bytes]:
-    """Pass `parts` on and, after the last one, refuse a content that has not the digest `diff_id`.
+    """Yield `parts`; after the last one raise UdiError if their digest is not `diff_id`.
 
     `diff_id` is "sha256:HEX" or "sha512:HEX" (image-spec, config.md).
     """
@@ -86,10 +89,11 @@ def verified(parts: Iterator[bytes], diff_id: str, label: str) -> Iterator[bytes
 
 
 def ahead(parts: Iterator[bytes]) -> Generator[bytes, None, None]:
-    """Yield `parts`, which a thread of its own works out, at most AHEAD of them in advance.
+    """Yield `parts`, which a thread takes from their iterator at most AHEAD in advance.
 
-    The thread ends with the last part, or with close(), which who stops before has to call.
-    Decompression is the largest part of the work, and isal, zlib and zstd let other threads run.
+    The thread ends after the last part, or when close() is called on this generator: a caller that
+    stops earlier has to do that. Decompression is most of a merge's work, and isal, zlib and zstd
+    release Python's lock while they do it.
     """
     ready: Queue[bytes | BaseException | None] = Queue(AHEAD)
     stopped = Event()
@@ -118,7 +122,7 @@ def ahead(parts: Iterator[bytes]) -> Generator[bytes, None, None]:
         stopped.set()
         while thread.is_alive():
             with suppress(Empty):
-                ready.get_nowait()  # it may wait for room
+                ready.get_nowait()  # the thread may be waiting for room in the queue
             thread.join(0.01)
 
 
@@ -196,7 +200,10 @@ def _zstd(blob: IO[bytes], label: str) -> Iterator[bytes]:
 def _inflate(
     blob: IO[bytes], label: str, new: Callable[[], Any], error: type[Exception]
 ) -> Iterator[bytes]:
-    """Drive a decompressor of the standard library's shape over one or more members or frames."""
+    """Yield what a decompressor object (as zlib's or bz2's) makes of the blob.
+
+    `new` makes such an object; each gzip member or zstd frame of the blob gets its own.
+    """
     codec = new()
     fed = 0
     try:
@@ -224,7 +231,7 @@ def _inflate(
 
 
 def _rest(codec: Any) -> bytes:
-    """Return the input that `codec` has not taken (zlib's objects hand it back, zstd's keep it)."""
+    """Return the input that `codec` has not used: zlib's objects hand it back, zstd's keep it."""
     if codec.eof:
         return bytes(codec.unused_data)
     return bytes(getattr(codec, "unconsumed_tail", b""))

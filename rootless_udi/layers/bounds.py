@@ -1,13 +1,14 @@
-"""What a layer, a manifest or an image may choose, and how far: every field, its bound, and why.
+"""The bound of every field that a layer, a manifest or an image can choose, and the reason for it.
 
 The pull's numbers are here. The image server's are where it uses them, so that a start need not
 load this; the table names them too. A test compares the table with the code: every field of a tar
 header, keyword of pax, key of a document and field of squashfs that is read has a row.
 
-What an image has many of is not limited kind by kind but counted in bytes as it comes
-(`ledger.Ledger`): names, link targets, extended attributes, whiteouts, and what the squashfs writer
-keeps of each. That bound grows with the compressed size, which an attacker must send and a user has
-paid for: 300,000 files fit in any image, a million in one of 2 GB.
+Things of which an image has many (names, link targets, extended attributes, whiteouts) have no
+bound for each kind. The memory that they take is counted while they are read, with what the
+squashfs writer keeps of each (`ledger.Ledger`). The bound of that sum grows with the compressed
+size of the layers, which whoever wants to fill our memory would have to send: 300,000 files fit in
+any image, a million in one of 2 GB.
 """
 
 from rootless_udi.base.records import Record
@@ -21,45 +22,51 @@ HELD_SHARE = 8
 """What a merge may hold in memory, in bytes: HELD and one HELD_SHARE-th of the layers' size."""
 CONTENT = 64 * GIB
 CONTENT_RATIO = 2000
-"""Bytes that an image's tars and their holes may come to: CONTENT and so many times the layers'
-size. gzip makes 1 of 1030 at most, zstd of 30,000; a start reads none of it."""
+"""Most bytes of an image's uncompressed tars and the holes of their sparse files: CONTENT, and
+CONTENT_RATIO times the compressed size of the layers. gzip shrinks to 1/1030 at best, zstd to
+1/30,000."""
 EXTENSION = MIB
-"""Bytes of one pax header or GNU long name: what Go's archive/tar takes, and so containerd."""
+"""Bytes of one pax header or GNU long name: as in Go's archive/tar, which containerd uses."""
 GLOBAL = 64 << 10
 """Bytes of the global pax records that are in force: each member has them."""
 FRAGMENTS = 1 << 17
+"""Parts of one sparse file that are stored."""
 SPARSE = 1 << 40
-"""Bytes of a sparse file with its holes, whatever CONTENT leaves."""
+"""Bytes of one sparse file with its holes, also where CONTENT has room for more."""
 PATH, NAME = 4095, 255
 """PATH_MAX and NAME_MAX of Linux (limits.h)."""
 XATTR_NAME = 255
 """XATTR_NAME_MAX of Linux (limits.h)."""
 XATTRS, XATTR_RECORD = 55 << 10, 24
-"""Bytes of one member's xattrs as pax records: tar2sqfs takes headers of 64 KiB, in which a path
-and a target must fit too; and what a record has beside name and value."""
+"""Bytes of one member's extended attributes as pax records, and the bytes of a record beside name
+and value. tar2sqfs reads headers of at most 64 KiB, in which path and target must fit too."""
 STEPS, STEPS_EACH = 2_000_000, 40
-"""Folders gone through in one layer because of its links, and so many more for each member."""
+"""Folders that are looked up in one layer while its links are followed: STEPS, and STEPS_EACH more
+for each member of the layer."""
 WAITS = 5_000_000
-"""Hard links that wait for a lower layer, times the layers that they wait through, and STEPS_EACH
-more for each member of these."""
+"""A hard link whose target is in a lower layer is looked for in each layer below it. Such look-ups
+in all: WAITS, and STEPS_EACH more for each member of the layers."""
 ENTRIES = 200_000
-"""Of one folder: tar2sqfs and mksquashfs look through all for each new one: two minutes."""
+"""Entries of one folder: for each new one tar2sqfs and mksquashfs look through all the others,
+which takes two minutes for this many."""
 WINDOW = 64 * MIB
-"""Bytes that a decompressor may look back: zstd up to level 21, `xz -9`."""
+"""Bytes of a decompressor's window, the data it can refer back to: zstd to level 21, `xz -9`."""
 XZ_MEMORY = 80 * MIB
+"""Bytes that liblzma may allocate (lzma.LZMADecompressor, memlimit)."""
 DOCUMENT = 4 * MIB
 """Bytes of an index, manifest or config: what registries accept (distribution-spec, "Pushing")."""
 LAYERS = 1000
-"""Docker makes 127 at most; overlayfs mounts 500."""
+"""Layers of an image. Docker makes 127 at most; overlayfs mounts 500."""
 INDEXES = 4
-"""Within each other."""
+"""Indexes that refer to each other before a manifest is found."""
 MEMBERS = 100_000
 """Of an archive of `docker save`: a file for each layer and document."""
 OBSERVED = 96 * MIB
-"""Bytes of a program or library that is looked into, if HELD has room for it."""
+"""Bytes of a program or library whose ELF headers are read, if HELD leaves room to hold it."""
 HISTORY = 256
+"""Steps of the image's history that are kept."""
 FACTS = 40 * MIB
-"""Bytes of names that are kept of all programs and libraries."""
+"""Bytes of names (sonames, symbol versions) that are kept of all programs and libraries."""
 
 
 class Row(Record):

@@ -8,11 +8,12 @@ _DIR, _CLOSED, _OPAQUE, _SEALED = 1, 2, 4, 8
 
 
 class Above:
-    """What higher layers say about each path.
+    """The paths of lower layers that are hidden by the layers above them.
 
-    DIR: they have a directory there. CLOSED: nothing of the lower layers is seen there or beneath.
-    OPAQUE: a directory whose contents come from the higher layers alone. SEALED: so do its mode and
-    times.
+    Layers are added from the top one down. Flags for a path: DIR, the higher layers have a
+    directory there; CLOSED, nothing that lower layers have there or beneath is visible; OPAQUE, a
+    directory whose contents come from the higher layers alone; SEALED, its mode and times do so
+    too.
     """
 
     def __init__(self) -> None:
@@ -49,7 +50,7 @@ class Above:
         return bool(self._flags.get(path, 0) & _SEALED)
 
     def add(self, layer: OneLayer) -> int:
-        """Take in a layer, the next one below those already here; return the bytes that takes."""
+        """Add the next layer below those added before; return the bytes of memory that it takes."""
         flags = self._flags
         new = (p for paths in (layer.nodes, layer.whiteouts, layer.opaques) for p in paths)
         size = sum(PATH + len(path) for path in new if path not in flags)

@@ -1,7 +1,7 @@
-"""What one layer's members mean in their order, without looking at the layers below it.
+"""The tree of one layer, from its tar's members in their order, without the layers below it.
 
 Later members replace earlier ones, as when a tool unpacks the tar into an empty directory.
-Whiteouts are kept aside: they speak of the layers below (OCI image-spec 1.1, layer.md).
+Whiteouts, which remove paths of the layers below (OCI image-spec 1.1, layer.md), are kept apart.
 """
 
 from rootless_udi.layers.bounds import STEPS, STEPS_EACH
@@ -12,6 +12,7 @@ from rootless_udi.layers.tarreader import DIRECTORY, FILE, LINK, SYMLINK, Member
 WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"
 _AUFS = b".wh..wh."
+"""Begins names of aufs' own files, which old versions of Docker left in layers."""
 _MOST_LINKS = 40
 """Symbolic links followed for one member, as the kernel's own limit (path_resolution(7))."""
 
@@ -26,9 +27,10 @@ class Replaced(Exception):
 class Node:
     """A regular file that a path holds. Hard links of one layer share one node.
 
-    `path` and `ordinal` are the member's that brought it. `primary` is the name that its content
-    was written under, None before that. There are so many of these that they have no more: mode,
-    times and attributes are the member's, which is at hand when the content is written.
+    `path` and `ordinal` (which member of the tar) are those of its member. `primary` is the name
+    that its content was written under, None before that. Since there are very many files, a node
+    has no more than that: mode, times and attributes are read from the member, which is still at
+    hand when its content is written.
     """
 
     __slots__ = ("ordinal", "path", "primary")
@@ -50,8 +52,9 @@ class Node:
 class Other(Node):
     """What a path holds that is no regular file.
 
-    `kind` LINK: a hard link to `target` in the layers below; `lost` where a whiteout before it has
-    taken that away. `explicit` is False for a directory that only its contents speak of.
+    `kind` LINK is a hard link to `target` in the layers below; `lost` is True where an earlier
+    whiteout has removed that. `explicit` is False for a directory that has no member of its own and
+    is there because of what is in it.
     """
 
     __slots__ = ("dropped", "explicit", "kind", "lost", "mode", "mtime", "target", "xattrs")
@@ -70,10 +73,11 @@ class Other(Node):
 
 
 class OneLayer:
-    """The paths of one layer as its members arrive; `stream` is where refusals name the offset.
+    """The paths of one layer as its members arrive; a refusal names the offset in `stream`.
 
-    `losers` collects the ordinals of files that a later member replaced. `held` is what `ledger`
-    has counted for this layer alone.
+    `nodes` has what is at each path, `linked` the paths that hard links to this layer's own files
+    have, `losers` the ordinals of files that a later member replaced. `held` are the bytes that
+    `ledger` has counted for this layer alone.
     """
 
     def __init__(self, stream: Stream, ledger: Ledger) -> None:
@@ -88,7 +92,7 @@ class OneLayer:
         self._followed = 0
         self._steps = STEPS
         self._inside: dict[bytes, list[bytes]] | None = None
-        """Folder -> what is in it; only once a folder has been replaced."""
+        """Folder -> paths in it; made when a folder is first replaced, which is rare."""
 
     def _take(self, size: int) -> None:
         self.held += size
@@ -145,7 +149,7 @@ class OneLayer:
         size = PATH + len(path)
         if node.kind is FILE:
             self._take(size + NODE)
-        else:  # a directory may also be in tables of what is hidden
+        else:  # a directory's path may also be kept by `Above`
             self._take((2 * size if node.kind is DIRECTORY else size) + OTHER)
         self.nodes[path] = node
         if self._inside is not None:
@@ -157,7 +161,7 @@ class OneLayer:
         self._inside.setdefault(path.rpartition(b"/")[0], []).append(path)
 
     def _empty(self, path: bytes) -> None:
-        """Take all that is in a folder away. Its nodes alone are gone through, not all of them."""
+        """Remove all that is in a folder, without a look at all other nodes."""
         if self._inside is None:
             self._inside = {}
             for name in self.nodes:
@@ -187,8 +191,8 @@ class OneLayer:
         if node is None:
             node = Other(path, member, ordinal)
             node.target = target
-            # In the order of the tar, as tools that unpack it have it: a later whiteout takes away
-            # the name, not the content that this link has made its own.
+            # The order in the tar counts, as for tools that unpack it: a later whiteout removes the
+            # name alone, since this link keeps the content.
             node.lost = self.removes(target)
         elif node.kind is DIRECTORY:
             self._stream.refuse(f"hard link {shown(path)} to the directory {shown(target)}")
@@ -258,14 +262,14 @@ class OneLayer:
         return True
 
     def finish(self) -> None:
-        """An opaque whiteout speaks of a directory, though the layer may not list it."""
+        """At the end: make the directories that are implied by an opaque whiteout alone."""
         for path in self.opaques:
             if path and not self.hides_by_file(path):
                 self._followed = 0
                 self._directory(path, path)
 
     def hides_by_file(self, path: bytes) -> bool:
-        """Tell whether `path` or a directory above it is something else than a directory here."""
+        """Tell whether this layer has something other than a directory at `path` or above it."""
         self._step(path.count(b"/") + 1)
         return any(
             (node := self.nodes.get(p)) is not None and node.kind is not DIRECTORY
@@ -273,7 +277,7 @@ class OneLayer:
         )
 
     def removes(self, path: bytes) -> bool:
-        """Tell whether a whiteout of this layer takes away `path` of the layers below."""
+        """Tell whether a whiteout of this layer removes `path` of the layers below."""
         self._step(path.count(b"/") + 1)
         parents = above(path)
         return not self.whiteouts.isdisjoint(parents) or any(

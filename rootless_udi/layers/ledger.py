@@ -1,4 +1,7 @@
-"""How much memory a merge holds by now: a sum of what each thing of the image costs, in bytes."""
+"""An estimate of the memory that a merge holds: the bytes that each thing of the image costs.
+
+The constants are bytes.
+"""
 
 from rootless_udi.layers.bounds import HELD, HELD_SHARE
 from rootless_udi.layers.tarfields import Stream
@@ -12,15 +15,15 @@ WRITER = 250
 NOTE = 300
 """What the search for libraries keeps of a symbolic link, beside its name and target."""
 STRINGS = 24 << 20
-"""The most of a program's table of names that is read. While it is, two copies are held."""
+"""The most of a program's ELF string table that is read; two copies are held meanwhile."""
 LOSER = 120
-"""A file that a later member of its layer takes away, or a name noted under its folder."""
+"""What is kept of a file that a later member of its layer replaces, or of a name in its folder."""
 XATTR = 100
 """An extended attribute, beside two copies of its name and value."""
 
 
 class Ledger:
-    """Counts bytes; refuses what comes when there are more than `most`."""
+    """Counts bytes of memory; raises UdiError when there are more than `most`."""
 
     def __init__(self, compressed: int = 0) -> None:
         """`compressed` is the size of the layers, in bytes."""
@@ -28,7 +31,7 @@ class Ledger:
         self.held = 0
 
     def take(self, size: int, stream: Stream) -> None:
-        """Count `size` bytes more; refuse the layer that `stream` is of where it is too much."""
+        """Count `size` more bytes, fewer if negative; refuse the layer of `stream` at too many."""
         self.held += size
         if self.held > self.most:
             stream.refuse(
@@ -39,7 +42,7 @@ class Ledger:
             )
 
     def room(self) -> int:
-        """Return how many bytes more there may be."""
+        """Return how many bytes are left."""
         return self.most - self.held
 
 
@@ -49,5 +52,5 @@ def of_xattrs(xattrs: "dict[bytes, bytes]") -> int:
 
 
 def of_texts(*texts: bytes) -> int:
-    """Return what paths and targets take: twice as bytes, and once as text."""
+    """Return what paths and targets take: kept twice as bytes and once as text."""
     return sum(3 * len(text) if text.isascii() else 10 * len(text) for text in texts)

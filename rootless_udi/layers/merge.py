@@ -1,11 +1,12 @@
 """Merge an image's layers into one tar stream of what is visible in the end.
 
-The layers are read once each, from the top one down: what a higher layer has or takes away is known
-when a lower one passes by, so that each file is either written at once or skipped. (Headers first,
-then contents, would decompress everything twice.) Two things are only known afterwards. A file that
-is hidden at its own path may be wanted by a hard link further on: then that layer is read again for
-it. A file may be replaced by a later member of the same layer, after it was written: then all is
-begun again with that knowledge (`Again`); builders do not write such layers.
+Each layer is read once, from the top one down. So what the higher layers have and what they remove
+is known when a lower layer is read, and each of its files can be written or skipped at once. (To
+read all headers first and the contents later would decompress everything twice.) In two cases that
+is not enough. A file that is hidden at its own path may be the target of a hard link that comes
+later: then that layer is read a second time for its content. A file that is written already may be
+replaced by a later member of the same layer: then the merge begins again, knowing which files those
+are (`Again`); image builders do not write such layers.
 
 What is chosen where tools differ:
 - A directory in a layer, listed or only implied by a member beneath it, replaces a symbolic link
@@ -13,8 +14,9 @@ What is chosen where tools differ:
   nothing is ever written through a lower layer's link.
 - Within one layer, a member beneath a symbolic link of that layer goes where the link leads; an
   absolute link begins at the image's root. One that leads out of the image is refused.
-- A hard link to a file of the layers below is to what is there at its place in the tar: a whiteout
-  after it takes away the name alone, after one before it there is nothing to link to.
+- A hard link to a file of the layers below means what is there when the link comes in the tar: a
+  whiteout that comes later removes the name alone, after an earlier one there is no file to link
+  to.
 - A directory that is only implied keeps the mode and times that a lower layer gives it.
 - Files come first, in the order of the layers; then directories, symbolic links and FIFOs by name;
   then hard links. Squashfs sorts its directories itself, so readers do not see that order.
@@ -27,10 +29,7 @@ What is chosen where tools differ:
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from io import BytesIO
-from itertools import chain
 from os import fsdecode, stat
-from typing import Protocol
 
 from rootless_udi.base.records import Record
 from rootless_udi.layers.blob import ahead, chunks, verified
@@ -54,13 +53,12 @@ from rootless_udi.layers.ledger import (
     of_texts,
     of_xattrs,
 )
+from rootless_udi.layers.observer import Observer, observed
 from rootless_udi.layers.squashfs_tools import Again
 from rootless_udi.layers.tarfields import Stream, shown
 from rootless_udi.layers.tarreader import DEVICE, DIRECTORY, FILE, LINK, Member, members
 from rootless_udi.layers.tarwriter import TarWriter, Write
 from rootless_udi.layers.tree import Tree
-
-HEAD = 64
 
 
 class Layer:
@@ -73,32 +71,12 @@ class Layer:
         self.path = path
         self.diff_id = diff_id
         self.losers: frozenset[int] | None = None
-        """Ordinals of files that later members of this layer replace, once that is known."""
+        """Ordinals (which member of the tar) of files that later members of this layer replace.
+
+        None until a merge has found such a file; it raises `Again` then."""
 
     def __repr__(self) -> str:
         return f"Layer({self.path!r}, {self.diff_id!r})"
-
-
-class Observer(Protocol):
-    """Hears what is in the image while it passes. Paths are absolute, surrogateescape for bytes.
-
-    After `Again`, everything is heard once more: the last call for a path is the true one.
-    """
-
-    def wants(self, path: str, size: int, head: bytes) -> bool:
-        """Tell whether `file` is to be called; `head` is the first 64 bytes of content, or all.
-
-        Asked for regular files up to bounds.OBSERVED bytes that there is memory for.
-        """
-
-    def file(self, path: str, data: bytes) -> None:
-        """Take the content of a file that was wanted."""
-
-    def link(self, path: str, target: str) -> None:
-        """Take a symbolic link; `target` as it is."""
-
-    def same(self, path: str, other: str) -> None:
-        """Take a hard link: `path` is another name of the file `other`."""
 
 
 class Summary(Record):
@@ -118,7 +96,7 @@ class Summary(Record):
     xattrs: int = 0
     """Extended attributes dropped."""
     mount_points: bool = True
-    """The image has all of skeleton.py; else each start lays over it what must be there."""
+    """Whether the image has all of `plan.mountpoints`; else each start mounts what it lacks."""
 
 
 def merge(layers: Sequence[Layer], write: Write, observer: Observer | None = None) -> Summary:
@@ -142,14 +120,17 @@ def merge(layers: Sequence[Layer], write: Write, observer: Observer | None = Non
 
 @contextmanager
 def _opened(layer: Layer, most: int, check: bool) -> Iterator[Stream]:
-    """A layer that is refused ends its thread here: at its own end, Python 3.13 waits for none."""
+    """Yield a layer's tar, decompressed by a thread, which is ended with the block.
+
+    Also when the layer is refused: Python 3.13 does not wait for such threads when it ends itself.
+    """
     with closing(ahead(chunks(layer.path, layer.diff_id))) as parts:
         checked = verified(parts, layer.diff_id, layer.diff_id) if check else parts
         yield Stream(checked, layer.diff_id, most)
 
 
 def _content(compressed: int) -> int:
-    """Return how many bytes layers of that size in all may come to."""
+    """Return the most uncompressed bytes for layers of `compressed` bytes in all."""
     return CONTENT + CONTENT_RATIO * compressed
 
 
@@ -168,16 +149,18 @@ class _Merge:
         self.tar = tar
         self.ledger = Ledger(compressed)
         self.most = self.left = _content(compressed)
-        """Bytes that tars and holes may still come to."""
+        """Bytes that the tars and the holes of sparse files may have; and how many are left."""
         self.observer = observer
         self.above = Above()
         self.tree = Tree()
         self.pending: dict[bytes, list[bytes]] = {}
         """Paths in the layers still to come -> the names that hard links give their contents."""
         self.missed: dict[int, tuple[Node, list[bytes]]] = {}
+        """Ordinal -> a skipped file of this layer, and the names that make it visible."""
         self.waits = WAITS
+        """How often more a hard link may wait for a further layer (bounds.WAITS)."""
         self.entries: dict[bytes, int] = {}
-        """Of each folder of the finished tree."""
+        """Folder of the final image -> how many names are in it."""
         self.files = self.bytes = self.xattrs = 0
         self.devices: set[bytes] = set()
         self.setuid: set[bytes] = set()
@@ -227,30 +210,12 @@ class _Merge:
         body = member.body()
         needed = member.size + 2 * min(member.size, STRINGS)
         if self.observer is not None and member.size <= OBSERVED and needed <= self.ledger.room():
-            body = self._observed(self.observer, path, member.size, body)
+            body = observed(self.observer, path, member.size, body)
         mode = self._allowed(path, member, stream)
         self.tar.file(path, member.size, mode, member.mtime, body, member.xattrs)
         self.tree.file(path)
         self.files += 1
         self.bytes += member.size
-
-    @staticmethod
-    def _observed(
-        observer: Observer, path: bytes, size: int, body: Iterator[memoryview]
-    ) -> Iterator[memoryview]:
-        first = next(body, memoryview(b""))
-        while len(first) < min(HEAD, size):
-            first = memoryview(bytes(first) + bytes(next(body)))
-        name = "/" + fsdecode(path)
-        if not observer.wants(name, size, bytes(first[:HEAD])):
-            return chain((first,), body)
-        held = BytesIO()  # a join would hold all pieces and the whole at once
-        for piece in chain((first,), body):
-            held.write(piece)
-        data = held.getvalue()
-        del held
-        observer.file(name, data)
-        return iter((memoryview(data),))
 
     def _entry(self, path: bytes, stream: Stream) -> None:
         """Count a name of the finished tree in its folder."""
@@ -284,7 +249,7 @@ class _Merge:
         return one.mode & 0o1777
 
     def _settle(self, view: OneLayer, stream: Stream) -> None:
-        """Note all of a layer that is no content: directories, links, what hard links wait for."""
+        """At a layer's end: note its directories and links, resolve hard links to its files."""
         wanted = self.pending
         self.pending = {}
         for path, node in view.nodes.items():
@@ -319,7 +284,8 @@ class _Merge:
     def _names(self, node: Node, names: list[bytes], view: OneLayer, stream: Stream) -> None:
         """Give `node`, whatever it is, these names in the merged tree."""
         if node.kind is LINK:
-            # What this layer itself has at the target came after the link, or it would be found.
+            # The target is in a lower layer. (If this layer has that path too, it came after the
+            # link; else OneLayer would have joined the two.)
             if node.lost:
                 self._missing(node.target, names[0], stream)
             self.ledger.take((PATH + len(node.target)) * len(names), stream)
@@ -340,7 +306,7 @@ class _Merge:
                     self._link(name, node.primary, stream)
 
     def _keep(self, path: bytes, node: Node, stream: Stream) -> None:
-        """Count what stays of `node` to the end, in the tree and in the squashfs writer."""
+        """Count the memory that `node` takes until the end, here and in the squashfs writer."""
         if path not in self.tree.others:
             size = PATH + OTHER + WRITER + len(path) + of_xattrs(node.xattrs)
             if node.target:
@@ -353,7 +319,7 @@ class _Merge:
         stream.refuse(f"hard link {shown(name)} to {shown(path)}, which is not in the image")
 
     def _again(self, layer: Layer) -> None:
-        """Read a layer once more, for contents that only its hard links make visible."""
+        """Read a layer a second time, for files that are visible through hard links alone."""
         with _opened(layer, self.most, check=False) as stream:
             for ordinal, member in enumerate(members(stream)):
                 if ordinal in self.missed:
@@ -364,7 +330,7 @@ class _Merge:
             stream.refuse("the blob has changed while it was read")
 
     def finish(self) -> Summary:
-        """Write the end of the tar."""
+        """Write all that is no regular file, then the hard links, and close the tar."""
         whole = self.tree.mount_points()
         kinds: dict[str, int] = {}
         for path in sorted(self.tree.others):

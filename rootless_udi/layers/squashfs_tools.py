@@ -1,9 +1,9 @@
-"""One squashfs file out of a tar stream, by tar2sqfs or mksquashfs; checked, and taken apart again.
+"""Programs that write and unpack squashfs files: tar2sqfs or mksquashfs, and unsquashfs.
 
-Both writers get the same tar and make the same tree; each makes the same bytes every time. Traps
-that are dealt with here, seen in squashfs-tools 4.5.1 and squashfs-tools-ng 1.2.0: mksquashfs takes
-a quarter of the memory unless told, gives the root directory mode 0777 and the present time and
-ignores -root-time when it reads a tar; both compress with zstd 15 unless told.
+Both writers get the same tar and make the same tree; each makes the same bytes every time. What
+they do by default and must be told otherwise (squashfs-tools 4.5.1, squashfs-tools-ng 1.2.0): both
+compress with zstd level 15; mksquashfs takes a quarter of the memory, gives the root directory mode
+0777 and the present time, and ignores -root-time when it reads a tar.
 """
 
 import fcntl
@@ -24,17 +24,27 @@ from rootless_udi.fuse.format import SUPERBLOCK_SIZE, Corrupt, Superblock
 from rootless_udi.layers.tarwriter import Write
 
 Feed = Callable[[Write], object]
+"""Writes a tar by calling its argument with one part after the other."""
 BLOCK_SIZE = 131072
+"""Bytes of a squashfs block: the default of both writers."""
 MEMORY = "256M"
+"""mksquashfs's -mem: the size of its caches."""
 PIPE_SIZE = 1 << 20
 PLACES = ":/usr/sbin:/sbin"
-"""Searched after PATH: some distributions install the tools where no user's PATH leads."""
+"""Searched after PATH: some distributions install the tools in folders of no user's PATH."""
 
 _LEVELS = {"zstd": 22, "gzip": 9, "lz4": 0, "xz": 0, "lzo": 9, "none": 0}
+"""The highest level of each compressor; 0 for those that have no levels."""
+_INODE_MTIME = 8
+"""Where the 32-bit time is in an inode, behind type, mode, uid and gid of 16 bits each."""
+_METADATA = 8192
+"""Bytes of an uncompressed metadata block, which follow a header of 16 bits."""
+_UNCOMPRESSED = 0x80
+"""In the second byte of that header: the highest bit (Documentation/filesystems/squashfs.rst)."""
 
 
 class Again(Exception):
-    """Raised by a feed: what was written is void; call it again with a new writer."""
+    """Raised by a feed: what it wrote is to be thrown away, and the feed called once more."""
 
 
 def build(target: str, compression: str, feed: Feed, writer: str = "") -> None:
@@ -43,8 +53,8 @@ def build(target: str, compression: str, feed: Feed, writer: str = "") -> None:
     `compression` is "zstd[:1-22]", "gzip[:1-9]", "lzo[:1-9]", "lz4", "xz" or "none"; zstd is level
     3 where none is given. `writer` is the path or name of a tar2sqfs or mksquashfs to use. Raises
     UdiError where there is no writer, it fails, or the disk is full; what `feed` raises passes
-    through. `target` is gone then. It is not flushed to disk: that is the caller's, as is a name
-    that nobody reads yet.
+    through; then there is no `target`. The caller chooses a name that nobody reads yet, and has the
+    file flushed to disk (fsync(2)).
     """
     argv = command(target, compression, writer or find(compression))
     try:
@@ -103,7 +113,7 @@ def command(target: str, compression: str, writer: str) -> list[str]:
     options = ["-tar", "-noappend", "-quiet", "-no-progress", "-processors", processors]
     options += ["-mem", MEMORY, "-b", str(BLOCK_SIZE), "-mkfs-time", "0"]
     options += ["-root-mode", "0755", "-all-root"]
-    # The inode table is left uncompressed for _settle_root; it is small, and read faster so.
+    # -noI leaves the inode table uncompressed, for _settle_root; it is small, and read faster so.
     options += ["-noI"]
     if name == "none":
         options += ["-noD", "-noF", "-noX"]
@@ -134,7 +144,7 @@ def _write(argv: list[str], target: str, feed: Feed) -> None:
     env = {**os.environ, "LC_ALL": "C"}
     env.pop("SOURCE_DATE_EPOCH", None)  # fatal to mksquashfs together with -mkfs-time
     said = os.memfd_create("stderr")
-    # Held open, so that a writer that removes what it could not finish does not hide a full disk.
+    # Kept open, for _write_error: a writer that fails removes its file, and with it the full disk.
     held = os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     with open(said, "r+b") as stderr, open(held, "r+b", buffering=0) as output:
         try:
@@ -164,13 +174,13 @@ def _write(argv: list[str], target: str, feed: Feed) -> None:
         stderr.seek(0)
         text = stderr.read().decode(errors="replace")
         if status and "I/O error" in text:
-            text += _write_error(output)  # tar2sqfs says no more than that
+            text += _write_error(output)  # tar2sqfs does not say which error
     if status or broken:
         raise _failure(os.path.basename(argv[0]), "writing", target, status, text)
 
 
 def _close(pipe: object) -> None:
-    """Close without flushing to a reader that is gone."""
+    """Close the pipe to a writer, which may have ended before it has read all."""
     try:
         pipe.close()  # type: ignore[attr-defined]
     except BrokenPipeError:
@@ -178,7 +188,7 @@ def _close(pipe: object) -> None:
 
 
 def _enlarge(pipe: object) -> None:
-    """Fewer switches between the two processes; beyond the user's pipe quota it stays as it is."""
+    """Enlarge a pipe, for fewer switches between the processes; not beyond the user's quota."""
     try:
         fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_SIZE)  # type: ignore[attr-defined]
     except OSError:
@@ -212,7 +222,10 @@ def _failure(program: str, doing: str, path: str, status: int, text: str) -> Udi
 
 
 def _write_error(file: FileIO) -> str:
-    """Return the system's reason why `file` can't grow, or an empty string."""
+    """Return why `file` can't grow (the text of the kernel's error), "" where it can.
+
+    Writes 4 MiB of zeros behind it: a file that nobody needs any more.
+    """
     try:
         file.seek(0, os.SEEK_END)
         for _ in range(16):
@@ -248,29 +261,29 @@ def check(path: str) -> None:
 def _settle_root(path: str) -> None:
     """Set the root directory's time to 0: mksquashfs -tar knows no option for it.
 
-    The time is the 32 bits after type, mode, uid and gid of the root's inode, whose place is in the
-    superblock: block << 16 | offset in a block of 8192 bytes after its two-byte header.
+    The superblock says where the root's inode is: the place of a metadata block in the inode table,
+    shifted left by 16 bits, and the offset in that block. The four bytes may be in two blocks.
     """
     with open(path, "r+b") as file:
         found = Superblock(file.read(SUPERBLOCK_SIZE))
         block, offset = found.inode_table + (found.root >> 16), found.root & 0xFFFF
-        for at in range(offset + 8, offset + 12):
-            start = block + at // 8192 * 8194
+        for at in range(offset + _INODE_MTIME, offset + _INODE_MTIME + 4):
+            start = block + at // _METADATA * (2 + _METADATA)
             file.seek(start)
-            if not file.read(2)[1] & 0x80:
+            if not file.read(2)[1] & _UNCOMPRESSED:
                 raise UdiError(f"writing {path} failed: mksquashfs has compressed the inode table")
-            file.seek(start + 2 + at % 8192)
+            file.seek(start + 2 + at % _METADATA)
             file.write(b"\0")
 
 
 def extract(path: str, directory: str) -> None:
     """Unpack the squashfs file `path` as `directory`, by unsquashfs, as the calling user.
 
-    Extended attributes and device nodes are left out, and nobody but the caller gets permission to
-    write: unlike the squashfs file, the tree could be changed by others. The work goes on beside
-    `directory` under a temporary name, so that a complete tree or none is found; what a killed call
-    left is removed by the next. The caller holds a lock. Does nothing where `directory` exists.
-    Raises UdiError.
+    Extended attributes and device nodes are left out. Only the caller may write to the tree, since
+    others could change it, unlike a squashfs file. It is unpacked beside `directory` under a
+    temporary name and renamed at the end, so that nobody finds an incomplete one; what a killed
+    call has left is removed by the next. The caller holds a lock. Does nothing where `directory`
+    exists. Raises UdiError.
     """
     if os.path.lexists(directory):
         return
@@ -284,7 +297,8 @@ def extract(path: str, directory: str) -> None:
     prefix = f".{name}.partial-"
     for old in os.listdir(parent):
         if old.startswith(prefix):
-            # An unsquashfs that outlived its caller may still add to it; it will fail soon.
+            # An unsquashfs whose caller was killed may still be writing there. Then removing fails;
+            # its folders are gone by and by, so that it fails too.
             with suppress(OSError):
                 remove_tree(os.path.join(parent, old))
     partial = mkdtemp(prefix=prefix, dir=parent)

@@ -1,4 +1,4 @@
-"""The bytes of a tar: a stream that counts its offset, the number fields of a header."""
+"""The bytes of a tar: a stream that counts its offset, and the fields of a header."""
 
 from collections.abc import Iterable, Iterator
 from os import fsdecode
@@ -39,7 +39,7 @@ class Stream:
     """
 
     def __init__(self, chunks: Iterable[bytes], label: str, most: int = 1 << 62) -> None:
-        """`most` bounds the bytes that it may have."""
+        """More than `most` bytes are refused."""
         self._chunks = iter(chunks)
         self._view = memoryview(b"")
         self._at = 0
@@ -105,7 +105,7 @@ class Stream:
         return size - sum(map(len, self.pieces(size)))
 
     def drain(self) -> None:
-        """Read to the end, so that the whole layer is hashed."""
+        """Read to the end, so that all of the layer is hashed."""
         while self._more():
             pass
 
@@ -118,7 +118,7 @@ def checksum(stream: Stream, header: bytes) -> None:
     found = sum(header) - sum(summed) + 8 * 32
     if told == found:
         return
-    # Some old tars sum signed characters.
+    # Some old programs summed the bytes as signed numbers.
     high = sum(1 for c in header if c > 127) - sum(1 for c in summed if c > 127)
     if told != found - 256 * high:
         stream.refuse(f"a header's checksum is {told} where its bytes sum to {found}; not a tar?")
@@ -141,7 +141,7 @@ def number(stream: Stream, header: bytes, start: int, end: int, what: str) -> in
     text = header[start:end].split(b"\0", 1)[0].strip(b" ")
     if not text:
         return 0
-    # int() takes signs, underscores and "0o", a tar field does not.
+    # int() alone would also take signs, underscores and "0o".
     if not text.isdigit() or b"8" in text or b"9" in text:
         stream.refuse(f"a header's {what} field has '{shown(text)}' in place of an octal number")
     return int(text, 8)

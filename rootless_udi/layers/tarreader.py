@@ -1,7 +1,7 @@
 """A walk over the 512-byte headers of a tar stream (POSIX.1-2017 pax, ustar, GNU tar's manual).
 
-Lives here: what a layer's bytes mean, member by member, as they pass by. What the members of
-several layers mean together is in layers.py. `tarfile` is not used: 31 to 112 us a member against
+Here is what the bytes of a layer mean, member by member; what members mean together is in layer.py
+(of one layer) and merge.py (of all). `tarfile` is not used: 31 to 112 us a member against
 10 here, and it rejects archives that real tools write (no end blocks, last member not padded).
 """
 
@@ -53,10 +53,13 @@ _KEYWORDS = frozenset(
         *(b"GNU.sparse.major", b"GNU.sparse.minor"),
     )
 )
-"""Of pax, all that is looked at; and what begins with one of these:"""
+"""The pax keywords that are used. Also those that begin with one of these:"""
 _XATTRS = (b"SCHILY.xattr.", b"LIBARCHIVE.xattr.")
+_EXTENSIONS = b"xXgLKNVM"
+"""Types of headers that say something of members: pax (x, g; X of Solaris), GNU's long names and
+link targets (L, K; N is old) and volumes (V a label, M a file that goes on)."""
 _NO_XATTRS: dict[bytes, bytes] = {}
-"""Most members' own: never written to."""
+"""What most members have: one empty dictionary for all, which nobody changes."""
 
 
 class Member:
@@ -65,7 +68,8 @@ class Member:
     `path` is relative to the root, without `.` components and without a slash at its end (the root
     itself is b""); `target` is a symbolic link's text as it is, or a hard link's path as `path`.
     `size` is the length of `body()`, holes of a sparse file included. `mtime` is in whole seconds
-    and may be negative. `xattrs` are those that an image keeps, by name; `dropped` counts others.
+    and may be negative. `xattrs` has the extended attributes that an image keeps, `dropped` counts
+    the others.
     """
 
     __slots__ = (
@@ -125,7 +129,7 @@ class Member:
         if self._stored and (missing := self.stream.skip(self._stored)):
             self._truncated(missing)
         self._stored = 0
-        # The last member may lack its padding (umoci 0.4.7 insert): all that matters was there.
+        # The last member may lack its padding (`umoci insert` 0.4.7 writes such tars).
         if self._pad:
             self.stream.skip(self._pad)
 
@@ -147,7 +151,7 @@ def members(stream: Stream) -> Iterator[Member]:
             stream.refuse(f"a header of {len(header)} bytes in place of 512")
         checksum(stream, header)
         kind = header[FIELDS["typeflag"]]
-        if kind in b"xXgLKNVM":
+        if kind in _EXTENSIONS:
             stored = field(stream, header, "size")
             if kind == b"M":
                 stream.refuse("it goes on from another volume of a multi-volume archive")
@@ -201,12 +205,12 @@ def _records(stream: Stream, data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _lasts(key: bytes) -> bool:
-    """Tell whether a global record matters: of xattrs only what `_keep` would."""
+    """Tell whether a global header's record is used: of extended attributes only `user.*` is."""
     return key in _KEYWORDS or key.startswith(b"SCHILY.xattr.user.")
 
 
 def _map_of_records(stream: Stream, data: bytes) -> bytes:
-    """Return GNU sparse format 0.0's repeated records as 0.1's one map."""
+    """Return the repeated records of GNU's sparse format 0.0 as the one map of format 0.1."""
     keys = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
     return b",".join(value for key, value in _records(stream, data) if key in keys)
 
@@ -225,7 +229,7 @@ def _member(
     member = Member(stream)
     if name is None:
         name = _text(header[FIELDS["name"]])
-        # GNU's old format keeps times and sparse maps where ustar has the prefix.
+        # In GNU's old format, which has another magic, times and sparse maps are in that place.
         if header[FIELDS["magic"]] == b"ustar\0" and (prefix := _text(header[FIELDS["prefix"]])):
             name = prefix + b"/" + name
     kind = header[FIELDS["typeflag"]]
@@ -273,8 +277,11 @@ def _from_pax(stream: Stream, member: Member, pax: dict[bytes, bytes]) -> None:
 
 
 def _kept(xattrs: dict[bytes, bytes]) -> dict[bytes, bytes]:
-    """Return what an image keeps: `user.*`, not what would speak to our overlay mount, no more
-    than the squashfs writers take."""
+    """Return the extended attributes that an image keeps.
+
+    These are `user.*` but for `user.overlay.*`, which would be orders to our overlay mount (its
+    option userxattr), and no more than the squashfs writers take.
+    """
     kept: dict[bytes, bytes] = {}
     room = XATTRS
     for name, value in xattrs.items():
@@ -301,7 +308,10 @@ def _libarchive(stream: Stream, key: bytes, value: bytes) -> tuple[bytes, bytes]
 def _lengths(
     stream: Stream, member: Member, kind: bytes, header: bytes, pax: dict[bytes, bytes]
 ) -> None:
-    """Set what is stored, and the size; that of a link, directory or device is no data."""
+    """Set how many bytes the tar has of a member, and how many its content has.
+
+    The size in the header of a link, directory or device says nothing about data.
+    """
     if member.size < 0:
         stream.refuse(f"{shown(member.path)} has a size of {member.size} bytes")
     if member.kind is DIRECTORY and kind != b"5":

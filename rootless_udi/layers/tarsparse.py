@@ -1,6 +1,7 @@
 """Sparse files of GNU tar: its old header type S, and formats 0.0, 0.1 and 1.0 in pax headers.
 
-A map is a list of (offset, length) pairs of what is stored; all else is holes.
+A map lists the parts that are stored, as (offset, length) in bytes; between them are holes. All
+formats are in GNU tar's manual, "Storing Sparse Files".
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,10 @@ from rootless_udi.layers.tarfields import BLOCK, FIELDS, Stream, decimal, field,
 
 Map = list[tuple[int, int]]
 _ZEROS = bytes(1 << 16)
+_PART = 24
+"""Bytes of one part in the old format: offset and length, number fields of 12 bytes each."""
+_PARTS_OF_HEADER, _PARTS_OF_BLOCK = 4, 21
+"""How many of them a header has, and each block of the map that follows it."""
 
 
 def zeros(size: int) -> Iterator[memoryview]:
@@ -21,31 +26,31 @@ def zeros(size: int) -> Iterator[memoryview]:
 
 
 def old(stream: Stream, header: bytes, path: bytes, stored: int) -> tuple[Map, int]:
-    """Return map and real size of type S: 4 fragments in the header, then blocks of 21."""
+    """Return map and real size of type S: some parts in the header, then blocks with more."""
     numbers: list[int] = []
 
     def entries(block: bytes, start: int, count: int) -> None:
-        for at in range(start, start + count * 24, 24):
+        for at in range(start, start + count * _PART, _PART):
             if block[at]:
-                numbers.append(number(stream, block, at, at + 12, "sparse offset"))
-                numbers.append(number(stream, block, at + 12, at + 24, "sparse length"))
+                numbers.append(number(stream, block, at, at + _PART // 2, "sparse offset"))
+                numbers.append(number(stream, block, at + _PART // 2, at + _PART, "sparse length"))
 
-    entries(header, FIELDS["sparse"].start, 4)
+    entries(header, FIELDS["sparse"].start, _PARTS_OF_HEADER)
     real = field(stream, header, "realsize")
     more = header[FIELDS["isextended"]] != b"\0"
     blocks = 0
     while more:
         block = stream.read(BLOCK)
         blocks += 1
-        if len(block) < BLOCK or blocks * 21 > FRAGMENTS:
+        if len(block) < BLOCK or blocks * _PARTS_OF_BLOCK > FRAGMENTS:
             stream.refuse(f"the sparse map of {shown(path)} has no end")
-        entries(block, 0, 21)
-        more = block[504] != 0
+        entries(block, 0, _PARTS_OF_BLOCK)
+        more = block[_PARTS_OF_BLOCK * _PART] != 0  # as isextended in the header
     return _checked(stream, path, numbers, real, stored), real
 
 
 def in_header(stream: Stream, pax: dict[bytes, bytes], path: bytes, stored: int) -> tuple[Map, int]:
-    """Return map and real size of formats 0.0 (its records joined before) and 0.1."""
+    """Return map and real size of formats 0.1 and 0.0, whose records have been joined to a map."""
     text = pax[b"GNU.sparse.map"]
     if text.count(b",") > 2 * FRAGMENTS:
         stream.refuse(f"the sparse map of {shown(path)} has more than {FRAGMENTS} parts")
@@ -57,7 +62,10 @@ def in_header(stream: Stream, pax: dict[bytes, bytes], path: bytes, stored: int)
 def before_data(
     stream: Stream, pax: dict[bytes, bytes], path: bytes, stored: int
 ) -> tuple[Map, int, int]:
-    """Return map, real size and map's length of format 1.0: decimal lines, padded to a block."""
+    """Return map, real size and the map's length in bytes, of format 1.0.
+
+    The map stands before the data: decimal numbers, one a line, padded to a block.
+    """
     version = pax[b"GNU.sparse.major"], pax.get(b"GNU.sparse.minor")
     if version != (b"1", b"0"):
         stream.refuse(f"{shown(path)} is sparse in a format that is not known")

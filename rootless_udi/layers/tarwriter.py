@@ -1,16 +1,23 @@
-"""Writing the merged tar: ustar headers, pax records where ustar is too small; owner always 0:0."""
+"""Write a tar: ustar headers, with pax records for what does not fit; the owner is always 0:0.
+
+Source: POSIX.1-2017, pax, "ustar Interchange Format" and "pax Extended Header".
+"""
 
 from collections.abc import Callable, Iterable
 
-from rootless_udi.layers.tarfields import BLOCK
+from rootless_udi.layers.tarfields import BLOCK, FIELDS
 from rootless_udi.layers.tarreader import DIRECTORY, FIFO, FILE, LINK, SYMLINK
 
 Write = Callable[[bytes | bytearray | memoryview], object]
-"""Takes a part of the stream, all of it, before it returns."""
+"""Takes the next part of the stream; it has used all of it when it returns."""
 
 _TYPES = {FILE: b"0", LINK: b"1", SYMLINK: b"2", DIRECTORY: b"5", FIFO: b"6"}
 _GATHER = 1 << 18
+"""Bytes that are gathered before they are written."""
 _LARGEST = 0o77777777777
+"""The largest size in a ustar header: 11 octal digits."""
+_TEXT = 100
+"""Bytes of a path or link target in a ustar header."""
 _LATEST = (1 << 32) - 1
 """squashfs keeps times in 32 bits without a sign; earlier and later ones become the nearest."""
 
@@ -50,7 +57,7 @@ class TarWriter:
         self._buffer += bytes(-size % BLOCK)
 
     def close(self) -> None:
-        """Write the two end blocks and all that is still held back."""
+        """Write the two blocks of zeros that end a tar, and what is still in the buffer."""
         self._buffer += bytes(2 * BLOCK)
         self._flush()
 
@@ -80,9 +87,9 @@ class TarWriter:
         xattrs: dict[bytes, bytes],
     ) -> None:
         records = {b"SCHILY.xattr." + name: xattrs[name] for name in sorted(xattrs)}
-        if len(path) > 100:
+        if len(path) > _TEXT:
             records[b"path"] = path
-        if len(target) > 100:
+        if len(target) > _TEXT:
             records[b"linkpath"] = target
         if size > _LARGEST:
             records[b"size"] = b"%d" % size
@@ -97,10 +104,13 @@ class TarWriter:
 
 
 def _ustar(kind: bytes, path: bytes, size: int, mode: int, mtime: int, target: bytes) -> bytes:
-    before = b"%-100b%07o\0%07o\0%07o\0%011o\0%011o\0" % (b"", mode, 0, 0, size, mtime)
-    before = path[:100].ljust(100, b"\0") + before[100:]
-    after = kind + target[:100].ljust(100, b"\0") + b"ustar\x0000" + bytes(247)
-    total = sum(before) + sum(after) + 8 * 32
+    numbers = b"%07o\0%07o\0%07o\0%011o\0%011o\0" % (mode, 0, 0, size, mtime)
+    before = path[:_TEXT].ljust(_TEXT, b"\0") + numbers
+    magic = b"ustar\0" + b"00"
+    after = kind + target[:_TEXT].ljust(_TEXT, b"\0") + magic
+    after += bytes(BLOCK - FIELDS["checksum"].stop - len(after))
+    # The checksum is taken of the header with eight spaces in the checksum's place.
+    total = sum(before) + sum(after) + 8 * ord(" ")
     return before + b"%06o\0 " % total + after
 
 

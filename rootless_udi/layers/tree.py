@@ -1,4 +1,4 @@
-"""What the layers seen so far, from the top down, leave of lower ones; and the finished tree."""
+"""The final image while its layers are merged: all of its tree but the contents of files."""
 
 from os import fsdecode, fsencode
 
@@ -8,7 +8,11 @@ from rootless_udi.plan.mountpoints import DIRECTORIES, FILES, SYMLINKS, places
 
 
 class Tree:
-    """The merged tree but for contents: what is written at the end; the standard mount points."""
+    """The final image: directories, links and names, which are written after the files' contents.
+
+    Also adds the mount points that each container needs (`plan.mountpoints`), so that a start finds
+    them in the image. Paths are relative to the root, without a slash at either end.
+    """
 
     def __init__(self) -> None:
         self.others: dict[bytes, Node] = {}
@@ -22,20 +26,26 @@ class Tree:
     def file(self, path: bytes) -> None:
         """Note that a regular file is at `path`."""
         if path.rpartition(b"/")[2] in _NAMES:
-            # Which of these are at a mount point is known when all links are.
+            # It may be at a mount point. Which paths those are depends on the symbolic links, and
+            # all of them are known only at the end (mount_points).
             self._taken.add(path)
 
     def directory(self, path: bytes, node: Node, sealed: bool) -> None:
-        """Note a directory; the highest layer that lists it decides its mode and times."""
+        """Note a directory; the highest layer that lists it decides its mode and times.
+
+        `sealed` is said of a directory whose mode and times no lower layer may set (`Above.seals`).
+        """
         have = self.others.get(path)
         if have is None or (node.explicit and not have.explicit and not sealed):
             self.others[path] = node
 
     def mount_points(self) -> bool:
-        """Put in the directories, files and links of skeleton.py, where the image's links lead.
+        """Add the directories, files and links of `plan.mountpoints` that the image lacks.
 
-        Return whether they are all there. A file in the place of a directory, or the other way
-        round, may be written already: it stays, and each start lays over it what must be there.
+        They go where the image's own symbolic links lead. Return whether all of them are there now.
+        Where the image has a file in the place of a directory, or a directory in the place of a
+        file, that stays, since its content may be written already; then each start of a container
+        mounts what it needs over it.
         """
         whole = True
         where = places(self._link, lambda path: self._kind(path) is DIRECTORY)
@@ -59,9 +69,9 @@ class Tree:
         return self._links(where) and whole
 
     def _links(self, where: dict[str, str]) -> bool:
-        """Put in the links of skeleton.py; only /etc/mtab replaces what the image has.
+        """Add the symbolic links of `plan.mountpoints`; only /etc/mtab replaces what the image has.
 
-        Each start makes that one, and can't on a read-only image, unless it is there.
+        Each start needs /etc/mtab as it is there, and can't make it in a read-only image.
         """
         whole = True
         for point, target in SYMLINKS.items():
@@ -91,7 +101,7 @@ class Tree:
 
 
 def _parents(path: str) -> list[str]:
-    """Return the parents of `path` and it, the highest first."""
+    """Return the directories above `path`, the highest first, and last `path` itself."""
     names = path.split("/")
     return ["/".join(names[:count]) for count in range(2, len(names) + 1)]
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rootless_udi.layers.merge import Layer, Observer, Summary, merge
+from rootless_udi.layers.merge import Layer, Summary, merge
+from rootless_udi.layers.observer import Observer
 from rootless_udi.layers.squashfs_tools import Again
 from rootless_udi.plan.mountpoints import DIRECTORIES, FILES, SYMLINKS
 
