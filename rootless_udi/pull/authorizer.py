@@ -1,4 +1,4 @@
-"""Answer a registry's WWW-Authenticate: basic, bearer tokens, identity tokens.
+"""Answer what a registry asks for in WWW-Authenticate: a password, or a token of its token server.
 
 RFC 9110 11.6.1; Docker Registry v2 token and OAuth2 authentication (distribution, "token/").
 """
@@ -19,20 +19,24 @@ from rootless_udi.pull.parties import Pass
 from rootless_udi.pull.retry import TRANSIENT
 
 _TOKEN_MAX = 1 << 20
+"""Most bytes of a token server's answer."""
 _TOKEN_SECONDS = 60
-"""A token's life where the server does not say, and the least (Docker's token specification)."""
+"""Seconds that a token is good for where the server does not say, and the least that is believed
+(Docker's token specification)."""
 _TOKEN_SECONDS_MAX = 86400
+_EARLY = 0.9
+"""The part of that time after which a new token is asked for, so that none runs out on its way."""
 _NAME = re.compile(r"\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)")
 _VALUE = re.compile(r'\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 
 Lookup = Callable[[str, str], credentials.Credentials | None]
-"""(registry, repository) -> credentials; `auth.find` is one."""
+"""(registry, repository) -> credentials; `credentials.find` is one."""
 
 
 def challenges(values: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
     """Parse WWW-Authenticate headers (RFC 9110, 11.6.1): [(scheme in lower case, parameters)].
 
-    What cannot be parsed ends the list.
+    The list ends before what cannot be parsed.
     """
     found: list[tuple[str, dict[str, str]]] = []
     for text in values:
@@ -56,10 +60,10 @@ def challenges(values: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
 
 
 class Authorizer:
-    """The Authorization for one repository, made when asked for, renewed when refused.
+    """Makes the Authorization header for one repository, and a new one when it is refused.
 
-    The registry's first challenge by each scheme stays: which token server there is does not change
-    from request to request, and Docker asks no other either.
+    Of each scheme (Basic, Bearer) the registry's first challenge is kept and later ones ignored:
+    the token server does not change from request to request, and Docker does the same.
     """
 
     def __init__(
@@ -84,20 +88,20 @@ class Authorizer:
         self._schemes: dict[str, dict[str, str]] = {}
 
     def pinged(self, reply: Reply, base: str) -> None:
-        """Note what GET /v2/ was refused with."""
+        """Keep the challenge with which GET /v2/ was refused."""
         with self._lock:
             self._learn(reply, base)
 
     def accepted(self, used: Pass) -> None:
-        """Note that the registry took `used`: where it is refused later, it has run out."""
+        """Note that the registry accepted `used`; if that is refused later, it has expired."""
         with self._lock:
             self._accepted = self._accepted or used == self._pass
 
     def refused(self, reply: Reply, base: str, used: Pass) -> bool:
-        """Note a request's refusal with `used`; return whether to ask again with `right`.
+        """Note that a request with `used` was refused; return whether to repeat it with `right`.
 
-        That is so after a 401 with a challenge or with a token, and after any refusal (400, 403) of
-        a token that was good before: some registries say so of one that has run out.
+        Yes after 401 with a new challenge, after 401 for a token, and after 400 or 403 for a token
+        that was accepted before: some registries answer so when it has expired.
         """
         with self._lock:
             news = reply.status == 401 and self._learn(reply, base)
@@ -111,10 +115,10 @@ class Authorizer:
             return again
 
     def _learn(self, reply: Reply, base: str) -> bool:
-        """Take a challenge in; return whether it asks for something that was not asked before.
+        """Keep a reply's challenges; return whether one is of a scheme that is new.
 
-        Its scope counts for nothing: it may be of what a redirect chose, and of GET /v2/ it is
-        nobody's (GHCR: "repository:user/image:pull").
+        Their scope is ignored: after a redirect it may be somebody else's choice, and that of
+        GET /v2/ is a placeholder (GHCR: "repository:user/image:pull").
         """
         values = reply.headers.get_all("WWW-Authenticate") or []
         news = False
@@ -139,8 +143,7 @@ class Authorizer:
             if "bearer" in self._schemes:
                 token, seconds = self._token(self._schemes["bearer"], what, base)
                 self._pass = parties.for_registry(f"Bearer {token}", base)
-                # A little early: the token must outlive its way to the registry.
-                self._expires = time.monotonic() + seconds * 0.9
+                self._expires = time.monotonic() + seconds * _EARLY
             elif "basic" in self._schemes:
                 found = self._lookup(self.registry, self.repository)
                 if found is None or not found.username:
@@ -168,12 +171,12 @@ class Authorizer:
         )
 
     def _token(self, parameters: dict[str, str], what: str, base: str) -> tuple[str, float]:
-        """Return a token and its seconds."""
+        """Get a token from the token server; return it and how many seconds it is good for."""
         found = self._lookup(self.registry, self.repository)
         realm = parameters["realm"]
         asked = {}
         if self._scope:
-            # Whatever the challenge says: this is all that is wanted.
+            # Not the challenge's scope: this is all that is wanted.
             asked["scope"] = self._scope
         if parameters.get("service"):
             asked["service"] = parameters["service"]
@@ -213,10 +216,10 @@ def _parse(body: str, realm: str, what: str) -> tuple[str, float]:
         seconds = float(answer.get("expires_in") or _TOKEN_SECONDS)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise UdiError(f"{what}: the answer of {realm} is no token") from None
-    # It becomes a word of a header (RFC 6750: visible ASCII).
+    # It is put into a header, so it must be a word of visible ASCII (RFC 6750).
     if not isinstance(token, str) or not all("!" <= c <= "~" for c in token):
         raise UdiError(f"{what}: the answer of {realm} is no token")
-    # NaN is less than nothing.
+    # In this order NaN becomes the least too: it compares as False.
     seconds = seconds if seconds > _TOKEN_SECONDS else _TOKEN_SECONDS
     return token, min(seconds, _TOKEN_SECONDS_MAX)
 

@@ -3,10 +3,11 @@
     blobs/sha256-HEX.part   being downloaded, or whole and in use by the pulls that share its lock
     blobs/sha256-HEX        whole and kept (--keep-blobs)
 
-Nothing on disk is believed: what a killed pull left is hashed before it is gone on with. One pull
-downloads under the blob's exclusive lock, the others wait and then share the file; a pull never
-waits for an exclusive lock while another shares it for longer than a download, so that two pulls
-cannot block each other. Where the file system has no locks each pull has files of its own.
+What is on disk is not believed: a partial download of a killed pull is hashed before it is resumed.
+One pull downloads while it has the blob's exclusive lock; others wait for that and then use the
+same file with a shared lock. No pull waits for an exclusive lock for longer than a download while
+it has shared ones, so two pulls cannot block each other. Where the file system has no locks, each
+pull has files of its own.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ from rootless_udi.store.store import Store, discard, stem
 _CHUNK = 1 << 20
 
 Report = Callable[[int], None]
-"""Called with the bytes that are there by now."""
+"""Called with the number of bytes that are there so far."""
 
 
 class Download(Protocol):
@@ -142,7 +143,7 @@ class Blobs:
             lock.release()
 
     def _left(self, lock: Lock, holder: Holder) -> bool:
-        """Do without a lock whose holder gives no sign of life; tell whether that was so."""
+        """Go on without the lock if its holder shows no sign of life; tell whether that is so."""
         if holder.gone():
             self._note(f"no sign of life from whoever holds {lock.path}: going on without it")
             lock.do_without()
@@ -228,9 +229,9 @@ class Blobs:
         matches(f"{algorithm}:{summed.hexdigest()}", descriptor.digest, what)
 
     def release(self, used: bool) -> None:
-        """Let go of all blobs; with `used` nobody needs them again: they are removed, or kept.
+        """Release all blobs. `used`: the image was made, so they are removed, or kept if asked for.
 
-        A blob that another pull shares is left to it.
+        A blob that another pull is using too is left for that one to remove.
         """
         for digest, (path, lock) in self._held.items():
             with contextlib.suppress(OSError):
@@ -246,7 +247,7 @@ class Blobs:
         self._held.clear()
 
     def forget(self, descriptors: Sequence[Descriptor]) -> None:
-        """Remove partial downloads of these blobs, other than what another pull is at."""
+        """Remove partial downloads of these blobs, but for those that another pull is using."""
         for descriptor in descriptors:
             path = self._store.path("blobs", f"{stem(descriptor.digest)}.part")
             if not os.path.exists(path):
@@ -258,7 +259,7 @@ class Blobs:
             self._give_up(lock)
 
     def have(self, descriptor: Descriptor) -> int:
-        """Return the bytes of a blob that need not be downloaded, as far as sizes tell."""
+        """Return how many bytes of a blob are on disk; their content is not looked at."""
         most = 0
         for end in ("", ".part"):
             with contextlib.suppress(OSError):
@@ -268,7 +269,7 @@ class Blobs:
 
 
 def verify(path: str, descriptor: Descriptor, what: str, stop: Stop, report: Report) -> None:
-    """Check a blob that is read where it is. Raises UdiError."""
+    """Check size and digest of a blob that is read in place. Raises UdiError."""
     try:
         size = os.stat(path).st_size
         if size != descriptor.size:

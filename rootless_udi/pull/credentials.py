@@ -1,6 +1,6 @@
-"""Whose password goes to which registry: containers-auth.json(5), Docker's config.json, helpers.
+"""Find the credentials for a registry: containers-auth.json(5), Docker's config.json, helpers.
 
-Files are looked at in this order, the first that knows the registry decides: $REGISTRY_AUTH_FILE,
+The first of these files that has the registry is used: $REGISTRY_AUTH_FILE,
 $XDG_RUNTIME_DIR/containers/auth.json, $XDG_CONFIG_HOME/containers/auth.json (~/.config),
 $DOCKER_CONFIG/config.json (~/.docker).
 """
@@ -20,12 +20,18 @@ from rootless_udi.base.records import Record
 from rootless_udi.plan.reference import DOCKER_HUB
 
 HUB_KEY = "https://index.docker.io/v1/"
+"""The name under which Docker keeps the credentials for Docker Hub."""
 _HELPER_SECONDS = 60
+"""Seconds that a credential helper may take."""
 _NOT_FOUND = "credentials not found"
+"""What a helper says where it has none (docker-credential-helpers, credentials/error.go)."""
 
 
 class Credentials(Record):
-    """Name and password, or an identity token (OAuth2 refresh token); `origin`: from where."""
+    """Name and password, or an identity token (an OAuth2 refresh token).
+
+    `origin` says in messages where they are from: a file, perhaps a helper.
+    """
 
     username: str = ""
     password: str = ""
@@ -54,7 +60,8 @@ def files(environ: Mapping[str, str]) -> list[str]:
 
 
 def keys(registry: str, repository: str) -> list[str]:
-    """Return the names that a file may know `registry`/`repository` by, the closest first."""
+    """Return the names under which a file may have `registry`/`repository`, the most exact
+    first."""
     found = []
     parts = repository.split("/") if repository else []
     hosts = [registry]
@@ -76,8 +83,8 @@ def find(
 ) -> Credentials | None:
     """Return the credentials for a repository, or None where no file knows its registry.
 
-    Raises UdiError naming the file, for one that cannot be read or is no such file, and naming the
-    helper, for one that fails. $REGISTRY_AUTH_FILE must exist; the others need not.
+    Raises UdiError for a file that cannot be read or has another format, and for a helper that
+    fails; it names the file or the helper. $REGISTRY_AUTH_FILE must exist; the others need not.
     """
     environ = os.environ if environ is None else environ
     for path in files(environ):
@@ -91,10 +98,10 @@ def find(
 
 
 def read(path: str, must: bool) -> dict[str, Any] | None:
-    """Return a file's document, None where it may be missing and is. Raises UdiError.
+    """Return a file's JSON object, None where there is no file. Raises UdiError.
 
-    One that others may have written names programs that would run as the caller: it is passed over
-    with a line, unless it `must` be read.
+    The file can name programs (helpers), which run as the caller. So one that other users may have
+    written is not used: a line on standard error says so. With `must` both cases are errors.
     """
     try:
         document = fastjson.loads(trust.read(path, what="the credentials file").decode())
@@ -132,7 +139,7 @@ def _in_file(
         if name in helpers:
             server = HUB_KEY if hub and name in (DOCKER_HUB, "index.docker.io") else name
             return _ask(helpers[name], server, path, environ)
-    # A store's entries are listed in auths too, as empty objects.
+    # For registries whose credentials are in a credsStore, Docker writes empty objects here.
     for name in names:
         if name in auths:
             found = _entry(auths[name], name, path)
@@ -168,7 +175,10 @@ def _entry(entry: Any, name: str, path: str) -> Credentials | None:
 
 
 def _ask(helper: Any, server: str, path: str, environ: Mapping[str, str]) -> Credentials | None:
-    """Ask docker-credential-HELPER (docker-credential-helpers: `get`, server's name on stdin)."""
+    """Run `docker-credential-HELPER get`, which reads the server's name from standard input.
+
+    Source: docker-credential-helpers, README, "Development".
+    """
     name = f"docker-credential-{helper}"
     if not isinstance(helper, str) or not helper or "/" in helper:
         raise UdiError(f"reading credentials failed on {path}: {helper!r} names no helper")
@@ -196,7 +206,7 @@ def _ask(helper: Any, server: str, path: str, environ: Mapping[str, str]) -> Cre
     try:
         answer = fastjson.loads(done.stdout)
         if answer == {}:
-            # What some helpers say in place of an error where they know nothing of the server.
+            # Some helpers answer so, in place of the error, where they have no credentials.
             return None
         user, secret = answer["Username"], answer["Secret"]
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""The facts of an image, which a pull writes beside it and a launch reads."""
+"""The facts of an image: what a pull writes beside it and a launch reads."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from rootless_udi.pull.sources import Resolved
 
 FACTS_VERSION = 1
 _NAMED_MAX = 20
-"""Left-out members that the facts name; of the rest they have the number."""
+"""Most members that the facts list by name, of those left out of the image; all are counted."""
 
 
 def facts(
@@ -18,7 +18,7 @@ def facts(
     summary: "merge.Summary",
     elf: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return what a launch wants to know of an image, as JSON's types."""
+    """Return the facts as JSON's types. `elf` is what was found of programs and libraries."""
     config = resolved.config
     return {
         "version": FACTS_VERSION,

@@ -1,10 +1,10 @@
 """The archive source: a tar file as `docker save`, `podman save` or skopeo write it.
 
-manifest.json tells of images whose layers are members of the archive, usually uncompressed
-(Docker image specification v1.2, "Combined Image JSON + Filesystem Changeset Format"); an archive
-that has index.json too, or only that, is an OCI image layout in a tar. The archive itself may be
-compressed. Layers are copied to the store's blobs/ while they are checked: what reads them wants a
-file of its own.
+Such an archive has a manifest.json, which lists images; their layers are members of the archive,
+usually uncompressed (Docker image specification v1.2, "Combined Image JSON + Filesystem Changeset
+Format"). One that has index.json as well, or alone, is an OCI image layout in a tar. The archive
+itself may be compressed. Layers are copied into the store's blobs/ while their digest is checked,
+since a merge reads each of them as a file.
 """
 
 import hashlib
@@ -30,6 +30,7 @@ from rootless_udi.pull.stop import Stop
 
 _CHUNK = 1 << 20
 _LINKS_MAX = 8
+"""Links that are followed from a member to the file that has its content."""
 
 
 def _odd(what: str) -> UdiError:
@@ -39,7 +40,8 @@ def _odd(what: str) -> UdiError:
 
 
 class _Info(tarfile.TarInfo):
-    """A member's header; tarfile itself reads headers of any size into memory, and sparse maps."""
+    """A member's header. Refuses what tarfile itself would read into memory, whatever its size:
+    extension headers, and the maps of sparse files."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         extension = self.type not in tarfile.SUPPORTED_TYPES or self.type in _EXTENSIONS
@@ -58,7 +60,8 @@ _EXTENSIONS = (
 
 
 class ArchiveSource:
-    """One image of an archive; which one is the reference's tag: a name, or empty for the only."""
+    """One image of an archive: the one that the reference's tag names, or the only one if it is
+    empty."""
 
     parallel = 1
 
@@ -108,7 +111,7 @@ class ArchiveSource:
             why = getattr(error, "strerror", None) or str(error)
             raise UdiError(f"{self.what} failed on {self._reference.path}: {why}") from None
         except tarfile.TarError as error:
-            # tarfile says a line for each format that it tried.
+            # Its message has a line for each format that tarfile tried.
             why = str(error).partition("\n")[0]
             raise UdiError(
                 f"{self.what} failed on {self._reference.path}: is no whole tar: {why}",
@@ -116,7 +119,7 @@ class ArchiveSource:
             ) from None
 
     def _member(self, name: str) -> tarfile.TarInfo:
-        """Return a member, through the links that old Docker writes for equal layers."""
+        """Return a regular file, by links where a name is one: old Docker links equal layers."""
         name = _plain(name)
         for _ in range(_LINKS_MAX):
             member = self._members.get(name)
@@ -133,7 +136,8 @@ class ArchiveSource:
         raise UdiError(f"{self.what}: {name} is no file")
 
     def _content(self, member: tarfile.TarInfo, offset: int, size: int) -> bytes:
-        """Return some of a member's bytes; tar files are not made for several threads."""
+        """Return `size` bytes of a member from `offset` on; one thread at a time reads the
+        archive."""
         assert self._tar is not None
         with self._lock:
             try:
@@ -156,7 +160,10 @@ class ArchiveSource:
         return body
 
     def _choose(self, images: Any, tag: str, platform: Platform) -> dict[str, Any]:
-        """Return the image of that name, or the only one; of several the one that can run."""
+        """Return the image of that name, or the only one.
+
+        Where several have the name, it is the one that can run on `platform`.
+        """
         if not isinstance(images, list) or not all(isinstance(x, dict) for x in images):
             raise UdiError(f"{self.what}: manifest.json is no list of images")
         names = [_tags(image) for image in images]
@@ -190,7 +197,7 @@ class ArchiveSource:
         return True
 
     def _oci(self, image: dict[str, Any], platform: Platform) -> Resolved | None:
-        """Resolve by index.json where the archive has one that knows this image's config."""
+        """Resolve by index.json, where there is one and it has an image with this one's config."""
         if "index.json" not in self._members:
             return None
         index = parse(self._read("index.json"), f"{self.what}: index.json")
@@ -200,7 +207,8 @@ class ArchiveSource:
             except WrongContent:
                 raise
             except UdiError:
-                # Another image's, perhaps for another machine; of ours manifest.json knows all.
+                # An entry for another image, or another machine's: go on to the next. If none fits,
+                # manifest.json has all that is needed.
                 continue
             algorithm, _, text = one.manifest.config.digest.partition(":")
             if str(image.get("Config")) in (f"blobs/{algorithm}/{text}", f"{text}.json"):
@@ -210,7 +218,7 @@ class ArchiveSource:
         return None
 
     def _docker(self, image: dict[str, Any], platform: Platform) -> Resolved:
-        """Make the manifest that such an archive lacks; the same image gives the same digest."""
+        """Make a manifest, which such an archive lacks; equal images get equal digests."""
         names, raw, config = self._config(image, platform)
         digest = f"sha256:{hashlib.sha256(raw).hexdigest()}"
         layers = [
@@ -228,7 +236,7 @@ class ArchiveSource:
         return Resolved(f"sha256:{hashlib.sha256(body).hexdigest()}", found, config)
 
     def _config(self, image: dict[str, Any], platform: Platform) -> tuple[list[Any], bytes, Config]:
-        """Return the layers' names and the config, as bytes and checked."""
+        """Return the layers' names, and the config as its bytes and as checked."""
         names, path = image.get("Layers"), image.get("Config")
         if not isinstance(path, str) or not isinstance(names, list):
             raise UdiError(f"{self.what}: manifest.json has no Config or no Layers")
@@ -275,7 +283,7 @@ class ArchiveSource:
         return self._blobs.fetch(layer, copy, report, what)
 
     def order(self, layers: Sequence[Descriptor]) -> list[Descriptor]:
-        """In the archive's order: a compressed one is then read once from start to end."""
+        """Return the layers in the archive's order: so a compressed one is read once, forwards."""
         return sorted(layers, key=lambda layer: self._member(self._name(layer)).offset)
 
     def _name(self, layer: Descriptor) -> str:

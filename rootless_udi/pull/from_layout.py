@@ -33,7 +33,7 @@ class LayoutSource:
         del version, found
         reference = self._reference
         return from_index(
-            # Not by a name here, which would hold it.
+            # Given no name here, so that its memory can be freed within from_index.
             parse(self._file("index.json"), f"{self.what}: index.json"),
             reference.tag,
             reference.digest,

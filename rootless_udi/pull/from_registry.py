@@ -17,7 +17,7 @@ from rootless_udi.pull.stop import Stop
 
 
 class RegistrySource:
-    """An image at a registry or, before it, at the mirrors that the site has for it."""
+    """An image of a registry; the mirrors that the site has for it are asked first."""
 
     parallel = 4
 
@@ -43,7 +43,7 @@ class RegistrySource:
                 host,
                 reference.repository,
                 self._transport,
-                # A mirror that does not answer has another after it.
+                # A mirror that does not answer is given up soon: there is another after it.
                 patience if host == reference.registry else Patience(attempts=2),
                 insecure and host == reference.registry,
                 note,
@@ -53,7 +53,7 @@ class RegistrySource:
         ]
 
     def _first(self, ask: Callable[[Endpoint], Answer]) -> Answer:
-        """Return what the first endpoint says that can; the registry itself is the last."""
+        """Return the answer of the first endpoint that has one; the registry itself comes last."""
         *mirrors, registry = self._endpoints
         said: list[str] = []
         for mirror in mirrors:
@@ -87,7 +87,7 @@ class RegistrySource:
         return Resolved(found.digest, found.manifest, config, top if top != found.digest else "")
 
     def order(self, layers: Sequence[Descriptor]) -> list[Descriptor]:
-        """The largest first: it takes the longest."""
+        """Return the layers with the largest first, since it takes the longest."""
         return sorted(layers, key=lambda layer: -layer.size)
 
     def fetch(self, layer: Descriptor, report: Report) -> str:

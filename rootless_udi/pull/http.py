@@ -1,7 +1,7 @@
 """HTTP for the registry client: one request with redirects, proxies and TLS.
 
-On http.client, in worker threads. Redirects are followed by hand: what is sent to whom is decided
-in `parties`, at each of them. Nothing here knows what a registry is.
+Made of http.client, for worker threads. Redirects are followed here, one by one, since at each of
+them `parties` decides what is sent. Nothing here knows what a registry is.
 """
 
 import glob
@@ -22,7 +22,7 @@ from rootless_udi.pull.stop import Stop
 
 IDLE_SECONDS = 60
 ANSWER_SECONDS = 300
-"""The longest for an answer's head, for a whole document, and for 64 KiB of a blob."""
+"""Most seconds for an answer's status and headers, for a whole document, for 64 KiB of a blob."""
 REDIRECTS_MAX = 10
 _SAFE = "%/:=&?~#+!$,;'@()*[]|"
 USER_AGENT = "rootless_udi/1"
@@ -35,14 +35,14 @@ _BUNDLES = (
 
 
 _Place = tuple[Origin, bool, str]
-"""Where a connection leads, whether its certificate was taken unseen, and through which proxy."""
+"""Where a connection leads, whether its certificate went unchecked, and through which proxy."""
 
 
 class Reply:
     """An answer whose body is read by the caller, who must `close` it.
 
-    `url` is what answered, `visited` all on the way there by redirects, itself included; `proxy`
-    what it came through, or empty.
+    `url` is what answered; `visited` are all URLs of the redirects that led there, and `url`;
+    `proxy` is the URL of the proxy between, or empty.
     """
 
     def __init__(
@@ -66,7 +66,8 @@ class Reply:
         self._sock = sock
 
     def read_some(self, most: int) -> bytes:
-        """Return the bytes that have arrived, at most `most`; empty at the end or at a cut."""
+        """Return bytes that have arrived, at most `most`; b"" at the end or if the connection
+        broke."""
         return self._response.read1(most)
 
     def read_all(self, most: int, what: str) -> bytes:
@@ -91,18 +92,18 @@ class Reply:
     def length(self) -> int | None:
         """Return Content-Length, None where it is not given or no number of bytes."""
         text = self.headers.get("Content-Length", "").strip()
-        # int() refuses thousands of digits; no file has more bytes than 18 can say.
+        # int() refuses numbers of thousands of digits; no file is longer than 18 digits say.
         return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
     def close(self) -> None:
-        """Give the connection back for the next request where the body was read to its end."""
+        """Keep the connection for the next request, if the body was read to its end."""
         self._transport.done(self._place, self._connection, self._response)
 
 
 class Transport:
     """GETs for one pull. Safe for several threads; keeps connections for the next request.
 
-    Of `insecure` hosts the certificates are taken unseen, and of no other that they lead to.
+    Certificates of `insecure` hosts are not checked; those of hosts that they redirect to are.
     """
 
     def __init__(self, stop: Stop | None = None, environ: Mapping[str, str] | None = None) -> None:
@@ -123,10 +124,10 @@ class Transport:
         method: str = "GET",
         body: bytes | None = None,
     ) -> Reply:
-        """Return the answer after redirects; any status that is no redirect is an answer.
+        """Return the answer after redirects, whatever its status.
 
-        Raises OSError and HTTPException for what the network does, UdiError for what no repetition
-        mends.
+        Raises OSError and HTTPException for failures of the network, UdiError for what would fail
+        again.
         """
         visited = []
         for _ in range(REDIRECTS_MAX):
@@ -138,7 +139,7 @@ class Transport:
             here = parties.lenient(insecure, url, visited[0])
             reply = self._once(method, url, sent, body, here)
             reply.visited = tuple(visited)
-            # A token asked for by POST goes to the server that was named, and to no other.
+            # A POST, which has an identity token in it, is not sent to anybody else.
             if reply.status not in (301, 302, 303, 307, 308) or method != "GET":
                 return reply
             location = reply.headers.get("Location", "")
@@ -153,11 +154,11 @@ class Transport:
         scheme, host, port = origin(url)
         proxy = self._proxies.of(scheme, host, port)
         place = (scheme, host, port), insecure, proxy
-        # Of a Location or a realm: http.client refuses a blank and what is not ASCII.
+        # A Location or realm may have blanks and other characters that http.client refuses.
         parts = urllib.parse.urlsplit(urllib.parse.quote(url, safe=_SAFE))
         target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
         if proxy and scheme == "http" and proxies.address(proxy)[0] != "socks5h":
-            # Without the name and password that a Location may have in it.
+            # A Location may have a name and password in it: they are not sent.
             netloc = parts.netloc.rpartition("@")[2]
             target = urllib.parse.urlunsplit((scheme, netloc, parts.path, parts.query, ""))
             headers |= parties.for_proxy(proxy)
@@ -172,7 +173,7 @@ class Transport:
                     if connection.sock is not None:
                         connection.sock.settimeout(IDLE_SECONDS)
                     self.stop.watch(connection)
-                # The reply of a server that closes takes it away from the connection.
+                # Kept, since http.client takes it from the connection if the server will close it.
                 sock = connection.sock
                 with within(ANSWER_SECONDS, sock):
                     connection.request(method, target, body, headers)
@@ -181,7 +182,7 @@ class Transport:
                 self._drop(connection)
                 if isinstance(error, UnicodeError):
                     raise UdiError(f"GET {url} failed: {host!r} is no host name") from None
-                # The server may close a connection while it is idle: that is no failure.
+                # A kept connection, which the server may have closed meanwhile: try a new one.
                 if not fresh and isinstance(error, OSError | http.client.HTTPException):
                     continue
                 self.stop.check()
@@ -199,7 +200,7 @@ class Transport:
         outer = None
         through, name, number = proxies.address(proxy) if proxy else ("", "", 0)
         if through == "https":
-            # insecure is said of the registry, not of a proxy.
+            # `insecure` is about the registry: a proxy's certificate is checked.
             outer = self._context(name, number, False)
         return Connection(host, port, proxy, inner, outer), True
 
@@ -238,7 +239,8 @@ class Transport:
             return self._contexts[key]
 
     def _new_context(self, host: str, insecure: bool) -> ssl.SSLContext:
-        """System CAs, $SSL_CERT_FILE and $SSL_CERT_DIR (OpenSSL reads them), certs.d folders."""
+        """Trust the system's CAs, $SSL_CERT_FILE and $SSL_CERT_DIR (OpenSSL reads them),
+        certs.d."""
         context = ssl.create_default_context()
         if insecure:
             context.check_hostname = False
@@ -246,7 +248,7 @@ class Transport:
             return context
         paths = ssl.get_default_verify_paths()
         if paths.cafile is None and not context.get_ca_certs():
-            # A Python that was built elsewhere looks where this distribution has nothing.
+            # A Python that was built elsewhere may look for CAs where this distribution has none.
             for bundle in _BUNDLES:
                 if os.path.exists(bundle):
                     context.load_verify_locations(bundle)
@@ -266,10 +268,10 @@ class Transport:
 
 
 def _target(url: str, location: str, insecure: bool, asked: str) -> str:
-    """Return where a redirect leads; `insecure` is said of `asked`, where the way began."""
+    """Return where a redirect leads; `insecure` is about the host of `asked`, the first URL."""
     if not location:
         raise UdiError(f"GET {url} failed: it redirects to nowhere")
-    # http.client reads headers as Latin-1, whatever they are.
+    # http.client decodes headers as Latin-1; these are the bytes that were sent.
     location = urllib.parse.quote(location.encode("latin-1", "replace"), safe=_SAFE)
     try:
         target = urllib.parse.urljoin(url, location)

@@ -1,4 +1,4 @@
-"""What a registry has: tags of a repository, repositories of a registry. Bounded, for people."""
+"""What a registry has: the tags of a repository, the repositories of a registry; for people."""
 
 import urllib.parse
 from collections.abc import Iterable, Iterator
@@ -15,9 +15,9 @@ from rootless_udi.pull.retry import Patience
 from rootless_udi.pull.sources import parse
 
 MOST = 100_000
-"""Names that are listed."""
+"""Most names that are listed."""
 _HUB_SEARCH = "https://index.docker.io/v1/search"
-"""Docker Hub has no list of all its repositories; this is what `docker search` asks."""
+"""What `docker search` asks: Docker Hub lists its repositories by no other way."""
 
 
 _CATALOG = "registry:catalog:*"
@@ -62,7 +62,7 @@ def _names(pages: Iterable[bytes], key: str, what: str) -> Iterator[str]:
     for body in pages:
         document = parse(body, what)
         found = document.get(key) if isinstance(document, dict) else None
-        # A repository whose tags are all gone has null.
+        # The list is null for a repository whose tags have all been removed.
         if not isinstance(document, dict) or not isinstance(found, list | None):
             raise UdiError(f"{what}: the answer has no list of {key}")
         yield from (name for name in found or () if isinstance(name, str) and len(name) < 512)
@@ -83,7 +83,7 @@ def _hub_answer(transport: Transport, term: str, what: str) -> bytes:
 
 
 def hub(body: bytes, what: str) -> list[tuple[str, str]]:
-    """Return (name, description) of what Docker Hub's search answers. Raises UdiError."""
+    """Return (name, description) of each repository in an answer of Docker Hub. Raises UdiError."""
     document: Any = parse(body, what)
     rows = document.get("results") if isinstance(document, dict) else None
     if not isinstance(rows, list):

@@ -33,8 +33,9 @@ def registry_name(text: str) -> str:
 def auth_file(environ: Mapping[str, str]) -> str:
     """Return the file that logins are written to.
 
-    $REGISTRY_AUTH_FILE; that in $XDG_RUNTIME_DIR where it exists, since it would win; else the one
-    in ~/.config, which outlives the session. Raises UdiError without any of these.
+    That is $REGISTRY_AUTH_FILE; else the one in $XDG_RUNTIME_DIR if it exists, since it is read
+    first; else the one in ~/.config, which is still there after the session. Raises UdiError
+    without HOME.
     """
     if environ.get("REGISTRY_AUTH_FILE"):
         return environ["REGISTRY_AUTH_FILE"]
@@ -62,7 +63,7 @@ def login(
     """
     if not username or ":" in username:
         raise UdiError(f"login to {registry}: {username!r} is no user name")
-    # Before the password is sent anywhere.
+    # Read it before the password is sent: if it can't be used, nothing has been sent.
     path = auth_file(environ)
     target, document = _read(path)
     found = Credentials(username, password, "", "this login")
@@ -95,8 +96,8 @@ def logout(registry: str, environ: Mapping[str, str]) -> str:
 def _read(path: str) -> tuple[str, dict[str, Any]]:
     """Return the file to be written, links followed, and what is in it.
 
-    Raises Untrusted where somebody else may have written it or a link to it: what is not believed
-    is not empty.
+    Raises Untrusted where somebody else may have written it or a link to it. It is not taken as
+    empty then, or its other entries would be lost.
     """
     try:
         target = trust.destination(path, "the credentials file")

@@ -1,9 +1,9 @@
 """Indexes, manifests and configs: check parsed JSON, choose by platform. For the pull only.
 
-OCI image-spec 1.1 (index, manifest, config) and Docker image manifest version 2, schema 2. Every
-document comes from outside: whatever is used of it is checked here. What a document is, its content
-says: announcements (Content-Type, an index's entry) are wrong often enough, and digests guard the
-content. Media types of other things than images are refused by name.
+Formats: OCI image-spec 1.1 (index, manifest, config) and Docker image manifest version 2, schema 2.
+Every document comes from outside: all that is used of it is checked here. Whether a document is an
+index or a manifest is told by its content, which is guarded by a digest; what Content-Type or an
+index's entry say of it is often wrong. Media types of other things than images are refused by name.
 """
 
 from collections.abc import Sequence
@@ -35,9 +35,9 @@ LAYERS = {
     **{f"{base}{end}": kind for base in (_DOCKER_LAYER, _DOCKER_FOREIGN)
        for end, kind in (("", "none"), (".gzip", "gzip"), (".zstd", "zstd"))},
 }  # fmt: skip
-"""Media types of layers and how they say that their tar is compressed; its bytes decide.
+"""Media types of layers, and the compression that each stands for (the blob's bytes decide).
 
-The only table of them: what is not in here is refused before any download.
+A layer of another type is refused before any download.
 """
 
 DOCUMENT_MAX, LAYERS_MAX = bounds.DOCUMENT, bounds.LAYERS
@@ -58,7 +58,8 @@ _STEP_MAX = 400
 
 
 class Descriptor(Record):
-    """What a document says of a blob. `size` is in bytes; `platform` an index's entry's."""
+    """What a document says of a blob. `size` is in bytes; `platform` is only in an index's
+    entries."""
 
     media_type: str
     digest: str
@@ -74,7 +75,8 @@ class Manifest(Record):
 
 
 class Config(Record):
-    """What of an image's config a run needs. `diff_ids`: digests of the uncompressed layers."""
+    """The part of an image's config that a run needs. `diff_ids`: digests of uncompressed
+    layers."""
 
     platform: Platform
     diff_ids: tuple[str, ...]
@@ -122,9 +124,9 @@ def descriptor(value: object, part: str, what: str, typed: bool = True) -> Descr
 def media_type(document: object, told: str, what: str) -> str:
     """Return whether `document` is an index or a manifest, as its media type.
 
-    `told` is what the registry or the descriptor says, empty where it does not: it names what is no
-    image. What the document itself says must be what it is, and it must be one of the two, or one
-    document could be read as two kinds. Raises UdiError for any other media type, naming it.
+    `told` is the media type of the registry's answer or of the descriptor, perhaps empty. It is
+    used to say what a document is that is no image. If the document has a media type itself, its
+    content must fit; one that could be read as index and as manifest is refused. Raises UdiError.
     """
     if not isinstance(document, dict):
         raise _refuse(what, "is no JSON object")
@@ -149,8 +151,8 @@ def choose(document: dict[str, Any], platform: Platform, what: str) -> Descripto
     """Return the entry of an index for `platform`: a manifest, or an index without a platform.
 
     Attestations (platform unknown/unknown) are no images. Of several variants the newest that the
-    machine can run is taken; an entry that names no platform only where no other suits. Raises
-    UdiError naming the platforms that there are, or what is wrong with an entry where none suits.
+    machine can run is chosen, and an entry without a platform if no other fits. Raises UdiError if
+    none does: it names the platforms that there are, or what is wrong with an entry.
     """
     found, fault = entries(document, "the index", what)
     best: tuple[bool, int, Descriptor] | None = None
@@ -158,7 +160,7 @@ def choose(document: dict[str, Any], platform: Platform, what: str) -> Descripto
     for _, one in found:
         known = one.media_type in INDEXES + MANIFESTS
         if not known and one.media_type.startswith("application/vnd."):
-            continue  # something else by its name; what has no such name is seen at its content
+            continue  # by its media type no image; of an unknown type its content decides
         theirs = one.platform
         if theirs is None:
             rank = 0
@@ -184,9 +186,10 @@ def choose(document: dict[str, Any], platform: Platform, what: str) -> Descripto
 def entries(
     document: object, part: str, what: str
 ) -> tuple[list[tuple[dict[str, Any], Descriptor]], UdiError | None]:
-    """Return an index's entries as they are and checked, and what is wrong with the first bad one.
+    """Return an index's good entries, each as it is and as checked, and the first bad one's error.
 
-    One that is not asked for may be anything. Raises UdiError where there is no list.
+    A bad entry is no failure unless it is the one that is wanted. Raises UdiError where there is no
+    list.
     """
     listed = document.get("manifests") if isinstance(document, dict) else None
     if not isinstance(listed, list):
@@ -220,12 +223,13 @@ def _partly(theirs: Platform, ours: Platform) -> bool:
 
 
 def manifest(document: dict[str, Any], what: str) -> Manifest:
-    """Check an image manifest. Raises UdiError for anything a pull could trip over."""
+    """Check an image manifest, all that a pull uses of it. Raises UdiError."""
     config = descriptor(document.get("config"), "the config", what, typed=False)
     layers = document.get("layers")
     if not isinstance(layers, list):
         raise _refuse(what, "the manifest has no list of layers")
-    # Images have had octet-stream, json and html for it (distribution#1621, moby#48361).
+    # No check against one type: images have had octet-stream, json and html here
+    # (distribution#1621, moby#48361).
     if config.media_type.startswith(tuple(_HINTS)):
         raise _unknown(what, "the config", config.media_type)
     if config.size > DOCUMENT_MAX:
@@ -255,8 +259,8 @@ def config(
 ) -> Config:
     """Check an image config against the wanted platform and the manifest's number of layers.
 
-    `unnamed` is what a config that names no platform is for: the index's entry says, else this
-    machine. `media` is the media type that the manifest gives it.
+    `unnamed` is the platform of a config that names none: that of the index's entry, else this
+    machine's. `media` is the config's media type in the manifest. Raises UdiError.
     """
     if not isinstance(document, dict):
         raise _refuse(what, "the config is no JSON object")
@@ -294,8 +298,8 @@ def config(
 
 
 def _history(value: object) -> tuple[tuple[str, str, bool], ...]:
-    """Return what is said of how an image was made. It is for people alone: what is odd is left
-    out, what is long is cut off."""
+    """Return the steps by which the image was made, for people: bad ones are left out, long ones
+    cut."""
     rows = [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
     found = []
     for row in rows[: bounds.HISTORY]:
@@ -306,7 +310,7 @@ def _history(value: object) -> tuple[tuple[str, str, bool], ...]:
 
 
 def _suited(document: dict[str, Any], platform: Platform, unnamed: Platform, what: str) -> Platform:
-    """Return what platform the config is for, if that can run on `platform`."""
+    """Return the config's platform. Raises UdiError where `platform` can't run it."""
     said = _platform(document, "the config", what)
     assert said is not None
     theirs = said
@@ -341,7 +345,7 @@ def _words(value: object, part: str, what: str) -> tuple[str, ...]:
     if value is None:
         return ()
     if isinstance(value, str):
-        # Images of Docker before 1.0 have a bare string.
+        # Docker before 1.0 wrote one string.
         value = [value]
     if not isinstance(value, list):
         raise _refuse(what, f"{part} of the config is no list of words: {value!r}")
@@ -349,7 +353,7 @@ def _words(value: object, part: str, what: str) -> tuple[str, ...]:
 
 
 def _environment(value: object, what: str) -> tuple[str, ...]:
-    """Keep NAME=VALUE; Shifter and docker run images with others, which name no variable."""
+    """Return the entries that are NAME=VALUE; others are ignored, as docker and Shifter do."""
     return tuple(word for word in _words(value, "Env", what) if word.find("=") > 0)
 
 

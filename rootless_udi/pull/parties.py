@@ -1,4 +1,4 @@
-"""Who may be sent which secret: a pull meets several parties, and this is where it is decided.
+"""Decide which secret may be sent to whom. A pull talks to several parties:
 
     party              known by                                      may be sent
     registry, mirror   origin (scheme, host, port) of its own URL    Basic or a token, if it asked
@@ -7,10 +7,10 @@
                                                                      nor whoever it leads to
     proxy              http_proxy, https_proxy                       the user of that URL
 
-A secret is a `Pass`: it carries the origin that it is good for. An identity token travels in the
-body of a POST, which is never redirected. Pure. Of this kind was CVE-2020-15157: a manifest named a
-foreign layer, the server of that answered 401 with a realm of its own, and the client sent the
-registry's password there.
+A secret is a `Pass`, which has the only origin that it may be sent to. An identity token is in the
+body of a POST, which is never redirected. Pure. Such decisions went wrong in CVE-2020-15157: a
+manifest named a layer on another server; that server answered 401 with a realm of its own, and the
+client sent the registry's password there.
 """
 
 import base64
@@ -51,10 +51,10 @@ def origin(url: str) -> Origin:
 
 
 def sent(given: Pass, visited: Sequence[str]) -> str:
-    """Return the Authorization for the last of the `visited` URLs of a request, empty for none.
+    """Return the Authorization header for the last of the `visited` URLs of a request, "" for none.
 
-    The earlier ones are the redirects' way there. Who has once sent us to another origin is not
-    trusted with the way back: that target would choose what our right is used for.
+    The earlier URLs are those that redirected here. After a redirect to another origin nothing is
+    sent any more, also if that redirects back: it would choose what the secret is used for.
     """
     if given.value and all(origin(url) == given.good_for for url in visited):
         return given.value
@@ -62,15 +62,15 @@ def sent(given: Pass, visited: Sequence[str]) -> str:
 
 
 def at_home(visited: Sequence[str], asked: str) -> bool:
-    """Tell whether all of a request's way was the registry's own, whose URL is `asked`.
+    """Tell whether all URLs of a request are of the origin of `asked`, the registry's URL.
 
-    A detour by another origin and back is that origin's question, not ours.
+    If another origin has redirected back, the request is that origin's choice, and not ours.
     """
     return all(origin(url) == origin(asked) for url in visited)
 
 
 def challenge(values: Sequence[str], visited: Sequence[str], asked: str) -> Sequence[str]:
-    """Return the WWW-Authenticate `values` that count: those of the registry that was asked.
+    """Return the WWW-Authenticate `values` if they are the registry's own, else nothing.
 
     `asked` is the registry's URL, `visited` are those on the way to the answer, its own included.
     """
@@ -78,17 +78,20 @@ def challenge(values: Sequence[str], visited: Sequence[str], asked: str) -> Sequ
 
 
 def lenient(insecure: bool, url: str, asked: str) -> bool:
-    """Tell whether `insecure`, said of the registry at `asked`, holds for `url`: its own host's."""
+    """Tell whether `insecure`, which is said of the registry at `asked`, holds for `url`.
+
+    It does on the same host alone.
+    """
     return insecure and origin(url)[1] == origin(asked)[1]
 
 
 def for_registry(value: str, base: str) -> Pass:
-    """Return a registry's own right: its token, or the password that it asked for by Basic."""
+    """Return what a registry itself is sent: a token, or the password if it asks for Basic."""
     return Pass(value, origin(base))
 
 
 def for_token_server(value: str, realm: str, base: str, insecure: bool, what: str) -> Pass:
-    """Return the right to be used at `realm`, the token server that the registry at `base` named.
+    """Return what is sent to `realm`, the token server that the registry at `base` names.
 
     `value` is empty with an identity token. Raises UdiError where a secret of a registry that is
     reached over TLS would be sent in the clear.

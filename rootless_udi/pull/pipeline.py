@@ -1,7 +1,7 @@
-"""Pull an image: resolve, lock, fetch, merge, store. trio waits, threads work.
+"""Pull an image: resolve, lock, fetch, merge, store. trio waits for threads, which do the work.
 
-Nothing is in the store before it is whole: an image appears by one rename, its name after it.
-Whatever is given up leaves at most partial downloads, which the next pull goes on with.
+An image appears in the store whole, by one rename(2), and its name after it. A pull that fails
+leaves at most partial downloads, which the next pull resumes.
 """
 
 import contextlib
@@ -38,19 +38,19 @@ _Answer = TypeVar("_Answer")
 
 
 class Progress(Protocol):
-    """Hears how a pull goes. All but `stage` are called from worker threads, several at once."""
+    """Is told how a pull goes. All but `stage` is called from worker threads, several at once."""
 
     def stage(self, stage: str, text: str) -> None:
         """A step begins: "resolve", "wait", "fetch", "convert", "store", then "present" or "done".
 
-        `text` says of what: the reference, who is waited for, the digest.
+        `text` is the reference, the process that is waited for, or the digest.
         """
 
     def blob(self, digest: str, done: int, total: int, state: str) -> None:
         """A layer: `done` of `total` bytes; state "waiting", "running" or "done"."""
 
     def convert(self, done: int) -> None:
-        """The merged tar has this many bytes by now; how many it will have nobody knows."""
+        """The merged tar has `done` bytes so far; how many there will be is not known."""
 
     def note(self, text: str) -> None:
         """Something a person should see: an attempt that failed and will be repeated."""
@@ -73,10 +73,10 @@ class Silent:
 
 
 class Options(Record):
-    """What `udi pull` can be told. `mirrors`: registry -> hosts or URLs that are tried before it.
+    """The options of a pull. `mirrors`: registry -> hosts or URLs that are tried before it.
 
-    `platform` None is the best that this machine can run; `writer` is "" (choose), or tar2sqfs or
-    mksquashfs by name or path.
+    With `platform` None the best one that this machine can run is chosen. `writer` is tar2sqfs or
+    mksquashfs, by name or path, or "" for the one that is there.
     """
 
     platform: Platform | None = None
@@ -92,7 +92,7 @@ class Options(Record):
 def pull_sync(
     reference: Reference, store: Store, options: Options, progress: Progress | None = None
 ) -> StoredImage:
-    """Do `pull` from code that is not trio's."""
+    """Do `pull` from code that does not run in trio."""
     try:
         return trio.run(pull, reference, store, options, progress)
     except BaseExceptionGroup as group:
@@ -106,8 +106,8 @@ async def pull(
 ) -> StoredImage:
     """Bring the image that `reference` names into `store` and return it.
 
-    Where its digest is there already, only the name is renewed. Raises UdiError for all that a
-    user, a registry or a full disk can do; the store is then as it was.
+    If the store has its digest already, only the name is set. Raises UdiError for what a user, a
+    registry or a full disk can cause; the store is then as it was.
     """
     one = _Pull(reference, store, options, progress or Silent())
     failure: BaseException | None = None
@@ -117,7 +117,7 @@ async def pull(
         try:
             image = await one.run()
         except Exception as error:
-            # Not through the nursery, which would wrap it in a group.
+            # Raised below: the nursery would wrap it in an exception group.
             failure = error
         nursery.cancel_scope.cancel()
     if failure is not None:
@@ -143,13 +143,14 @@ class _Pull:
         self._options = options
         self._progress = progress
         self._platform = options.platform or platforms.here()
-        # A node's starts look for the name of its architecture, whatever its CPU has.
+        # The platform that the name in the store is for. Launches look for their architecture
+        # without a variant, whatever the CPU has.
         self._named = options.platform or platform_of(os.uname().machine)
         self._blobs = Blobs(store, self.stop, options.keep_blobs, progress.note)
 
     async def run(self) -> StoredImage:
         options = self._options
-        # What can't work is said before anything is downloaded.
+        # Fail here, before anything is downloaded.
         check_writer(options)
         source = open_source(
             self._reference,
@@ -176,8 +177,8 @@ class _Pull:
             used = True
             return image
         except UdiError as error:
-            # Partial downloads are for a network that will be back, not for a wrong image or a
-            # full disk; what else ends a pull (Ctrl-C) says nothing against them.
+            # Partial downloads are kept where another try may succeed, so not after a wrong image
+            # or a full disk. After Ctrl-C they are kept too.
             used = not isinstance(error, GaveUp)
             raise
         finally:
@@ -186,10 +187,10 @@ class _Pull:
                 self._blobs.forget(resolved.manifest.layers)
 
     async def _in_thread(self, call: Callable[..., _Answer], *args: Any) -> _Answer:
-        """Run what may wait for the network. Cancelled, it is told to stop and given a moment.
+        """Run `call` in a thread; when cancelled, have it stop and wait a moment for it.
 
-        A thread that is deep in a connect is left behind: Ctrl-C must end a pull at once. The
-        others are waited for, since the process's end would keep them from removing their locks.
+        Threads need that moment to remove their locks before the process ends. One that is
+        connecting can't be stopped: it is left behind, since Ctrl-C must end a pull at once.
         """
         begun, ended = threading.Event(), threading.Event()
 
@@ -210,7 +211,7 @@ class _Pull:
             raise
 
     async def _under_lock(self, source: Source, resolved: Resolved, name: str) -> StoredImage:
-        """Make the image, or wait for the pull that is making it."""
+        """Make the image, or wait for another pull that is making it."""
         lock = self._store.lock(resolved.digest)
         try:
             waited = await self._acquire(lock, resolved.digest)
@@ -239,7 +240,8 @@ class _Pull:
                     self._progress.stage("wait", name)
                 said = name
                 waited += 1
-                # Looked at, not waited for in the kernel: Ctrl-C must end this at once.
+                # Poll the lock: a call that waits in the kernel could not be ended by Ctrl-C at
+                # once.
                 await trio.sleep(min(0.05 * waited, 1.0))
         except OSError as error:
             raise self._store.refused(f"locking {digest}", error) from None
@@ -267,7 +269,7 @@ class _Pull:
         return image.replace(name=name)
 
     def _check_room(self, source: Source, blobs: list[Descriptor]) -> None:
-        """Refuse early what can't fit: the downloads, and half of what the image usually has."""
+        """Raise UdiError where the downloads and half of a usual image's size do not fit."""
         download = source.room(blobs)
         image = sum(x.size if LAYERS[x.media_type] != "none" else x.size // 3 for x in blobs)
         free = self._store.free()
@@ -280,7 +282,7 @@ class _Pull:
             )
 
     async def _fetch(self, source: Source, blobs: list[Descriptor]) -> dict[str, str]:
-        """Return digest -> path of every layer's blob, fetched side by side."""
+        """Fetch the blobs of all layers, several at once; return digest -> path."""
         limiter = trio.CapacityLimiter(source.parallel)
         paths: dict[str, str] = {}
         failures: list[Exception] = []
@@ -295,7 +297,7 @@ class _Pull:
                 except Exception as error:
                     failures.append(error)
                     self.stop.set()
-                    # The others end by that, unless they are deep in a connect.
+                    # That ends the others, but for threads that are connecting.
                     nursery.cancel_scope.deadline = trio.current_time() + _GRACE_SECONDS
 
             for blob in blobs:

@@ -1,8 +1,8 @@
 """The proxies of a pull: which one a host is reached through, and the connection that leads there.
 
-http://, https:// and socks5h:// from http_proxy, https_proxy, all_proxy and no_proxy, in capitals
-too, as other clients read them. socks5h, not socks5: the proxy resolves the name, since a node
-behind one seldom can.
+Proxies are http://, https:// and socks5h:// URLs in http_proxy, https_proxy and all_proxy; no_proxy
+names hosts without one. The names may also be in capitals, as other clients read them. With socks5h
+the proxy looks up the server's name, which a node behind a proxy often can't (as socks5 needs).
 """
 
 import http.client
@@ -17,7 +17,7 @@ from rootless_udi.pull import parties
 from rootless_udi.pull.tlsintls import TlsInTls
 
 CONNECT_SECONDS = 30
-"""The longest for each step on the way to a server: TCP, the proxy's answer, TLS."""
+"""Most seconds for each step of connecting: TCP, the proxy's answer, TLS."""
 _PORTS = {"http": 80, "https": 443, "socks5h": 1080}
 _SOCKS_REFUSED = {
     1: "it failed",
@@ -29,7 +29,7 @@ _SOCKS_REFUSED = {
 
 
 class Proxies:
-    """What the environment says, read once."""
+    """The proxies that the environment names; read once."""
 
     def __init__(self) -> None:
         self._proxies = urllib.request.getproxies()
@@ -37,7 +37,7 @@ class Proxies:
     def of(self, scheme: str, host: str, port: int) -> str:
         """Return the proxy's URL for a server, empty for none.
 
-        This machine is never asked for through one. Raises UdiError for a proxy of another kind.
+        This machine itself is never reached through one. Raises UdiError for another kind of proxy.
         """
         proxy = self._proxies.get(scheme) or self._proxies.get("all") or ""
         if not proxy or is_loopback(host) or self._direct(host, port):
@@ -64,7 +64,7 @@ class Proxies:
 
 
 def address(proxy: str) -> tuple[str, str, int]:
-    """Return (scheme, host, port) of a proxy's URL that `Proxies.of` has let through."""
+    """Return (scheme, host, port) of a proxy's URL, which `Proxies.of` has checked."""
     at = urllib.parse.urlsplit(proxy)
     return at.scheme, at.hostname or "", at.port or _PORTS[at.scheme]
 
@@ -82,8 +82,8 @@ def is_loopback(host: str) -> bool:
 def _names(word: str, host: str, port: int) -> bool:
     """Tell whether a word of no_proxy names a host.
 
-    A name is good for all below it, also as .NAME and *.NAME; with :PORT for that port only; *
-    is for all, and 10.0.0.0/8 for a network, as Go's tools have it.
+    NAME, .NAME and *.NAME mean a host and all below it; NAME:PORT that port only; * every host;
+    10.0.0.0/8 a network. So do Go's tools (golang.org/x/net/http/httpproxy).
     """
     name, _, number = word.rpartition(":")
     if name and number.isascii() and number.isdigit() and (":" not in name or name[-1] == "]"):
@@ -102,9 +102,8 @@ def _names(word: str, host: str, port: int) -> bool:
 class Connection(http.client.HTTPConnection):
     """A connection to HOST:PORT, through a proxy where one is given.
 
-    `inner` is the TLS of a server that is asked by https, `outer` that of an https:// proxy. A
-    server that is asked by http is not tunnelled to by HTTP's proxies: the request has its whole
-    URL.
+    `inner` is for TLS with an https server, `outer` for TLS with an https:// proxy. To an http
+    server there is no tunnel through HTTP proxies: the request line has the whole URL instead.
     """
 
     def __init__(
@@ -116,7 +115,7 @@ class Connection(http.client.HTTPConnection):
         outer: ssl.SSLContext | None,
     ) -> None:
         super().__init__(host, port, timeout=CONNECT_SECONDS)
-        # The port that a Host header goes without.
+        # http.client leaves this port out of the Host header.
         self.default_port = 80 if inner is None else 443
         self._inner, self._outer, self._proxy = inner, outer, proxy
         self._scheme, *_ = address(proxy) if proxy else ("",)
@@ -124,8 +123,8 @@ class Connection(http.client.HTTPConnection):
             self.set_tunnel(host, port, parties.for_proxy(proxy))
 
     def connect(self) -> None:
-        """Connect, to the end of the server's TLS. Raises OSError, for a proxy's refusal too."""
-        # self.sock at each step, before anything is waited for: who stops the pull shuts that.
+        """Connect, TLS included. Raises OSError, also where a proxy refuses."""
+        # self.sock is set before each step that waits: to stop the pull, `Stop` shuts that socket.
         at = address(self._proxy)[1:] if self._proxy else (self.host, self.port)
         self.sock = socket.create_connection(at, CONNECT_SECONDS)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -147,7 +146,7 @@ class Connection(http.client.HTTPConnection):
 
 
 def _socks(sock: socket.socket, host: str, port: int, user: tuple[bytes, bytes] | None) -> None:
-    """Ask a SOCKS proxy for HOST:PORT (RFC 1928; name and password RFC 1929)."""
+    """Ask a SOCKS 5 proxy for a connection to HOST:PORT (RFC 1928; name and password RFC 1929)."""
     with sock.makefile("rb", buffering=0) as raw:
 
         def read(count: int) -> bytes:
@@ -175,7 +174,7 @@ def _socks(sock: socket.socket, host: str, port: int, user: tuple[bytes, bytes] 
         if status:
             said = _SOCKS_REFUSED.get(status, f"status {status}")
             raise OSError(f"Tunnel connection failed: {said}")
-        # The address that it connected from: 4 or 16 bytes, or a name; and a port.
+        # The proxy's own address, of no use here: 4 or 16 bytes, or a name; and a port.
         read({1: 4, 4: 16}.get(kind) or read(1)[0])
         read(2)
 

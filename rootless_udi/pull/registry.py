@@ -1,7 +1,7 @@
-"""OCI distribution client, the pull half: manifests and blobs of one repository at one registry.
+"""A client for registries (OCI distribution-spec 1.1): manifests and blobs of one repository.
 
-distribution-spec 1.1. Blocking; made for worker threads. Everything that comes from the wire is
-bounded by size and, where a digest is known, checked by it.
+Pulls only. Calls block; they are made from worker threads. All that a registry sends has a bound in
+bytes, and is checked against its digest where that is known.
 """
 
 import hashlib
@@ -27,15 +27,15 @@ _ERROR_MAX = 1 << 16
 _CHUNK = 1 << 18
 _SLOW_BYTES = 1 << 16
 PAGES = 1000
-"""Of a list of tags or repositories that are read."""
+"""Most pages of a list of tags or repositories that are read."""
 _RENEWALS = 2
-"""What a request may be refused with before it is denied: no right, and one that has run out."""
+"""How often a request is repeated with another Authorization: it had none, and it had expired."""
 
 Note = Callable[[str], None]
 
 
 class Missing(UdiError):
-    """The registry has no such manifest or blob; a mirror may."""
+    """The registry or mirror has no such manifest or blob; another one may have it."""
 
 
 class WrongContent(UdiError):
@@ -45,9 +45,10 @@ class WrongContent(UdiError):
 class Endpoint:
     """A repository at one registry or mirror.
 
-    `host` is HOST[:PORT] or a URL with a scheme and perhaps a path before the repository's name.
-    Plain http is used for loopback and `insecure` hosts that speak it, and for http:// URLs.
-    `scope` is what a token is asked for; else to pull the repository, and nothing without one.
+    `host` is HOST[:PORT], or a URL with a scheme and perhaps a path before the repository's name.
+    Plain http is tried on loopback and on `insecure` hosts, and used for http:// URLs.
+    `scope` is what a token is asked for; without it, to pull the repository, or nothing if there is
+    none.
     """
 
     def __init__(
@@ -115,10 +116,10 @@ class Endpoint:
         return body
 
     def listing(self, path: str, what: str) -> Iterator[bytes]:
-        """Yield the pages of a list ("tags/list", "_catalog" without a repository) as they are.
+        """Yield the pages of a list as bytes: "tags/list", or "_catalog" without a repository.
 
-        Of what a page says of the next one (Link, rel="next") only the query is taken: it is of the
-        same list of the same registry. Raises UdiError, also after PAGES of them.
+        A page names the next one by a URL (Link, rel="next"). Of that only the query is used, so
+        that it is a page of this list at this registry. Raises UdiError, also after PAGES of them.
         """
         query = ""
         for _ in range(PAGES):
@@ -153,10 +154,9 @@ class Endpoint:
     ) -> None:
         """Send a blob's bytes from offset `have` on to write(data, offset), up to its size.
 
-        After a broken connection it goes on where it was (Range), as often as there is progress
-        beyond what was there before; `restart` is called where the registry can only send all of it
-        again. The digest is the
-        caller's to check. Raises Missing, WrongContent for a blob that is too long, and whatever
+        After a broken connection it asks for the rest (Range), as long as each attempt brings some
+        progress; `restart` is called where the registry can only send all of it again. The caller
+        checks the digest. Raises Missing, WrongContent for a blob that is too long, and whatever
         `write` raises.
         """
         what = f"pulling blob {descriptor.digest} of {self}"
@@ -196,7 +196,7 @@ class Endpoint:
                 tries.failed(what, why)
 
     def _read(self, reply: Reply, most: int) -> bytes:
-        """Return some bytes, or none at the end and where the connection broke."""
+        """Return some bytes; b"" at the end, or where the connection broke."""
         try:
             data = reply.read_some(most)
         except (OSError, http.client.HTTPException):
@@ -217,7 +217,7 @@ class Endpoint:
         return Tries(self.patience, self._transport.stop, self.note)
 
     def _answer(self, path: str, headers: dict[str, str], tries: Tries, what: str) -> Reply:
-        """Return a 200, 206 or 416 answer; waits and asks again where that may help."""
+        """Return an answer with status 200, 206 or 416; wait and ask again where that may help."""
         renewals = 0
         while True:
             try:
@@ -249,10 +249,10 @@ class Endpoint:
             tries.failed(what, why, retry_after(reply.headers.get("Retry-After")), hint)
 
     def _elsewhere(self, reply: Reply, body: str, tries: Tries, what: str) -> None:
-        """Take what a redirect's target answers, other than content.
+        """Handle an error that the target of a redirect answers.
 
-        It is not asked again and given nothing: a signature that has run out, or a right that is
-        missing, is for the registry to mend, which is asked again.
+        That server is not sent anything else. If the signature in its URL has expired, the registry
+        has to make a new one: the registry is asked again.
         """
         there = urllib.parse.urlsplit(reply.url).netloc.rpartition("@")[2]
         why = f"{self.host} redirects to {there}, which answers {reply.status}{said(body)}"
@@ -293,7 +293,7 @@ class Endpoint:
         return UdiError(f"{what}: {self.host} answers {status}{said(body)}")
 
     def _find_base(self, what: str) -> str:
-        """Return SCHEME://HOST; GET /v2/ finds it, and what authentication is asked for."""
+        """Return SCHEME://HOST, found by GET /v2/, whose answer also says how to authenticate."""
         with self._lock:
             if self._base:
                 return self._base
@@ -303,7 +303,7 @@ class Endpoint:
                 try:
                     reply = self._transport.get(f"{base}/v2/", {}, parties.NOTHING, self.insecure)
                 except (OSError, http.client.HTTPException) as error:
-                    # The first scheme is the likely one, and its failure the telling one.
+                    # If all schemes fail, the first one's error is shown: it is the likely one.
                     failure = failure or error
                     continue
                 self._error_body(reply)
@@ -325,7 +325,7 @@ def check(body: bytes, digest: str, what: str) -> None:
 
 
 def matches(found: str, wanted: str, what: str) -> None:
-    """Raise WrongContent unless the two digests are one."""
+    """Raise WrongContent unless the two digests are equal."""
     if found != wanted:
         raise WrongContent(
             f"{what}: its digest is {found}, wanted is {wanted}",

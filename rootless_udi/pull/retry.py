@@ -15,16 +15,17 @@ from rootless_udi.base.records import Record
 from rootless_udi.pull.stop import Stop, shut
 
 _STEP = 1 << 16
+"""Bytes that count as progress, at the most (`Tries.progressed`)."""
 TRANSIENT = (408, 429, 500, 502, 503, 504)
-"""Statuses that may be gone the next time."""
+"""HTTP statuses after which a later attempt may succeed."""
 
 
 @contextlib.contextmanager
 def within(seconds: float, sock: socket.socket | None) -> Iterator[None]:
-    """Raise TimeoutError, and shut the socket, where what is inside takes longer.
+    """Shut the socket and raise TimeoutError if the block takes longer than `seconds`.
 
-    A socket's own timeout begins anew with every byte: a server that sends one now and then, or
-    "100 Continue" for ever, would never meet it.
+    A socket's own timeout starts again with every byte: it would never end for a server that sends
+    one now and then, or "100 Continue" for ever.
     """
     late = threading.Event()
 
@@ -48,12 +49,14 @@ def within(seconds: float, sock: socket.socket | None) -> Iterator[None]:
 
 
 class GaveUp(UdiError):
-    """The network or the other side failed for too long: what is there already is worth keeping."""
+    """The network or the server failed for too long. Partial downloads are worth keeping."""
 
 
 class Patience(Record):
-    """How often and how long to try again: `attempts` without any progress, waits of `first`
-    seconds, doubled up to `longest`. A server that asks for more than `asked` seconds is given up.
+    """How often and how long to try again.
+
+    At most `attempts` without any progress; waits of `first` seconds, doubled each time up to
+    `longest`. A server that asks to wait more than `asked` seconds is given up.
     """
 
     attempts: int = 6
@@ -73,10 +76,11 @@ class Tries:
         self._furthest = 0
 
     def progressed(self, done: int, total: int) -> None:
-        """Note that there are `done` of `total` bytes: what was there before is no progress.
+        """Note that there are `done` of `total` bytes; after progress, failures count from 0 again.
 
-        Nor is less than 64 KiB, a 64th of all or a 16th of what is missing: a byte for each
-        connection would never end.
+        Progress are bytes beyond the furthest so far, and enough of them: 64 KiB, a 64th of all, or
+        a 16th of what is missing, whichever is least. A server that sends one byte for each
+        connection would never be given up otherwise.
         """
         enough = min(_STEP, total // 64, (total - self._furthest) // 16) + 1
         if done - self._furthest >= enough or done == total:
@@ -84,7 +88,7 @@ class Tries:
             self._failures = 0
 
     def failed(self, what: str, why: str, asked: float | None = None, hint: str = "") -> None:
-        """Wait before the next attempt. Raises GaveUp(what: why) where there is to be none."""
+        """Wait before the next attempt. Raises GaveUp ("what: why") where there is none."""
         self._failures += 1
         hint = hint or "try again later; a mirror may serve the image meanwhile"
         if asked is not None and asked > self.patience.asked:
@@ -92,7 +96,7 @@ class Tries:
         if self._failures >= self.patience.attempts:
             raise GaveUp(f"{what}: {why} ({self._failures} attempts)", hint)
         wait = min(self.patience.first * 2 ** (self._failures - 1), self.patience.longest)
-        # Thousands of nodes that fail together must not come back together.
+        # At random, so that thousands of nodes that failed together don't ask together again.
         wait *= random.uniform(0.75, 1.25)
         if asked is not None:
             wait = max(wait, asked)
@@ -110,15 +114,15 @@ def retry_after(value: str | None, now: float | None = None) -> float | None:
     try:
         when = email.utils.parsedate_to_datetime(value).timestamp()
     except (ValueError, TypeError, IndexError, OverflowError):
-        # The last: a year or a zone beyond what datetime has.
+        # OverflowError: a year or a time zone that datetime can't have.
         return None
     return max(0.0, when - (time.time() if now is None else now))
 
 
 def lasting(error: Exception, reached: bool) -> tuple[str, str] | None:
-    """Return (why, hint) where an attempt's error will be the same the next time, else None.
+    """Return (why, hint) for an error that another attempt would meet again, else None.
 
-    `reached`: the server has answered before, so that it is there.
+    `reached`: the server has answered before, so a refused connection may be a passing one.
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
@@ -137,7 +141,7 @@ def lasting(error: Exception, reached: bool) -> tuple[str, str] | None:
 
 
 def reason(error: Exception) -> str:
-    """Return what a network error says, in a few words."""
+    """Return a network error in a few words."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, http.client.IncompleteRead):

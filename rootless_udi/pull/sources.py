@@ -1,7 +1,7 @@
-"""Where an image comes from: a registry, an OCI image layout, an archive of `docker save`.
+"""What an image is pulled from: a registry, an OCI image layout, an archive of `docker save`.
 
-Each source gives the documents first (`resolve`), then a local file for each layer (`fetch`). All
-that a source gives has been checked against its digest.
+`Source` is what all of them can do: first read the documents (`resolve`), then give a local file
+for each layer (`fetch`). All that a source returns has been checked against its digest.
 """
 
 import json
@@ -22,7 +22,8 @@ Answer = TypeVar("Answer")
 
 
 class Resolved(Record):
-    """An image of one platform. `digest` is its manifest's, `index` that of the index or ""."""
+    """An image of one platform. `digest` is that of its manifest, `index` that of its index or
+    ""."""
 
     digest: str
     manifest: Manifest
@@ -31,7 +32,7 @@ class Resolved(Record):
 
 
 class Source(Protocol):
-    """One image somewhere. Blocking; `fetch` is called from at most `parallel` threads."""
+    """One image to pull. Calls block; `fetch` is called from at most `parallel` threads."""
 
     parallel: int
 
@@ -52,14 +53,14 @@ class Source(Protocol):
         ...
 
     def close(self, used: bool) -> None:
-        """Let go of what `fetch` gave; `used`: the image was made, nobody needs it again."""
+        """Release the files of `fetch`. `used`: the image was made, they are not needed again."""
         ...
 
 
 class FoundManifest(Record):
     """The manifest that was chosen for a platform.
 
-    `unnamed` is the platform that its config is taken to be for where the config names none.
+    `unnamed` is the platform that counts where its config names none.
     """
 
     digest: str
@@ -68,10 +69,10 @@ class FoundManifest(Record):
 
 
 def parse(body: bytes, what: str) -> Any:
-    """Return a JSON document, each text of it such as UTF-8 has. Raises UdiError.
+    """Return a JSON document, whose texts can all be encoded as UTF-8. Raises UdiError.
 
-    What is none (bytes that are no UTF-8, half of a surrogate pair) becomes U+FFFD, as in Go's
-    encoding/json, whose programs run such images: no variable or label holds it as it was.
+    Bytes that are no UTF-8 and halves of surrogate pairs become U+FFFD, as in Go's encoding/json:
+    Docker and others, which are written in Go, run such images.
     """
     try:
         found = json.loads(body.decode("utf-8-sig", "replace"))
@@ -97,10 +98,10 @@ def descend(
     read: Callable[[Descriptor], bytes],
     entry: Platform | None = None,
 ) -> FoundManifest:
-    """Go from a document to the manifest for `platform`, through indexes.
+    """Return the manifest for `platform`: the document `body` itself, or what its indexes lead to.
 
-    `read` returns an index's or manifest's bytes, their digest checked; `entry` is the platform
-    that is known of the document.
+    `told` is the document's media type, perhaps "". `read` returns the bytes of an index or
+    manifest, checked; `entry` is the platform that an index gave for the document. Raises UdiError.
     """
     for _ in range(INDEXES):
         document = parse(body, what)
@@ -108,7 +109,7 @@ def descend(
             unnamed = entry or platform_of(os.uname().machine)
             return FoundManifest(digest, manifest.manifest(document, what), unnamed)
         chosen = manifest.choose(document, platform, what)
-        # Each is 30 times its bytes in memory: one at a time.
+        # A parsed document takes 30 times its bytes of memory: have one at a time.
         del document
         body, told, digest = sized(read(chosen), chosen, what), chosen.media_type, chosen.digest
         entry = chosen.platform or entry
@@ -127,7 +128,10 @@ def sized(body: bytes, descriptor: Descriptor, what: str) -> bytes:
 
 
 def config_of(raw: bytes, found: FoundManifest, platform: Platform, what: str) -> Config:
-    """Check a config's bytes (their digest is) against its manifest and the wanted platform."""
+    """Return a config, checked against its manifest and the wanted platform.
+
+    The digest of `raw` has been checked. Raises UdiError.
+    """
     sized(raw, found.manifest.config, what)
     media, layers = found.manifest.config.media_type, len(found.manifest.layers)
     return manifest.config(parse(raw, what), platform, found.unnamed, layers, what, media)
@@ -145,9 +149,10 @@ def from_index(
     what: str,
     read: Callable[[Descriptor], bytes],
 ) -> Resolved:
-    """Resolve in a layout's index.json by `tag` (annotation ref.name) or digest; both may be empty.
+    """Return the image of a layout's index.json that has this tag or digest; both may be empty.
 
-    Without them there must be one image only, perhaps for several platforms.
+    A tag is an entry's annotation org.opencontainers.image.ref.name. Without tag and digest there
+    must be one image only, perhaps for several platforms. Raises UdiError.
     """
     entries, fault = manifest.entries(index, "index.json", what)
     names: list[str] = []
@@ -168,7 +173,7 @@ def from_index(
         top = chosen[0][1]
     else:
         top = manifest.choose({"manifests": [entry for entry, _ in chosen]}, platform, what)
-    # What is parsed of 4 MiB may be 100 MiB: gone before the next is read.
+    # 4 MiB of JSON may be 100 MiB when parsed: free it before the next document is read.
     del index, entries, chosen, entry, one
     body = sized(read(top), top, what)
     found = descend(body, top.media_type, top.digest, platform, what, read, top.platform)

@@ -1,4 +1,4 @@
-"""How all threads of a pull are stopped at once: their sockets are shut."""
+"""Stop all threads of a pull at once, by shutting their sockets (shutdown(2))."""
 
 import contextlib
 import http.client
@@ -7,7 +7,7 @@ import threading
 
 
 class Stopped(Exception):
-    """The pull was given up while this thread was at work."""
+    """The pull has been stopped while this thread was working for it."""
 
 
 class Stop:
@@ -33,10 +33,11 @@ class Stop:
             raise Stopped
 
     def watch(self, connection: http.client.HTTPConnection) -> None:
-        """Shut it when all is to stop; to be called before and after connecting. Raises Stopped.
+        """Have `set` shut this connection. Raises Stopped if that has been called already.
 
-        After, because there is nothing to shut before, and because http.client forgets the socket
-        of a reply that ends with its connection, whose body may still be read.
+        Call it before connecting, and again after: only then there is a socket. It is kept here,
+        since http.client forgets it when the server will close the connection after the answer,
+        whose body may still be read.
         """
         with self._lock:
             self._connections[connection] = connection.sock

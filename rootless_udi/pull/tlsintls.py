@@ -1,7 +1,8 @@
-"""TLS within TLS: to a server by https, through a proxy that is itself reached by https.
+"""TLS within TLS: to an https server, through a proxy that is itself reached by https.
 
-ssl.SSLContext.wrap_socket reads the descriptor below an SSLSocket, not what that has decrypted; so
-here the inner TLS works on memory, and its bytes go through the outer socket.
+ssl.SSLContext.wrap_socket can't be used on an SSLSocket: it would read the descriptor, which has
+the outer TLS's encrypted bytes. So the inner TLS reads and writes buffers in memory
+(ssl.MemoryBIO), whose bytes are sent and received by the outer socket.
 """
 
 import io
@@ -15,9 +16,9 @@ _Result = TypeVar("_Result")
 
 
 class TlsInTls:
-    """What http.client and a pull's `Stop` use of a socket, over `outer`, which it takes over.
+    """A socket, as far as http.client and `Stop` need one, which speaks TLS over `outer`.
 
-    Raises OSError as a socket does.
+    It owns `outer` from then on. Raises OSError as a socket does.
     """
 
     def __init__(self, context: ssl.SSLContext, outer: socket.socket, host: str) -> None:
@@ -28,26 +29,26 @@ class TlsInTls:
         self._through(self._tls.do_handshake)
 
     def sendall(self, data: bytes) -> None:
-        """Send all of it."""
+        """Send all of `data`."""
         rest = memoryview(data)
         while rest:
             rest = rest[self._through(lambda part=rest: self._tls.write(part)) :]  # type: ignore[misc]
 
     def read_into(self, buffer: bytearray) -> int:
-        """Return how many bytes came, 0 at the end, also where the other side said no good-bye."""
+        """Return how many bytes were read; 0 at the end, also one without TLS's close_notify."""
         try:
             return self._through(lambda: self._tls.read(len(buffer), buffer))  # type: ignore[return-value]
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             return 0
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        """Return a reader, which may outlive `close`."""
+        """Return a reader, which can be used after `close` too."""
         assert mode == "rb"
         self._users += 1
         return io.BufferedReader(_Raw(self))
 
     def settimeout(self, seconds: float | None) -> None:
-        """Seconds for each read and write of the outer socket."""
+        """Set the seconds for each read and write of the outer socket."""
         self._outer.settimeout(seconds)
 
     def shutdown(self, how: int) -> None:
@@ -55,13 +56,13 @@ class TlsInTls:
         self._outer.shutdown(how)
 
     def close(self) -> None:
-        """Let go; the last of the socket and its readers closes the outer one."""
+        """Close; the outer socket is closed when this and all readers are."""
         self._users -= 1
         if self._users == 0:
             self._outer.close()
 
     def _through(self, act: Callable[[], _Result]) -> _Result:
-        """Do one thing of TLS: send what it has to say, fetch what it waits for."""
+        """Call `act` of the inner TLS until it has what it needs; send and receive its bytes."""
         while True:
             try:
                 found = act()
