@@ -1,9 +1,9 @@
-"""What the containerEdits of CDI devices mean for a container of ours, as steps.
+"""Translate the containerEdits of CDI devices into steps for our container.
 
-/dev is the host's own here, so a device node is checked and not made. Hooks are programs that
-change a root file system as root; those that NVIDIA's specifications use are done as steps, and
-any other is refused by its name. A library that an update-ldcache hook would make known goes to
-LIB, which is in the search path; everything else goes where the specification says.
+Device nodes are checked and not made, since /dev is the host's own. Hooks are programs that change
+a root file system as root: what those of NVIDIA's specifications do is done by steps, any other
+hook is refused by its name. Libraries for which there is an update-ldcache hook are put into LIB,
+which is in the search path; everything else is put where the specification says.
 """
 
 import os
@@ -49,7 +49,7 @@ _FLAGS = {
     "slave": "slave",
     "rslave": "slave",
 }
-"""Mount option of CDI -> of a bind step; "" is what a bind does anyway, or more than it may."""
+"""Mount option of CDI -> word of a bind step; "" for what a bind always does or never may."""
 
 _FIRMWARE = ("/lib/firmware/", "/usr/lib/firmware/")
 _GRAPHICS = ("/usr/share/", "/etc/vulkan/", "/etc/OpenCL/", "/etc/X11/")
@@ -66,8 +66,11 @@ class StaleError(UdiError):
 
 
 class Edits(Record):
-    """The outcome: `libraries` are those put into LIB, `compat` says that the enable-cuda-compat
-    hook asks to prefer the image's CUDA compatibility libraries."""
+    """What the edits come to.
+
+    `libraries` are those that are put into LIB. `compat`: there is an enable-cuda-compat hook,
+    which asks to prefer the image's CUDA compatibility libraries.
+    """
 
     steps: tuple[Step, ...]
     environment: tuple[Env, ...]
@@ -77,7 +80,7 @@ class Edits(Record):
 
 
 class _Work:
-    """The lists that one specification after another adds to."""
+    """The lists to which each specification adds."""
 
     def __init__(self, root: str, graphics: bool) -> None:
         self.root = root
@@ -134,7 +137,7 @@ def apply(devices: "Iterable[Chosen]", root: str, wanted: "Iterable[str]" = DEFA
 
 
 def _folders(every: "list[dict[str, Any]]") -> set[str]:
-    """Return the folders of mounted libraries, for a specification without update-ldcache."""
+    """Return the folders of mounted libraries, where no update-ldcache hook names them."""
     targets = [m["containerPath"].rpartition("/") for e in every for m in e.get("mounts", ())]
     return {folder for folder, _slash, name in targets if is_library(name)}
 
@@ -162,8 +165,9 @@ def _unsupported(spec: Spec, edits: "dict[str, Any]") -> None:
 def _nodes(work: _Work, chosen: Chosen, edits: "dict[str, Any]") -> None:
     """Check device nodes; bind those that have another name on the host.
 
-    Of "all" cards some may be closed to this job, one must be open; nodes for graphics alone may
-    be closed (compute users are seldom in the group video); every other one must be open.
+    If "all" cards are asked for, the caller must be allowed to open one of them at least. He need
+    not be for nodes that only graphics uses (few compute users are in the group video). All others
+    he must be able to open.
     """
     spec = chosen.spec
     for gid in edits.get("additionalGids", ()):
@@ -234,10 +238,10 @@ def _mounts(work: _Work, spec: Spec, edits: "dict[str, Any]") -> None:
 
 
 def _driver_file(work: _Work, spec: Spec, source: str, target: str, flags: tuple[str, ...]) -> bool:
-    """Deal with a mount that needs no mount point in the image; return whether it was one.
+    """Do a mount that needs no mount point in the image; return whether it was one.
 
-    So that the usual specification needs no overlay over a read-only image: libraries and tools
-    go into private memory, and what only graphics needs waits until graphics is asked for.
+    So the usual specification needs no overlay over a read-only image: libraries and tools are put
+    into a folder in memory, and files for graphics alone are left out unless graphics is asked for.
     """
     folder, _slash, name = target.rpartition("/")
     nvidia = spec.kind.startswith("nvidia.com/")
@@ -245,7 +249,7 @@ def _driver_file(work: _Work, spec: Spec, source: str, target: str, flags: tuple
         work.notes.append(f"{source}: left to the image, a vendor-neutral library")
     elif folder in work.folders and is_library(name):
         work.libraries.append(library(work.root, source, name))
-        # In WSL the libraries open each other by their full path in Windows' driver store.
+        # In WSL libraries open each other by their full paths, so they must be there.
         return not target.startswith("/usr/lib/wsl/")
     elif source == target and _within(target, SHARED):
         work.notes.append(f"{target}: already there, the host's own")
@@ -263,8 +267,10 @@ def _driver_file(work: _Work, spec: Spec, source: str, target: str, flags: tuple
 
 
 def _socket(root: str, source: str, target: str) -> tuple[str, str]:
-    """Return the folders of a socket that has one of its own: a restarted daemon makes a new
-    socket, which a bind of the old one would never show."""
+    """Return the folders to bind for a socket, where it is alone in one; else the socket itself.
+
+    A daemon that is restarted makes a new socket, which a bind of the old one would not show.
+    """
     try:
         mode = os.stat(under(root, source)).st_mode
     except OSError:
@@ -319,7 +325,7 @@ def _options(spec: Spec, word: str, arguments: list[str], option: str) -> list[s
 
 
 def _done(work: _Work, spec: Spec, word: str, arguments: list[str]) -> None:
-    """Do one hook's work as steps."""
+    """Add the steps that do what a hook does."""
     if word == "update-ldcache":
         work.notes.append(f"hook update-ldcache: {LIB} at the end of LD_LIBRARY_PATH instead")
     elif word == "enable-cuda-compat":
@@ -334,7 +340,7 @@ def _done(work: _Work, spec: Spec, word: str, arguments: list[str]) -> None:
 
 
 def _of_dev(spec: Spec, paths: "Iterable[str]") -> None:
-    """Raise UdiError for a chmod of anything but the host's own /dev, which is left as it is."""
+    """Raise UdiError for a chmod outside /dev; in /dev, the host's own, nothing is changed."""
     for path in paths:
         if not _within(os.path.normpath(path), ("/dev",)):
             raise UdiError(
@@ -344,7 +350,7 @@ def _of_dev(spec: Spec, paths: "Iterable[str]") -> None:
 
 
 def _symlink(work: _Work, spec: Spec, link: str) -> None:
-    """Make one "TARGET::LINK"; beneath a folder of libraries, in LIB at the same place."""
+    """Add the link of "TARGET::LINK"; one in a folder of libraries is made in LIB instead."""
     to, colons, where = link.partition("::")
     where = os.path.normpath(where)
     if not to or not colons or not where.startswith("/") or where.startswith("//"):

@@ -16,7 +16,7 @@ _LARGEST = 16 << 20
 
 
 class Chosen(Record):
-    """Devices of one specification; with `every`, all that its kind has were asked for."""
+    """Devices of one specification. `every`: all devices of the kind were asked for."""
 
     spec: Spec
     names: tuple[str, ...]
@@ -24,14 +24,14 @@ class Chosen(Record):
 
 
 class Broken(Record):
-    """A file that can't be used, its text as far as it could be read."""
+    """A CDI file that can't be used, and its text, perhaps "", for what it might define."""
 
     error: UdiError
     text: str
 
 
 class Registry(Record):
-    """What the directories hold. `devices` maps VENDOR/CLASS=NAME to its specification.
+    """All that the CDI directories define. `devices` maps VENDOR/CLASS=NAME to its specification.
 
     `conflicts` maps such a name to the files of one directory that both define it, `broken` lists
     files that could not be read.
@@ -46,8 +46,8 @@ class Registry(Record):
 def load(directories: "Iterable[str]" = DIRECTORIES, root: str = "/") -> Registry:
     """Read every *.json and *.yaml file of `directories` beneath `root`.
 
-    Raises nothing: a file that can't be read is kept as an error, and matters when what is asked
-    for is not found elsewhere.
+    Raises nothing: a file that can't be read is listed in `broken`, for the error if a device that
+    is asked for is in no other file.
     """
     devices: dict[str, Spec] = {}
     conflicts: dict[str, tuple[str, ...]] = {}
@@ -90,7 +90,7 @@ def _read(place: str, path: str) -> str:
     try:
         file = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            # What it says becomes mounts and variables of every container with a GPU.
+            # Whoever writes this file decides on mounts and variables of containers with a GPU.
             trust.check(file, path, trust.keeper(os.path.dirname(place)), "CDI file")
             size = os.fstat(file).st_size
             if size > _LARGEST:
@@ -119,7 +119,7 @@ def names(registry: Registry, kind: str) -> list[str]:
 
 
 def choose(registry: Registry, devices: "Iterable[str]") -> list[Chosen]:
-    """Return what `devices` (full names; NAME "all" need not be in a file) stand for.
+    """Return the devices of these full names; "all" as NAME means all of the kind.
 
     Raises UdiError for a device that no file has, that two have, or that may be in a broken one.
     """

@@ -1,9 +1,9 @@
 """CDI specifications (Container Device Interface, versions 0.3.0 to 1.1.0): read, check, write.
 
 A specification is a JSON or YAML file in /etc/cdi or /var/run/cdi; a device of it is asked for as
-VENDOR/CLASS=NAME. What its edits mean for a container of ours: see cdi_edits.py. The rules are
-those of the specification's text, of its JSON schema and of its Go library (the field types, and
-that a file must not use what is newer than the version that it names).
+VENDOR/CLASS=NAME. What its edits do to a container is in edits.py. The rules are those of the
+specification's text, its JSON schema and its Go library (types of fields; a file must not use
+fields that are newer than the version that it names).
 """
 
 from rootless_udi.base import fastjson
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     Where = tuple[Any, str | int] | None
-    """Where a value is: the place of what holds it, its key or index there; None: the document."""
+    """Where a value is: (where what contains it is, its key or index there); None for the
+    document."""
 
 VERSIONS = ("0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0", "1.1.0")
 
@@ -70,14 +71,15 @@ _SPEC = {
     "devices": [_DEVICE, ("name", "containerEdits")],
     "containerEdits": (_EDITS, ()),
 }
-"""Field -> type. "text", "path" (absolute), ...; (least, most) an integer; ({...}, required) an
-object; [...] a list of such objects, or of integers."""
+"""Field -> type: "text", "path" (absolute), ...; (least, most) for an integer; ({...}, required)
+for an object; [...] for a list of such objects, or of integers."""
 
 HINT = "mend the CDI file, or have its vendor's tool write it anew"
 
 
 class Spec(Record):
-    """One checked specification; `devices` maps names to their edits, `edits` are for all."""
+    """One checked specification; `devices` maps names to their edits, `edits` are for each of
+    them."""
 
     path: str
     version: str
@@ -183,7 +185,7 @@ def _object(
         if kind is None:
             raise _fault((where, key), "unknown field")
         if kind == "text" or kind == "path":
-            # Most are such: here without a call.
+            # Most values are of these types: checked without a call.
             if (
                 not isinstance(inner, str)
                 or "\0" in inner
@@ -244,7 +246,7 @@ def _text(value: object, where: "Where") -> None:
 
 
 def _fault(where: "Where", what: str) -> _Fault:
-    """Return the fault at `where`, which is made into words for it alone: a file has hundreds."""
+    """Return the error for the value at `where`, whose path is made into words only now."""
     text = "" if where else " the document"
     while where:
         where, last = where
@@ -257,7 +259,7 @@ def _clean(path: str) -> bool:
 
 
 def _edits(edits: "dict[str, Any]") -> None:
-    """Check what the types do not say."""
+    """Check the rules that the types don't express."""
     for node in edits.get("deviceNodes", ()):
         if node.get("type", "") not in ("", "b", "c", "u", "p"):
             raise _Fault(f"device {node['path']}: type {node['type']!r} is none of b, c, u, p")

@@ -1,10 +1,9 @@
-"""Read the block YAML that CDI files are written in, without PyYAML: 3 us a line, no import.
+"""Read the part of YAML that CDI files use, without PyYAML: 3 us a line, and nothing to import.
 
-`nvidia-ctk cdi generate` writes YAML unless told otherwise, and the start path must read it. What
-is read: one document of block mappings and sequences, plain and quoted scalars of one line, and
-flow collections of one line. Everything else (anchors, tags, block scalars, values over several
-lines, ...) is refused by its name, never guessed at; so are `yes`, `no`, `on` and `off`, on whose
-meaning YAML 1.1 and 1.2 differ.
+`nvidia-ctk cdi generate` writes YAML by default, and a launch must read it quickly. This reads one
+document of block mappings and sequences, with plain and quoted scalars and flow collections of one
+line each. Everything else (anchors, tags, block scalars, values over several lines) is refused by
+its name; so are `yes`, `no`, `on` and `off`, which mean different things in YAML 1.1 and 1.2.
 """
 
 TYPE_CHECKING = False
@@ -61,7 +60,7 @@ _LENGTHS = {"x": 2, "u": 4, "U": 8}
 
 
 class YamlError(ValueError):
-    """Not in the subset; the text reads after "PATH: " and begins with the line's number."""
+    """Not in this part of YAML. The message begins with the line's number, to follow "PATH: "."""
 
 
 def loads(text: str) -> "Any":
@@ -73,10 +72,10 @@ def loads(text: str) -> "Any":
 
 
 class _Parser:
-    """`rows` is what is left of the text as (line number, indent, text without indent).
+    """`rows` are the lines that are left, as (line number, indent, text without indent).
 
-    `names` and `scalars` are keys and values of one line that were read before: a CDI file says
-    the same few words again and again.
+    `names` and `scalars` keep the keys and values that were read: a CDI file repeats a few words
+    very often.
     """
 
     def __init__(self, text: str) -> None:
@@ -108,7 +107,7 @@ class _Parser:
             self.rows.append((number, indent, line.rstrip("\r ")))
 
     def error(self, what: str) -> YamlError:
-        """Return the refusal of `what` in the row being read, or in the last one."""
+        """Return the error for `what` in the row that is read, or in the last one."""
         return _refusal(self.rows[min(self.at, len(self.rows) - 1)][0], what)
 
     def document(self) -> "Any":
@@ -138,7 +137,7 @@ class _Parser:
         return value
 
     def step(self, indent: int) -> None:
-        """Go to the next row, which a value of one line must not reach into."""
+        """Go to the next row; refuse one that would continue the value before it."""
         self.at += 1
         if self.at < len(self.rows) and self.rows[self.at][1] > indent:
             raise self.error("a value of several lines, or this indentation,")
@@ -166,7 +165,8 @@ class _Parser:
         return found
 
     def nested(self, indent: int, same: bool = False) -> "Any":
-        """Read what the rows below a bare "-" or "KEY:" hold; `same`: a sequence as far left."""
+        """Read the value below a bare "-" or "KEY:"; `same`: it may be a sequence with equal
+        indent."""
         self.at += 1
         if self.at == len(self.rows):
             return None
@@ -361,7 +361,7 @@ def _refusal(number: int, what: str) -> YamlError:
 
 
 def _marker(raw: str) -> bool:
-    """Tell whether a line is "---", "..." or a directive; "--- value" is none of ours."""
+    """Tell whether a line is "---", "..." or a directive; "--- VALUE" is refused."""
     text = raw.partition(" #")[0].rstrip("\r ")
     return text in ("---", "...") or raw[0] == "%"
 

@@ -1,7 +1,7 @@
-"""Find AMD GPUs: /dev/kfd and the render nodes of its cards. ROCm itself is the image's.
+"""Find AMD GPUs: /dev/kfd and the render nodes of the cards. ROCm is the image's own.
 
-Nothing of user space is injected: unlike NVIDIA's, AMD's kernel driver serves every ROCm of the
-last years, and the host's libraries would only be mixed with the image's.
+No library is put in: unlike NVIDIA's, AMD's kernel driver works with every ROCm of the last years,
+and the host's libraries would be mixed with the image's.
 """
 
 from rootless_udi.mpi_inject.gpu.drm import AMD, Card, render_nodes

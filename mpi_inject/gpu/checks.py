@@ -1,6 +1,6 @@
-"""May programs of this image use that driver? C library, machine, CUDA; the planners' common part.
+"""Checks whether programs of an image can use the host's driver: C library, machine, CUDA.
 
-What this asks for is imported late: most images on most nodes need none of it.
+Some modules are imported within functions, since few launches need them.
 """
 
 from rootless_udi.base.errors import UdiError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Context(Record):
-    """What the planning looks at: the host below `root`, the image's facts, the caller."""
+    """What a plan depends on: the host below `root`, the image's facts, the caller."""
 
     root: str
     machine: str
@@ -56,7 +56,8 @@ def finish(
 
 
 def driver_checks(context: Context, version: str, may_compat: bool) -> tuple[list[Env], list[str]]:
-    """Check the image's CUDA against the driver; prefer its compat libraries where it is newer."""
+    """Check whether the driver can run the image's CUDA; if not, use its compatibility
+    libraries."""
     found = image_compat(context.facts) if may_compat else None
     if found is None and not {"NVIDIA_REQUIRE_CUDA", "CUDA_VERSION"} & set(context.env):
         return [], []
@@ -89,8 +90,10 @@ def image_compat(facts: "Mapping[str, Any]") -> "Compat | None":
 
 
 def loadable(context: Context, libraries: "Iterable[PlacedLibrary]") -> Injection:
-    """Return what programs of the image need to load the driver's libraries: nothing, or the host's
-    C library. Raises UdiError where they can't."""
+    """Return what is put in so that the image's programs can load the driver's libraries.
+
+    That is nothing, or the host's C library. Raises UdiError where they can't.
+    """
     facts = context.facts.get("elf") or {}
     libraries = tuple(libraries)
     if not libraries or not facts:

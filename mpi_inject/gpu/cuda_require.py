@@ -1,9 +1,9 @@
-"""Does the host's driver satisfy what a CUDA image asks for? NVIDIA_REQUIRE_CUDA, compat libraries.
+"""Check whether the host's driver has what a CUDA image requires, by NVIDIA_REQUIRE_CUDA.
 
 The grammar is nvidia-container-runtime's: a space is "or", a comma is "and", a condition is
-PROPERTY OPERATOR VALUE with = != < <= > >=. Properties here: cuda, driver (versions), brand (a
-word). Others (arch, ...) can't be known without loading the driver; such a condition is left out,
-as NVIDIA's own runtime does where it does not know a property.
+PROPERTY OPERATOR VALUE with = != < <= > >=. Known properties are cuda and driver (versions) and
+brand (a word). Conditions on others (arch, ...), which can't be known without loading the driver,
+are ignored, as NVIDIA's runtime ignores properties that it does not know.
 """
 
 from rootless_udi.base.errors import UdiError
@@ -54,11 +54,12 @@ Versions" of the release notes of CUDA 13.3 (docs.nvidia.com/cuda/cuda-toolkit-r
 9.1 that of 9.2 (387.26; later ones say 390.46); 565, which came with no toolkit, says 12.7 in
 nvidia-smi.
 
-A table, because no file of a driver tells it, and asking the driver means loading it: 30 ms and a
-wake-up of the card per node.
+It is a table, since no file of a driver says it. To ask the driver it would have to be loaded,
+which takes 30 ms and wakes up the card.
 """
 _STEP = 5
-"""Branches are at least as far apart: one so much newer than the table's last has another CUDA."""
+"""Least difference between branches. A driver that is newer than the last branch by as much is of
+another branch, whose CUDA is not known here."""
 
 _BRANDS = (
     ("TESLA", "tesla"),
@@ -74,9 +75,9 @@ _BRANDS = (
 
 
 def cuda_of(driver: str) -> tuple[str, bool]:
-    """Return the newest CUDA that a driver runs, and whether it is sure.
+    """Return the newest CUDA that a driver runs, and whether that is certain.
 
-    It is not for a driver newer than the table, which runs at least the table's newest.
+    It is not for a driver newer than the table, which may run a newer CUDA than the table's last.
     """
     version = numbers(driver)
     if not version:
@@ -115,7 +116,7 @@ def satisfied(requirement: str, have: "Mapping[str, str]") -> bool:
 
 
 def _holds(factor: str, have: "Mapping[str, str]") -> bool | None:
-    """Evaluate one condition; None where its property is not known here."""
+    """Tell whether one condition holds; None where its property is not known here."""
     end = 0
     while end < len(factor) and factor[end] not in "<>=!":
         end += 1
@@ -181,8 +182,8 @@ def disabled(env: "Mapping[str, str]", environ: "Mapping[str, str]") -> bool:
 
 
 class Compat(Record):
-    """An image's compatibility libraries: directory, driver version, and the branches of the host's
-    driver that they suit as far as they say so (cudanote)."""
+    """An image's CUDA compatibility libraries: directory, driver version, and the branches of the
+    host's driver that they suit, if they say so (libraries.cuda_compat)."""
 
     folder: str
     version: str
@@ -192,9 +193,9 @@ class Compat(Record):
 def compat(env: "Mapping[str, str]", found: Compat | None, driver: str, model: str) -> str:
     """Return why the image's compatibility libraries must go first, "" where they must not.
 
-    NVIDIA's rule (enable-cuda-compat): they are newer than the host's driver, and of its branch
-    they say that they suit it; those that say nothing must be of a newer branch. Not on GeForce
-    cards, on which forward compatibility does not work (CUDA error 804).
+    NVIDIA's rule (enable-cuda-compat): they must be newer than the host's driver, and say that they
+    suit its branch; if they say nothing, they must be of a newer branch. Never on GeForce cards, on
+    which forward compatibility does not work (CUDA error 804).
     """
     mine = numbers(driver)
     if found is None or not mine or not numbers(found.version):
@@ -214,7 +215,7 @@ def _newer(found: Compat, mine: tuple[int, ...]) -> bool:
 
 
 def unfit(found: Compat | None, driver: str) -> str:
-    """Return that newer compatibility libraries do not suit the host's driver, "" where they do."""
+    """Return why newer compatibility libraries do not suit the host's driver, "" where they do."""
     mine = numbers(driver)
     if found is None or not found.drivers or not mine or mine[0] in found.drivers:
         return ""
@@ -235,10 +236,10 @@ def check(
     newer: str,
     why: str = "",
 ) -> str:
-    """Refuse an image that the host's driver can't serve; return a note, or "".
+    """Raise UdiError for an image that the host's driver can't run; else return a note, or "".
 
-    `newer` is the driver version of compatibility libraries that will be used, or ""; `why` is
-    `unfit`'s. Raises UdiError with both versions.
+    `newer` is the driver version of compatibility libraries that will be used, or ""; `why` is what
+    `unfit` returned. The error names both versions.
     """
     requirement = asked(env)
     if not requirement or not driver:

@@ -1,4 +1,4 @@
-"""DRM and accelerator nodes by PCI vendor, from sysfs: what AMD and Intel discovery share."""
+"""Find DRM and accelerator nodes of a PCI vendor in sysfs; for AMD and Intel."""
 
 from rootless_udi.base.records import Record
 from rootless_udi.mpi_inject.libraries.rooted import exists, listing, read, resolve
@@ -7,7 +7,8 @@ AMD, INTEL, HABANA = "0x1002", "0x8086", "0x1da3"
 
 
 class Card(Record):
-    """A card: `nodes` must be usable, `driver` is the kernel's driver ("amdgpu", "xe", ...)."""
+    """A card. The caller must be able to open `nodes`; `driver` is the kernel's ("amdgpu",
+    "xe")."""
 
     nodes: tuple[str, ...]
     driver: str

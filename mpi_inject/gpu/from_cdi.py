@@ -1,4 +1,5 @@
-"""The part of CDI devices: by name (`--device`, `--gpu=cdi:NAME`) or all of a vendor's."""
+"""What CDI devices put into a container: by name (`--device`, `--gpu=cdi:NAME`) or a vendor's
+all."""
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.mpi_inject.cdi import registry as cdi_registry
@@ -14,17 +15,17 @@ if TYPE_CHECKING:
 
 
 def named(context: Context, devices: "Iterable[str]", name: str = "") -> Injection:
-    """Return the part of `devices` (full names) and of `--gpu=cdi:NAME`; raises UdiError."""
+    """Return what `devices` (full names) and `--gpu=cdi:NAME` put in; raises UdiError."""
     registry = context.registry or cdi_registry.Registry()
     every = [*devices, *(_names(registry, name) if name else ())]
     return _plan(context, cdi_registry.choose(registry, every))
 
 
 def vendor(context: Context, word: str) -> tuple[Injection | None, str]:
-    """Return the part of all of a vendor's devices, None where no specification has any.
+    """Return what all devices of a vendor put in, None where no specification has any; and a note.
 
-    The text is a note for discovery: why a specification that there is can't be used, because it
-    is out of date. Raises UdiError for any other fault.
+    The note says that a specification is out of date and can't be used: the devices may be found
+    without CDI then. Raises UdiError for any other fault.
     """
     registry = context.registry or cdi_registry.Registry()
     kinds = [k for k in KINDS[word] if k in cdi_registry.kinds(registry)]
@@ -57,7 +58,7 @@ def _names(registry: cdi_registry.Registry, name: str) -> list[str]:
 
 
 def _plan(context: Context, chosen: "list[cdi_registry.Chosen]") -> Injection:
-    """Return the part of CDI devices, with the checks that NVIDIA's ask for."""
+    """Return what the chosen devices put in, checked as NVIDIA's devices require."""
     wanted = capabilities(context.env, context.environ)
     edits = apply(chosen, context.root, wanted)
     libc = loadable(context, edits.libraries)
@@ -83,9 +84,9 @@ def _version_in(steps: "Iterable[Step]") -> str:
 
 
 def _chosen_cards(context: Context, chosen: "list[cdi_registry.Chosen]") -> list[Env]:
-    """Name single NVIDIA cards in NVIDIA_VISIBLE_DEVICES: gpuselect makes it each rank's choice.
+    """Name single NVIDIA cards in NVIDIA_VISIBLE_DEVICES, by which `select` chooses for each rank.
 
-    By UUID where the kernel module tells it, as CDI's index and CUDA's may differ.
+    By UUID where the kernel module tells it: CDI's numbers of cards may not be CUDA's.
     """
     words: list[str] = []
     single = [c for c in chosen if not c.every and "all" not in c.names]

@@ -1,4 +1,4 @@
-"""The part of an NVIDIA driver that was found without CDI, as steps."""
+"""What an NVIDIA driver that was found without CDI puts into a container."""
 
 import os
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def plan(context: Context) -> Injection | None:
-    """Return the part of an NVIDIA driver found without CDI."""
+    """Return what the driver puts in, None on a node without one; raises UdiError."""
     root = context.root
     wanted = capabilities(context.env, context.environ)
     driver = nvidia.discover(root, context.machine, wanted, nvidia.folders(context.environ))
@@ -40,7 +40,7 @@ def plan(context: Context) -> Injection | None:
 
 
 def _usable(root: str, nodes: "Iterable[str]") -> None:
-    """Raise UdiError unless every control node and one card may be used."""
+    """Raise UdiError unless the caller may open every control node, and one card at least."""
     closed, opened = "", False
     for node in nodes:
         why = denied(root, node)
@@ -58,7 +58,8 @@ def _usable(root: str, nodes: "Iterable[str]") -> None:
 
 
 def _files(context: Context, driver: nvidia.Driver, reason: str) -> list[Step]:
-    """Mount sockets by their folder (a restarted daemon makes a new socket), files as they are."""
+    """Return the mounts of files and sockets. A socket's folder is mounted, for when its daemon is
+    restarted and makes a new socket."""
     steps: list[Step] = []
     for path, source in driver.files:
         options: tuple[str, ...] = OPTIONS

@@ -1,7 +1,7 @@
 """Find the host's NVIDIA driver without CDI: libraries by version, tools, sockets, device nodes.
 
-Nothing is loaded or run. The running kernel module's version decides which libraries are right:
-user-space and kernel half of the driver must be of one version.
+Nothing is loaded or run. A driver consists of a kernel module and of libraries, which must have the
+same version; so the module's version tells which libraries are the right ones.
 """
 
 import os
@@ -39,7 +39,7 @@ _PROGRAMS = {
     "nvidia-imex-ctl": "compute",
 }
 _ROOTS = ("/run/nvidia/driver/usr", "/usr/local/nvidia", "/home/kubernetes/bin/nvidia")
-"""What stands for /usr where a container brought the driver: NVIDIA's GPU operator, clouds, GKE."""
+"""Used like /usr where a container installed the driver: NVIDIA's GPU operator, clouds, GKE."""
 _PROGRAM_FOLDERS = (
     "/usr/bin",
     "/usr/sbin",
@@ -54,9 +54,9 @@ _MULTIARCH = {
 }
 WSL = "/usr/lib/wsl"
 _TEGRA = ("/etc/nv_tegra_release", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/nvmap")
-"""What a board of NVIDIA's has, whose GPU is part of its processor (L4T, JetPack)."""
+"""Files of NVIDIA's boards whose GPU is part of the processor (Jetson; L4T, JetPack)."""
 _TEGRA_VERSION = "1.1"
-"""In the name of L4T's libcuda.so.1.1, whatever the release."""
+"""The version in the name of L4T's libcuda.so.1.1, in every release."""
 _CONFIGS = (
     "/usr/share/glvnd/egl_vendor.d/10_nvidia.json",
     "/usr/share/egl/egl_external_platform.d/15_nvidia_gbm.json",
@@ -78,7 +78,7 @@ _LANDMARKS = (
     "libnvidia-ptxjitcompiler.so.1",
     "libGLX_nvidia.so.0",
 )
-"""SONAMEs whose folders are searched; other rows are passed over, as all take 5 ms to read."""
+"""SONAMEs in ld.so.cache whose folders are searched. To read all of its entries takes 5 ms."""
 
 SOCKETS = ("/run/nvidia-persistenced/socket", "/run/nvidia-fabricmanager/socket")
 
@@ -93,8 +93,10 @@ class Gpu(Record):
 
 
 class Driver(Record):
-    """What there is. `libraries` are of the wanted capabilities, `programs` are (name, path),
-    `files` (path inside, path), `nodes` must be usable, `extra` nodes are merely there.
+    """The parts of the driver that are for the wanted capabilities.
+
+    `programs` are (name, path), `files` (path inside, path). The caller must be able to open
+    `nodes`, and need not be able to open the `extra` nodes.
     """
 
     version: str
@@ -156,7 +158,7 @@ def discover(
 def folders(environ: "Mapping[str, str]") -> list[str]:
     """Return the caller's LD_LIBRARY_PATH, without CUDA's own folders of a libcuda.
 
-    A stub has no driver behind it; a compatibility library is the image's or program's affair.
+    A stub does not work at all; compatibility libraries are the image's or the program's affair.
     """
     every = environ.get("LD_LIBRARY_PATH", "").split(":")
     return [f for f in every if f.startswith("/") and not {"stubs", "compat"} & set(f.split("/"))]
@@ -205,11 +207,11 @@ def _folders(machine: str) -> list[str]:
 
 
 def _cached(root: str, machine: str) -> tuple[list[ldcache.Entry], str]:
-    """Return entries of the host's ld.so.cache that show where a driver is, and a note."""
+    """Return the entries of ld.so.cache that tell where the driver is, and a note or ""."""
     try:
         with open(under(root, ldcache.PATH), "rb", buffering=0) as file:
             data = file.read()
-        # With the NUL that ends it in the file, a prefix is a whole name.
+        # parse() takes beginnings of names: with the NUL that ends it, it is the whole name.
         entries = ldcache.parse(data, tuple(name + "\0" for name in _LANDMARKS))
     except ldcache.LdCacheError as error:
         return [], f"{ldcache.PATH} of the host is passed over: {error}"
@@ -228,7 +230,7 @@ def _libcuda(
 ) -> tuple[str, str]:
     """Return the real path of the right libcuda and the version in its name.
 
-    That of the kernel module's version where this is known, else the loader's first.
+    It is that of the kernel module's version, if that is known; else ld.so's first one.
     """
     tried = [e.path for e in cached if e.name == "libcuda.so.1"]
     tried += [f"{d}/libcuda.so.1" for d in folders]
@@ -257,13 +259,16 @@ def _libcuda(
 
 
 def _tegra(root: str) -> str:
-    """Return what shows that the node is a Jetson or another board of NVIDIA's, or ""."""
+    """Return a file by which the node is a Jetson or another board of NVIDIA's, or ""."""
     return next((path for path in _TEGRA if exists(root, path)), "")
 
 
 def _jetson(mark: str) -> UdiError:
-    """Return the error for a board's GPU. Its driver is no part of a numbered release: dozens of
-    libraries of the board's L4T, and nodes, which only NVIDIA's own list tells apart."""
+    """Return the error for a board's GPU.
+
+    Its driver can't be told by a version in its files' names: it is dozens of libraries and nodes
+    of L4T, which only NVIDIA's own lists name.
+    """
     return UdiError(
         f"this node is an NVIDIA Jetson (Tegra; {mark}): the driver of its GPU can't be found"
         " without a CDI file",
@@ -273,7 +278,7 @@ def _jetson(mark: str) -> UdiError:
 
 
 def _no_libcuda(version: str, have: list[str], dangling: list[str], folders: list[str]) -> UdiError:
-    """Return the error for a driver without its user-space half."""
+    """Return the error for a kernel module without libraries of its version."""
     loaded = f"NVIDIA kernel module {version}" if version else "NVIDIA device nodes"
     if have:
         return UdiError(
@@ -316,7 +321,7 @@ def _libraries(
         wsl = folder == WSL + "/lib"
         some = beginning(every, ("",)) if wsl else likely(every, version)
         some = [n for n in some if n not in found and belongs(n, version, wanted, wsl)]
-        # Five letters are common to a library and its links, and to few others.
+        # A library and its links begin with the same five letters, and few others do.
         there = set(beginning(every, {name[:5] for name in some}))
         for name in some:
             path = real = f"{folder}/{name}"
@@ -327,7 +332,7 @@ def _libraries(
                 if not real:
                     notes.append(f"{path} of the host leads nowhere")
                 if wsl or real.rpartition("/")[2] != name:
-                    # A name beside the file's own; Debian's alternatives keep the name.
+                    # A link with another name than its file. (Debian's alternatives have the same.)
                     continue
             one = one or describe(root, real, name, more)
             if fits(one.machine, one.bits, machine):
@@ -336,7 +341,7 @@ def _libraries(
 
 
 def _links(name: str, there: set[str]) -> list[str]:
-    """Return the names beside the SONAME that programs ask for, as many dlopen "libcuda.so"."""
+    """Return further names of a library: programs may ask dlopen(3) for "libcuda.so"."""
     base = name.partition(".so")[0] + ".so"
     always = ("libcuda.so", "libnvidia-opticalflow.so")
     more = [n for n in (f"{base}.1", base) if n != name and n in there]
@@ -358,7 +363,7 @@ def _programs(links: Links, wanted: tuple[str, ...]) -> "Iterable[tuple[str, str
 def _files(
     root: str, devices: list[str], wanted: tuple[str, ...], wsl: bool
 ) -> "Iterator[tuple[str, str]]":
-    """Yield sockets, configuration, WSL's driver store as (path inside, path)."""
+    """Yield sockets, configuration files, and WSL's driver store, as (path inside, path)."""
     own = list(SOCKETS)
     if any(n.startswith("nvidia-fs") for n in devices):
         own += ("/etc/cufile.json", "/run/udev")

@@ -1,13 +1,13 @@
-"""Plan what a container gets for `--gpu` and `--device`: CDI first, else discovery. Data out.
+"""Plan what `--gpu` and `--device` put into a container: by CDI, or what is found without it.
 
-The container is shared by a node's ranks, so everything here is the same for all of them, and
-which card a rank uses is its own affair (gpuselect). Only reads the host; binds, never copies.
+The ranks of a node share a container, so the plan is the same for all of them; which card a rank
+uses is decided later (`select`). This reads the host, and returns data.
 
-Why LD_LIBRARY_PATH and no generated ld.so.cache (what an update-ldcache hook amounts to): the
-driver's libraries must match the kernel module, so they have to win over a libcuda that an image
-happens to hold, and ld.so searches the variable before the cache; it works for images without a
-cache and costs no file, no overlay and no reading of the image. The price: a program started with
-another LD_LIBRARY_PATH does not find them. docs/gpu.md says so and how to mend it.
+Why LD_LIBRARY_PATH, and no new ld.so.cache as an update-ldcache hook makes: the driver's libraries
+must fit the kernel module, so they must be found before a libcuda that is in the image. ld.so
+searches LD_LIBRARY_PATH before the cache. It also works for images without a cache, and needs no
+file, no overlay, and no look into the image. The price: programs that are started with another
+LD_LIBRARY_PATH don't find the driver. docs/gpu.md says what to do then.
 """
 
 import os
@@ -33,14 +33,14 @@ VARIABLES = (
     "CUDA_MPS_PIPE_DIRECTORY",
     "LD_LIBRARY_PATH",
 )
-"""The caller's variables that the plan depends on; the choice of cards is not among them."""
+"""The caller's variables on which the plan depends; those that choose cards are not among them."""
 
 _MARKS = {
     "nvidia": ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg", "/dev/nvmap"),
     "amd": ("/dev/kfd",),
     "intel": ("/dev/dri", "/dev/accel"),
 }
-"""Without any of these there is nothing of the vendor's to find."""
+"""Files of which a node with a vendor's GPU has one at least."""
 
 
 def plan(
@@ -57,7 +57,7 @@ def plan(
 
     `facts` are the image's (empty for a foreign image: then its C library is not checked),
     `environ` the caller's environment, `machine` uname(2)'s word, `directories` where CDI files
-    lie, `glibc` the value of --mpi-glibc. An empty `request` is that of no `--gpu`. Raises
+    are, `glibc` the value of --mpi-glibc. An empty `request` means that there is no `--gpu`. Raises
     UdiError for what can't be done.
     """
     word, name = parse(request)
@@ -86,7 +86,7 @@ def plan(
 
 
 def _has_files(directories: "Iterable[str]", root: str) -> bool:
-    """Tell whether a directory holds what may be a CDI file."""
+    """Tell whether a directory has a file that may be a CDI file."""
     names = (name for d in directories for name in unordered(root, d))
     return any(name.endswith((".json", ".yaml")) for name in names)
 
@@ -104,8 +104,11 @@ def parse(request: str) -> tuple[str, str]:
 
 
 def _auto(context: Context, directories: tuple[str, ...]) -> list[Injection]:
-    """Return every vendor's part. What is broken is an error, behind a vendor that works a note:
-    a laptop's or server's second card must not stop a run on the first."""
+    """Return what each vendor's GPUs put in.
+
+    A vendor's error is a note if another vendor's GPU works: a second card must not keep a run from
+    the first.
+    """
     parts: list[Injection] = []
     for vendor in VENDORS:
         try:
@@ -122,7 +125,8 @@ def _auto(context: Context, directories: tuple[str, ...]) -> list[Injection]:
 
 
 def _vendor(context: Context, vendor: str) -> Injection | None:
-    """Return a vendor's part, by CDI where the host has a specification; None without cards."""
+    """Return what a vendor's GPUs put in, by CDI if the host has a specification; None for no
+    GPU."""
     stale = ""
     if context.registry is not None:
         from rootless_udi.mpi_inject.gpu import from_cdi
@@ -139,7 +143,7 @@ def _vendor(context: Context, vendor: str) -> Injection | None:
 
 
 def _discover(context: Context, vendor: str) -> Injection | None:
-    """Look for a vendor's cards without CDI; its module is imported where there may be any."""
+    """Look for a vendor's cards without CDI; import its module only where there may be some."""
     if not any(unordered(context.root, m) or exists(context.root, m) for m in _MARKS[vendor]):
         return None
     if vendor == "nvidia":
@@ -155,7 +159,7 @@ def _discover(context: Context, vendor: str) -> Injection | None:
 
 
 def _cards(context: Context, vendor: str, cards: "list[Card]") -> Injection:
-    """Check the nodes of AMD and Intel cards; /dev is the host's, so there is nothing to mount."""
+    """Check the nodes of AMD's and Intel's cards. Nothing is mounted, since /dev is the host's."""
     notes, refused, open_cards = [], [], 0
     for card in cards:
         bad = [(node, why) for node in card.nodes if (why := denied(context.root, node))]
@@ -170,9 +174,9 @@ def _cards(context: Context, vendor: str, cards: "list[Card]") -> Injection:
 
 
 def none_found(vendors: "Iterable[str]", directories: "Iterable[str]") -> UdiError:
-    """Return the error for a node without a GPU: it names all that was looked for.
+    """Return the error for a node without a GPU; it names all that was looked for.
 
-    Without `directories` CDI was not asked.
+    `directories` are those of CDI, empty where CDI was not used.
     """
     from rootless_udi.mpi_inject.gpu import amd, intel, nvidia
 
@@ -188,7 +192,7 @@ def none_found(vendors: "Iterable[str]", directories: "Iterable[str]") -> UdiErr
 
 
 def _merge(parts: list[Injection]) -> Injection:
-    """Join the parts; the first step of a target wins, as does the first of equal operations."""
+    """Join the parts. Of steps with the same target the first is kept, of equal operations too."""
     steps: dict[str, Step] = {}
     for part in parts:
         for step in part.steps:

@@ -31,9 +31,9 @@ def report(
     machine: str = "",
     directories: tuple[str, ...] = DIRECTORIES,
 ) -> list[str]:
-    """Return the lines of `udi gpu`: the node's GPUs and CDI devices, then what would go in.
+    """Return the lines of `udi gpu`: the node's GPUs and CDI devices, then what would be put in.
 
-    Raises UdiError as gpu.plan does, and where there is no GPU.
+    Raises UdiError as planner.plan does, and where there is no GPU.
     """
     machine = machine or os.uname().machine
     lines = _hardware(root, machine, environ) + _registry(cdi_registry.load(directories, root))
@@ -96,9 +96,9 @@ def specifications(
 ) -> "dict[str, str]":
     """Return the CDI files of what discovery finds: file name -> JSON text.
 
-    Each is valid against the CDI JSON schema. For another engine to find the libraries, its hook
-    program (of nvidia-container-toolkit) must be on the node; without it every library is
-    mounted under each of its names. Raises UdiError on a node without a GPU.
+    Each is valid by the CDI JSON schema. So that other container engines find the libraries, it has
+    hooks of nvidia-container-toolkit, if that is on the node; else each library is mounted under
+    all of its names. Raises UdiError on a node without a GPU.
     """
     machine = machine or os.uname().machine
     documents: list[tuple[str, dict[str, Any]]] = []

@@ -1,8 +1,8 @@
-"""Which of a node's GPUs one rank uses. The container is shared, so this is each rank's own.
+"""Choose which of a node's GPUs one rank uses; the container, which ranks share, has all of them.
 
-CUDA reads CUDA_VISIBLE_DEVICES alone; NVIDIA_VISIBLE_DEVICES is what container engines read.
-Here every card of the node is in the container, so the second becomes the first. Kept apart from
-the planning, because a rank that joins a running container needs this and nothing else.
+CUDA reads CUDA_VISIBLE_DEVICES alone. NVIDIA_VISIBLE_DEVICES tells container engines which cards to
+put in; so its value is copied to CUDA_VISIBLE_DEVICES. A module of its own, since a rank that joins
+a running container needs nothing else of this room.
 """
 
 TYPE_CHECKING = False
@@ -34,7 +34,7 @@ def select(
         words = [] if chosen == "none" else [w.strip() for w in chosen.split(",")]
         found = [("set", "CUDA_VISIBLE_DEVICES", ",".join(words))]
         if any(w.isdigit() for w in words) and "CUDA_DEVICE_ORDER" not in inside:
-            # nvidia-smi and NVIDIA_VISIBLE_DEVICES count by bus, CUDA by speed.
+            # nvidia-smi and NVIDIA_VISIBLE_DEVICES number cards by their bus, CUDA by speed.
             found.append(("set", "CUDA_DEVICE_ORDER", "PCI_BUS_ID"))
         return found
     return []

@@ -1,9 +1,10 @@
-"""MPI's binary interfaces: which library is which by its name, and when one may stand for another.
+"""MPI's binary interfaces: what a library is by its name, and which one may replace which.
 
 Three families are known. MPICH's (MPICH 3.1 and later, Intel MPI, MVAPICH2, Cray MPICH's ABI build;
 www.mpich.org/abi) has `libmpi.so.12`, which Debian calls `libmpich.so.12`; Open MPI 3 to 5 has
-`libmpi.so.40`; the MPI 5 standard ABI has `libmpi_abi.so.1`. Within a family the numbers behind
-`.so` are libtool's: equal major, and a minor that grows with every added function.
+`libmpi.so.40`; the MPI 5 standard ABI has `libmpi_abi.so.1`. The numbers behind `.so` are
+libtool's: libraries with the same major number are compatible, and a higher minor one has more
+functions.
 """
 
 from rootless_udi.base.records import Record
@@ -63,10 +64,11 @@ MAIN = {
 """File names of the C libraries, which stand for a whole MPI."""
 
 INTERFACES = ("Fortran", "Fortran module", "Fortran 2008", "C++", "Java")
-"""Roles of libraries in front of the C one. Where a host has none, the image's own may stay."""
+"""Roles of libraries that call the C library. Where the host has none, the image may keep its
+own."""
 
 INNER = ("runtime", "portability")
-"""Roles of libraries that only an MPI's own libraries need: no interface to be checked."""
+"""Roles of libraries that only an MPI's own libraries need, and no program of the image."""
 
 PUBLIC = (
     "MPI_",
@@ -79,10 +81,10 @@ PUBLIC = (
     "ompi_request_null",
     "ompi_message_",
 )
-"""What the names begin with that a program gets from mpi.h and Fortran's modules."""
+"""How symbols begin that a program gets from mpi.h and from Fortran's modules."""
 
 SYMBOLS = ("MPI_", "PMPI_", "MPIX_", "MPII_", "MPIR_", "mpi_", "pmpi_", "mpix_", "ompi_", "opal_")
-"""What the names of an MPI library's functions begin with, inner ones among them."""
+"""How the functions of an MPI library begin, its internal ones too."""
 
 
 class Library(Record):
@@ -136,12 +138,12 @@ def identify(name: str, openmpi: bool = False) -> tuple[str, str]:
 
 
 def aliases(name: str) -> tuple[str, ...]:
-    """Return the other names that programs ask for the same library by, with the same major."""
+    """Return the other names of the same library that programs may ask for."""
     return tuple(b if a == name else a for a, b in _ALIASES if name in (a, b))
 
 
 def libtool(text: str) -> tuple[int, ...]:
-    """Return the file's numbers for libtool's "current:revision:age", () for any other text."""
+    """Return the numbers behind .so for libtool's "current:revision:age", () for any other text."""
     words = text.split(":")
     if len(words) != 3 or not all(w.isascii() and w.isdigit() for w in words):
         return ()
@@ -155,8 +157,8 @@ def version(
     """Return a library's version from what is known of it.
 
     `path` is the real file ("…/libmpi.so.12.1.8"); `numbers` is MPICH's own statement
-    ("14:2:2", its constant MPII_Version_ABI), `release` the MPI's. Wheels and Cray's trees have
-    files without a minor number, which the latter two fill in.
+    ("14:2:2", its constant MPII_Version_ABI), `release` the MPI's. The last two are used where the
+    file's name has no minor number, as in Python wheels and Cray's trees.
     """
     found = split(path.rpartition("/")[2])[1] or split(soname)[1]
     if len(found) >= 2:
@@ -210,4 +212,4 @@ CHECKS: "dict[str, Callable[[Library, Library], str]]" = {
     "full": full,
     "strict": strict,
 }
-"""The values of --mpi-compat, weakest first: "warn" refuses no program for what the host lacks."""
+"""The values of --mpi-compat, the weakest first; with "warn" nothing is refused."""

@@ -5,12 +5,12 @@ Corporation", its type 0, its description JSON and zero bytes:
 
     {"format":1,"CUDA version":"12.9","driver":[535,550,560,565,570,575],"device":[1,2,7,8,9]}
 
-"driver" lists branches of the host's driver. NVIDIA's own reader leaves "device" aside, and nothing
-says what its numbers mean; so does this one. Libraries for Jetson have no "driver". Source:
-nvidia-container-toolkit, cmd/nvidia-cdi-hook/cudacompat, with its testdata. That reader asks the
-section headers; linkers put such a note into a segment too, which strip(1) keeps.
+"driver" lists branches of the host's driver. What the numbers of "device" mean is documented
+nowhere; like NVIDIA's own reader, this one ignores them. Libraries for Jetson have no "driver".
+Source: nvidia-container-toolkit, cmd/nvidia-cdi-hook/cudacompat, with its testdata. That reader
+uses section headers; here segments are read first, since strip(1) keeps them.
 
-For the pull: an image's facts have the branches. The input is hostile.
+Used by the pull, which writes the branches into the image's facts. The input may be hostile.
 """
 
 import json
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _OWNER = b"NVIDIA Corporation"
 _LARGEST = 4096
 _MOST = 128
-"""Bytes of notes in a place; places in a table, and branches: no more is read of a hostile file."""
+"""Most bytes of notes, headers of a table, and branches that are read: the file may be hostile."""
 _HEADER = "32xQQ6xHHHH"
 _SEGMENT, _SECTION = "I4xQ16xQ8xQ", "4xI16xQQ8xQ8x"
 """Of a 64-bit ELF header: where program and section headers are, size and number of each; of both
@@ -51,7 +51,7 @@ def branches(data: bytes) -> list[int] | None:
 
 
 def _places(data: bytes, order: str) -> "Iterator[tuple[int, int, int]]":
-    """Yield (offset, size, alignment) of segments with notes, then of sections."""
+    """Yield (offset, size, alignment) of the segments that have notes, then of such sections."""
     at, sections, size, count, wide, many = Struct(order + _HEADER).unpack_from(data)
     tables = ((at, size, count, _SEGMENT, _PT_NOTE), (sections, wide, many, _SECTION, _SHT_NOTE))
     for table, entry, number, layout, wanted in tables:
@@ -63,7 +63,7 @@ def _places(data: bytes, order: str) -> "Iterator[tuple[int, int, int]]":
 
 
 def _notes(content: bytes, order: str, align: int) -> "Iterator[tuple[bytes, bytes]]":
-    """Yield (owner, description) of notes one behind the other: elf(5), "Notes (Nhdr)"."""
+    """Yield (owner, description) of each note in `content`: elf(5), "Notes (Nhdr)"."""
     row, unit, at = Struct(order + "III"), 8 if align == 8 else 4, 0
     while at + row.size <= len(content):
         owner, size, _kind = row.unpack_from(content, at)

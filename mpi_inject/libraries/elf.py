@@ -1,11 +1,11 @@
-"""Read what a dynamic linker reads in an ELF file, from the program headers alone: elf(5), gABI.
+"""Read of an ELF file what the dynamic linker ld.so(8) reads: elf(5), System V gABI.
 
-Section headers are never used, since strip(1) may drop them. Why our own code: pyelftools takes
-71 ms to import and 6.5 ms a file, this 0.1 ms (both measured on a 2-core VM); the tests compare the
-two on the machine's own libraries.
+Like ld.so this uses program headers alone: strip(1) may remove section headers. Why no library:
+pyelftools takes 71 ms to import and 6.5 ms a file, this 0.1 ms (measured on a VM with 2 cores); the
+tests compare the two on the machine's own libraries.
 
-The input is hostile (images come from anywhere): every offset is checked against the size, every
-chain is bounded by what a file of that size can hold, and the one error is ElfError.
+The input may be hostile, as an image may be anybody's: each offset is checked against the size,
+each list has at most as many entries as fit in the file, and the only error is ElfError.
 """
 
 import os
@@ -33,31 +33,33 @@ MACHINES = {
     243: "riscv64",
     258: "loongarch64",
 }
-"""e_machine in uname(2)'s words."""
+"""The ELF header's e_machine -> the machine as uname(2) names it."""
 
 _KINDS = {1: "relocatable", 2: "executable", 3: "shared", 4: "core"}
 _LIMIT = 16384
 _STRING = 4096
 _STRINGS = 24 << 20
-"""Bytes of the table of strings: ledger.STRINGS; a library of 90 MB has 7 MB."""
+"""Most bytes of a string table (as layers.ledger.STRINGS); a library of 90 MB has 7 MB."""
 _TEXT = 4 << 20
-"""Characters of all that is cut out of it: entries may overlap, 16,384 of them 4096 long."""
+"""Most characters of all names taken from it: hostile entries may overlap, 16,384 of 4096 each."""
 _BLOCK = 16384
 _VERSIONS = (4096, 1 << 20)
-"""Bytes that are read for symbol versions at first, and where those do: at most."""
+"""Bytes that are read of a table of symbol versions: at first, and if that was too little."""
 
 _FORMS: dict[str, Struct] = {}
 _HEADER = {64: "16xHH12xQ14xHH", 32: "16xHH8xI10xHH"}
 _PROGRAM_HEADER = {64: "I4xQQ8xQ16x", 32: "III4xI12x"}
 _DYNAMIC = {64: "qQ", 32: "iI"}
-"""Of the ELF header: type, machine, where the program headers are, their size and number; of a
-program header: type, offset, address, size in the file; of the dynamic section: tag, value."""
+"""Layouts for struct, by class (64 or 32 bits). Of the ELF header: type, machine, offset, size and
+number of program headers; of a program header: type, offset, address, size in the file; of an entry
+of the dynamic section: tag, value."""
 _NEED, _NEED_VERSION = "2xHIII", "8xII"
-"""Elfxx_Verneed, Elfxx_Vernaux (LSB 10.7.3): count, name, first version, next; name, next."""
+"""Elfxx_Verneed: count, file's name, first version, next; Elfxx_Vernaux: name, next (LSB
+10.7.3)."""
 
 
 class ElfError(ValueError):
-    """Not an ELF file, or a damaged one; the text reads after "PATH: "."""
+    """Not an ELF file, or a damaged one. The message is made to follow "PATH: "."""
 
 
 class Elf(Record):
@@ -90,22 +92,23 @@ def form(layout: str) -> Struct:
 
 
 class _Input:
-    """Bytes at an offset, of memory or of an open file, read by blocks that are kept.
+    """The bytes of an ELF file: in memory, or of an open file, which is read in blocks.
 
-    `first` is all of what is in memory, or a file's first block: in most libraries no more is read.
+    Blocks are kept. `first` is all of the memory, or a file's first block, which is enough for most
+    libraries.
     """
 
     def __init__(self, source: "bytes | int") -> None:
         if isinstance(source, int):
             self.file, self.first = source, os.pread(source, _BLOCK, 0)
-            # Not its length: a network file system may give less than there is.
+            # Not the length of what was read: a network file system may return less than asked.
             self.size = os.fstat(source).st_size
         else:
             self.file, self.first, self.size = -1, source, len(source)
         self.blocks: dict[int, bytes] = {}
 
     def place(self, offset: int, size: int) -> tuple[bytes, int]:
-        """Return bytes and the index in them where `size` bytes at `offset` begin."""
+        """Return some bytes of the file, and the index in them of `size` bytes at `offset`."""
         if offset >= 0 and 0 <= size <= len(self.first) - offset:
             return self.first, offset
         begin = offset % _BLOCK
@@ -132,7 +135,7 @@ class _Input:
 
 
 class ElfReader:
-    """An ELF file being read: `elf()` for its description; elfsymbols.Symbols adds its symbols.
+    """An ELF file that is being read: `elf()` describes it; symbols.Symbols also has its symbols.
 
     `source` is the file's bytes or an open descriptor, which stays the caller's. Every method
     raises ElfError.
@@ -165,7 +168,7 @@ class ElfReader:
             raise ElfError(f"damaged: {self._tags[10]} bytes of strings")
         if 5 in self._tags:
             self._strings = self._segment(5, self._tags.get(10, 0))
-            # A program of 100 MB has more names than that, each of them once.
+            # A program of 100 MB may have more names than _TEXT, each once.
             self._left += 8 * len(self._strings)
         self._ascii = self._strings.decode("ascii") if self._strings.isascii() else ""
 
@@ -266,9 +269,11 @@ class ElfReader:
         )
 
     def _versions(self, tag: int, read: "Callable[[bytes, int], T]", none: "T") -> "T":
-        """Return what `read` makes of the bytes at `tag` and their count, which the next tag has.
+        """Return what `read` makes of the table at `tag` and its count, which the tag behind it
+        has.
 
-        How long a chain is only its links say: little is read first, then as much as may be.
+        A table's length is said nowhere, but by the links between its entries: little is read
+        first, and if that is not enough, as much as is allowed.
         """
         if tag not in self._tags:
             return none
@@ -292,9 +297,9 @@ class ElfReader:
             versions, where = [], at + aux
             for _ in range(number):
                 text, next_aux = inner(data, where)
-                # A library has a dozen: the usual one is cut out without a call.
+                # A library has a dozen of these: a short name is taken without a call.
                 end = find("\0", text, text + _STRING)
-                # Long ones are counted there.
+                # A long one is taken by string(), which counts it.
                 versions.append(plain[text:end] if 0 <= end < text + 200 else string(text))
                 left -= 1
                 if not left:
@@ -328,7 +333,7 @@ def text(data: bytes) -> str:
 
 
 def _what_else(head: bytes) -> str:
-    """Say what a file is that is no ELF file."""
+    """Say what a file that is no ELF file seems to be."""
     if not head:
         return "empty file"
     if MAGIC.startswith(head[:4]):

@@ -1,14 +1,15 @@
-"""Lay the host's C library over an image's older one: all of its files or none, by binds.
+"""Mount the host's C library (glibc) over an image's older one, all of its files or none.
 
-A library of the host that needs a newer glibc than the image has can't be loaded there, and parts
-of two glibcs never go together: without the host's ld.so nothing starts, without its libc "stack
-smashing", with an old libdl a crash. Programs of an older glibc run on a newer one, which has all
-of its symbol versions: that is what is asked for here, by names, file by file, since distributions
-add names of their own. `of_host` reads the host, all else is pure; both only where it is needed.
+A library of the host may need a newer glibc than the image has. Then all files of glibc must be the
+host's, since those of two versions don't work together: with an older ld.so nothing starts, an
+older libc ends with "stack smashing detected", an older libdl crashes. The image's own programs run
+on a newer glibc, if that has all symbol versions of the old one. This is checked name by name for
+each file, since distributions add versions of their own. `of_host` reads the host, all else is
+pure.
 """
 
 from rootless_udi.base.records import Record
-from rootless_udi.mpi_inject.libraries.glibc_names import LDD, LOADERS, REQUIRED, names
+from rootless_udi.mpi_inject.libraries.glibc_names import LDD, LOADERS, MOST, REQUIRED, names
 from rootless_udi.mpi_inject.libraries.rooted import under
 from rootless_udi.mpi_inject.libraries.search import HostLibraries, default_folders, is_glibc
 from rootless_udi.plan.steps import Env, Injection, Mount
@@ -24,7 +25,11 @@ PULL = "`udi pull --force` notes what is needed"
 
 
 class Family(Record):
-    """The host's glibc: name -> (real path, symbol versions), the folder where libc.so.6 is."""
+    """The host's glibc.
+
+    `files` has name -> (real path, symbol versions); `folder` is where libc.so.6 is, by its real
+    path.
+    """
 
     files: "dict[str, tuple[str, tuple[str, ...]]]"
     folder: str
@@ -32,7 +37,7 @@ class Family(Record):
 
 
 def of_host(host: HostLibraries) -> Family:
-    """Read the C library that the host's own programs run on, never one of LD_LIBRARY_PATH."""
+    """Read the C library of the host's own programs, whatever LD_LIBRARY_PATH says."""
     system = [f"{folder}/libc.so.6" for folder in default_folders(host.machine)]
     libc = next((p for p in (*host.cached("libc.so.6"), *system) if host.fits(p)), "")
     folder = libc.rpartition("/")[0]
@@ -48,7 +53,7 @@ def of_host(host: HostLibraries) -> Family:
 
 
 def refusal(host: Family, image: "Mapping[str, Any]") -> str:
-    """Say why the host's glibc can't be laid over the image's; "" where it can. Pure."""
+    """Return why the host's glibc can't be mounted over the image's, "" where it can. Pure."""
     own = image.get("glibc")
     if not own:
         return f"nothing was noted of the image's own when it was pulled: {PULL}"
@@ -72,16 +77,16 @@ def refusal(host: Family, image: "Mapping[str, Any]") -> str:
 
 
 def _other_loader(image: "Mapping[str, Any]") -> "list[str]":
-    """Return an MPI program, or an interpreter with MPI packages, that has another loader.
+    """Return an MPI program, or an interpreter with MPI packages, that has another ld.so; and that.
 
-    Such a program (Nix, Spack, conda's sysroot) has its own glibc beside itself, over which nothing
-    is laid. Other programs of the kind (klibc, musl) go on as they are.
+    Such a program (of Nix, Spack, conda's sysroot) has a glibc of its own, over which nothing is
+    mounted. Programs with another ld.so that don't use MPI (klibc, musl) are not affected.
     """
     others, reach = image["glibc"]["others"], image.get("reach")
     every = {row[0] for one in image["consumers"].values() for row in one.get("each", ())}
     packages = tuple(name for name in reach or () if "/" not in name)
-    # More than are noted, or nothing known of what programs load.
-    whole = len(others) > 200 or (bool(image["consumers"]) and not reach)
+    # There are more than the facts list, or the facts don't say what programs load.
+    whole = len(others) > MOST or (bool(image["consumers"]) and not reach)
     for path, loader in others:
         named = bool(packages) and path.rpartition("/")[2].startswith(packages)
         if whole or named or path in every or path in (reach or ()):
@@ -97,10 +102,10 @@ def over(
     root: str,
     beside: str,
 ) -> Injection:
-    """Return the binds over each copy of the image's, and what is to be said. Pure.
+    """Return the binds over each copy of the image's glibc, and notes about them. Pure.
 
-    `why` is what needs it; `needed` are the libraries that go in: files of glibc that these need
-    and the image lacks go into the folder `beside`, which ld.so searches.
+    `why` says in these what needs it. `needed` are the host's libraries that are put in: files of
+    glibc that they need and the image does not have go into the folder `beside`, where ld.so looks.
     """
     own = image["glibc"]
     steps = [
@@ -132,7 +137,7 @@ def over(
         )
     if own["others"]:
         notes.append(f"{own['others'][0][0]} keeps a C library of its own")
-    # By every name that leads there in a root whose /lib is in /usr.
+    # Under both names where /lib is a link to /usr/lib.
     places = [LOADERS[host.machine], *(step.target for step in steps if step.over)]
     places += [p.removeprefix("/usr") if p.startswith("/usr/") else "/usr" + p for p in places]
     together = tuple(dict.fromkeys(places))
@@ -140,9 +145,9 @@ def over(
 
 
 def _layout(host: Family, image: "Mapping[str, Any]") -> "list[Env]":
-    """Return what tells the host's glibc the image's folders, where its own are others.
+    """Return variables that tell the host's glibc the image's folders, if its own are others.
 
-    Compiled into ld.so are the folders that it searches last, into libc that of iconv's modules.
+    The folders that are searched last are compiled into ld.so, that of iconv's modules into libc.
     """
     libc = next(path for name, path, _ in image["glibc"]["files"] if name == "libc.so.6")
     folder, gconv = libc.rpartition("/")[0], image["glibc"]["gconv"]

@@ -9,10 +9,13 @@ LOADERS = {
     "arm": "/lib/ld-linux-armhf.so.3",
     "i386": "/lib/ld-linux.so.2",
 }
-"""What programs of each machine name in PT_INTERP, from glibc's ABI list (wiki ABIList)."""
+"""Machine -> its dynamic linker, which programs name in PT_INTERP (glibc wiki, ABIList)."""
+
+MOST = 200
+"""Most copies of glibc's files, and most programs with another ld.so, that a pull notes."""
 
 LDD = ("/usr/bin/ldd", "/bin/ldd")
-"""ldd(1) is a script that asks ld.so, by options that change: Debian 11's fails with 2.36."""
+"""Where ldd(1) may be: a script, which must fit ld.so (Debian 11's fails with ld.so of 2.36)."""
 
 REQUIRED = (
     "libc.so.6",
@@ -23,7 +26,7 @@ REQUIRED = (
     "librt.so.1",
     "libutil.so.1",
 )
-"""What an image's programs may need of any glibc: a host without one can't stand for it."""
+"""Files of glibc that programs may need. A host must have all of them that the image has."""
 
 OPTIONAL = (
     "libBrokenLocale.so.1",
@@ -40,7 +43,7 @@ OPTIONAL = (
     "libpcprofile.so",
     "libthread_db.so.1",
 )
-"""What distributions leave out or pack apart."""
+"""Files of glibc that some distributions leave out or have in packages of their own."""
 
 
 def names(machine: str) -> frozenset[str]:

@@ -1,7 +1,7 @@
-"""What a pull notes about an image's programs and libraries, so that a launch never looks inside.
+"""Facts about an image's programs and libraries, noted by the pull: a launch reads no file of it.
 
-The pull shows `Inspector` every file; it looks at the ELF files and at what configures ld.so, and
-returns a JSON object, the "elf" part of the image's facts:
+The pull shows every file to `Inspector`. That looks at ELF files and at the configuration of
+ld.so(8), and returns a JSON object, the "elf" part of the image's facts:
 
     machine, bits       "x86_64", 64: what most ELF files are
     libc                "glibc", "musl" or "" (none, or a static image)
@@ -12,14 +12,14 @@ returns a JSON object, the "elf" part of the image's facts:
     libraries           MPI libraries, their stack and compilers' libraries, wherever they are:
                         path, names (of files and links), soname, family, role, version, release,
                         needed, rpath, runpath, needs, defines, symbols (undefined ones, of MPI),
-                        and provided as below where that isn't empty; drivers: see cudanote
+                        and provided as below where that isn't empty; drivers: see cuda_compat
     consumers           family, or "other" -> symbols (undefined ones), libraries (needed), files,
                         count, rpath; provided: role -> those of the symbols that the image's
                         Fortran and C++ libraries of that role have; each: of every file the path
                         and the indices of its symbols and libraries ([] where there are too many)
     reach               program, or "python" for an interpreter's packages -> the files of
-                        `consumers` that it loads: see imageprograms
-    plugins             "ucx", "pmix", ... -> folders of such plugins: see imageprograms
+                        `consumers` that it loads: see image_programs
+    plugins             "ucx", "pmix", ... -> folders of such plugins: see image_programs
     static              programs that have an MPI linked in
     mpi4py              whether mpi4py is there
     glibc               what is known of the C library's files: see image_glibc
@@ -45,21 +45,21 @@ from rootless_udi.mpi_inject.libraries.statement import has_mpi_inside, statemen
 from rootless_udi.mpi_inject.libraries.symbols import Symbols, newest
 
 LARGEST = 1 << 30
-"""Bytes of the largest ELF file that is looked at."""
+"""Bytes of the largest ELF file that is read."""
 
 _FILES = 8
 _UNREAD = 1000
-"""Paths of what could not be looked at: a few are shown."""
+"""Most paths that are kept of files that could not be read."""
 _CONF_SIZE = 1 << 20
 _STEPS = 5_000_000
 _SEEN = 1000
-"""What an ELF file takes beside its texts."""
+"""Bytes of memory that are counted for an ELF file, beside its names."""
 _CONF = re.compile(r"/etc/(ld\.so\.(cache|conf)|ld\.so\.conf\.d/.*\.conf|ld-musl-[^/]*\.path)\Z")
 _SO = re.compile(r"\.so(\.|\Z)")
 _KEPT = (*STACK, *COMPILER, "libcudart.", "libcuda.", "libnccl.", "libnuma.")
 _OLD = re.compile(r"lib(mpi|mpich)\.so\.\d+\Z")
 OTHER = "other"
-"""The family of programs for Open MPI 1 and 2, MPICH before 3.1: served by none."""
+"""The family of programs for Open MPI 1 and 2 and MPICH before 3.1: no host MPI can serve them."""
 
 _TOOLS = (
     "mca_",
@@ -73,7 +73,7 @@ _TOOLS = (
     "orte",
     "prte",
 )
-"""Programs and plugins of an MPI itself: no reason to want one."""
+"""Programs and plugins that are parts of an MPI: they don't make an image one that uses MPI."""
 
 _OPENMPI_MARK = "ompi_mpi_comm_world"
 
@@ -92,7 +92,7 @@ class _Seen:
 
 
 class Inspector:
-    """Sees an image's files once, in any order, and says what matters of them."""
+    """Is shown each file of an image once, in any order (layers.observer); returns the facts."""
 
     def __init__(self, room: int = 40 << 20) -> None:
         self._seen: dict[str, _Seen] = {}
@@ -107,7 +107,7 @@ class Inspector:
         self._marks = image_glibc.Marks()
 
     def _keeps(self, path: str, *texts: str) -> bool:
-        """Count what is to be kept of a file; tell whether there is room for it."""
+        """Count the memory for what is kept of a file; tell whether there is room for it."""
         size = 200 + 2 * len(path) + sum(60 + len(text) for text in texts)
         if size > self._room:
             self._skip(path)
@@ -131,7 +131,7 @@ class Inspector:
         )
 
     def file(self, path: str, data: bytes) -> None:
-        """Look at a regular file's whole content; the last one of a path counts."""
+        """Take a regular file's content; if a path comes twice, the last one counts."""
         path = _absolute(path)
         if _CONF.match(path):
             if self._keeps(path, str(data, "latin-1")):
@@ -235,7 +235,7 @@ class Inspector:
                     done += "/" + part
                     continue
                 links += 1
-                # Targets of 2000 parts, 40 within each other, at each of 100,000 libraries.
+                # Hostile: targets of 2000 parts, 40 within each other, for 100,000 libraries.
                 self._steps -= 1 + target.count("/")
                 if links > 40 or self._steps < 0:
                     return ""
@@ -245,7 +245,7 @@ class Inspector:
         return done
 
     def _names(self) -> dict[str, list[str]]:
-        """Return real path -> every path with ".so" in its name that leads there."""
+        """Return real path -> all paths with ".so" in the name that lead to it."""
         names: dict[str, list[str]] = {}
         for path in (*self._seen, *self._links):
             if _SO.search(path.rpartition("/")[2]):
@@ -269,7 +269,7 @@ class Inspector:
             return []
 
     def _search(self, machine: str) -> list[str]:
-        """Return the folders of ld.so.conf, of the cache, and ld.so's own; musl's path file."""
+        """Return ld.so's folders: of ld.so.conf, the cache, its own; musl's of its path file."""
         for path, data in self._conf.items():
             if path.startswith("/etc/ld-musl-"):
                 return [f for f in re.split(r"[:\n]", data.decode(errors="replace")) if f]
@@ -343,7 +343,7 @@ class Inspector:
             if not _SO.search(name) or not (family or name.startswith(_KEPT)):
                 continue
             symbols = seen.symbols if role in abi.INTERFACES else set()
-            # Open MPI's mpi_f08 calls its mpif.h library, which may be the host's or the image's.
+            # Open MPI's mpi_f08 library calls that of mpif.h, be it the host's or the image's.
             provided = image_programs.provided(symbols, family, given)
             out.append(
                 {

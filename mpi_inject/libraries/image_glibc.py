@@ -1,4 +1,4 @@
-"""What a pull notes of an image's own C library, so that a launch can lay the host's over it.
+"""Facts about an image's C library, noted by the pull: a launch can mount the host's over it.
 
 `note` returns a JSON object, the "glibc" of the image's ELF facts:
 
@@ -19,34 +19,32 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rootless_udi.mpi_inject.libraries import elf
-from rootless_udi.mpi_inject.libraries.glibc_names import LDD, LOADERS, names
-
-MOST = 200
-"""Copies of glibc's files, and programs of another loader, that are noted: hwcaps are a handful."""
+from rootless_udi.mpi_inject.libraries.glibc_names import LDD, LOADERS, MOST, names
 
 _SHOWN = 8
 _OWN = ("/ldconfig", "/sln")
-"""Static programs of glibc itself, which hold what they never call."""
+"""Static programs of glibc itself: NSS and iconv are in them, and they never call those."""
 _LEGACY = frozenset(
     ("avx512_1", "haswell", "i586", "i686", "nosegneg", "tls", "x86_64", "xeon_phi")
 )
-"""Folders for some processors before glibc-hwcaps, in each other: glibc 2.36 still looks there."""
+"""Folders for single kinds of processors, perhaps within each other, that came before glibc-hwcaps;
+glibc 2.36 still looks there."""
 _SIZES = {64: "IIQQ8xQ16x", 32: "III4xI4xI4x"}
 _STACK, _EXECUTE = 0x6474E551, 1
 _FLAGS_AT = {64: 1, 32: 4}
 _BY_DEFAULT = ("x86_64", "i386")
-"""Where a file without PT_GNU_STACK gets an executable stack (DEFAULT_STACK_PERMS)."""
+"""Machines on which a file without PT_GNU_STACK gets an executable stack (DEFAULT_STACK_PERMS)."""
 
 
 class Marks:
-    """What only a file's content tells: seen once, kept as a few paths."""
+    """The facts for which a file's whole content is needed; kept as a few paths."""
 
     def __init__(self) -> None:
         self._static: list[str] = []
         self._stack: list[str] = []
 
     def look(self, path: str, found: elf.Elf, data: bytes) -> None:
-        """Look at an ELF file."""
+        """Take an ELF file and its whole content."""
         alone = not found.interp and not found.needed and not found.soname
         if alone and len(self._static) < MOST and not path.endswith(_OWN):
             nss = data.find(b"nsswitch.conf") >= 0 and data.find(b"libnss_") >= 0
@@ -86,11 +84,11 @@ def note(
     search: "Iterable[str]",
     kind: tuple[str, int],
 ) -> dict[str, Any]:
-    """Return all but the `Marks` of what is noted; see above.
+    """Return the facts that the module's docstring lists, but for those of `Marks`.
 
-    `files` are the image's ELF files by their path, `scripts` those of its folders of programs,
-    `real` resolves a path ("" for a loop),
-    `search` are ld.so's folders, `kind` is the machine and the bits of what most files are.
+    `files` are the image's ELF files by path, `links` its symbolic links, `unread` the paths of
+    damaged ELF files, `scripts` those of scripts in folders of programs. `real` resolves a path (""
+    for a loop). `search` are ld.so's folders, `kind` the machine and bits of most files.
     """
     usual = LOADERS.get(kind[0], "")
     family, folders, damaged = names(kind[0]), set(search), set(unread)
@@ -116,7 +114,7 @@ def note(
         if found.interp and (found.machine, found.bits) == kind and real(found.interp) != loader
     ]
     libc = next((path for path, row in rows.items() if row[0] == "libc.so.6"), "")
-    # Where /lib is not in /usr, libc is in the one and the modules are in the other.
+    # If /lib is no link to /usr/lib, libc is in /lib and the modules are in /usr/lib.
     places = (f"{usr}{libc.rpartition('/')[0]}/gconv/" for usr in ("", "/usr"))
     gconv = next((f for f in places if any(path.startswith(f) for path in files)), "")
     return {
@@ -129,7 +127,7 @@ def note(
 
 
 def _searched(folder: str, search: "set[str]") -> bool:
-    """Tell whether ld.so looks into a folder by itself, for some processor."""
+    """Tell whether ld.so searches a folder by default, at least on some processor."""
     above, _, last = folder.rpartition("/")
     while last in _LEGACY:
         folder = above

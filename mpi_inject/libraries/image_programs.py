@@ -1,7 +1,8 @@
-"""Which MPI files each program of an image loads: noted at the pull, so that a launch can tell.
+"""Which MPI files each program of an image loads, noted by the pull for a launch.
 
-`each` says what every file needs of its MPI, `reach` which of these files a program or the packages
-of an interpreter come to by DT_NEEDED, as ld.so(8) would find them. Not for the launch path.
+`each` says what every file needs of its MPI. `reach` says which of these files are loaded by a
+program, or by the packages of an interpreter, through DT_NEEDED, as ld.so(8) would. Not for the
+launch path.
 """
 
 import re
@@ -11,7 +12,7 @@ from rootless_udi.mpi_inject.libraries import elf
 from rootless_udi.mpi_inject.libraries.search import is_glibc
 
 MOST = 500
-"""Files and names that are noted at most: with more, an image is judged as a whole."""
+"""Most files and names that are noted. An image with more is judged as a whole."""
 
 _SCRIPT = re.compile(rb"#![ \t]*(\S+)(?:[ \t]+(\S+))?")
 _FOLDER = re.compile(r"/(s?bin|libexec|scripts)/[^/]+\Z")
@@ -22,7 +23,7 @@ _PACKAGES = (
     ("perl", re.compile(r"/perl5?/.*/auto/")),
     ("julia", re.compile(r"/\.?julia/")),
 )
-"""Where the extension modules of an interpreter lie."""
+"""Language -> paths of the extension modules of its interpreter."""
 
 _PLUGINS = (
     ("ucx", re.compile(r"/ucx/libuc[a-z]_[^/]*\.so(?:\.|\Z)")),
@@ -33,19 +34,19 @@ _PLUGINS = (
     ("libibverbs", re.compile(r"/libibverbs/[^/]*-rdmav\d+\.so\Z")),
     ("openmpi", re.compile(r"/openmpi\d*/mca_[^/]*\.so\Z")),
 )
-"""The plugins of each kind of gather.Tree, in a folder of their own: what has other files too (the
-lib of Intel MPI's wheel) can't be covered by another folder."""
+"""Kind (gather.PluginTree) -> paths of plugins in a folder that has nothing else. A folder with
+other files (`lib` of Intel MPI's wheel) can't be covered by mounting another one over it."""
 
 LARGEST_SCRIPT = 1 << 20
 
 
 def is_script(path: str, size: int, head: bytes) -> bool:
-    """Tell whether `path` is a script that people call by its name."""
+    """Tell whether `path` is a script in a folder of programs."""
     return head[:2] == b"#!" and size <= LARGEST_SCRIPT and bool(_FOLDER.search(path))
 
 
 def interpreter(data: bytes) -> str:
-    """Return the name in a script's first line, behind `env` too; "" where there is none."""
+    """Return the interpreter that a script's first line names, also through `env`; "" for none."""
     found = _SCRIPT.match(data)
     if not found:
         return ""
@@ -64,7 +65,7 @@ def each(
 ) -> "list[list[str | list[int]]]":
     """Return [path, indices of its symbols, of the libraries that it needs] of every file.
 
-    The names stand in `symbols` and `libraries` once. [] for more than MOST files.
+    The indices are of the lists `symbols` and `libraries`. [] for more than MOST files.
     """
     if len(files) > MOST:
         return []
@@ -77,7 +78,7 @@ def each(
 
 
 def plugins(paths: "Iterable[str]") -> "dict[str, list[str]]":
-    """Return kind -> the folders with plugins of libraries that a host's may replace."""
+    """Return kind -> the folders of plugins of libraries that the host's may replace."""
     out: dict[str, set[str]] = {}
     for path in paths:
         folder = path.rpartition("/")[0]
@@ -99,7 +100,8 @@ def provided(
 
 
 class ProgramLinks:
-    """What leads where in an image: `real` resolves a path, `links` are its symbolic links."""
+    """An image's files and how they are found: `real` resolves a path, `links` are symbolic
+    links."""
 
     def __init__(
         self,
@@ -118,9 +120,10 @@ class ProgramLinks:
                 self._places.setdefault(base, {})[real(folder)] = target
 
     def find(self, name: str, by: str) -> list[str]:
-        """Return the files that `name` may be for `by`.
+        """Return the files that ld.so may find as `name` when `by` needs it.
 
-        All of that name where no RPATH and no folder of ld.so has one: LD_LIBRARY_PATH decides.
+        If it is in no RPATH and in no folder of ld.so, LD_LIBRARY_PATH decides: all files of that
+        name are returned.
         """
         places = self._places.get(name, {})
         if len(places) > 1:
@@ -146,7 +149,7 @@ class ProgramLinks:
         return out
 
     def other_names(self, programs: "set[str]") -> dict[str, list[str]]:
-        """Return program -> the links that lead to it, also by its folder (a merged /usr)."""
+        """Return program -> its other names, by links to it or to its folder (/bin -> /usr/bin)."""
         out: dict[str, list[str]] = {}
         for link in self.links:
             target = self.real(link)
@@ -159,10 +162,11 @@ class ProgramLinks:
 def reach(
     links: ProgramLinks, consumers: "Iterable[str]", scripts: "Mapping[str, str]"
 ) -> "dict[str, list[str]]":
-    """Return program or packages -> the files among `consumers` that they load.
+    """Return program or language -> the files among `consumers` that it loads.
 
-    The keys are paths of programs, every name of theirs, and "python", "R", ... for all that the
-    packages of an interpreter load, also for scripts by their path. {} for more than MOST.
+    The keys are the paths of programs, by each of their names; "python", "R", ... for all that the
+    packages of an interpreter load; and the paths of scripts for such interpreters. {} for more
+    than MOST keys.
     """
     users, found = links.users(), dict[str, set[str]]()
     for consumer in consumers:

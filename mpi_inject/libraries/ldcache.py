@@ -1,8 +1,8 @@
 """Read ld.so.cache, the table that ldconfig(8) writes: glibc's sysdeps/generic/dl-cache.h.
 
-Both formats ("ld.so-1.7.0", alone or with the new one behind it, and "glibc-ld.so.cache1.1"),
-both byte orders, the glibc-hwcaps extension. Reading it runs no ldconfig, so that it works for an
-image of another architecture and on nodes whose /sbin is not in PATH.
+Reads the old format ("ld.so-1.7.0", perhaps followed by the new one) and the new one
+("glibc-ld.so.cache1.1") in both byte orders, with the extension for glibc-hwcaps. `ldconfig -p` is
+not used: this also reads the cache of an image for another architecture.
 """
 
 import sys
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class LdCacheError(ValueError):
-    """Not an ld.so.cache, or a damaged one; the text reads after "PATH: "."""
+    """Not an ld.so.cache, or a damaged one. The message is made to follow "PATH: "."""
 
 
 class Entry(Record):
@@ -83,10 +83,10 @@ def parse(data: bytes, prefixes: tuple[str, ...] = ("",)) -> list[Entry]:
 
 
 class Names:
-    """A cache that is asked for single names: `find` returns what `parse` has of each.
+    """A cache in which single names are looked up: `find` returns what `parse` has of a name.
 
-    A launch asks for up to forty names of some thousand, and then no row but theirs is read
-    further: 0.5 ms per thousand once, where parsing all takes 4 ms per thousand.
+    A launch looks up some forty names of thousands, and only their entries are read: that takes
+    0.5 ms for a thousand entries, where `parse` takes 4 ms.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -145,7 +145,7 @@ def _old(data: bytes, order: str, count: int, starts: tuple[bytes, ...]) -> list
 
 
 def _new(data: bytes, base: int, starts: tuple[bytes, ...]) -> list[Entry]:
-    """Read the format of glibc 2.2 and later; its offsets count from its own magic."""
+    """Read the format of glibc 2.2 and later, in which offsets count from its magic."""
     if len(data) < base + 48:
         raise LdCacheError("truncated")
     said = data[base + 28] & 3
@@ -167,8 +167,8 @@ def _new(data: bytes, base: int, starts: tuple[bytes, ...]) -> list[Entry]:
 def _rows_of(data: bytes, base: int, order: str, rows: bytes, starts: tuple[bytes, ...]) -> bytes:
     """Return those of `rows` whose names begin with one of `starts`.
 
-    The other way round than reading each row: where such a text is, then which rows point there.
-    Of thousands of rows that takes a third of the time.
+    It searches the table of strings for the texts, and then for rows that point there. For
+    thousands of rows that takes a third of the time of reading each row.
     """
     places = set()
     for start in starts:
@@ -181,7 +181,7 @@ def _rows_of(data: bytes, base: int, order: str, rows: bytes, starts: tuple[byte
 
 
 def _keys(rows: bytes, order: str) -> "Sequence[int]":
-    """Return where the rows' names are."""
+    """Return the offsets of the rows' names."""
     if order == _NATIVE:
         return memoryview(rows).cast("I")[1::6]
     return [key for (key,) in iter_unpack(order + "4xI16x", rows)]

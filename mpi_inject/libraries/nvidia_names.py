@@ -1,4 +1,4 @@
-"""Which file of NVIDIA's driver is what: its names, and NVIDIA_DRIVER_CAPABILITIES."""
+"""The files of NVIDIA's driver by their names, and which NVIDIA_DRIVER_CAPABILITIES each is for."""
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.mpi_inject.libraries.placing import is_library, numbers
@@ -21,7 +21,7 @@ NEUTRAL = (
     "libOpenCL",
     "libOpenGL",
 )
-"""Vendor-neutral loaders: the image's own business, as the host's may not fit its glibc or X."""
+"""Loaders for the drivers of all vendors. They are the image's, as the host's may not fit it."""
 
 PREFIXES = ("libcuda", "libnv", "libGLX_nvidia", "libEGL_nvidia", "libvdpau_nvidia")
 _UTILITY = ("libnvidia-ml", "libnvidia-cfg", "libnvidia-nscq")
@@ -76,7 +76,7 @@ def capabilities(env: "Mapping[str, str]", environ: "Mapping[str, str]") -> tupl
 
 
 def likely(names: str, version: str) -> list[str]:
-    """Return those of a folder's `names` (hostroot.names) that are worth a call of `belongs`."""
+    """Return those of a folder's `names` (rooted.names) for which `belongs` may be true."""
     if len(numbers(version)) < 2:
         return beginning(names, PREFIXES)
     found = set(beginning(names, _UNVERSIONED))
@@ -89,7 +89,7 @@ def likely(names: str, version: str) -> list[str]:
 
 
 def beginning(names: str, starts: "Iterable[str]") -> list[str]:
-    """Return those of a folder's `names` (hostroot.names) that begin with one of `starts`."""
+    """Return those of a folder's `names` (rooted.names) that begin with one of `starts`."""
     found = set()
     for start in starts:
         at = names.find("\0" + start)
@@ -103,8 +103,9 @@ def beginning(names: str, starts: "Iterable[str]") -> list[str]:
 def belongs(name: str, version: str, wanted: tuple[str, ...], wsl: bool = False) -> bool:
     """Tell whether a file's name is a driver library of the wanted capabilities.
 
-    `version` is the driver's; where it has none ("1"), the name's beginning decides. In WSL's own
-    folder nothing has a version, and everything there is the driver's.
+    `version` is the driver's, which is in the names of most of its libraries. Without one ("1"),
+    the begin of the name decides. In WSL's own folder no name has a version; all of it is the
+    driver's.
     """
     if not is_library(name):
         return False
@@ -124,7 +125,7 @@ def belongs(name: str, version: str, wanted: tuple[str, ...], wsl: bool = False)
 
 
 def asked(base: str, wanted: tuple[str, ...]) -> bool:
-    """Tell whether a library belongs to a wanted capability; what no table knows is compute's."""
+    """Tell whether a library is for a wanted capability; one in no table counts as compute's."""
     if base in _UTILITY:
         words: tuple[str, ...] = ("utility", "compute")
     elif base in _VIDEO:

@@ -1,4 +1,4 @@
-"""What the GPU planners share: libraries to bind, device nodes; paths as in `hostroot`."""
+"""What the GPU planners share: libraries to bind, device nodes. Paths are as in `rooted`."""
 
 import os
 
@@ -29,7 +29,7 @@ KINDS = {
 """The CDI kinds that are a vendor's GPUs."""
 
 SHARED = ("/dev", "/tmp", "/var/tmp")
-"""The host's own in every container."""
+"""Folders that are the host's own in every container."""
 
 
 class PlacedLibrary(Record):
@@ -59,7 +59,7 @@ def unless_link(
 ) -> PlacedLibrary | None:
     """Return what `describe` does, None for a symbolic link or a file that can't be opened.
 
-    So that most libraries cost one open(2), without a question before it.
+    Most libraries are no links: so they cost one open(2), without a readlink(2) before it.
     """
     try:
         return _described(root, path, name, links, os.O_NOFOLLOW)
@@ -92,7 +92,8 @@ def _described(
 
 
 def _facts(found: elf.ElfReader) -> "tuple[str, dict[str, tuple[str, ...]], str, int]":
-    """Return what is wanted of a driver's library, a third of what elf.Elf has."""
+    """Return soname, needed symbol versions, machine and bits: elf.Elf would take three times as
+    long."""
     return found.soname(), found.needs(), found.machine, found.bits
 
 
@@ -135,9 +136,9 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 _NUMBERS: dict[str, tuple[int, ...]] = {}
-"""The same dozen versions of glibc are needed by each of thirty libraries."""
+"""Kept results of `numbers`: thirty libraries need the same dozen versions of glibc."""
 _NEWEST: dict[tuple[str, ...], tuple[int, ...]] = {}
-"""And mostly the same ones of them."""
+"""Kept results for whole lists of versions, which are mostly equal too."""
 
 
 def place(
@@ -178,8 +179,8 @@ def search_path(steps: "Iterable[Step]") -> tuple[list[Step], list[Env]]:
 def denied(root: str, path: str, how: int = os.R_OK | os.W_OK) -> str:
     """Return why the caller may not open the device node `path`, "" where he may.
 
-    By access(2), never by opening: the first open of an NVIDIA node can take seconds while the
-    card wakes up, and a card that the job's cgroup withholds refuses an open by design.
+    It asks access(2) and does not open the node: the first open of an NVIDIA node can take seconds,
+    while the card wakes up, and a card that the job's cgroup does not allow can't be opened.
     """
     try:
         if os.access(under(root, path), how):

@@ -1,7 +1,7 @@
-"""A path beneath the host's root: links followed inside it, small files and listings read.
+"""Paths below a root directory: symbolic links followed within it, small files and folders read.
 
-`root` is "/" on a real node; the tests give it a tree that they have built. Paths in records are
-those that the host itself would use; only a Mount's source has the root before it.
+`root` is "/" on a node, and in tests a tree that they have made. In records paths are as the host
+itself would use them; only the source of a Mount has the root before it.
 """
 
 import os
@@ -43,8 +43,8 @@ def resolve(root: str, path: str) -> str:
     """Follow every symbolic link of `path` inside `root`; "" where it leads nowhere."""
     full = under(root, path)
     if not os.path.lexists(full):
-        # Most of what is looked for is missing. Below a root of its own that may be because an
-        # absolute link above `path` leads out of it: then the long way.
+        # Usually the path does not exist. Below another root it still may: an absolute link above
+        # it was followed out of that root.
         if root == "/":
             return ""
         full = os.path.dirname(full)
@@ -77,7 +77,7 @@ class Links:
             try:
                 target = os.readlink(under(self.root, tried))
             except OSError as error:
-                # EINVAL: it is there and no link.
+                # EINVAL: it exists and is no link (readlink(2)).
                 return tried if error.errno == EINVAL else ""
             tried = target if target.startswith("/") else f"{place}/{target}"
         return resolve(self.root, path)
@@ -85,7 +85,7 @@ class Links:
     def _folder(self, folder: str) -> str | None:
         """Return a folder's real path without a slash at its end, None where there is none."""
         if folder not in self._folders:
-            self._folders[folder] = None  # for a link that leads into itself
+            self._folders[folder] = None  # ends the recursion at a link that leads to itself
             found = self.resolve(folder)
             self._folders[folder] = found.rstrip("/") if found else None
         return self._folders[folder]
@@ -118,8 +118,7 @@ def listing(root: str, path: str) -> list[str]:
 def names(root: str, path: str) -> str:
     """Return a directory's names in one text, a NUL before each and at the end.
 
-    Of a folder of thousands few are wanted: searched for in one text they take 0.1 ms, where asking
-    one by one takes 0.4.
+    To search this text for a few names of thousands takes 0.1 ms; to look at each name takes 0.4.
     """
     found = unordered(root, path)
     found.insert(0, "")

@@ -32,7 +32,7 @@ GLIBC = frozenset(
         "libutil.so.1",
     )
 )
-"""glibc's own files: parts of one program with ld.so, never mixed between two systems."""
+"""Files of glibc, which must be of one version with each other and with ld.so."""
 
 MULTIARCH = {
     "x86_64": "x86_64-linux-gnu",
@@ -85,15 +85,17 @@ STACK = (
     "libwlm_detect",
     "libxpmem",
 )
-"""How the files of an MPI's own stack begin: network, launcher interface, node topology. These must
-be the host's where its MPI needs them, since they speak to its drivers and daemons."""
+"""How the names of libraries below an MPI begin: for the network, the launcher's interface, the
+node's topology. If the host's MPI needs them, they must be the host's, whose drivers and daemons
+they use."""
 
 COMPILER = ("libstdc++", "libgcc_s", "libgfortran", "libquadmath", "libatomic", "libgomp")
-"""GCC's run-time libraries. Newer ones serve programs of older compilers, never the reverse."""
+"""GCC's run-time libraries. Newer ones work for programs of older compilers, older ones do not for
+programs of newer compilers."""
 
 
 def is_stack(name: str) -> bool:
-    """Tell whether `name` belongs to an MPI's own stack (see STACK)."""
+    """Tell whether `name` is a library below an MPI (see STACK)."""
     return name.startswith(STACK)
 
 
@@ -123,7 +125,7 @@ class Found(Record):
 
 
 class HostLibraries:
-    """A host's libraries: its ld.so.cache, its search rules, each file read once."""
+    """A host's libraries, found by its ld.so.cache and search rules; each file is read once."""
 
     def __init__(
         self, root: str = "/", search: "Iterable[str]" = (), machine: str = "", bits: int = 64
@@ -155,7 +157,7 @@ class HostLibraries:
         return self._files[path]
 
     def _open(self, path: str) -> elf.Elf:
-        """Read an ELF file, and note its real path, which costs one system call once it is open."""
+        """Read an ELF file, and note its real path: one more system call while it is open."""
         file = os.open(under(self.root, path), os.O_RDONLY | os.O_CLOEXEC)
         try:
             if self.root == "/":
@@ -167,7 +169,8 @@ class HostLibraries:
             os.close(file)
 
     def needed(self, path: str) -> tuple[str, ...]:
-        """Return what the ELF file at `path` needs: of a plugin nothing else is of interest."""
+        """Return the DT_NEEDED of the ELF file at `path`, which is all that is wanted of a
+        plugin."""
         try:
             file = os.open(under(self.root, path), os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -207,7 +210,7 @@ class HostLibraries:
         return [path for _hwcaps, path in sorted((e.hwcaps, e.path) for e in found)]
 
     def _names(self) -> "ldcache.Names | None":
-        """Return ld.so.cache; None for a missing or damaged one, as ld.so takes it."""
+        """Return ld.so.cache; None where it is missing or damaged: ld.so ignores it then too."""
         if self._cache is None:
             try:
                 with open(under(self.root, ldcache.PATH), "rb") as file:
@@ -305,10 +308,10 @@ class HostLibraries:
     def closure(
         self, first: "Iterable[Found]", keep: "Callable[[str, Found], bool]"
     ) -> "tuple[list[Found], list[tuple[str, str]]]":
-        """Return `first` and all that they need, and the (name, wanted by) that is nowhere.
+        """Return `first` and all that they need, and (name, wanted by) of what was not found.
 
-        `keep(name, by)` says that `name` stays the image's own: it is not followed. glibc never is.
-        Circles end: each name is looked at once.
+        `keep(name, by)` tells that `name` stays the image's own, as glibc always does: then neither
+        it nor what it needs is looked for. Each name is looked at once, which ends circles.
         """
         queue = [(one, self.expand(() if one.elf.runpath else one.elf.rpath, one)) for one in first]
         done = {one.name for one, _ in queue} | {one.elf.soname for one, _ in queue}

@@ -1,4 +1,4 @@
-"""What an MPI library says of itself: its version and its ABI."""
+"""What an MPI library says about itself: its version and its ABI."""
 
 import re
 
@@ -11,7 +11,7 @@ _RELEASE = re.compile(rb"(?<=\0)[345]\.\d{1,2}(?:\.\d{1,2})?(?:[abr]c?\d{1,2})?(
 def statement(reader: Symbols, data: bytes) -> tuple[str, str]:
     """Return an MPI library's statements: libtool's numbers ("14:2:2") and its release ("4.0.2").
 
-    MPICH 4.1 and later hide these constants; there they stand between zero bytes.
+    MPICH 4.1 and later don't export these constants: there their texts are searched for in `data`.
     """
     numbers = reader.constant("MPII_Version_ABI")
     release = reader.constant("MPII_Version_string") or reader.constant("ompi_version_string")
@@ -25,7 +25,7 @@ def statement(reader: Symbols, data: bytes) -> tuple[str, str]:
 
 
 def has_mpi_inside(data: bytes) -> bool:
-    """Tell whether a program holds an MPI: by its symbol table, or where stripped by its texts."""
+    """Tell whether an MPI is linked into a program: by its symbols, or if stripped, its texts."""
     if data.find(b"MPI_Init") < 0:
         return False
     if b"\0PMPI_Init\0" in data and b"\0MPI_Init\0" in data:

@@ -1,7 +1,7 @@
-"""The dynamic symbols of an ELF file: what it exports, what it needs, the text of a constant; and
-symbol versions compared.
+"""The dynamic symbols of an ELF file: what it exports and needs, the text of a constant. Also
+comparison of symbol versions.
 
-As in elf.py, section headers are never used, and the one error is ElfError.
+As in elf.py, section headers are never used, and the only error is ElfError.
 """
 
 import sys
@@ -20,14 +20,16 @@ _GNU_HASH = 0x6FFFFEF5
 
 
 _ROW = {64: "IBxHQ8x", 32: "II4xBxH"}
-"""Of a symbol: name, info, section index, address; the last is the second one in 32 bits."""
+"""Layouts for struct of Elf64_Sym (name, info, section index, address) and Elf32_Sym, which has the
+address second."""
 
 _LONGEST = 64
 _POWERS = [pow(33, n, 1 << 32) for n in range(_LONGEST, -1, -1)]
 
 
 class _Hashes(Record):
-    """DT_GNU_HASH: its buckets, the first symbol that it knows, the offset of its chains."""
+    """The hash table of DT_GNU_HASH: buckets, index of the first symbol in it, offset of its
+    chains."""
 
     buckets: "Sequence[int]"
     first: int
@@ -35,7 +37,7 @@ class _Hashes(Record):
 
 
 class Symbols(ElfReader):
-    """An ELF file whose symbols are asked for; `source` is as for Reader.
+    """An ELF file of which symbols are read; `source` is as for ElfReader.
 
     Every method raises ElfError.
     """
@@ -46,7 +48,8 @@ class Symbols(ElfReader):
         self._table: tuple[bytes, int] | None = None
 
     def _symbols(self) -> tuple[bytes, int]:
-        """Return the dynamic symbol table and its length, which only the hash tables know."""
+        """Return the dynamic symbol table and how many symbols it has, which the hash tables
+        tell."""
         if self._table is None:
             count = self._count() if 6 in self._tags else 0
             size = form(self._e + _ROW[self.bits]).size
@@ -97,7 +100,7 @@ class Symbols(ElfReader):
                 yield name, info, section, value
 
     def undefined(self, prefixes: "tuple[str, ...]" = ("",)) -> "set[str]":
-        """Return the names with one of `prefixes` that other files must define (weak ones not)."""
+        """Return the names with one of `prefixes` that other files must define; no weak symbols."""
         starts = tuple(p.encode() for p in prefixes)
         strings, found = self._strings, set()
         for name, info, section, _value in self._rows():
@@ -123,8 +126,8 @@ class Symbols(ElfReader):
     def _find(self, names: list[bytes]) -> "list[int | None]":
         """Return the address of each exported symbol, None for what is none.
 
-        As ld.so(8) does it (dl-lookup.c, without the Bloom filter): 2 us a name, where reading all
-        3,000 symbols of an MPI library takes 1 ms and more.
+        Looks names up in the hash table, like ld.so (glibc, dl-lookup.c), but without the Bloom
+        filter: 2 us a name; to read all 3,000 symbols of an MPI library takes more than 1 ms.
         """
         if _GNU_HASH not in self._tags:
             known = {}
@@ -181,10 +184,10 @@ def _hash(name: bytes) -> int:
 
 
 _NUMBERS: dict[str, tuple[str, tuple[int, ...]]] = {}
-"""The same ten versions are needed by each of fifty libraries."""
+"""Kept results of `numbers`: fifty libraries need the same ten versions."""
 
 _DEFINED: dict[tuple[str, ...], dict[str, tuple[int, ...]]] = {}
-"""What one library defines is compared with what each of fifty needs."""
+"""Kept: what a library defines, as series -> highest numbers; fifty others are compared with it."""
 
 
 def numbers(version: str) -> tuple[str, tuple[int, ...]]:
@@ -203,7 +206,8 @@ def _split(version: str) -> tuple[str, tuple[int, ...]]:
 
 
 def newest(versions: "Iterable[str]") -> list[str]:
-    """Return the highest of each series, sorted: of GLIBC_2.2.5 and GLIBC_2.34 the latter."""
+    """Return the highest version of each series, sorted: of GLIBC_2.2.5 and GLIBC_2.34 the
+    latter."""
     best: dict[str, tuple[tuple[int, ...], str]] = {}
     for version in versions:
         series, value = numbers(version)
@@ -215,7 +219,7 @@ def newest(versions: "Iterable[str]") -> list[str]:
 def lacking(needed: "Iterable[str]", defined: "Iterable[str]") -> list[str]:
     """Return the symbol versions of `needed` that `defined` (or a later one of its series) lacks.
 
-    A library without symbol versions satisfies everything, as in ld.so.
+    A library that defines no symbol versions lacks none, as for ld.so.
     """
     key = tuple(defined)
     have = _DEFINED.get(key)

@@ -43,7 +43,8 @@ os.rename(path, sys.argv[2])
 if not failed:
     lib.MPI_Finalize()
 """
-"""An MPI hello without a compiler: what it maps and opens is what an MPI program needs."""
+"""A Python program that starts MPI, so that no compiler is needed. The files that it maps and opens
+are those that any MPI program needs."""
 
 _NO_DEVICES = ("/dev/null", "/dev/zero", "/dev/shm", "/dev/pts", "/dev/tty", "/dev/urandom")
 
@@ -216,7 +217,7 @@ def _toml(name: str, one: HostMpi, seen: dict[str, Any]) -> str:
     needed = {f.real for f in host.closure(loaded, lambda *_: False)[0]} - skip
     mapped = [p for p in seen["mapped"] if ".so" in p.rpartition("/")[2] and p not in skip]
     mapped = [p for p in mapped if not is_glibc(_soname(host, p))]
-    # Plugins come with their folder, see gather.
+    # Plugins are put in by their folder (`gather.PluginTree`), so the profile need not list them.
     plugins = [p for p in mapped if p not in needed and not _by_name(host, p)]
     dependencies = [p for p in mapped if p in needed]
     optional = [p for p in mapped if p not in needed and p not in plugins]
@@ -247,7 +248,7 @@ def _soname(host: HostLibraries, path: str) -> str:
 
 
 def _by_name(host: HostLibraries, path: str) -> bool:
-    """Tell whether a mapped file is a library that others name, no plugin."""
+    """Tell whether a mapped file is a library that others need by name, and no plugin."""
     found = host.read(path)
     if path.split("/")[-2] in PLUGIN_FOLDERS:
         return False

@@ -1,8 +1,8 @@
 """Which of an image's MPI files a command will load, as far as its words and the facts tell. Pure.
 
-A program's own closure is known. Of an interpreter it is known what its packages load. Behind a
-shell or a wrapper (env, time, numactl) each word that is such a program counts. Of all others
-nothing is known.
+The facts have what each program loads, and what the packages of each interpreter load. Of a shell
+or a wrapper (env, time, numactl) each word that is such a program counts. Of other programs nothing
+is known.
 """
 
 from rootless_udi.plan.environment import DEFAULT_PATH
@@ -24,10 +24,10 @@ _INTERPRETERS = {
 _LOOKERS = frozenset(
     ("cat", "cp", "du", "echo", "file", "ldd", "ls", "md5sum", "nm", "objdump", "readelf", "stat")
 )
-"""What takes a program's name and does not start it."""
+"""Commands that take a program's name and don't start it."""
 
 _SEPARATORS = ";|&()<>{}`$'\"\n\t"
-"""What stands between the words of a shell's command besides a space."""
+"""Characters between the words of a shell's command, besides the space."""
 
 
 def loaded(
@@ -62,7 +62,7 @@ def _language(word: str) -> str:
 def _of(
     word: str, image: "Mapping[str, Any]", path: str, env: "Mapping[str, str]"
 ) -> "set[str] | None":
-    """Return what one word loads; None where it is no program that is known."""
+    """Return what the program that `word` names loads; None where it is not known."""
     reach = image["reach"]
     for name in [word] if "/" in word else [f"{folder}/{word}" for folder in path.split(":")]:
         if name in reach:
@@ -79,9 +79,9 @@ def _of(
 
 
 def noted(image: "Mapping[str, Any]", family: str) -> "list[str]":
-    """Return every MPI file of a family; [] where a file is not noted by itself.
+    """Return every MPI file of a family; [] where the facts don't have them one by one.
 
-    So it is in images that were pulled before this was noted, and in those with too many.
+    They don't for images that older versions pulled, and for those with too many such files.
     """
     return [row[0] for row in image["consumers"].get(family, {}).get("each", ())]
 
@@ -93,7 +93,7 @@ def part(image: "dict[str, Any]", files: "Iterable[str]") -> "dict[str, Any]":
     for family, one in image["consumers"].items():
         rows = [row for row in one.get("each", ()) if row[0] in files]
         if rows:
-            # Indices of the whole family's names, and where they stand among those that remain.
+            # Old index of a name -> its index among the names that remain.
             at = {n: new for new, n in enumerate(sorted({n for row in rows for n in row[1]}))}
             by = {n: new for new, n in enumerate(sorted({n for row in rows for n in row[2]}))}
             names = [one["symbols"][n] for n in at]
@@ -111,7 +111,7 @@ def part(image: "dict[str, Any]", files: "Iterable[str]") -> "dict[str, Any]":
 
 
 def lacking(image: "Mapping[str, Any]", family: str, symbols: "Iterable[str]") -> "list[str]":
-    """Return the files that need one of `symbols`; [] where it isn't noted which do."""
+    """Return the files that need one of `symbols`; [] where the facts don't tell which do."""
     one = image["consumers"].get(family, {})
     wanted = set(symbols)
     numbers = {number for number, name in enumerate(one.get("symbols", ())) if name in wanted}

@@ -1,7 +1,7 @@
-"""Find the MPIs of a host without being told: by its environment, its PATH and its ld.so.cache.
+"""Find the MPIs of a host without configuration: by environment, PATH and ld.so.cache.
 
-Where an MPI is says more than what its tools print, and costs no process. Order is preference:
-what the user's modules set, then the launcher on the PATH, then LD_LIBRARY_PATH, the ld.so.cache,
+No tool of an MPI (mpicc -show) is run: its files tell more, and cost no process. In the order of
+preference: what the user's modules set, the launcher on the PATH, LD_LIBRARY_PATH, the ld.so.cache,
 the usual prefixes.
 """
 
@@ -38,7 +38,8 @@ VARIABLES = (
     "MPI_DIR",
     "MPI_LIB",
 )
-"""What modules of Cray, Intel, EasyBuild, Spack, Fedora and sites set to an MPI's prefix."""
+"""Variables that modules (of Cray, Intel, EasyBuild, Spack, Fedora, sites) set to an MPI's
+prefix."""
 
 TOOLS = ("mpiexec", "mpirun", "mpichversion", "ompi_info", "mpiexec.hydra", "prterun", "orterun")
 PREFIXES = (
@@ -76,7 +77,7 @@ _FILES = (
 
 
 class HostMpi(Record):
-    """One MPI of the host: its folder, the libraries in it, who said so.
+    """One MPI of the host: its folder, the libraries in it, how it was found.
 
     `families` are those that it can serve; `prefix` is the folder of its own tree, "" where it is
     spread over the system ("/usr"). `files` maps a library's name to its path.
@@ -97,7 +98,7 @@ class HostMpi(Record):
 def candidates(
     environ: "Mapping[str, str]", host: HostLibraries, tools: "list[tuple[str, str]]"
 ) -> "Iterator[tuple[str, str]]":
-    """Yield (folder, why) of where an MPI's libraries may be, the likeliest first.
+    """Yield (folder, why) where an MPI's libraries may be, the likeliest first.
 
     `tools` are the (name, real path) of the MPI tools on the PATH.
     """
@@ -121,7 +122,8 @@ def candidates(
 
 
 def folders(prefix: str, machine: str) -> "Iterator[str]":
-    """Yield where below a prefix its libraries may be; Cray's ABI build before its own."""
+    """Yield the folders below a prefix where libraries may be; Cray's ABI-compatible build
+    first."""
     prefix = prefix.rstrip("/")
     yield f"{prefix}/lib-abi-mpich"
     yield f"{prefix}/lib/release"
@@ -146,7 +148,7 @@ def _tools(path: str, host: HostLibraries) -> "Iterator[tuple[str, str]]":
 def find(environ: "Mapping[str, str]", host: HostLibraries) -> "Iterator[HostMpi]":
     """Yield the host's MPIs, the preferred first; each real library once.
 
-    Lazily: the first one mostly serves, and looking everywhere takes 10 ms.
+    An iterator, since the first one can mostly be used and looking everywhere takes 10 ms.
     """
     folders_seen: set[str] = set()
     mains: set[str] = set()
@@ -164,7 +166,7 @@ def find(environ: "Mapping[str, str]", host: HostLibraries) -> "Iterator[HostMpi
 
 
 def _favourite(tools: "list[tuple[str, str]]") -> str:
-    """Return the family of the mpiexec on the PATH by its real name (mpirun.openmpi)."""
+    """Return the family of the mpiexec on the PATH, told by its real name (mpirun.openmpi)."""
     for name, path in tools:
         if name in ("mpiexec", "mpirun"):
             base = path.rpartition("/")[2]
@@ -178,8 +180,8 @@ def _favourite(tools: "list[tuple[str, str]]") -> str:
 def at(folder: str, origin: str, host: HostLibraries, favourite: str = "") -> "Iterator[HostMpi]":
     """Yield the MPIs whose libraries are in `folder`: none, one, or one of each kind.
 
-    Debian has two kinds in one folder: the `favourite` family goes first, and the files of the
-    other are read only if it is asked for.
+    Debian has MPICH and Open MPI in one folder: the `favourite` family comes first, and the files
+    of the other are read only if the caller goes on.
     """
     if not any(os.path.lexists(under(host.root, f"{folder}/{name}")) for name in abi.MAIN):
         return
@@ -204,7 +206,7 @@ def at(folder: str, origin: str, host: HostLibraries, favourite: str = "") -> "I
 
 
 def _usable(host: HostLibraries, folder: str, names: list[str]) -> "dict[str, str]":
-    """Return those of a folder's files that are libraries for the host: name -> path."""
+    """Return name -> path of those files that are libraries for the host's machine."""
     return {name: f"{folder}/{name}" for name in names if host.fits(f"{folder}/{name}")}
 
 
@@ -223,7 +225,7 @@ def _owner(host: HostLibraries, files: "dict[str, str]") -> str:
 
 
 def _prefix(folder: str, machine: str) -> str:
-    """Return the tree that an MPI's library folder belongs to, "" for the system's."""
+    """Return the prefix of a library folder, where an MPI has a tree of its own; else ""."""
     arch = MULTIARCH.get(machine, "-")
     for tail in ("/lib/release", "/lib-abi-mpich", f"/lib/{arch}", "/lib64", "/lib"):
         if folder.endswith(tail):
@@ -249,7 +251,7 @@ def missing(root: str, path: str, names: "list[str]") -> list[str]:
 
 
 def statement(root: str, path: str) -> tuple[str, str]:
-    """Return (libtool's numbers, release) that an MPI library states of itself, as far as seen."""
+    """Return (libtool's numbers, release) that an MPI library exports; "" for what it does not."""
     try:
         file = os.open(under(root, path), os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

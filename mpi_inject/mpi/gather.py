@@ -1,7 +1,6 @@
-"""Read all that a host MPI brings along: its libraries, plugin folders, and what it lacks.
+"""Read all that belongs to a host MPI: its libraries, its plugin folders, and what it lacks.
 
-The only part of an injection that reads files, and only the host's. What comes out is data for
-mpi.plan, which decides.
+Reads files of the host only. The result is data; `planner.plan` decides by it.
 """
 
 import os
@@ -30,7 +29,7 @@ _PLUGINS = {
     "libibverbs": ("libibverbs",),
     "libmpi.so.40": ("openmpi", "openmpi3", "openmpi/lib/openmpi3", "openmpi/lib/openmpi"),
 }
-"""Where a library looks for its plugins, beside itself: by how its name begins."""
+"""How a library's name begins -> the folders beside it in which it looks for plugins."""
 
 PLUGIN_FOLDERS = tuple(p.rpartition("/")[2] for places in _PLUGINS.values() for p in places)
 
@@ -39,9 +38,8 @@ _READ = {
     "libfabric": ("",),
     "openmpi": ("mca_pmix_", "mca_btl_", "mca_mtl_", "mca_pml_"),
 }
-"""Plugins that are read for the libraries that they need: by how their names begin. Open MPI has
-more than a hundred, which would take 20 ms; the others need its `libmca_common_*` alone, and so do
-those of these kinds that speak to no network of their own."""
+"""Kind -> how the plugins begin whose needed libraries are read. Open MPI has more than a hundred
+plugins, which would take 20 ms. All but these need nothing beside its own `libmca_common_*`."""
 
 _PLAIN = tuple(
     f"mca_{name}"
@@ -63,11 +61,12 @@ class PluginTree(Record):
 class Gathered(Record):
     """A host MPI with all that it needs.
 
-    `mains` are its MPI libraries as abi.Library; `libraries` the closure, in the order found;
-    `glibc` the host's C library where one of `libraries` needs a newer one than the image's;
-    `trees` its plugin folders; `dropped` optional libraries that stay outside and why; `absent`
-    what the host itself lacks, as (name, wanted by); `lacks` maps a family to the symbols that some
-    file of the image needs and no library of the host has.
+    `mains` are its MPI libraries as abi.Library. `libraries` are these and all that they need, in
+    the order found. `glibc` is the host's C library, where one of `libraries` needs a newer one
+    than the image has. `trees` are its plugin folders. `dropped` are optional libraries that are
+    left out, and why. `absent` are libraries that the host does not have, as (name, wanted by).
+    `lacks` maps a family to the symbols that a file of the image needs and no library of the host
+    has.
     """
 
     mpi: HostMpi
@@ -110,10 +109,10 @@ def gather(
 ) -> Gathered:
     """Return what `mpi` needs in this image for these families.
 
-    `by` are the facts of what the command loads, whose libraries must go in. `required`
-    and `optional` are further libraries of a profile. `exact` also reads the version
-    numbers that MPICH 4.1 and later hide, which takes some ms. With `glibc` the host's C library
-    is read where one that must go in needs it.
+    `by` is the part of the facts about files that the command loads; their libraries must be put
+    in. `required` and `optional` are further libraries of a profile. With `exact` the version
+    numbers that MPICH 4.1 and later don't export are searched for, which takes some ms. With
+    `glibc` the host's C library is read where a library that must be put in needs a newer one.
     """
     group = _Group(host, image, glibc)
     first: list[tuple[str, str]] = []
@@ -135,7 +134,7 @@ def gather(
         group.add(_load(host, [("", path)]), f"{path} is left out")
     for path in _extras(host, mpi, _trees(host, group.found), set(group.names)):
         group.add(_load(host, [("", path)]), f"{path} is left out")
-    # Again: what the plugins need has plugins of its own (libibverbs its drivers).
+    # Once more, since libraries that plugins need have plugins too (libibverbs its drivers).
     trees = _trees(host, group.found)
     trees += _bare(mpi, group.found, {t.kind for t in trees}, image) + _settings(
         host, mpi, group.found
@@ -156,7 +155,7 @@ def gather(
 
 
 def _roles(image: "dict[str, Any]", families: "tuple[str, ...]") -> set[tuple[str, str]]:
-    """Return the (family, role) that the image's programs ask for by name."""
+    """Return the (family, role) of libraries that the image's programs need by name."""
     return {
         abi.identify(name)
         for family in families
@@ -175,7 +174,7 @@ def _load(host: HostLibraries, files: "Iterable[tuple[str, str]]") -> list[Found
 
 
 class _Group:
-    """Libraries that go in, added root by root with what they need."""
+    """The libraries that are put in, added with all that they need."""
 
     def __init__(self, host: HostLibraries, image: "dict[str, Any]", may: bool) -> None:
         self.host, self.image, self.may = host, image, may
@@ -186,7 +185,8 @@ class _Group:
         self.dropped: list[str] = []
 
     def keep(self, name: str, by: Found) -> bool:
-        """Say that a library is there already or stays the image's own: it has what `by` needs."""
+        """Tell whether a library is there already, or stays the image's, which has what `by`
+        needs."""
         if name in self.names:
             return True
         if is_stack(name) or abi.identify(name)[0]:
@@ -198,7 +198,7 @@ class _Group:
         return not lacking(wanted, have)
 
     def add(self, roots: list[Found], optional: str) -> None:
-        """Add `roots` and their closure; with `optional`, not where glibc is too old for one."""
+        """Add `roots` and all that they need; with `optional`, unless glibc is too old for one."""
         new = [r for r in roots if r.name not in self.names and r.elf.soname not in self.names]
         found, absent = self.host.closure(new, self.keep)
         if not optional and self.may and any(too_new(one, self.image) for one in found):
@@ -231,7 +231,7 @@ def _trees(host: HostLibraries, found: list[Found]) -> list[PluginTree]:
                 files = host.listed(f"{folder}/{place}")
                 kind = places[0]
                 if kind == "openmpi":
-                    # Wheels keep libraries in a folder of that name.
+                    # In Python wheels a folder of that name has libraries too.
                     files = tuple(f for f in files if f.startswith("mca_"))
                 if files:
                     out.setdefault(kind, PluginTree(kind, f"{folder}/{place}", files))
@@ -241,9 +241,9 @@ def _trees(host: HostLibraries, found: list[Found]) -> list[PluginTree]:
 def _bare(
     mpi: HostMpi, found: list[Found], have: set[str], image: "dict[str, Any]"
 ) -> list[PluginTree]:
-    """Return empty trees for libraries without plugins here, of which the image has some.
+    """Return empty trees for libraries that have no plugins here, while the image has such plugins.
 
-    Those of an MPI's own tree look there.
+    So they don't find the image's. Libraries in the MPI's own tree look only there, and need none.
     """
     out = []
     for start, places in _PLUGINS.items():
@@ -257,9 +257,9 @@ def _bare(
 
 
 def _settings(host: HostLibraries, mpi: HostMpi, found: list[Found]) -> list[PluginTree]:
-    """Return the folders of the site's settings and texts that aren't in the MPI's own tree.
+    """Return the folders of settings and help texts that aren't in the MPI's own tree.
 
-    A site tunes its Open MPI in openmpi-mca-params.conf; Debian's has to be there, since it turns
+    A site tunes its Open MPI in openmpi-mca-params.conf. Debian's is needed in any case: it turns
     off components that don't work.
     """
     out = []
@@ -286,7 +286,7 @@ def _has(host: HostLibraries, path: str) -> bool:
 def _extras(
     host: HostLibraries, mpi: HostMpi, trees: list[PluginTree], known: set[str]
 ) -> list[str]:
-    """Return libraries that plugins need beside the `known` ones, which come anyway."""
+    """Return the libraries that plugins need beside the `known` ones, which are put in anyway."""
     out = []
     fabric = _has_fabric(host)
     for tree in trees:
@@ -316,9 +316,9 @@ def _extras(
 
 
 def _has_fabric(host: HostLibraries) -> bool:
-    """Tell whether there is hardware for the plugins of UCX and libfabric at all.
+    """Tell whether there is any hardware for the plugins of UCX and libfabric.
 
-    Without, their libraries are left out: they would cost 10 ms and be opened for nothing.
+    If not, the libraries that these need are left out: they would cost 10 ms and be of no use.
     """
     for folder, starts in (("/sys/class/infiniband", ("",)), ("/dev", ("cxi", "hfi1"))):
         try:
@@ -356,15 +356,17 @@ def wanted(image: "dict[str, Any]", family: str, roles: "set[str]") -> "set[str]
     needs = [(names, one), *((set(own["symbols"]), own) for own in kept(image, family, roles))]
     names = set()
     for symbols, by in needs:
-        # Images that were pulled before it was noted have no "provided".
+        # The facts of images that older versions pulled have no "provided".
         given = by.get("provided", {})
         names |= symbols.difference(*(given[role] for role in given if role not in roles))
     return names
 
 
 def kept(image: "dict[str, Any]", family: str, roles: "set[str]") -> "list[dict[str, Any]]":
-    """Return the image's own MPI libraries that its programs need and no library of the host
-    replaces: they run on the host's C library, if that has what they need."""
+    """Return the image's MPI libraries that its programs need and no library of the host replaces.
+
+    They call the host's C library of MPI then, which must have what they need.
+    """
     needed = set(image["consumers"].get(family, {}).get("libraries", ()))
     own = [
         lib

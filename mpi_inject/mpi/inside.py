@@ -22,7 +22,7 @@ _PLUGIN_VARIABLES = {
     "ucc": ("UCC_COMPONENT_PATH",),
     "libfabric": ("FI_PROVIDER_PATH",),
     "openmpi": ("OMPI_MCA_mca_base_component_path",),
-    # PMIx 4 looks in its own folder too, whatever the second one says.
+    # PMIx 4 looks in its own folder also where the second variable names another.
     "pmix": ("PMIX_PKGLIBDIR", "PMIX_MCA_mca_base_component_path"),
     "hwloc": ("HWLOC_PLUGINS_PATH",),
     "openmpi-etc": ("OPAL_SYSCONFDIR",),
@@ -46,10 +46,11 @@ def trees(got: "Gathered", root: str) -> "list[Step]":
 def trees_over(
     got: "Gathered", image: "dict[str, Any]", root: str, stays: "set[str]"
 ) -> "list[Step]":
-    """Return the binds of plugin folders over the image's own, but beside libraries that stay.
+    """Return the binds of plugin folders over the image's, but not where libraries stay the
+    image's.
 
-    Not all are kept away by variables: UCX looks beside its library, wherever an RPATH found it;
-    verbs drivers that /etc/libibverbs.d names are loaded besides RDMAV_DRIVERS.
+    Variables don't keep all libraries from the image's plugins: UCX looks beside itself, wherever
+    an RPATH has found it; libibverbs also loads the drivers that /etc/libibverbs.d names.
     """
     kept = {path.rpartition("/")[0] for path in stays}
     steps: list[Step] = []
@@ -84,12 +85,12 @@ def variables(got: "Gathered", names: "dict[str, str]") -> "list[Env]":
 
 
 def _of_prefix(got: "Gathered", first: abi.Library) -> "list[Env]":
-    """Return the variables by which an MPI finds its own tree, moved to ROOT."""
+    """Return the variables by which an MPI finds its own tree, which is at ROOT inside."""
     if first.family == abi.OPENMPI:
         out = [Env("set", "OPAL_PREFIX", ROOT, "Open MPI's tree is here")]
         if not any(f.name.startswith("libpmix.") for f in got.libraries):
-            # Open MPI 4's own PMIx: mpiexec sets this to the host's path, and ranks that see
-            # another OPAL_PREFIX hang in MPI_Init.
+            # For the PMIx inside Open MPI 4: mpiexec sets this variable to the host's path, and
+            # ranks for which it differs from OPAL_PREFIX hang in MPI_Init.
             why = "the PMIx inside Open MPI 4 is here"
             out.append(Env("set", "PMIX_INSTALL_PREFIX", ROOT, why))
         return out

@@ -1,8 +1,9 @@
 """The host's network interfaces, and which of them are of a high-speed network.
 
-`interfaces` asks the kernel by pyroute2 (extra `[net]`), for `udi doctor` and profiles; without it,
-and on the launch path, /sys/class/net says the same but the addresses. Names and link types tell:
-Slingshot's `hsn0`, InfiniBand's `ib0` (ARPHRD_INFINIBAND), Omni-Path's, Ethernet from 100 Gb/s up.
+`interfaces` asks the kernel with pyroute2 (extra `[net]`), for `udi doctor` and profiles. Without
+it, and at a launch, /sys/class/net is read, which has all but the addresses. High-speed networks
+are told by names and link types: Slingshot's `hsn0`, InfiniBand's `ib0` (ARPHRD_INFINIBAND),
+Omni-Path's, and Ethernet of at least 100 Gb/s.
 """
 
 import os
@@ -27,7 +28,7 @@ VARIABLES = (
     ("FI_TCP_IFACE", ""),
     ("MPIR_CVAR_NETWORK_IFACE", ""),
 )
-"""Variables that name interfaces, and what joins several; "" where only one may be named."""
+"""(variable that names interfaces, what is between several); "" where only one may be named."""
 
 
 class Interface(Record):
@@ -117,7 +118,7 @@ def fast(found: "Iterable[Interface]") -> list[Interface]:
 
 
 def variables(found: "Iterable[Interface]", environ: "Mapping[str, str]") -> list[Env]:
-    """Return the usual variables that name the fast interfaces; what the caller set stays."""
+    """Return variables that name the fast interfaces, but for those that the caller has set."""
     names = [one.name for one in fast(found)]
     if not names:
         return []

@@ -1,10 +1,9 @@
-"""Plan a host MPI into an image: which one, whether it may, and the binds that put it there.
+"""Plan how a host's MPI is put into an image: which one, whether it fits, and the binds for it.
 
-`inject` is what a launch calls. The image is known by its facts alone (imagefacts.py wrote them at
-the pull). Three ways lead a program to the host's library, whatever its image did: the library is
-bound over the image's own files (programs with an RPATH, conda, Spack), it lies with all that it
-needs in one folder that comes first in LD_LIBRARY_PATH, and it has there every name that programs
-ask for it by.
+A launch calls `inject`. All that is known of the image are its facts (written by image_facts.py at
+the pull). Programs must find the host's library however they were built. So it is bound over the
+image's own files (for programs with an RPATH, conda, Spack); and it is, with all that it needs, in
+a folder that comes first in LD_LIBRARY_PATH, under each name by which programs ask for it.
 """
 
 from rootless_udi.base.errors import UdiError
@@ -99,7 +98,7 @@ def inject(
 def programs(image: "dict[str, Any]") -> tuple[str, ...]:
     """Return the families that an image's programs are built for.
 
-    mpi4py's wheel has a module for each family and takes what it finds: it doesn't count.
+    mpi4py's wheel does not count: it has a module for each family and loads the one that works.
     """
     return tuple(
         family
@@ -118,7 +117,7 @@ def wanted_families(image: "dict[str, Any]") -> tuple[str, ...]:
 
 
 def launcher(environ: "Mapping[str, str]") -> str:
-    """Return the family of the launcher that started this process, "" where it doesn't show."""
+    """Return the family of the launcher that started this process, "" where it can't be told."""
     if any(name in environ for name in ("OMPI_COMM_WORLD_SIZE", "OMPI_UNIVERSE_SIZE")):
         return abi.OPENMPI
     if "PMIX_RANK" in environ:
@@ -158,7 +157,8 @@ def choose(
         both = tuple(f for f in families if f in mpi.families)
         seen.append(mpi)
         if not set(must) & set(both) or (abi.ABI in must and abi.ABI not in both):
-            # Programs of the standard ABI and of MPICH have the same launcher: both or none.
+            # It serves no program, or not those of the standard ABI, which MPICH's launcher starts
+            # too.
             continue
         if abi.ABI in both and other in mpi.families:
             # It knows its own launcher alone: each rank would be a job of one.
@@ -174,7 +174,7 @@ def choose(
 
 
 def _of_profile(profile: "Profile", host: HostLibraries) -> HostMpi:
-    """Return the MPI that a profile describes: by its libraries, else whatever its prefix has."""
+    """Return the MPI of a profile: by the libraries it names, else those below its prefix."""
     origin = f"profile {profile.name}"
     if not profile.libraries:
         for folder in discover.folders(profile.prefix or "/usr", host.machine):
@@ -207,7 +207,7 @@ def plan(
     root: str,
     files: "set[str] | None" = None,
 ) -> Injection:
-    """Return the injection of a gathered MPI, or refuse it; pure.
+    """Return the steps that put a gathered MPI in. Raises UdiError where it can't be. Pure.
 
     `files` are the MPI files that the command loads, None where that isn't known.
     """
@@ -244,7 +244,7 @@ def plan(
 
 
 def _glibc(got: Gathered, image: "dict[str, Any]", root: str) -> Injection:
-    """Return the host's C library over the image's, where a library that goes in needs it."""
+    """Return the steps for the host's C library, where a library that is put in needs it."""
     for found in got.libraries:
         if versions := too_new(found, image):
             break
@@ -261,7 +261,7 @@ def _glibc(got: Gathered, image: "dict[str, Any]", root: str) -> Injection:
 
 
 def _pairs(library: abi.Library, image: "dict[str, Any]") -> "list[abi.Library]":
-    """Return the image's libraries that `library` would stand for."""
+    """Return the image's libraries that `library` would replace."""
     return [
         abi.Library(
             one["path"],
@@ -292,7 +292,7 @@ def _placed(found: Found, names: "dict[str, str]", root: str) -> "list[Step]":
 
 
 def _aliases(got: Gathered, names: "dict[str, str]") -> "list[Step]":
-    """Return links for other distributions' names and for what mpi4py and ctypes load."""
+    """Return links for the names of other distributions, and for those that dlopen(3) is given."""
     steps: list[Step] = []
     for library in got.mains:
         other = list(abi.aliases(library.name))
@@ -310,7 +310,7 @@ def _aliases(got: Gathered, names: "dict[str, str]") -> "list[Step]":
 
 
 def _over(got: Gathered, image: "dict[str, Any]", root: str) -> "tuple[list[Step], list[str]]":
-    """Return the binds over the image's own files, and what is left alone."""
+    """Return the binds over the image's own files, and the files that are left as they are."""
     steps: list[Step] = []
     notes: list[str] = []
     mains = {(m.family, m.role): m for m in got.mains if m.role not in abi.INNER}
@@ -335,7 +335,7 @@ def _over(got: Gathered, image: "dict[str, Any]", root: str) -> "tuple[list[Step
 
 
 def _match(got: Gathered, one: "dict[str, Any]", main: "abi.Library | None") -> "Found | None":
-    """Return the host's library to be bound over an image's one."""
+    """Return the host's library that is bound over the image's library `one`, None for none."""
     for found in got.libraries:
         if main:
             if found.path == main.path:

@@ -1,4 +1,4 @@
-"""What a site says about its MPIs and networks, as data: TOML tables become `Profile` records.
+"""A site's configuration of its MPIs and networks: TOML tables become `Profile` records.
 
 [mpi.cray]                          # or mpi.d/cray.toml, without the [mpi.cray]
 family = "mpich"                    # mpich, openmpi, abi; may be left out for a fabric
@@ -125,7 +125,7 @@ def named(profiles: "Iterable[Profile]", name: str) -> Profile:
 
 
 def together(profiles: "tuple[Profile, ...]", first: Profile) -> list[Profile]:
-    """Return `first` and all that it comes `with`, each once, circles ended."""
+    """Return `first` and all profiles that it names by `with`, each once."""
     found, queue = [first], list(first.needs)
     while queue:
         name = queue.pop(0)
@@ -151,7 +151,8 @@ def expand(root: str, pattern: str) -> list[str]:
 
 
 def variables(profile: Profile, environ: "Mapping[str, str]") -> list[Env]:
-    """Return a profile's operations; a `default` is a set where the caller has no such variable."""
+    """Return a profile's operations on the environment; a `default` sets what the caller has
+    not."""
     return [
         env.replace(op="set") if env.op == "default" else env
         for env in profile.environment

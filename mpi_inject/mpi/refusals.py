@@ -1,4 +1,4 @@
-"""Why a host MPI can't be used in an image, and what would work: sentences, nothing else."""
+"""Errors that say why a host's MPI can't be used in an image, and what would work."""
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.mpi_inject.libraries import abi
@@ -20,7 +20,7 @@ _NONE = "--mpi=none runs the image's own MPI"
 
 
 def check_image(image: "dict[str, Any]") -> None:
-    """Refuse images that no host MPI can be put into."""
+    """Raise UdiError for an image into which no host MPI can be put."""
     if image["libc"] == "musl":
         raise UdiError(
             "--mpi: the image's C library is musl (Alpine?), the host's MPI needs glibc",
@@ -49,7 +49,10 @@ def check_image(image: "dict[str, Any]") -> None:
 
 
 def no_host_mpi(family: str, foreign: "list[tuple[str, str]]") -> UdiError:
-    """Say that the host has no MPI (of a family), or (path, machine) of one that can't serve."""
+    """Return the error for a host without an MPI (of a family).
+
+    `foreign` has (path, machine) of libraries that are for another machine.
+    """
     what = abi.NAMES[family] if family else "MPI"
     if foreign:
         path, machine = foreign[0]
@@ -68,7 +71,7 @@ def no_host_mpi(family: str, foreign: "list[tuple[str, str]]") -> UdiError:
 def no_family(
     families: "tuple[str, ...]", found: "list[HostMpi]", image: "dict[str, Any]"
 ) -> UdiError:
-    """Say that the host has MPIs, but none that the image's programs can run on."""
+    """Return the error for a host with MPIs of which none fits the image's programs."""
     have_families = {f for mpi in found for f in mpi.families}
     families = tuple(f for f in families if f not in have_families) or families
     wanted = " and ".join(abi.NAMES[f] for f in families)
@@ -83,13 +86,13 @@ def no_family(
 
 
 def _modules(families: "tuple[str, ...]") -> str:
-    """Return whose modules would serve."""
+    """Return which modules would help, for a hint."""
     words = {abi.ABI: "an MPI with libmpi_abi.so (MPICH 5, Intel MPI 2021.17 or later)"}
     return " or ".join(words.get(f, abi.NAMES[f]) for f in families)
 
 
 def refuse_version(host: abi.Library, own: abi.Library, why: str, compat: str) -> UdiError:
-    """Say that two versions don't go together."""
+    """Return the error for two versions that don't fit."""
     weaker = {
         "strict": "--mpi-compat=full or =major asks for less; ",
         "full": "--mpi-compat=major looks at the symbols alone; ",
@@ -119,10 +122,10 @@ def judge(
     files: "set[str] | None",
     lenient: bool,
 ) -> tuple[str, ...]:
-    """Raise UdiError where the files that the command loads can't run; return why others can't.
+    """Raise UdiError where files that the command loads can't run; return why other files can't.
 
-    `files` is None where it isn't known what the command loads: refused is then only an image of
-    which nothing can run. `lenient` refuses nothing.
+    `files` is None where it isn't known what the command loads: then an image is refused only if no
+    file of it can run. With `lenient` nothing is refused.
     """
     error = fault(got, image, families)
     if error is None:
@@ -145,7 +148,7 @@ def judge(
 def _lacking(
     got: "Gathered", image: "dict[str, Any]", family: str, symbols: "list[str]"
 ) -> UdiError:
-    """Say which functions the host's library lacks, and for whom."""
+    """Return the error that names the functions which the host's library lacks, and their users."""
     main = next(lib for lib in got.mains if lib.family == family and lib.role == "C")
     shown = ", ".join(symbols[:3])
     more = f" and {len(symbols) - 3} more" if len(symbols) > 3 else ""
@@ -173,10 +176,11 @@ def _some(files: "list[str]") -> str:
 
 
 def _kept_fault(got: "Gathered", image: "dict[str, Any]", family: str) -> "UdiError | None":
-    """Refuse an image's own Fortran or C++ library that needs an inner library the host has not.
+    """Return the error for an image's Fortran or C++ library that needs an internal library which
+    the host does not have.
 
-    Open MPI 5 has no libopen-pal.so.40: the image's would come along, and two of them in a program
-    take each other's functions.
+    Open MPI 5 has no libopen-pal.so.40, for example. The image's would be loaded beside the host's
+    newer one, and each would call the other's functions.
     """
     names = {name for f in got.libraries for name in (f.name, f.elf.soname)}
     main = next((lib for lib in got.mains if lib.family == family and lib.role == "C"), None)
@@ -194,11 +198,11 @@ def _kept_fault(got: "Gathered", image: "dict[str, Any]", family: str) -> "UdiEr
 
 
 def _descriptors_fault(got: "Gathered", image: "dict[str, Any]") -> "UdiError | None":
-    """Refuse MPICH's mpi_f08 on a Fortran library of another compiler.
+    """Return the error for programs with MPICH's mpi_f08 and a host's library of another compiler.
 
-    Its functions with a buffer (mpi_send_f08ts_) take an array descriptor, which every compiler
-    lays out in its own way: with gfortran's, Intel MPI sees a negative count. mpif.h and `use mpi`
-    have plain addresses, and so has Open MPI's mpi_f08.
+    The functions with a buffer (mpi_send_f08ts_) take an array descriptor, which each compiler lays
+    out in its own way: from gfortran's, Intel MPI reads a negative count. mpif.h, `use mpi` and
+    Open MPI's mpi_f08 pass plain addresses.
     """
     one = image["consumers"].get(abi.MPICH, {})
     symbols = [s for s in one.get("symbols", ()) if s.endswith("_f08ts_")]
@@ -228,8 +232,10 @@ def gfortran(needed: "Iterable[str]") -> bool:
 def refuse_glibc(
     found: "Found", version: str, image: "dict[str, Any]", beside: str = ""
 ) -> UdiError:
-    """Say which library needs a newer glibc than the image has; `beside` why the host's glibc can't
-    come along, "" where --mpi-glibc=never forbids it."""
+    """Return the error for a library that needs a newer glibc than the image has.
+
+    `beside` says why the host's glibc can't be put in too, "" where --mpi-glibc=never forbids it.
+    """
     have = [v for v in image["libc_versions"] if v.startswith("GLIBC_2")]
     if version == "GLIBC_PRIVATE":
         why = "glibc's private symbols, which only its own system has"
