@@ -1,4 +1,4 @@
-"""What a node has for perNodeCaches: memory limits, directories, programs. Reads, never changes."""
+"""Facts about the node for perNodeCaches: memory limits, directories, programs. Changes nothing."""
 
 import os
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def gather(volumes: "Iterable[Volume]", site: "Site", environ: "Mapping[str, str]") -> CacheFacts:
-    """Return the facts that the caches among `volumes` rest on."""
+    """Return the facts that are needed to plan the caches among `volumes`."""
     files = pernodecache.cgroup_files(_text("/proc/self/cgroup"))
     limits = {path: text for path in files if (text := _text(path))}
     memory, by = pernodecache.smallest(limits, _text("/proc/meminfo"))

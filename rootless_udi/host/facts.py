@@ -104,7 +104,7 @@ def _look(path: str) -> HostPath:
 
 
 def _account(uid: int, environ: "Mapping[str, str]") -> tuple[str, str, str, str]:
-    """Name, full name, home and shell; for a uid that no account has, from the environment."""
+    """Return name, full name, home and shell; for a uid without an account, by the environment."""
     import pwd
 
     try:

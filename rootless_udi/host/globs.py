@@ -1,4 +1,4 @@
-"""Patterns of modules on this host: glob(7) without `re`, which `glob` and `fnmatch` import."""
+"""Expand patterns of modules on this host, as glob(7). (`glob` and `fnmatch` would import `re`.)"""
 
 import os
 
@@ -40,13 +40,13 @@ def _listed(folder: str, pattern: str) -> list[str]:
 
 
 def matching(name: str, pattern: str) -> bool:
-    """Tell whether a file name matches a component of a pattern, as glob(7) has it.
+    """Tell whether a file name matches one component of a pattern, by the rules of glob(7).
 
-    A leading dot must be written. Written here since `fnmatch` imports `re`.
+    A name that begins with a dot is matched only by a pattern that does.
     """
     if name.startswith(".") and not pattern.startswith("."):
         return False
-    # Greedy with one way back: the last star eats one more character on each mismatch.
+    # After a mismatch go back to the last star, and let it match one character more.
     at = to = 0
     star = back = -1
     while at < len(name):
@@ -64,7 +64,7 @@ def matching(name: str, pattern: str) -> bool:
 
 
 def _one(char: str, pattern: str, to: int) -> int:
-    """Return the place after what matches one character, 0 where nothing does."""
+    """Return the index behind the part of the pattern that matches `char`, 0 if it does not."""
     if to >= len(pattern) or pattern[to] == "*":
         return 0
     if pattern[to] == "?":

@@ -24,7 +24,8 @@ _SILENT = 5.0
 _ROOM = 1 << 14
 """Bytes of a record and its first members; few have more than 2,000."""
 _PATIENCE = 20
-"""Times, a millisecond apart, that a rank looks whether a member has entered before it builds."""
+"""How often a rank looks, a millisecond apart, whether a member has entered; then it builds
+itself."""
 
 
 class Election:
@@ -111,11 +112,11 @@ class Election:
             finally:
                 os.close(fd)
         except OSError as error:
-            # What else is wrong (not each file system has O_TMPFILE), the record's writer says.
+            # Other errors (not every file system has O_TMPFILE) are for the record's writer.
             return error.errno not in (ENOSPC, EDQUOT)
 
     def release(self) -> None:
-        """Let the next one look, here and in the places along with this one."""
+        """Release the lock, here and in the other places: the next rank then looks for a record."""
         for other in self.along:
             other.release()
             os.close(other.directory)

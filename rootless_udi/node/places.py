@@ -40,13 +40,13 @@ def directories(environ: "Mapping[str, str]", uid: int) -> list[str]:
     found = [f"/run/user/{uid}/rootless_udi", f"/tmp/udi-{uid}", f"/dev/shm/udi-{uid}"]
     runtime = environ.get("XDG_RUNTIME_DIR", "")
     if runtime.startswith("/"):
-        # Often unset, or set and missing, under a batch system.
+        # Under a batch system it is often unset, or names a directory that does not exist.
         found.insert(0, f"{runtime}/rootless_udi")
     return found
 
 
 def further(environ: "Mapping[str, str]") -> list[str]:
-    """Return the places for where all those are taken: the site's, and one below HOME."""
+    """Return the places for when all of `directories` are taken: the site's, and one below HOME."""
     from rootless_udi.config import load
 
     found = list(load.load(environ).state_directories)
@@ -76,7 +76,10 @@ def find(environ: "Mapping[str, str]", make: bool) -> tuple[str, int]:
 
 
 def state(paths: "Iterable[str]", make: bool) -> tuple[str, int]:
-    """Return the one of `paths` that is to be used and a descriptor; ("", -1) for none."""
+    """Return the one of `paths` that is used, and a descriptor of it; ("", -1) for none.
+
+    With `make` it is made where none exists.
+    """
     for group in _groups(paths):
         found = _last(group)
         for path in group if make and found[1] < 0 else ():
@@ -90,17 +93,19 @@ def state(paths: "Iterable[str]", make: bool) -> tuple[str, int]:
 
 
 def beside(paths: "Iterable[str]", path: str) -> list[str]:
-    """Return the other places of the group of `path` that are the caller's now, in their order.
+    """Return the other places of the group of `path` that are the caller's, in their order.
 
-    Two ranks between which another user took his away may each have made one.
+    There may be several: if another user removes his directory between the looks of two ranks, each
+    rank makes another one.
     """
     return [one for one in _with(paths, path) if not refusal(one) and os.path.lexists(one)]
 
 
 def another(paths: "Iterable[str]", path: str) -> bool:
-    """Make a place more in the group of `path`, where there is no room; tell whether one could be.
+    """Make another place in the group of `path`, which is full; tell whether that was possible.
 
-    Every rank comes to it: those that look anew take the last, and who builds looks in all.
+    All ranks find it: those that look later use the last place of a group, and a rank that builds
+    looks in all of them.
     """
     for one in _with(paths, path):
         if not os.path.lexists(one) and _make(one, [path]) and not refusal(one):
@@ -116,12 +121,12 @@ def _with(paths: "Iterable[str]", path: str) -> list[str]:
 
 
 def opened(path: str) -> int:
-    """Return a descriptor of a place; -1 where it is none any more."""
+    """Return a descriptor of a place; -1 where it can't be used any more."""
     return _last([path])[1]
 
 
 def seen(paths: "Iterable[str]") -> str:
-    """Return what `state` would, by a look alone; "" for none."""
+    """Return the path that `state` would return, without opening or making it; "" for none."""
     for group in _groups(paths):
         for path in reversed(group):
             if not refusal(path) and os.path.lexists(path):
@@ -130,7 +135,8 @@ def seen(paths: "Iterable[str]") -> str:
 
 
 def refusal(path: str) -> str:
-    """Say why what is at `path` can't be a state directory; "" where it is one, or nothing is."""
+    """Return why what is at `path` can't be a state directory; "" where it can, or nothing is
+    there."""
     try:
         return _judge(os.lstat(path))
     except OSError:
@@ -148,8 +154,11 @@ def _judge(status: os.stat_result) -> str:
 
 
 def _groups(paths: "Iterable[str]") -> "Iterator[list[str]]":
-    """Yield the candidates in groups: one in a folder of the user's own alone, and all in folders
-    that others may write together, at the place of the first of them."""
+    """Yield the candidates in groups, in their order.
+
+    A candidate in a folder of the user's own is a group by itself. All those in folders where
+    others can write are one group, at the place of the first of them.
+    """
     paths, done = list(paths), False
     for number, path in enumerate(paths):
         if not _open_to_all(path):
@@ -182,8 +191,8 @@ def _last(group: list[str]) -> tuple[str, int]:
 
 
 def _make(path: str, others: list[str]) -> bool:
-    """Make a place; tell whether one is there now. `others` are those that would do as well."""
-    # Whatever the caller's umask is, the owner must get in.
+    """Make a place; tell whether it exists now. `others` of its group could be used instead."""
+    # With the caller's umask the owner might have no access.
     mask = os.umask(0o077)
     try:
         os.mkdir(path, 0o700)

@@ -1,4 +1,5 @@
-"""The `shifter` command: translate, then be udi-run, with Shifter's exit statuses."""
+"""The `shifter` command: translates its words to udi-run's and runs that, with Shifter's
+statuses."""
 
 import os
 import sys
@@ -34,10 +35,11 @@ def _run(argv: list[str]) -> int:
 
 
 def scripted(words: list[str], environ: "Mapping[str, str]") -> list[str]:
-    """Return the words with Slurm's copy of a batch script as /dev/fd/N, opened here.
+    """Return the words, with a batch script's path replaced by /dev/fd/N, which is opened here.
 
-    `#!/usr/bin/env -S shifter --image=... /bin/bash` makes it an argument, and it lies in slurmd's
-    spool directory (sbatch(1)), which no container has. The descriptor is inherited.
+    A script that begins with `#!/usr/bin/env -S shifter --image=... /bin/bash` is an argument of
+    this command. Slurm runs a copy of it in slurmd's spool directory (sbatch(1)), which no
+    container has; but the command inherits the descriptor.
     """
     if not environ.get("SLURM_JOB_ID"):
         return words

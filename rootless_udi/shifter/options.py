@@ -40,7 +40,7 @@ SHORT = {
 TYPES = ("docker", "id", "custom", "local")
 SHELL = "/bin/sh"
 FAILED, NOT_STARTED = 1, 127
-"""Shifter's exit statuses: for every error of its own, and for a command that can't be executed."""
+"""Shifter's exit statuses: for its own errors, and for a command that can't be executed."""
 
 USAGE = """\
 usage: shifter [OPTIONS] [COMMAND [ARG...]]
@@ -65,9 +65,10 @@ SHIFTER_MODULE, and the same after SLURM_SPANK_; options count more.
 
 
 class Given(Record):
-    """A command line as read: each option's last argument, "" for an optional one left out.
+    """A command line as read. An option that comes twice has its last argument, a list has all.
 
-    Lists keep all; `entrypoint` and `workdir` are None where not given.
+    An optional argument that is left out is "". `entrypoint` and `workdir` are None where they are
+    not given.
     """
 
     image: str = ""
@@ -148,7 +149,7 @@ def variable(environ: "Mapping[str, str]", name: str) -> str:
 
 
 def reference(text: str) -> str:
-    """Return udi-run's IMAGE for Shifter's [TYPE:]IMAGE; what has none of its types is kept.
+    """Return udi-run's IMAGE for Shifter's [TYPE:]IMAGE; a name without a type stays as it is.
 
     Raises UdiError.
     """
@@ -173,7 +174,8 @@ def reference(text: str) -> str:
 
 
 def read(argv: "Sequence[str]") -> Given:
-    """Read a command line. Raises UdiError for an option that is unknown, ambiguous or amiss."""
+    """Read a command line. Raises UdiError for an option that is unknown, ambiguous or
+    incomplete."""
     values: dict[str, list[str]] = {}
     words = list(argv)
     while words and words[0].startswith("-") and words[0] != "-":

@@ -1,6 +1,6 @@
-"""The `shifterimg` command: Shifter's modes and output lines over the pull and the stores.
+"""The `shifterimg` command: Shifter's modes and its lines of output, done by our pull and stores.
 
-There is no gateway: the calling user pulls, into a store of his own.
+There is no image gateway: the calling user himself pulls, into a store of his own.
 """
 
 import getpass
@@ -45,7 +45,7 @@ STATUS = {
     "present": "READY",
     "done": "READY",
 }
-"""Shifter's word for each stage of a pull; its other words need a gateway."""
+"""Stage of a pull -> Shifter's word for it. Its other words are about a gateway."""
 
 
 class ImageCommand(Record):
@@ -58,7 +58,10 @@ class ImageCommand(Record):
 
 
 def read(argv: Sequence[str]) -> ImageCommand:
-    """Read a command line. Raises UdiError for what Shifter refuses, and for its access lists."""
+    """Read a command line.
+
+    Raises UdiError for what Shifter refuses, and for its options of access to private images.
+    """
     mode, operands, verbose = "", [], False
     for word in argv:
         name = word.partition("=")[0]
@@ -116,7 +119,8 @@ def tag_of(reference: Reference) -> str:
 
 
 class Line:
-    """Show a pull's status as Shifter does: one line, rewritten on a terminal, else one a change.
+    """Shows a pull's status as Shifter does: on a terminal one line that is rewritten, else a line
+    for each change.
 
     Is a `rootless_udi.pull.pipeline.Progress`.
     """
@@ -154,7 +158,7 @@ class Line:
 
 
 class _Command:
-    """One invocation: what is given, the site's configuration, the stores."""
+    """One run of shifterimg: a method for each mode."""
 
     def __init__(self, given: ImageCommand, environ: Mapping[str, str]) -> None:
         self.given, self.environ = given, environ
@@ -211,7 +215,7 @@ class _Command:
         return 0
 
     def pullnb(self) -> int:
-        """Start the pull in a session of its own; another pull of the image waits for it."""
+        """Start the pull in a session of its own (setsid(2)) and return at once."""
         reference = self.reference()
         words = program.argv(
             "from rootless_udi.shifter import shifterimg; shifterimg.main()",
@@ -226,7 +230,7 @@ class _Command:
         return 0
 
     def login(self) -> int:
-        """Ask for name and password, or read a line of each where there is no terminal."""
+        """Ask for name and password; without a terminal, read each as a line of standard input."""
         from rootless_udi.pull import login
 
         registry = login.registry_name(self.given.operand or self.site.registry)

@@ -1,7 +1,7 @@
-"""Shifter's udiRoot.conf to our TOML files, naming every line that has no counterpart. Pure.
+"""Translate Shifter's udiRoot.conf to our TOML files; name each line without a counterpart. Pure.
 
-The format (Shifter's own documentation and parser): KEY=VALUE lines, "#" in the first column for
-a comment, a backslash at the end goes on; lists are separated by spaces, siteFs by ";".
+Its format (Shifter's documentation and parser): lines KEY=VALUE; "#" in the first column begins a
+comment; a backslash at the end of a line continues it; lists have spaces between, siteFs has ";".
 """
 
 from collections.abc import Callable, Iterable
@@ -52,7 +52,7 @@ _ENV["siteEnvUnset"] = "unset"
 
 
 class Note(Record):
-    """A line without counterpart, or changed on the way: `line` from 1."""
+    """What a person should know of a line: it has no counterpart, or means something else here."""
 
     line: int
     key: str
@@ -70,7 +70,7 @@ class Converted(Record):
 
 
 class _File:
-    """What one TOML file will hold: tables of (key, text of a value, line)."""
+    """One TOML file to write: its tables, as lists of (key, text of a value, line)."""
 
     def __init__(self) -> None:
         self.top: dict[str, tuple[str, int]] = {}
@@ -153,7 +153,8 @@ class _Converter:
             self.notes.append(Note(number, key, "unknown, to Shifter too"))
 
     def _binds(self, file: _File, number: int, value: str) -> None:
-        """Shifter strips blanks from siteFs, so they can only stand around entries."""
+        """Add the entries of siteFs. Shifter removes all blanks, so blanks may only be around
+        entries."""
         text = ";".join(entry.strip() for entry in value.split(";"))
         for volume in volumes.parse(text, site=True, origin="siteFs"):
             if volume.cache is not None:
@@ -200,8 +201,8 @@ class _Converter:
 def convert(text: str, listing: Callable[[str], Iterable[str]] = lambda folder: ()) -> Converted:
     """Return our files for the text of a udiRoot.conf.
 
-    `listing` gives the names of the files in etcPath. Raises nothing for any text: what is wrong
-    is a note.
+    `listing` returns the names of a folder's files, for etcPath. Raises nothing, whatever the text
+    is: notes say what is wrong.
     """
     converter = _Converter(listing)
     for number, line in _lines(text):
@@ -216,7 +217,7 @@ def convert(text: str, listing: Callable[[str], Iterable[str]] = lambda folder: 
 
 
 def _lines(text: str) -> list[tuple[int, str]]:
-    """Join continued lines; each with the number of its first."""
+    """Return (number, text) of the lines; continued ones are joined, with the first's number."""
     found: list[tuple[int, str]] = []
     whole, first = "", 0
     for number, line in enumerate(text.split("\n"), 1):
@@ -235,7 +236,7 @@ def _words(value: str) -> list[str]:
 
 
 def _renamed(name: str) -> str:
-    """Shifter's sites call their modules as they like; two names are ours."""
+    """Return a module's name, changed if it is one of the two names that mean something here."""
     return f"site-{name}" if name in modules.BUILT_IN else name
 
 
@@ -290,7 +291,7 @@ def _module_text(name: str, file: _File) -> str:
     out = [f"# Module {name} of rootless_udi, made from Shifter's udiRoot.conf."]
     out += [f"{key} = {value}  # line {line}" for key, (value, line) in file.top.items()]
     for volume, line in file.rows:
-        # Our modules bind read-only where nothing is said, Shifter's read-write.
+        # Modules bind read-only by default here, and read-write in Shifter.
         options = volume.options if "ro" in volume.options else ("rw", *volume.options)
         unique = tuple(dict.fromkeys(options))
         out += ["", "[[bind]]", *_row(volume, line), f"options = {_strings(unique)}"]
