@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rootless_udi.base import program
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import UdiError, counted
 from rootless_udi.mpi_inject.libraries import abi
 from rootless_udi.mpi_inject.libraries.search import HostLibraries, is_glibc
 from rootless_udi.mpi_inject.libraries.symbols import newest
@@ -99,7 +99,7 @@ def _verdict(
         ], False
     binds = [s for s in found.steps if isinstance(s, Mount)]
     over = [s for s in binds if not s.target.startswith(planner.FOLDER)]
-    lines = [f"possible, with {len(binds)} binds"]
+    lines = [f"possible, with {counted(len(binds), 'bind')}"]
     lines += [f"over {s.target}: {s.reason}" for s in over]
     lines += [f"beside: {s.reason}" for s in binds if s.target.startswith(planner.LIB)]
     lines += [f"note: {note}" for note in found.notes]
@@ -120,8 +120,8 @@ def _image(image: dict[str, Any]) -> list[str]:
     for family, one in image["consumers"].items():
         files = ", ".join(one["files"][:3]) + (", ..." if one["count"] > 3 else "")
         lines.append(
-            f"{one['count']} programs of {abi.NAMES.get(family, family)} ({files}):"
-            f" {len(one['symbols'])} MPI symbols, by {', '.join(one['libraries'])}"
+            f"{counted(one['count'], 'program')} of {abi.NAMES.get(family, family)} ({files}):"
+            f" {counted(len(one['symbols']), 'MPI symbol')}, by {', '.join(one['libraries'])}"
         )
     if image["static"]:
         lines.append(f"MPI linked in statically: {', '.join(image['static'])}")

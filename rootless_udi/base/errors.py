@@ -47,6 +47,11 @@ class UdiError(Exception):
         self.status = status
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number with its word: "1 image", "2 images"; `many` is a plural that has no -s."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 BYTES = "".join(map(chr, range(0xDCA0, 0xDD00)))
 """The characters that os.fsdecode makes of bytes which are no UTF-8, as a file's name may have.
 Those for bytes 0x80 to 0x9f are not among them: some terminals obey these bytes."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from rootless_udi.base import jsontext
-from rootless_udi.base.errors import BYTES, UdiError, plain
+from rootless_udi.base.errors import BYTES, UdiError, counted, plain
 from rootless_udi.base.process import page, say, tell
 from rootless_udi.base.records import Record
 from rootless_udi.commands.common import names
@@ -102,7 +102,7 @@ def _print(rows: Sequence[ImageRow], whole: bool) -> None:
     shared = sum(row.entry.image.size for row in rows) - sum(images.values())
     again = f"; shared by several names: {names.amount(shared)}" if shared else ""
     if rows:
-        tell(f"{len(images)} images, {names.amount(sum(images.values()))}{again}")
+        tell(f"{counted(len(images), 'image')}, {names.amount(sum(images.values()))}{again}")
 
 
 def _filters(texts: Sequence[str]) -> list[Callable[[ImageRow], bool]]:

@@ -7,7 +7,7 @@ which any server reads, faster still by our own. Nothing here is on the path of 
 import os
 from collections.abc import Callable, Sequence
 
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import UdiError, counted
 from rootless_udi.base.process import say, tell
 from rootless_udi.commands.common.given import Arguments, stored_image
 from rootless_udi.commands.common.parsers import Parsers, command
@@ -42,7 +42,7 @@ def optimize(arguments: Arguments) -> int:
         source = f"{image.store}/images/{image.digest.replace(':', '-', 1)}.sqfs"
         target = arguments.output or source.removesuffix(".sqfs") + find.OPTIMIZED
     found = rewrite(source, arguments.profile, target, raw=not arguments.compact, progress=tell)
-    tell(f"{found.files} files of the profile lie first")
+    tell(f"first in it: {counted(found.files, 'file')} of the profile")
     say(target)
     return 0
 

@@ -2,7 +2,7 @@
 
 import os
 
-from rootless_udi.base.errors import OURS, UdiError
+from rootless_udi.base.errors import OURS, UdiError, counted
 from rootless_udi.base.process import complain, say, tell
 from rootless_udi.base.records import Record
 from rootless_udi.commands.common import names
@@ -72,10 +72,10 @@ def update(arguments: Arguments) -> int:
         except UdiError as error:
             complain("udi", error.message, error.hint)
             status = OURS
-    tell(f"{moved} of {len(found)} tags have moved")
+    tell(f"{moved} of {counted(len(found), 'tag')} moved")
     if other := 0 if wanted else len(every) - len(found):
-        are = "name is" if other == 1 else "names are"
-        tell(f"{other} {are} of another repository than its image, and left alone")
+        names_are = counted(other, "name is", "names are")
+        tell(f"{names_are} of another repository than its image, and left alone")
     return status
 
 

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from rootless_udi.base import jsontext
-from rootless_udi.base.errors import plain
+from rootless_udi.base.errors import counted, plain
 from rootless_udi.base.process import page
 from rootless_udi.base.records import Record
 from rootless_udi.launch import explaincovers
@@ -127,7 +127,7 @@ def _step(step: steps.Step | FileCache) -> tuple[str, str]:
         source = "" if same or step.fstype else f"{step.source} on "
         return "mount", f"{kind}{source}{step.target}{options}"
     if isinstance(step, steps.File):
-        return "file", f"{step.target} ({len(step.content)} bytes)"
+        return "file", f"{step.target} ({counted(len(step.content), 'byte')})"
     if isinstance(step, steps.Symlink):
         return "symlink", f"{step.target} -> {step.to}"
     return "directory", step.target

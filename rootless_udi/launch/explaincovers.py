@@ -2,7 +2,7 @@
 
 import os
 
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import UdiError, counted
 from rootless_udi.plan.covers import MOST, covers, too_many, warning
 from rootless_udi.plan.planner import Plan
 from rootless_udi.plan.steps import Mount
@@ -37,6 +37,7 @@ def _add(found: list[Row], plan: Plan) -> None:
             except OSError as error:
                 found.append(("cover", cover.target, f"{cover.reason}; {error.strerror}"))
                 continue
-            found.append(("cover", f"{cover.target} ({count} entries)", cover.reason))
+            entries = counted(count, "entry", "entries")
+            found.append(("cover", f"{cover.target} ({entries})", cover.reason))
             if text := too_many(cover) if count > MOST else warning(cover, count):
                 found.append(("warning", text, ""))

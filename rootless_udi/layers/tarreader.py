@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 from urllib.parse import unquote_to_bytes
 
+from rootless_udi.base.errors import counted
 from rootless_udi.layers import tarsparse
 from rootless_udi.layers.bounds import EXTENSION, GLOBAL, PATH, XATTR_NAME, XATTR_RECORD, XATTRS
 from rootless_udi.layers.tarfields import (
@@ -122,7 +123,9 @@ class Member:
             self._truncated(left)
 
     def _truncated(self, missing: int) -> NoReturn:
-        self.stream.refuse(f"the layer ends {missing} bytes before the end of {shown(self.path)}")
+        self.stream.refuse(
+            f"the layer ends {counted(missing, 'byte')} before the end of {shown(self.path)}"
+        )
 
     def finish(self) -> None:
         """Pass over what is left of the content, and its padding."""
@@ -148,7 +151,7 @@ def members(stream: Stream) -> Iterator[Member]:
         if header[:1] in (b"", b"\0") and not header.strip(b"\0"):
             break
         if len(header) < BLOCK:
-            stream.refuse(f"a header of {len(header)} bytes in place of 512")
+            stream.refuse(f"a header of {counted(len(header), 'byte')} in place of 512")
         checksum(stream, header)
         kind = header[FIELDS["typeflag"]]
         if kind in _EXTENSIONS:

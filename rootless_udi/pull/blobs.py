@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from rootless_udi.base import trust
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import UdiError, counted
 from rootless_udi.pull.manifest import Descriptor
 from rootless_udi.pull.registry import WrongContent, matches
 from rootless_udi.pull.stop import Stop
@@ -274,7 +274,7 @@ def verify(path: str, descriptor: Descriptor, what: str, stop: Stop, report: Rep
         size = os.stat(path).st_size
         if size != descriptor.size:
             raise WrongContent(
-                f"{what}: has {size} bytes, its descriptor says {descriptor.size}",
+                f"{what}: has {counted(size, 'byte')}, its descriptor says {descriptor.size}",
                 "the copy there is truncated or damaged",
             )
         algorithm = descriptor.digest.partition(":")[0]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
 from rootless_udi.base import trust
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import UdiError, counted
 from rootless_udi.layers.blob import HEAD, sniff
 from rootless_udi.layers.bounds import EXTENSION, GLOBAL, MEMBERS
 from rootless_udi.plan.reference import Platform, Reference, platform_of
@@ -265,7 +265,7 @@ class ArchiveSource:
         member = self._member(name)
         what = f"{self.what}: layer {name}"
         if member.size != layer.size:
-            raise WrongContent(f"{what}: has {member.size} bytes, not {layer.size}")
+            raise WrongContent(f"{what}: has {counted(member.size, 'byte')}, not {layer.size}")
 
         def copy(
             descriptor: Descriptor,

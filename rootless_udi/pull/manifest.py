@@ -9,7 +9,7 @@ index's entry say of it is often wrong. Media types of other things than images 
 from collections.abc import Sequence
 from typing import Any
 
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import UdiError, counted
 from rootless_udi.base.records import Record
 from rootless_udi.layers import bounds
 from rootless_udi.plan.platforms import suitability
@@ -276,7 +276,9 @@ def config(
         if fault:
             raise _refuse(what, f"diff_id {number + 1} of the config: {fault}")
     if len(diff_ids) != layers:
-        raise _refuse(what, f"has {layers} layers, and its config speaks of {len(diff_ids)}")
+        raise _refuse(
+            what, f"has {counted(layers, 'layer')}, and its config speaks of {len(diff_ids)}"
+        )
     run = document.get("config")
     run = {} if run is None else run
     if not isinstance(run, dict):

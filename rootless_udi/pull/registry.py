@@ -12,7 +12,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from email.message import Message
 
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import UdiError, counted
 from rootless_udi.plan.reference import DOCKER_HUB
 from rootless_udi.pull import credentials, parties
 from rootless_udi.pull import http as transport
@@ -110,7 +110,7 @@ class Endpoint:
         body, _ = self._whole(f"blobs/{descriptor.digest}", descriptor.size, what)
         if len(body) != descriptor.size:
             raise WrongContent(
-                f"{what}: has {len(body)} bytes, its descriptor says {descriptor.size}"
+                f"{what}: has {counted(len(body), 'byte')}, its descriptor says {descriptor.size}"
             )
         check(body, descriptor.digest, what)
         return body

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import UdiError, counted
 from rootless_udi.base.records import Record
 from rootless_udi.pull.stop import Stop, shut
 
@@ -94,7 +94,7 @@ class Tries:
         if asked is not None and asked > self.patience.asked:
             raise GaveUp(f"{what}: {why}; it asks to come back in {asked:.0f} s", hint)
         if self._failures >= self.patience.attempts:
-            raise GaveUp(f"{what}: {why} ({self._failures} attempts)", hint)
+            raise GaveUp(f"{what}: {why} ({counted(self._failures, 'attempt')})", hint)
         wait = min(self.patience.first * 2 ** (self._failures - 1), self.patience.longest)
         # At random, so that thousands of nodes that failed together don't ask together again.
         wait *= random.uniform(0.75, 1.25)

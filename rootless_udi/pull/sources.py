@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import UdiError, counted
 from rootless_udi.base.records import Record
 from rootless_udi.layers.bounds import INDEXES
 from rootless_udi.plan.reference import Platform, platform_of
@@ -120,7 +120,7 @@ def sized(body: bytes, descriptor: Descriptor, what: str) -> bytes:
     """Return a document; raise WrongContent unless it is as long as its descriptor says."""
     if len(body) != descriptor.size:
         raise WrongContent(
-            f"{what}: {descriptor.digest} has {len(body)} bytes, its descriptor says "
+            f"{what}: {descriptor.digest} has {counted(len(body), 'byte')}, its descriptor says "
             f"{descriptor.size}",
             "what refers to it is wrong: push the image again",
         )

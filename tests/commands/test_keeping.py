@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import UdiError, counted
 from rootless_udi.commands.common import names
 from tests.conftest import User
 from tests.kit import images
@@ -39,6 +39,21 @@ def sqfs(user: User, digest: str) -> Path:
     return Path(user.env["UDI_STORE"], "images", digest.replace(":", "-") + ".sqfs")
 
 
+@pytest.mark.parametrize(
+    ("number", "words", "text"),
+    [
+        (0, ("image",), "0 images"),
+        (1, ("image",), "1 image"),
+        (2, ("image",), "2 images"),
+        (1, ("entry", "entries"), "1 entry"),
+        (2, ("entry", "entries"), "2 entries"),
+        (1, ("name is", "names are"), "1 name is"),
+    ],
+)
+def test_a_number_has_its_word(number: int, words: tuple[str, ...], text: str) -> None:
+    assert counted(number, *words) == text
+
+
 def names_now(user: User) -> list[str]:
     return sorted(user.run("udi", "images", "--names").stdout.split())
 
@@ -52,6 +67,7 @@ def test_images_as_they_are_typed(user: User, three: list[str]) -> None:
     assert done.stderr.startswith("3 images, ") and "shared" not in done.stderr
     for name in names_now(user):
         assert user.run("udi", "inspect", name).returncode == 0
+    assert user.run("udi", "images", "--filter=reference=one").stderr.startswith("1 image, ")
     row = json.loads(user.run("udi", "images", "--json", "--filter=reference=one").stdout)[0]
     assert (row["name"], row["reference"]) == ("one:1", "docker.io/library/one:1")
     quiet = user.run("udi", "images", "-q").stdout.split()

@@ -50,7 +50,7 @@ def test_update(user: User, registry: Registry, layout: images.Layout) -> None:
     user.run("udi", "tag", name, f"{registry.host}/other/name:x")
     done = user.run("udi", "update")
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert "0 of 2 tags have moved" in done.stderr
+    assert "0 of 2 tags moved" in done.stderr
     assert "1 name is of another repository than its image, and left alone" in done.stderr
     registry.push(layout.path, "2", "team/app:latest")
     done = user.run("udi", "update", "--check")

@@ -29,7 +29,7 @@ def test_a_report(tmp_path: Path) -> None:
     assert good
     lines = text.splitlines()
     assert lines[:2] == ["image", "  x86_64, C library: glibc 2.36"]
-    assert "  1 programs of MPICH (/app/run): 2 MPI symbols, by libmpich.so.12" in lines
+    assert "  1 program of MPICH (/app/run): 2 MPI symbols, by libmpich.so.12" in lines
     assert (
         "  MPICH in /opt/mpich/lib (by mpiexec on the PATH): libmpi.so.12.2.2, needs GLIBC_2.17"
         in lines

@@ -254,7 +254,7 @@ def test_a_good_config() -> None:
         ({"variant": "v2"}, "is an image for linux/amd64/v2, wanted is linux/amd64"),
         ({"rootfs": None}, "the config has no list of diff_ids"),
         ({"rootfs": {"diff_ids": ["x"]}}, "diff_id 1 of the config: 'x' is no digest"),
-        ({"rootfs": {"diff_ids": []}}, "has 1 layers, and its config speaks of 0"),
+        ({"rootfs": {"diff_ids": []}}, "has 1 layer, and its config speaks of 0"),
         ({"config": []}, "config of the config is no object"),
         ({"config": {"Env": "A=B C"}}, None),
         ({"config": {"Env": 5}}, "Env of the config is no list of words: 5"),

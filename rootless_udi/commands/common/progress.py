@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from rootless_udi.base.errors import plain
+from rootless_udi.base.errors import counted, plain
 from rootless_udi.base.process import tell
 from rootless_udi.pull.pipeline import Progress, Silent
 
@@ -34,8 +34,7 @@ class _Total:
         self._began = time.monotonic()
 
     def __str__(self) -> str:
-        count, size = len(self.layers), sum(self.layers.values()) / 1e6
-        layers = "1 layer" if count == 1 else f"{count} layers"
+        layers, size = counted(len(self.layers), "layer"), sum(self.layers.values()) / 1e6
         return f"{layers}, {size:.1f} MB, in {time.monotonic() - self._began:.1f} s"
 
 
