@@ -77,6 +77,9 @@ def guarded(program: str, body: "Callable[[], int]") -> int:
         status = error.status
     except BrokenPipeError:
         status = OURS
+    except KeyboardInterrupt:
+        # trio has a handler of its own for SIGINT, which raises this.
+        status = 128 + _signal.SIGINT
     except OSError as error:
         call = getattr(error, "call", "")
         about = f" on {error.filename}" if error.filename else ""

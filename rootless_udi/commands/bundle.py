@@ -15,7 +15,7 @@ def add(commands: Parsers) -> None:
 
 
 def bundle(arguments: Arguments) -> int:
-    """udi bundle: for an installation that its users may not write to. Prints the files."""
+    """udi bundle: write the two files and print their paths. Raises UdiError where that fails."""
     from rootless_udi import bundle as bundling
 
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

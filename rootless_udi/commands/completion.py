@@ -1,6 +1,6 @@
 """udi completion: completion scripts for bash, zsh, fish and tcsh.
 
-Image names come from `udi images` when somebody presses Tab; udi-run itself is never asked.
+When somebody presses Tab, the scripts run `udi images` for the names of images.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Completion for bash, from the commands as data."""
+"""The completion script for bash, made from the commands as data (common.tree)."""
 
 from collections.abc import Iterable
 
@@ -91,7 +91,7 @@ def script(commands: Iterable[Command]) -> str:
     paths = [item for command in commands for item in walk(command)]
     out = [_BASH % {"images": LIST_IMAGES, "modules": LIST_MODULES}]
     out.append(_bash_case("_udi_is", ((path, "return 0") for path, _ in paths), "return 1"))
-    # What comes after the last operand that is completed is the command's own.
+    # Behind the image, words are the command's own: those commands are listed in _udi_ends.
     ends = [(path, c) for path, c in paths if stops(c)]
     out.append(
         _bash_case(
@@ -125,7 +125,7 @@ def _echo(words: Iterable[str]) -> str:
 
 
 def _spellings(command: Command) -> list[str]:
-    """Long options with their "=" where they take a value, short ones as they are."""
+    """Return the options: long ones that take a value with a "=", the others as they are."""
     return [
         f"{name}=" if name.startswith("--") and option.takes != "none" else name
         for option in command.options
@@ -148,7 +148,7 @@ def _bash_operands(command: Command) -> str:
 
 
 def _bash_takes(paths: "list[tuple[tuple[str, ...], Command]]") -> str:
-    """Echo what an option's next word is ("=" where nothing is known of it), or nothing."""
+    """Return a shell function that prints "=" and the kind of an option's value, or nothing."""
     lines = ["_udi_takes() {", "    case $1:$2 in"]
     for path, command in paths:
         for option in command.options:

@@ -1,4 +1,4 @@
-"""Completion for fish, from the commands as data."""
+"""The completion script for fish, made from the commands as data (common.tree)."""
 
 from collections.abc import Iterable
 

@@ -1,7 +1,7 @@
-"""Completion for tcsh, from the commands as data: a list of rules for each program.
+"""The completion script for tcsh, made from the commands as data: a list of rules for each program.
 
-The first rule that fits counts. A rule sees the word, its position and the one or two words before
-it, nothing else. So options are offered behind the image too, and all of udi's commands share one
+tcsh uses the first rule that fits. A rule can only ask for the word, its position, and the one or
+two words before it. So options are offered behind the image too, and all commands of udi share one
 list of options.
 """
 
@@ -19,7 +19,7 @@ from rootless_udi.commands.common.tree import (
     walk,
 )
 
-# csh has no way to send only standard error elsewhere, and no quotes within a rule.
+# By sh, since csh can't redirect standard error alone; as an alias, since a rule has no quotes.
 _TCSH = """\
 # tcsh completion for udi-run, udi, shifter and shifterimg, made by `udi completion tcsh`
 
@@ -40,7 +40,7 @@ def script(commands: Iterable[Command]) -> str:
 
 
 def _rules(command: Command) -> Iterator[str]:
-    """Yield the rules of one program; "@" parts them, since image names have "/" in them."""
+    """Yield the rules of one program; their parts have "@" between, since image names have "/"."""
     below = list(walk(command))
     options = [option for _, one in below for option in one.options]
     # A value behind "=", then options, long and short.
@@ -49,7 +49,7 @@ def _rules(command: Command) -> Iterator[str]:
             yield f"c@{option.long}=@{_list(option)}@"
     long = {f"{o.long[2:]}{'' if o.takes == 'none' else '='}" for o in options}
     yield f"c@--@({' '.join(sorted(long))})@@"
-    # A value that is a word of its own, and what comes behind it.
+    # An option's value that is a word of its own; then the words behind it.
     valued = [(n, o) for o in options if o.takes == "value" for n in o.names]
     for name, option in valued:
         yield f"n@{name}@{_list(option) or 'x:' + option.meta.lower()}@"
@@ -62,7 +62,7 @@ def _rules(command: Command) -> Iterator[str]:
             yield f"p@1@{_LISTS[IMAGE]}@"
         return
     yield f"p@1@({' '.join(one.name for one in command.commands)})@"
-    # The deepest first: "profile" is a command of udi, and of udi mpi.
+    # The deepest first, since "profile" is a command of udi and of udi mpi.
     for path, one in sorted(below[1:], key=lambda item: -len(item[0])):
         if one.commands and len(path) > 2:
             yield f"N@{path[-2]}@({' '.join(sub.name for sub in one.commands)})@"

@@ -1,4 +1,4 @@
-"""Completion for zsh, from the commands as data."""
+"""The completion script for zsh, made from the commands as data (common.tree)."""
 
 from collections.abc import Iterable
 

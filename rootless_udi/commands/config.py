@@ -58,7 +58,7 @@ def _compile(arguments: Arguments) -> int:
 
 
 def _import(arguments: Arguments) -> int:
-    """udi config import: what has no counterpart goes to standard error, a line each."""
+    """udi config import: write or print our files; standard error says what has no counterpart."""
     from rootless_udi.shifter import udiroot
 
     try:

@@ -1,6 +1,6 @@
-"""`udi doctor`: what this machine lets an ordinary user do, a line a check, with the remedy.
+"""udi doctor: what this machine lets an ordinary user do: a line for each check, with the remedy.
 
-Each check tries the thing itself, in a process of its own where that changes something.
+A check tries the thing itself; what changes something is tried in a process of its own.
 """
 
 import os
@@ -14,6 +14,7 @@ from pathlib import Path
 from rootless_udi.base import jsontext, syscalls, trust
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import page, say
+from rootless_udi.commands import doctor_calls
 from rootless_udi.commands.common.findings import FAILURE, OK, WARNING, Finding
 from rootless_udi.commands.common.given import Arguments
 from rootless_udi.commands.common.parsers import Parsers, add_json, command
@@ -25,7 +26,7 @@ from rootless_udi.serve import choose
 
 
 def _findings(environ: dict[str, str]) -> Iterator[Finding]:
-    """Yield the findings in the order in which a launch needs things."""
+    """Yield the findings, in the order in which a launch needs what they are about."""
     from rootless_udi.commands import doctor_places
 
     yield _python()
@@ -36,7 +37,7 @@ def _findings(environ: dict[str, str]) -> Iterator[Finding]:
     yield spaces
     fuse = _fuse_device()
     yield fuse
-    # Without namespaces the others would fail for the same reason, which is not the kernel's age.
+    # Without namespaces the next checks would fail too, and their remedies would mislead.
     if fuse.state == OK and spaces.state == OK:
         yield _tried("FUSE in a user namespace", _try_fuse, "a kernel of 4.18 or newer is needed")
     if spaces.state == OK:
@@ -155,7 +156,7 @@ def _user_namespaces() -> Iterator[Finding]:
 
 
 def _namespaces() -> Finding:
-    """Try what each start does first; in a chroot the kernel refuses it (user_namespaces(7))."""
+    """Try to make namespaces, as each launch does; in a chroot that fails (user_namespaces(7))."""
     remedy = (
         "inside a container? it must allow unshare(2) and mount(2): docker run "
         "--security-opt seccomp=unconfined --security-opt apparmor=unconfined; in a chroot? run "
@@ -203,7 +204,7 @@ def _tried(what: str, body: Callable[[], None], remedy: str, bad: str = FAILURE)
 
 
 def in_child(body: Callable[[], None]) -> str:
-    """Call `body` in a forked process; return why it failed, "" where it did not."""
+    """Call `body` in a forked process; return why it failed, "" if it did not."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -224,27 +225,19 @@ def in_child(body: Callable[[], None]) -> str:
 
 def _try_namespaces() -> None:
     uid, gid = os.getuid(), os.getgid()
-    userns.enter((maps.OUTER, uid), (maps.OUTER, gid))
-    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
-    syscalls.mount("tmpfs", "/tmp", "tmpfs", 0)
+    doctor_calls.enter_outer()
     userns.enter((uid, maps.OUTER), (gid, maps.OUTER))
 
 
-def _outer() -> None:
-    userns.enter((maps.OUTER, os.getuid()), (maps.OUTER, os.getgid()))
-    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
-    syscalls.mount("tmpfs", "/tmp", "tmpfs", 0)
-
-
 def _try_fuse() -> None:
-    _outer()
+    doctor_calls.enter_outer()
     fd = os.open("/dev/fuse", os.O_RDWR)
     data = f"fd={fd},rootmode=40000,user_id=0,group_id=0"
     syscalls.mount("udi", "/tmp", "fuse.udi", syscalls.MS_RDONLY, data)
 
 
 def _try_overlay() -> None:
-    _outer()
+    doctor_calls.enter_outer()
     for name in ("lower", "upper", "work", "root"):
         os.mkdir(f"/tmp/{name}")
     data = "lowerdir=/tmp/lower,upperdir=/tmp/upper,workdir=/tmp/work,userxattr"
@@ -253,9 +246,7 @@ def _try_overlay() -> None:
 
 
 def _new_calls() -> Iterator[Finding]:
-    """The newer system calls: which are refused, and what that costs."""
-    from rootless_udi.commands import doctor_calls
-
+    """Yield which of the newer system calls are refused, and what that costs."""
     found = doctor_calls.refused()
     if not found:
         yield Finding(OK, "newer system calls", "none is refused")
@@ -301,7 +292,7 @@ def _decompressors() -> Iterator[Finding]:
 
 
 def _server(environ: dict[str, str]) -> Finding:
-    """What a launch would choose for an image of `udi pull`."""
+    """Return what would serve an image of `udi pull` at a launch."""
     facts = host.gather(environ)
     image = Image("", "", "/image.sqfs", "/extracted", {}, "zstd")
     try:

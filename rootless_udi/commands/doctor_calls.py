@@ -1,4 +1,4 @@
-"""Which of the newer system calls are refused here: each is made, in a process of its own."""
+"""Which of the newer system calls are refused here: a process of its own makes each of them."""
 
 import os
 from errno import EBADF
@@ -11,7 +11,15 @@ from rootless_udi.base.syscalls import AT_FDCWD, numbered
 from rootless_udi.idmap import maps, userns
 
 _MOUNTS = {"open_tree", "move_mount", "mount_setattr"}
-"""To be asked by who may mount; else the kernel's EPERM looks like a filter's."""
+"""These are tried as root of a user namespace: without the right to mount, the kernel itself would
+answer EPERM, as a seccomp filter does."""
+_EMPTY_PATHS = 0x4 | 0x40
+"""MOVE_MOUNT_F_EMPTY_PATH and MOVE_MOUNT_T_EMPTY_PATH of linux/mount.h."""
+_CLONE_ARGS, _OPEN_HOW, _MOUNT_ATTR = 64, 24, 32
+"""Bytes of the first versions of struct clone_args, open_how and mount_attr (clone3(2), openat2(2),
+mount_setattr(2))."""
+INT_MAX = 0x7FFFFFFF
+"""No process has so many descriptors: close_range(2) closes none."""
 
 
 def refused() -> list[tuple[NewCall, str]]:
@@ -31,13 +39,21 @@ def refused() -> list[tuple[NewCall, str]]:
     return [(row, os.strerror(int(answers[row.name]))) for row in TABLE if row.name in answers]
 
 
+def enter_outer() -> None:
+    """Begin as a launch does: root of new user and mount namespaces, with a tmpfs on /tmp.
+
+    For a process that ends after it. Raises OSError.
+    """
+    userns.enter((maps.OUTER, os.getuid()), (maps.OUTER, os.getgid()))
+    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
+    syscalls.mount("tmpfs", "/tmp", "tmpfs", 0)
+
+
 def _try_all(writer: int) -> None:
     for row in TABLE:
         if row.name not in _MOUNTS:
             _try(row, writer)
-    userns.enter((maps.OUTER, os.getuid()), (maps.OUTER, os.getgid()))
-    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
-    syscalls.mount("tmpfs", "/tmp", "tmpfs", 0)
+    enter_outer()
     for row in TABLE:
         if row.name in _MOUNTS:
             _try(row, writer)
@@ -48,7 +64,8 @@ def _try(row: NewCall, writer: int) -> None:
     try:
         found = numbered(row.name, row.number, *arguments)
     except OSError as error:
-        # A mount that is none: the only error that the call itself gives to these.
+        # The arguments for move_mount have bad descriptors: EBADF shows that the call is not
+        # refused.
         if row.name != "move_mount" or error.errno != EBADF:
             os.write(writer, f"{row.name} {error.errno}\n".encode())
         return
@@ -59,21 +76,22 @@ def _try(row: NewCall, writer: int) -> None:
 
 
 def _arguments(name: str) -> "tuple[int | bytes | None, ...]":
-    """Return arguments that do no harm and succeed; move_mount's come to EBADF."""
+    """Return arguments with which a call succeeds and changes nothing; move_mount fails with
+    EBADF."""
     if name == "open_tree":
         return AT_FDCWD, b"/tmp", os.O_CLOEXEC
     if name == "move_mount":
-        return -1, b"", -1, b"", 0x4 | 0x40
+        return -1, b"", -1, b"", _EMPTY_PATHS
     if name == "pidfd_open":
         return os.getpid(), 0
     if name == "clone3":
-        return _words(0, 0, 0, 0, SIGCHLD, 0, 0, 0), 64
+        return _words(0, 0, 0, 0, SIGCHLD, 0, 0, 0), _CLONE_ARGS
     if name == "close_range":
-        return 0x7FFFFFFE, 0x7FFFFFFF, 0
+        return INT_MAX - 1, INT_MAX, 0
     if name == "openat2":
-        return AT_FDCWD, b"/", _words(os.O_PATH | os.O_CLOEXEC, 0, 0), 24
+        return AT_FDCWD, b"/", _words(os.O_PATH | os.O_CLOEXEC, 0, 0), _OPEN_HOW
     assert name == "mount_setattr"
-    return AT_FDCWD, b"/tmp", 0, _words(syscalls.MS_NOSUID, 0, 0, 0), 32
+    return AT_FDCWD, b"/tmp", 0, _words(syscalls.MS_NOSUID, 0, 0, 0), _MOUNT_ATTR
 
 
 def _words(*numbers: int) -> bytes:

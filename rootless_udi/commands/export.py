@@ -33,7 +33,8 @@ def add(commands: Parsers) -> None:
 
 
 def export(arguments: Arguments) -> int:
-    """udi export: print the file. As squashfs the facts are in it."""
+    """udi export: write the file and print its path. A squashfs file has the image's facts in
+    it."""
     site = load.load(os.environ)
     image = any_image(arguments.image, site, parsed_platform(arguments))
     if arguments.format != "squashfs":
@@ -59,7 +60,7 @@ def export(arguments: Arguments) -> int:
 
 
 def _named(image: Image, text: str, site: Site) -> str:
-    """Return the name that an archive gives an image: as it was called, else as it was pulled."""
+    """Return the image's name in an archive: the one that is given here, else that of the pull."""
     for one in (text, str(image.facts.get("reference") or "")):
         try:
             reference = oci.parse(one, site.registry)

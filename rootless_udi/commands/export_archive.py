@@ -1,7 +1,7 @@
-"""An image as an archive that other tools load: its whole tree as one layer (oci, docker-archive).
+"""Write an image as an archive that other tools load (oci, docker-archive), with one layer.
 
-The tree is read from the squashfs by our own reader, without any privilege, and written as the
-merged tar of a pull is: owner 0:0, no devices.
+Our own reader reads the tree from the squashfs file, which needs no privilege. The layer's tar is
+like the merged tar of a pull: all belongs to 0:0, and there are no devices.
 """
 
 import gzip
@@ -26,14 +26,16 @@ from rootless_udi.plan.reference import parse, platform_of
 
 _CHUNK = 1 << 20
 _GROWTH, _ALWAYS = 5000, 1 << 30
-"""Content that an image may have: for each of its bytes, and anyway. zstd's best is 4000."""
+"""Most bytes of files in an image: _GROWTH times its size, and _ALWAYS more. zstd makes 4000 bytes
+of one at most; a damaged image may claim any size."""
 _MEDIA = "application/vnd.oci.image"
 
 
 def write(image: Image, name: str, kind: str, out: BinaryIO, folder: str) -> None:
-    """Write `image` to `out` as `kind`; `name` ("" for none) is what it is loaded as.
+    """Write `image` to `out`; `kind` is "oci-archive" or "docker-archive".
 
-    The layer is kept in `folder` meanwhile, without a name. Raises UdiError for a damaged image.
+    `name` is the name in the archive, "" for none. Meanwhile the layer is in a file without a name
+    in `folder`. Raises UdiError for a damaged image.
     """
     packed = kind == "oci-archive"
     with TemporaryFile(dir=folder or ".") as layer:
@@ -64,7 +66,7 @@ def _gzip(target: Any) -> gzip.GzipFile:
 
 
 class _Hashed:
-    """Writes on, and knows digest and size of what went through."""
+    """Passes bytes on to `target`, and computes their digest and size."""
 
     def __init__(self, target: IO[bytes] | gzip.GzipFile) -> None:
         self.target, self.size, self._sum = target, 0, hashlib.sha256()
@@ -173,7 +175,7 @@ def _oci(
     hashed: _Hashed,
     name: str,
 ) -> None:
-    """image-spec 1.1, image-layout.md, in a tar."""
+    """Write an OCI image layout as a tar (image-spec 1.1, image-layout.md)."""
     media = f"{_MEDIA}.layer.v1.tar+gzip"
     manifest = {
         "schemaVersion": 2,
@@ -193,7 +195,7 @@ def _oci(
     index = {"schemaVersion": 2, "mediaType": f"{_MEDIA}.index.v1+json", "manifests": [top]}
     _add(archive, "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
     _add(archive, "index.json", json.dumps(index).encode())
-    # skopeo makes folders that have no member of their own root's, and fails for others.
+    # Without these members skopeo would make the folders as root's, and fail for other users.
     for folder in ("blobs", "blobs/sha256"):
         info = tarfile.TarInfo(folder)
         info.type, info.mode = tarfile.DIRTYPE, 0o755
@@ -206,7 +208,7 @@ def _oci(
 def _docker(
     archive: tarfile.TarFile, config: bytes, layer: IO[bytes], hashed: _Hashed, name: str
 ) -> None:
-    """What `docker save` writes (moby, image/spec/v1.2)."""
+    """Write what `docker save` writes (moby, image/spec/v1.2)."""
     config_name = f"{hashlib.sha256(config).hexdigest()}.json"
     layer_name = f"{hashed.digest[7:]}/layer.tar"
     tags = [name] if name else None

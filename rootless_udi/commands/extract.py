@@ -17,7 +17,7 @@ def add(commands: Parsers) -> None:
 
 
 def extract(arguments: Arguments) -> int:
-    """udi extract: what udi-run does by itself where there is no FUSE. Prints the directory."""
+    """udi extract: print the directory. Where there is no FUSE, udi-run extracts by itself."""
     from rootless_udi.layers import squashfs_tools
     from rootless_udi.store.store import Store
 

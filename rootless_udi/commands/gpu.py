@@ -23,7 +23,7 @@ def add(commands: Parsers) -> None:
 
 
 def _report(arguments: Arguments) -> int:
-    """udi gpu."""
+    """udi gpu: what the node has, and what --gpu would put in."""
     from rootless_udi.mpi_inject.gpu import report
 
     places = load.load(os.environ).cdi_spec_dirs
@@ -42,7 +42,7 @@ def _report(arguments: Arguments) -> int:
 
 
 def _cdi(arguments: Arguments) -> int:
-    """udi gpu cdi."""
+    """udi gpu cdi: write or print the files."""
     from rootless_udi.mpi_inject.gpu import report
 
     found = report.specifications(environ=os.environ)

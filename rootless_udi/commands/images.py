@@ -24,7 +24,8 @@ _FILTERS = "reference=PATTERN, platform=ARCH, untagged=true, older=AGE"
 
 
 class ImageRow(Record):
-    """A name of an image, as it is typed and in full; both "" where it has none."""
+    """A row of the table: `name` as it is typed, `reference` in full; "" for an image without a
+    name."""
 
     name: str
     reference: str
@@ -47,7 +48,7 @@ def add(commands: Parsers) -> None:
 
 
 def images(arguments: Arguments) -> int:
-    """udi images: a row a name, the newest first; the site's stores after the user's."""
+    """udi images: a row for each name, the newest first; the user's store, then the site's."""
     site = load.load(os.environ)
     rows = _rows(site, _filters(arguments.filter))
     if arguments.json:
@@ -106,14 +107,14 @@ def _print(rows: Sequence[ImageRow], whole: bool) -> None:
 
 
 def _filters(texts: Sequence[str]) -> list[Callable[[ImageRow], bool]]:
-    """Return what each KEY=VALUE asks of a row; all must hold. Raises UdiError."""
+    """Return a condition on rows for each KEY=VALUE. Raises UdiError for a bad one."""
     return [_filter(text) for text in texts]
 
 
 def _filter(text: str) -> Callable[[ImageRow], bool]:
     key, _, value = text.partition("=")
     if key in ("reference", "name"):
-        # docker's patterns leave the tag out.
+        # As with docker, a pattern without a tag matches every tag.
         patterns = (value, f"{value}:*")
         return lambda row: any(
             fnmatch.fnmatchcase(one, p) for p in patterns for one in (row.name, row.reference)

@@ -26,8 +26,8 @@ def add(commands: Parsers) -> None:
 def import_(arguments: Arguments) -> int:
     """udi import: put a squashfs file into the user's store; print its digest.
 
-    The digest is the file's own: nobody can tell whether a file is the image of the digest that its
-    facts name, and what the store has by a digest must be that.
+    The digest is that of the file itself. Its facts name the digest of the image that it was made
+    of, but nobody can check that, and whoever asks the store for a digest must get just that image.
     """
     site = load.load(os.environ)
     image = resolve.local(arguments.file, os.path.abspath(arguments.file))
@@ -67,7 +67,7 @@ def _name_for(arguments: Arguments, image: Image, site: Site) -> str:
 def _may_name(
     store: Store, name: str, platform: oci.Platform, digest: str, arguments: Arguments
 ) -> None:
-    """Raise UdiError where the file's own word would take a name from another image."""
+    """Raise UdiError where the name in the file's facts is already another image's in the store."""
     if arguments.name:
         return
     for entry in store.images():
@@ -114,5 +114,5 @@ def _platform(image: Image) -> oci.Platform:
     known = [str(image.facts.get(key) or "") for key in ("architecture", "variant")]
     if not known[0]:
         return oci.platform_of(os.uname().machine)
-    # A plain word: it becomes a folder's name.
+    # Checked, since it becomes a folder's name.
     return oci.parse_platform("/".join(filter(None, ("linux", *known))))

@@ -19,7 +19,8 @@ def add(commands: Parsers) -> None:
 
 
 def inspect(arguments: Arguments) -> int:
-    """udi inspect: the facts that the pull wrote, and where the image is; also of a file."""
+    """udi inspect: the facts that the pull wrote, and where the image is; also for a squashfs
+    file."""
     site = load.load(os.environ)
     if parse(arguments.image, site.registry).kind in ("squashfs", "path"):
         file = any_image(arguments.image, site)

@@ -19,7 +19,7 @@ def add(commands: Parsers) -> None:
 
 
 def login(arguments: Arguments) -> int:
-    """udi login: ask for what is not given, on the terminal, never on the command line."""
+    """udi login: ask on the terminal for what is not given; a password is never an argument."""
     from rootless_udi.pull import login as logins
 
     registry = logins.registry_name(arguments.registry)

@@ -14,7 +14,7 @@ def add(commands: Parsers) -> None:
 
 
 def logout(arguments: Arguments) -> int:
-    """udi logout."""
+    """udi logout: print the file from which the credentials were removed."""
     from rootless_udi.pull import login as logins
 
     registry = logins.registry_name(arguments.registry)

@@ -1,16 +1,13 @@
-"""udi mpi check and udi mpi profile capture."""
+"""udi mpi: whether the host's MPI fits an image, and profiles of it."""
 
 import os
 import shlex
-from typing import Any
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import page
-from rootless_udi.commands.common.given import Arguments
+from rootless_udi.commands.common.given import Arguments, any_image
 from rootless_udi.commands.common.parsers import Parsers, command, group
 from rootless_udi.config import load
-from rootless_udi.plan import reference as oci
-from rootless_udi.store import find, resolve
 
 
 def add(commands: Parsers) -> None:
@@ -28,29 +25,17 @@ def add(commands: Parsers) -> None:
     one.add_argument("--family", default="", choices=("", "mpich", "openmpi", "abi"))
 
 
-def _facts(image: str) -> dict[str, Any]:
-    site = load.load(os.environ)
-    reference = oci.parse(image, site.registry)
-    if reference.kind in ("squashfs", "directory", "path"):
-        return resolve.local(image, os.path.abspath(reference.path)).facts
-    found = resolve.lookup(resolve.all_stores(site, os.environ), reference)
-    if found is None:
-        unseen = find.closed(resolve.all_stores(site, os.environ))
-        raise UdiError(f"image {image} is in no image store{unseen}", f"udi pull {image}")
-    return resolve.read(found.facts, find.owners(found))
-
-
 def _check(arguments: Arguments) -> int:
     """udi mpi check: 1 where a launch would be refused."""
     from rootless_udi.mpi_inject.mpi import check, profiles
 
-    elf = _facts(arguments.image).get("elf")
+    site = load.load(os.environ)
+    elf = any_image(arguments.image, site).facts.get("elf")
     if not elf:
         raise UdiError(
             f"nothing is known of the libraries of {arguments.image}",
             "only images of `udi pull` can have the host's MPI put in",
         )
-    site = load.load(os.environ)
     known = [profiles.from_dict(name, table) for name, table in site.mpi.items()]
     asked = arguments.profile, arguments.compat
     text, possible = check.check(elf, os.environ, known, *asked, glibc=arguments.mpi_glibc)

@@ -1,7 +1,7 @@
 """udi optimize: lay an image out anew, for what start-ups read of it (`udi profile`).
 
-The new image has the content of the old one, to the inode number; it is a squashfs like any other,
-which any server reads, faster still by our own. Nothing here is on the path of a launch.
+The new image has the content of the old one, inode numbers included. It is a squashfs file that any
+server can read; our own reads it faster. A launch uses nothing of this module.
 """
 
 import os
@@ -30,7 +30,8 @@ def add(commands: Parsers) -> None:
 
 
 def optimize(arguments: Arguments) -> int:
-    """udi optimize: print the file. In the store both layouts have one name and one digest."""
+    """udi optimize: print the new file. In the store it stands beside the image, for the same
+    name."""
     site = load.load(os.environ)
     reference = oci.parse(arguments.image, site.registry)
     if reference.kind in ("squashfs", "path"):
@@ -57,10 +58,10 @@ def rewrite(
 ) -> "Result":
     """Write to `target` the image at `image`, laid out for the profiles, and compare the two.
 
-    `raw` stores what start-ups read uncompressed: larger, and quicker to serve. What they ask is
-    written behind the image, for every node's first such start. `target` appears
-    whole or not at all. Raises UdiError where a profile or the image is none, or does not fit the
-    other, and where the comparison fails; OSError.
+    With `raw` what start-ups read is stored uncompressed: larger, and faster to serve. The list of
+    that is appended to the image (`serve.prefetch`), for the first such start on each node.
+    `target` appears whole or not at all. Raises UdiError where a profile or the image can't be
+    read, or they don't fit, and where the two images differ; OSError.
     """
     from rootless_udi.fuse import profile as profiles
     from rootless_udi.fuse.format import Corrupt

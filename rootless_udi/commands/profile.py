@@ -13,7 +13,8 @@ from rootless_udi.commands.common.given import Arguments
 from rootless_udi.commands.common.parsers import Parsers, command
 
 WAIT = 30.0
-"""Seconds to wait for the server's profile after the command has ended: its mount ends after it."""
+"""Seconds to wait for the profile: the server writes it when the mount has ended, after the
+command."""
 
 
 def add(commands: Parsers) -> None:
@@ -25,7 +26,7 @@ def add(commands: Parsers) -> None:
 
 
 def profile(arguments: Arguments) -> int:
-    """udi profile: the command's exit status; the profile is written when its mount has ended."""
+    """udi profile: return the command's exit status."""
     words = arguments.word[1:] if arguments.word[:1] == ["--"] else arguments.word
     if not words:
         raise UdiError("udi profile: no command is given", "udi profile IMAGE -- COMMAND [ARG...]")
@@ -38,10 +39,11 @@ def profile(arguments: Arguments) -> int:
 
 
 def traced(run: Sequence[str], image: str, command: Sequence[str], target: str) -> int:
-    """Run `command` in `image` with a tracing server, write its profile; return its exit status.
+    """Run `command` in `image`, have the server write a profile to `target`; return the exit
+    status.
 
-    `run` is the argv of udi-run with its options; it is given `--trace=FILE`. Raises UdiError where
-    no profile came of it; OSError.
+    `run` is the argv of udi-run with its options, to which `--trace=FILE` is added. Raises UdiError
+    where there is no profile after WAIT; OSError.
     """
     import subprocess
     import tempfile
@@ -51,7 +53,7 @@ def traced(run: Sequence[str], image: str, command: Sequence[str], target: str) 
         trace = Path(folder) / "trace"
         status = subprocess.run([*run, f"--trace={trace}", image, *command]).returncode
         if status == OURS and not os.listdir(folder):
-            # Nothing was started, and udi-run has said why.
+            # udi-run has started nothing, and has printed why.
             return status
         end = time.monotonic() + WAIT
         while not trace.exists():

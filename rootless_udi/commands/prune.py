@@ -1,4 +1,4 @@
-"""udi prune: remove images that are not needed any more, by rules that are given."""
+"""udi prune: remove images that are not needed any more."""
 
 import os
 import time
@@ -26,7 +26,7 @@ def add(commands: Parsers) -> None:
 
 
 def prune(arguments: Arguments) -> int:
-    """udi prune: print each image that is gone; 125 where there is not as much free as asked."""
+    """udi prune: print each image that is removed; 125 where --until-free was not reached."""
     before = (
         time.time() - names.age(arguments.older_than, "--older-than") if arguments.older_than else 0
     )
@@ -61,7 +61,7 @@ def prune(arguments: Arguments) -> int:
 
 def _chosen(store: Store, found: list[Use], before: float, wanted: int) -> list[Use]:
     if wanted:
-        # With both, only what is that old goes, and only as much as is needed.
+        # With both options only images that old are removed, and only as many as needed.
         return upkeep.until(
             upkeep.unused(found, before) if before else found, wanted - store.free()
         )
@@ -70,7 +70,7 @@ def _chosen(store: Store, found: list[Use], before: float, wanted: int) -> list[
 
 
 def _idle(found: list[Use]) -> list[Use]:
-    """Leave out the images of containers that live on this node."""
+    """Return those that no container on this node uses now."""
     from rootless_udi.commands import ps
 
     living = {one.digest for one in ps.containers(dict(os.environ))}

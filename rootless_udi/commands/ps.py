@@ -1,6 +1,6 @@
-"""`udi ps`: the containers that live on this node, from the state directories and /proc.
+"""udi ps: the user's containers on this node, from the state directories and /proc.
 
-Records that nobody lives behind any more (their helper was killed) are removed on the way.
+It also removes records of dead containers, which are left where a helper was killed.
 """
 
 import os
@@ -18,8 +18,11 @@ from rootless_udi.node.sweep import sweep
 
 
 class Container(Record):
-    """A living container: `members` process ids, `age` in seconds, `memory` of its image server in
-    KiB (0: it has none), `trouble` says how the server has died."""
+    """A living container.
+
+    `members` are process ids, `age` is in seconds, `memory` in KiB is that of its image server (0:
+    it has none), `trouble` says how the server has died.
+    """
 
     image: str
     digest: str
@@ -37,7 +40,7 @@ def add(commands: Parsers) -> None:
 
 
 def ps(arguments: Arguments) -> int:
-    """udi ps: a row a container, the oldest first."""
+    """udi ps: a row for each container, the oldest first."""
     found = containers(dict(os.environ))
     if arguments.json:
         page(jsontext.text([dict(zip(c.FIELDS, c.values(), strict=True)) for c in found]) + "\n")

@@ -1,4 +1,4 @@
-"""udi pull: the digest on standard output, all else on standard error."""
+"""udi pull: an image of a registry, layout or archive, into the user's store."""
 
 import os
 import sys
@@ -35,7 +35,7 @@ def add(commands: Parsers) -> None:
 
 
 def pull(arguments: Arguments) -> int:
-    """udi pull: print the digest on standard output; all else goes to standard error."""
+    """udi pull: print the digest; everything else is on standard error."""
     site = load.load(os.environ)
     reference = parsed_reference(arguments.image, site)
     try:
@@ -83,7 +83,7 @@ def _with_what_is_meant(
 def options_for(
     reference: oci.Reference, site: Site, platform: oci.Platform | None, insecure: bool
 ) -> "pipeline.Options":
-    """Return a pull's options as the site has them."""
+    """Return a pull's options by the site's configuration."""
     from rootless_udi.pull import pipeline
 
     return pipeline.Options(
@@ -95,6 +95,6 @@ def options_for(
 
 
 def _compression(site: Site) -> str:
-    # These two have no levels.
+    # none and lz4 have no levels.
     plain = site.compression in ("none", "lz4")
     return site.compression if plain else f"{site.compression}:{site.compression_level}"

@@ -27,7 +27,7 @@ def add(commands: Parsers) -> None:
 
 
 def rm(arguments: Arguments) -> int:
-    """udi rm: print each name and image that is gone; goes on where one is not there."""
+    """udi rm: print each name and image that is removed; go on after one that is not there."""
     site = load.load(os.environ)
     store = Store(image_stores(site)[0])
     platform = parsed_platform(arguments) or oci.platform_of(os.uname().machine)
@@ -48,7 +48,7 @@ def rm(arguments: Arguments) -> int:
 
 
 def _meant(text: str, site: Site, store: Store, platform: oci.Platform) -> oci.Reference:
-    """Return what `text` names: a name goes before the first digits of a digest."""
+    """Return what `text` means: a name in the store, else the first digits of a digest."""
     reference = parsed_reference(text, site)
     if upkeep.short(text) and find.find((store.root,), reference, platform) is None:
         digest = upkeep.by_digits((store.root,), upkeep.short(text))

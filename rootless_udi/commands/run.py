@@ -18,12 +18,12 @@ def add(commands: Parsers) -> None:
 
 
 def run(arguments: Arguments) -> NoReturn:
-    """udi run: see udi-run."""
+    """udi run: udi-run with the same words."""
     become(arguments.word)
 
 
 def become(words: Sequence[str]) -> NoReturn:
-    """Become udi-run with `words`: the one beside this program, else this package's."""
+    """Become udi-run (execve(2)): the program beside this one, else this package's."""
     beside = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "udi-run")
     argv = [beside, *words]
     if not os.access(beside, os.X_OK):

@@ -20,7 +20,7 @@ def add(commands: Parsers) -> None:
 
 
 def search(arguments: Arguments) -> int:
-    """udi search: repositories with a word in their names; [HOST[:PORT]/]WORD."""
+    """udi search: print the repositories that have the word in their names, one a line."""
     from rootless_udi.pull import listing, login
 
     site = load.load(os.environ)

@@ -22,8 +22,9 @@ def add(commands: Parsers) -> None:
 def shell(arguments: Arguments) -> NoReturn:
     """udi shell: bash, else sh, whose prompt shows the image.
 
-    The image is not touched: sh takes PS1 from its environment; bash, whose start-up files set it,
-    runs PROMPT_COMMAND before the first prompt, which puts the image before what they made of it.
+    The prompt is set by variables alone. sh takes PS1 from its environment. bash's start-up files
+    set PS1 anew; then, before the first prompt, bash runs PROMPT_COMMAND, which puts the image
+    before it.
     """
     request = options.parse(list(arguments.word), dict(os.environ))
     if request.help:
@@ -38,7 +39,7 @@ def shell(arguments: Arguments) -> NoReturn:
 
 def marks(image: str) -> tuple[str, str]:
     """Return the variables, NAME=VALUE, by which sh and bash show `image` in their prompts."""
-    # What a shell would expand in a prompt is left out.
+    # Characters that a shell expands in a prompt become "?".
     name = "".join(c if c.isalnum() or c in "._-:/@+" else "?" for c in image)
     mark = f"[{name}] "
     once = f'[ "${{PS1#"{mark}"}}" != "$PS1" ] || PS1="{mark}$PS1"; unset PROMPT_COMMAND'

@@ -44,7 +44,7 @@ def tag(arguments: Arguments) -> int:
 
 
 def new_name(text: str, site: Site) -> str:
-    """Return the name that `text` gives an image in a store. Raises UdiError for what is none."""
+    """Return the full name for the store that `text` is. Raises UdiError where it is no name."""
     reference = oci.parse(text, site.registry)
     if reference.kind != "registry" or reference.digest:
         raise UdiError(
@@ -54,9 +54,9 @@ def new_name(text: str, site: Site) -> str:
 
 
 def _platform_of(image: find.StoredImage) -> oci.Platform:
-    """Return the platform whose names an image has, else that of its facts, else this machine's."""
+    """Return an image's platform: that of its names, else of its facts, else this machine's."""
     for key, _ in upkeep.links_of(Store(image.store), image.digest):
-        return oci.Platform("linux", *key.split("-", 1))
+        return oci.platform_of_key(key)
     facts = resolve.read(image.facts, find.owners(image))
     known = [str(facts.get(key) or "") for key in ("architecture", "variant")]
     return oci.Platform("linux", *known) if known[0] else oci.platform_of(os.uname().machine)

@@ -17,7 +17,7 @@ def add(commands: Parsers) -> None:
 
 
 def tags(arguments: Arguments) -> int:
-    """udi tags: a tag a line, in the registry's order."""
+    """udi tags: print the tags, one a line, in the registry's order."""
     from rootless_udi.pull import listing
 
     site = load.load(os.environ)

@@ -67,27 +67,24 @@ _ELSEWHERE = {
     "help": "udi --help",
     "version": "udi --version",
 }
-"""Commands of other tools and ours, where `foreign` does not have them or udi-run says more."""
+"""Commands of other tools -> ours; `plan.foreign` has more of them."""
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run udi on `argv` (without the program's name); never returns."""
     streams()
     words = sys.argv[1:] if argv is None else argv
-    try:
-        status = guarded("udi", lambda: do(words))
-    except KeyboardInterrupt:
-        status = 130
-    sys.exit(status)
+    sys.exit(guarded("udi", lambda: do(words)))
 
 
 def do(argv: list[str]) -> int:
     """Do what `argv` asks; return the exit status."""
-    # Python 3.13 makes programs by posix_spawn(3), and the C library that by clone3(2), without
-    # another way where a filter refuses it. vfork(2) is as fast. subprocess documents the switch.
+    # Python 3.13 starts programs by posix_spawn(3), for which the C library calls clone3(2). Where
+    # a seccomp filter refuses that, it fails; so subprocess shall use vfork(2), which is as fast.
+    # The switch is in its documentation.
     vars(subprocess)["_USE_POSIX_SPAWN"] = False
     if argv[:1] in (["run"], ["shell"]):
-        # The words behind them are udi-run's: argparse would take its options for udi's.
+        # Not by argparse, which would take udi-run's options for its own.
         command = run.run if argv[0] == "run" else shell.shell
         command(Arguments(word=argv[1:]))
     whole = parser()
@@ -112,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
         description="Images for udi-run: pull, list, inspect, remove; check the machine.",
     )
     top.add_argument("--version", action="version", version=f"udi {VERSION}")
-    # `udi completion` describes them all.
+    # For `udi completion`, which writes about all commands.
     top.set_defaults(whole=top)
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     for module in COMMANDS:
@@ -121,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _unknown(word: str, known: Sequence[str]) -> UdiError:
-    """Return what is said of a `word` that is none of the commands `known`."""
+    """Return the error for a `word` that is not among the `known` commands; its hint has ours."""
     from difflib import get_close_matches
 
     hint = _ELSEWHERE.get(word) or foreign.COMMANDS.get(word, "")

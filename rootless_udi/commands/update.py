@@ -105,7 +105,7 @@ def _tags(store: Store) -> list[Tag]:
             if "#" in name or "@" in name or name.startswith(("oci:", "docker-archive:")):
                 continue
             origin = str(store.facts(entry.image).get("reference"))
-            platform = None if key == here else oci.Platform("linux", *key.split("-", 1))
+            platform = None if key == here else oci.platform_of_key(key)
             there = _repository(origin) == _repository(name)
             found.append(Tag(name, platform, entry.image.digest, there))
     return sorted(found, key=lambda tag: tag.name)

@@ -71,6 +71,11 @@ class Platform(Record):
         return self.architecture + (f"-{self.variant}" if self.variant else "")
 
 
+def platform_of_key(key: str) -> Platform:
+    """Return the platform of which `key` is the `Platform.key`."""
+    return Platform("linux", *key.split("-", 1))
+
+
 _MACHINES = {
     "x86_64": ("amd64", ""),
     "amd64": ("amd64", ""),

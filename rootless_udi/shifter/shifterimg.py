@@ -264,11 +264,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     """Run shifterimg on `argv` (without the program's name); never returns."""
     streams()
     words = sys.argv[1:] if argv is None else argv
-    try:
-        status = guarded("shifterimg", lambda: _run(words))
-    except KeyboardInterrupt:
-        status = 130
-    sys.exit(shifter.status(status))
+    sys.exit(shifter.status(guarded("shifterimg", lambda: _run(words))))
 
 
 def _run(argv: list[str]) -> int:

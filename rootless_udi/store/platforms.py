@@ -5,7 +5,7 @@ import os
 from rootless_udi.base.errors import UdiError
 from rootless_udi.plan.image import Image
 from rootless_udi.plan.platforms import suitability, variant
-from rootless_udi.plan.reference import Platform, Reference, platform_of
+from rootless_udi.plan.reference import Platform, Reference, platform_of, platform_of_key
 from rootless_udi.store import find
 
 _FIRST_CPU = 1 << 14
@@ -32,7 +32,7 @@ def best(stores: tuple[str, ...], reference: Reference) -> find.StoredImage | No
             keys.update(os.listdir(f"{store}/names"))
         except OSError:
             continue
-    known = [Platform("linux", *key.split("-", 1)) for key in keys if "-" in key]
+    known = [platform_of_key(key) for key in keys if "-" in key]
     fitting = [one for one in known if suitability(one, ours) >= 0]
     for one in sorted(fitting, key=lambda one: -suitability(one, ours)):
         found = find.find(stores, reference, one)

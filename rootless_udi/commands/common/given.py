@@ -1,4 +1,4 @@
-"""What most commands do with their words: find the image, the stores, write files.
+"""What several commands do with their words: find an image or the stores, write files.
 
 Raises UdiError for what the user can mend.
 """
@@ -21,7 +21,7 @@ Arguments = argparse.Namespace
 
 
 def parsed_reference(text: str, site: Site) -> oci.Reference:
-    """Return what an image is called at a registry. Raises UdiError for a path, and for no name."""
+    """Return a name's reference. Raises UdiError for a path, and for what is no name."""
     found = oci.parse(text, site.registry)
     if found.kind in ("squashfs", "directory", "path"):
         raise UdiError(
@@ -33,7 +33,7 @@ def parsed_reference(text: str, site: Site) -> oci.Reference:
 
 
 def parsed_platform(arguments: Arguments) -> oci.Platform | None:
-    """Return what --platform names, None where it is not given. Raises UdiError for no platform."""
+    """Return the platform of --platform, None where it is not given. Raises UdiError."""
     return oci.parse_platform(arguments.platform) if arguments.platform else None
 
 
@@ -43,7 +43,7 @@ def image_stores(site: Site) -> tuple[str, ...]:
 
 
 def stored_image(text: str, site: Site, platform: oci.Platform | None = None) -> find.StoredImage:
-    """Return an image of the stores by name, digest or its first digits; a name goes first.
+    """Return an image of the stores by its name, its digest, or the first digits of that.
 
     Raises UdiError where it is in none.
     """

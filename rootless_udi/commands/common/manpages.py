@@ -146,7 +146,7 @@ def _plain(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Return running text: no line of it may look like a request to roff."""
+    """Return running text, escaped so that no line of it is a request to roff."""
     text = _plain(text)
     return f"\\&{text}" if text.startswith((".", "'")) else text
 

@@ -12,8 +12,9 @@ _UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400, "y": 365 * 86400}
 def familiar(name: str, registry: str) -> str:
     """Return a store's name as it is typed: `ubuntu:24.04` for docker.io/library/ubuntu:24.04.
 
-    `registry` is the one where short names are looked for. What is returned means the same image
-    when it is typed. After the "#" of a file's name is the state that it was pulled in.
+    `registry` is the one that short names belong to. The returned name, if typed, means the same
+    image. In names of images from files there is "#" and the file's state behind it: that is cut
+    off.
     """
     name = name.partition("#")[0]
     for prefix in (f"{registry}/library/", f"{registry}/"):
@@ -44,7 +45,7 @@ def amount(size: int) -> str:
 
 
 def when(seconds: float) -> str:
-    """Return the local day of a moment (Unix seconds)."""
+    """Return the local date of `seconds` since the epoch."""
     return time.strftime("%Y-%m-%d", time.localtime(seconds))
 
 
@@ -61,9 +62,9 @@ def age(text: str, what: str) -> float:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], columns: int) -> list[str]:
     """Return lines of at most `columns`, the head first.
 
-    Where the first cell of a row, a name, does not fit beside the others, it stands on a line of
-    its own and they stand below: it can be copied whole. Only a name that is longer than a line is
-    wider.
+    If the first cell of a row, a name, does not fit beside the others, it has a line of its own
+    above them, so that it can be copied whole. Only a name that is longer than a line makes a wider
+    line.
     """
     others = [max(len(row[i]) for row in (head, *rows)) for i in range(1, len(head))]
     room = max(columns - sum(others) - 2 * len(others), len(head[0]))

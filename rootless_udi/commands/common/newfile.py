@@ -1,4 +1,4 @@
-"""A file that appears whole under its name, or not at all, whatever ends the command."""
+"""Write a file that appears whole under its name or not at all, whatever ends the command."""
 
 import os
 import signal
@@ -14,10 +14,9 @@ _NO_TMPFILE = (EISDIR, EOPNOTSUPP, EINVAL, ENOENT)
 
 @contextmanager
 def writing(path: str, replace: bool) -> Iterator[BinaryIO]:
-    """Give a file to write, which becomes `path` at the end.
+    """Yield a file to write to; at the end of the block it gets the name `path`.
 
-    Raises UdiError where there is one already and it is not to be replaced, and for what the file
-    system refuses meanwhile.
+    Raises UdiError if `path` exists and is not to be replaced, and for errors of the file system.
     """
     where = os.path.abspath(path)
     if os.path.lexists(where) and not replace:
@@ -44,8 +43,10 @@ def writing(path: str, replace: bool) -> Iterator[BinaryIO]:
 
 
 def _open(folder: str, hidden: str) -> tuple[int, bool]:
-    """Return a descriptor, and whether the file has its hidden name: without one it goes with the
-    process that writes it (open(2), O_TMPFILE; not on NFS or Lustre)."""
+    """Open the new file; return its descriptor, and whether it has its hidden name.
+
+    A file without a name (open(2), O_TMPFILE; not on NFS or Lustre) is gone if this process ends.
+    """
     flags = os.O_RDWR | os.O_CLOEXEC
     try:
         return os.open(folder, flags | os.O_TMPFILE, 0o644), False
@@ -56,7 +57,8 @@ def _open(folder: str, hidden: str) -> tuple[int, bool]:
 
 
 def _link(fd: int, path: str) -> None:
-    # Python follows /proc's link only where it is given a folder (linkat(2), AT_SYMLINK_FOLLOW).
+    # Only with a folder's descriptor does Python use linkat(2) with AT_SYMLINK_FOLLOW, which is
+    # needed for the link in /proc.
     folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=folder, dst_dir_fd=folder)
@@ -66,7 +68,7 @@ def _link(fd: int, path: str) -> None:
 
 @contextmanager
 def ending() -> Iterator[None]:
-    """Let the signals that end a command unwind it."""
+    """Have the signals that end a command raise SystemExit, so that `finally` blocks are run."""
 
     def end(number: int, _: object) -> NoReturn:
         raise SystemExit(128 + number)

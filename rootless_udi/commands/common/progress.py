@@ -1,4 +1,4 @@
-"""How a pull goes: bars (rich) on a terminal, plain lines elsewhere, both on standard error."""
+"""Show how a pull goes on standard error: bars (rich) on a terminal, plain lines elsewhere."""
 
 import contextlib
 import sys
@@ -9,6 +9,7 @@ from typing import Any
 
 from rootless_udi.base.errors import counted, plain
 from rootless_udi.base.process import tell
+from rootless_udi.commands.common import names
 from rootless_udi.pull.pipeline import Progress, Silent
 
 _SAID = {
@@ -22,12 +23,8 @@ _SAID = {
 }
 
 
-def _short(digest: str) -> str:
-    return digest.partition(":")[2][:12] or digest
-
-
 class _Total:
-    """What was fetched, for the last line; the digest is on standard output."""
+    """What was fetched and how long it took, as text for the last line."""
 
     def __init__(self) -> None:
         self.layers: dict[str, int] = {}
@@ -39,7 +36,7 @@ class _Total:
 
 
 class Lines(Silent):
-    """A line a step, and one for each layer that is there."""
+    """A line for each step, and for each layer that has been fetched."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -55,14 +52,14 @@ class Lines(Silent):
     def blob(self, digest: str, done: int, total: int, state: str) -> None:
         self._total.layers[digest] = total
         if state == "done":
-            self._say(f"layer {_short(digest)}: {total / 1e6:.1f} MB")
+            self._say(f"layer {names.digits(digest)}: {total / 1e6:.1f} MB")
 
     def note(self, text: str) -> None:
         self._say(f"note: {text}")
 
 
 class Bars(Silent):
-    """rich's progress bars: one a layer, and the bytes that the conversion has merged."""
+    """rich's progress bars: one for each layer, and one for the bytes that have been merged."""
 
     def __init__(self, display: Any) -> None:
         self._display = display
@@ -82,7 +79,7 @@ class Bars(Silent):
 
     def blob(self, digest: str, done: int, total: int, state: str) -> None:
         self._total.layers[digest] = total
-        task = self._task(digest, f"layer {_short(digest)}", total)
+        task = self._task(digest, f"layer {names.digits(digest)}", total)
         self._display.update(task, completed=done)
 
     def convert(self, done: int) -> None:
@@ -94,13 +91,13 @@ class Bars(Silent):
     def _print(self, text: str) -> None:
         from rich.text import Text
 
-        # As it is: in a str rich reads markup of its own, [/x], and complains of it.
+        # As Text, since in a str rich would read words in brackets as its own markup.
         self._display.console.print(Text(plain(text)))
 
 
 @contextlib.contextmanager
 def shown(quiet: bool = False) -> Iterator[Progress]:
-    """Yield what suits standard error; nothing but errors with `quiet`."""
+    """Yield the `Progress` that suits standard error; with `quiet` one that says nothing."""
     if quiet:
         yield Silent()
         return

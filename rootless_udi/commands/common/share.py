@@ -1,4 +1,4 @@
-"""What an installation has below share/: completion files for shells, and manual pages.
+"""The files of an installation below share/: completion scripts and manual pages.
 
 `python3 -m rootless_udi.commands.common.share DIR` writes it; setup.py does so for every wheel.
 """
@@ -10,7 +10,7 @@ from rootless_udi.commands import completion
 from rootless_udi.commands.common import manpages
 from rootless_udi.commands.udi import parser
 
-# bash and fish load one file for each command by its name; the others point to udi's.
+# bash and fish load a file that has the command's name; those of other commands load udi's.
 _BASH = '. "${BASH_SOURCE[0]%/*}/udi"\n'
 _FISH = "source (status dirname)/udi.fish\n"
 
@@ -18,8 +18,7 @@ _FISH = "source (status dirname)/udi.fish\n"
 def files() -> dict[str, str]:
     """Return the files' texts by their paths below share/.
 
-    tcsh looks nowhere by itself: its file is to be sourced by who wants it (~/.tcshrc, or a site's
-    /etc/csh.cshrc).
+    tcsh loads no such file by itself: ~/.tcshrc, or a site's /etc/csh.cshrc, has to source it.
     """
     scripts = {shell: completion.script(shell, parser()) for shell in completion.SHELLS}
     found = {
@@ -36,7 +35,7 @@ def files() -> dict[str, str]:
 
 
 def write(folder: Path) -> list[Path]:
-    """Write them below `folder` and return their paths, relative to it. Raises OSError."""
+    """Write the files below `folder`; return their paths, relative to it. Raises OSError."""
     found = files()
     for name, text in found.items():
         path = folder / name

@@ -1,6 +1,6 @@
-"""The commands, their options and operands as data, read off the parsers themselves.
+"""All programs with their commands, options and operands as data, taken from their parsers.
 
-`completion` and `manpages` print it; nothing is written down twice.
+Completion scripts and manual pages are made of it, so that nothing has to be written twice.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from rootless_udi.shifter import options as shifter
 from rootless_udi.shifter import shifterimg
 
 IMAGE, FILE, DIRECTORY, MODULES, COMMAND = "image", "file", "directory", "modules", "command"
-"""What a word can be completed to; "" for nothing that could be known."""
+"""Kinds of words: what completion offers for them. "" is a word for which nothing is known."""
 _KINDS = {
     "IMAGE": IMAGE,
     "FILE": FILE,
@@ -29,7 +29,7 @@ _KINDS = {
 
 
 class Opt(Record):
-    """An option: all its spellings, "none", "value" or "optional" (only with "="), and its text."""
+    """An option. `takes` is "none", "value" or "optional" (only behind "="); `text` is its help."""
 
     names: tuple[str, ...]
     takes: str
@@ -39,7 +39,7 @@ class Opt(Record):
 
     @property
     def kind(self) -> str:
-        """What its value is."""
+        """The kind of its value."""
         return _KINDS.get(self.meta, "")
 
     @property
@@ -59,7 +59,7 @@ class Operand(Record):
 
 
 class Command(Record):
-    """A program, or a command of one with its own options."""
+    """A program, or a command of a program, which has options of its own."""
 
     name: str
     text: str
@@ -82,7 +82,7 @@ def udi_run() -> Command:
 
 
 def udi(parser: argparse.ArgumentParser) -> Command:
-    """Return udi, from its parser; its commands run and shell have udi-run's words."""
+    """Return udi, from its parser; its commands run and shell have the options of udi-run."""
     found, run = _of_argparse("udi", parser), udi_run()
     words = {"run": run.operands, "shell": run.operands[:1]}
     commands = [
@@ -93,7 +93,7 @@ def udi(parser: argparse.ArgumentParser) -> Command:
 
 
 def shifter_() -> Command:
-    """Return shifter, from its table and usage."""
+    """Return shifter, from its table of options and the text of --help."""
     texts = _usage(shifter.USAGE)
     found = []
     for long, (letter, takes) in shifter.LONG.items():
@@ -196,7 +196,7 @@ LIST_MODULES = (
 
 
 def walk(command: Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Command]]:
-    """Yield each command below with its path, ("udi", "config", "show")."""
+    """Yield `command` and all below it, each with its path: ("udi", "config", "show")."""
     path = (*path, command.name)
     yield path, command
     for one in command.commands:
@@ -204,10 +204,10 @@ def walk(command: Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
 
 
 def stops(command: Command) -> bool:
-    """Tell whether options end at the first operand, as POSIX has it."""
+    """Tell whether options end at the first operand: what follows is the command to run."""
     return any(operand.kind == COMMAND for operand in command.operands)
 
 
 def quoted(text: str) -> str:
-    """Quote for any of the shells."""
+    """Return `text` in quotes that bash, zsh and fish understand."""
     return "'" + text.replace("'", "'\\''") + "'"
