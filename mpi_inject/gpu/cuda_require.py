@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-DISABLE = "NVIDIA_DISABLE_REQUIRE"
+_DISABLE = "NVIDIA_DISABLE_REQUIRE"
 _OPERATORS = ("!=", "<=", ">=", "=", "<", ">")
 
 _CUDA = (
@@ -141,7 +141,7 @@ def _holds(factor: str, have: "Mapping[str, str]") -> bool | None:
 def _unreadable(factor: str) -> UdiError:
     return UdiError(
         f"reading NVIDIA_REQUIRE_CUDA of the image failed: {factor!r} is no condition",
-        f"mend the image, or set {DISABLE}=1",
+        f"mend the image, or set {_DISABLE}=1",
     )
 
 
@@ -175,9 +175,9 @@ def wants(env: "Mapping[str, str]") -> str:
     return ""
 
 
-def disabled(env: "Mapping[str, str]", environ: "Mapping[str, str]") -> bool:
+def _disabled(env: "Mapping[str, str]", environ: "Mapping[str, str]") -> bool:
     """Tell whether image or caller have switched the check off."""
-    value = environ.get(DISABLE, env.get(DISABLE, ""))
+    value = environ.get(_DISABLE, env.get(_DISABLE, ""))
     return value.lower() in ("1", "t", "true")
 
 
@@ -244,8 +244,8 @@ def check(
     requirement = asked(env)
     if not requirement or not driver:
         return ""
-    if disabled(env, environ):
-        return f"{DISABLE} is set: the image's {requirement!r} is not checked"
+    if _disabled(env, environ):
+        return f"{_DISABLE} is set: the image's {requirement!r} is not checked"
     cuda, sure = cuda_of(newer or driver)
     have = {"driver": driver, "brand": brand_of(model)}
     if cuda:
@@ -262,5 +262,5 @@ def check(
         f"the image needs {image}; the host's NVIDIA driver {driver} runs CUDA {cuda or '?'} at"
         f" most (NVIDIA_REQUIRE_CUDA: {requirement})" + (f"; {why}" if why else ""),
         f"use an image for CUDA {cuda or 'of the host'} or older, or ask the site for"
-        f" {newer_driver}; {DISABLE}=1 tries it all the same",
+        f" {newer_driver}; {_DISABLE}=1 tries it all the same",
     )

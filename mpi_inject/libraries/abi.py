@@ -142,7 +142,7 @@ def aliases(name: str) -> tuple[str, ...]:
     return tuple(b if a == name else a for a, b in _ALIASES if name in (a, b))
 
 
-def libtool(text: str) -> tuple[int, ...]:
+def _libtool(text: str) -> tuple[int, ...]:
     """Return the numbers behind .so for libtool's "current:revision:age", () for any other text."""
     words = text.split(":")
     if len(words) != 3 or not all(w.isascii() and w.isdigit() for w in words):
@@ -163,8 +163,8 @@ def version(
     found = split(path.rpartition("/")[2])[1] or split(soname)[1]
     if len(found) >= 2:
         return found
-    if family == MPICH and libtool(numbers):
-        return libtool(numbers)
+    if family == MPICH and _libtool(numbers):
+        return _libtool(numbers)
     if family == OPENMPI and found[:1] == (40,):
         minor = _OPENMPI_MINORS.get(".".join(release.split(".")[:2]))
         if minor is not None:

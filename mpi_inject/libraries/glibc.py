@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from rootless_udi.mpi_inject.libraries.search import Found
 
-PULL = "`udi pull --force` notes what is needed"
+_PULL = "`udi pull --force` notes what is needed"
 
 
 class Family(Record):
@@ -56,7 +56,7 @@ def refusal(host: Family, image: "Mapping[str, Any]") -> str:
     """Return why the host's glibc can't be mounted over the image's, "" where it can. Pure."""
     own = image.get("glibc")
     if not own:
-        return f"nothing was noted of the image's own when it was pulled: {PULL}"
+        return f"nothing was noted of the image's own when it was pulled: {_PULL}"
     loader = LOADERS.get(host.machine, "").rpartition("/")[2]
     if gone := [name for name in (*REQUIRED, loader) if name not in host.files]:
         return f"the host has no {gone[0] or 'glibc for ' + host.machine}"

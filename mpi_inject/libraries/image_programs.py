@@ -37,12 +37,12 @@ _PLUGINS = (
 """Kind (gather.PluginTree) -> paths of plugins in a folder that has nothing else. A folder with
 other files (`lib` of Intel MPI's wheel) can't be covered by mounting another one over it."""
 
-LARGEST_SCRIPT = 1 << 20
+_LARGEST_SCRIPT = 1 << 20
 
 
 def is_script(path: str, size: int, head: bytes) -> bool:
     """Tell whether `path` is a script in a folder of programs."""
-    return head[:2] == b"#!" and size <= LARGEST_SCRIPT and bool(_FOLDER.search(path))
+    return head[:2] == b"#!" and size <= _LARGEST_SCRIPT and bool(_FOLDER.search(path))
 
 
 def interpreter(data: bytes) -> str:

@@ -23,7 +23,7 @@ NEUTRAL = (
 )
 """Loaders for the drivers of all vendors. They are the image's, as the host's may not fit it."""
 
-PREFIXES = ("libcuda", "libnv", "libGLX_nvidia", "libEGL_nvidia", "libvdpau_nvidia")
+_PREFIXES = ("libcuda", "libnv", "libGLX_nvidia", "libEGL_nvidia", "libvdpau_nvidia")
 _UTILITY = ("libnvidia-ml", "libnvidia-cfg", "libnvidia-nscq")
 _VIDEO = ("libnvcuvid", "libnvidia-encode", "libnvidia-opticalflow", "libvdpau_nvidia")
 _GRAPHICS = (
@@ -78,7 +78,7 @@ def capabilities(env: "Mapping[str, str]", environ: "Mapping[str, str]") -> tupl
 def likely(names: str, version: str) -> list[str]:
     """Return those of a folder's `names` (rooted.names) for which `belongs` may be true."""
     if len(numbers(version)) < 2:
-        return beginning(names, PREFIXES)
+        return beginning(names, _PREFIXES)
     found = set(beginning(names, _UNVERSIONED))
     mark = f".so.{version}\0"
     at = names.find(mark)
@@ -115,7 +115,7 @@ def belongs(name: str, version: str, wanted: tuple[str, ...], wsl: bool = False)
     if wsl:
         return name.partition(".so")[2] in ("", ".1", ".1.1") and asked(base, wanted)
     if len(numbers(version)) < 2:
-        return base.startswith(PREFIXES) and asked(base, wanted)
+        return base.startswith(_PREFIXES) and asked(base, wanted)
     if name.endswith(f".so.{version}"):
         return asked(base, wanted)
     for start, words in _UNVERSIONED.items():

@@ -88,7 +88,7 @@ def _described(
     own = (soname,) if soname and "/" not in soname else ()
     every = dict.fromkeys((*own, *links))
     every.pop(name, None)
-    return PlacedLibrary(path, name, tuple(every), newest_glibc(needs), machine, bits)
+    return PlacedLibrary(path, name, tuple(every), _newest_glibc(needs), machine, bits)
 
 
 def _facts(found: elf.ElfReader) -> "tuple[str, dict[str, tuple[str, ...]], str, int]":
@@ -112,7 +112,7 @@ def fits(machine: str, bits: int, host: str) -> bool:
     return machine == elf_machine(host) and bits == 64
 
 
-def newest_glibc(needs: "Mapping[str, tuple[str, ...]]") -> str:
+def _newest_glibc(needs: "Mapping[str, tuple[str, ...]]") -> str:
     """Return the newest x.y of the GLIBC_x.y versions in an Elf's `needs`, or ""."""
     newest: tuple[int, ...] = ()
     for versions in needs.values():
@@ -190,10 +190,10 @@ def denied(root: str, path: str, how: int = os.R_OK | os.W_OK) -> str:
         return "does not exist"
     except OSError as error:
         return str(error.strerror)
-    return f"no permission (mode {info.st_mode & 0o7777:04o}, group {group_name(info.st_gid)})"
+    return f"no permission (mode {info.st_mode & 0o7777:04o}, group {_group_name(info.st_gid)})"
 
 
-def group_name(gid: int) -> str:
+def _group_name(gid: int) -> str:
     """Return a group's name, the number where it has none."""
     import grp
 
@@ -209,7 +209,7 @@ def no_access(root: str, path: str, why: str) -> UdiError:
         advice = "load the driver's kernel modules on the node, or ask for another device"
     else:
         try:
-            group = group_name(os.stat(under(root, path)).st_gid)
+            group = _group_name(os.stat(under(root, path)).st_gid)
             advice = f"ask the site to put you into the group {group}: usermod -aG {group} USER"
         except OSError:
             advice = "ask the site for access to the node's GPUs"

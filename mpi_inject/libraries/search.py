@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-GLIBC = frozenset(
+_GLIBC = frozenset(
     (
         "ld-linux.so.2",
         "libBrokenLocale.so.1",
@@ -101,7 +101,7 @@ def is_stack(name: str) -> bool:
 
 def is_glibc(name: str) -> bool:
     """Tell whether `name` is a part of glibc or its dynamic linker."""
-    return name in GLIBC or name.startswith(("ld-linux", "ld64.so", "libnss_", "linux-vdso"))
+    return name in _GLIBC or name.startswith(("ld-linux", "ld64.so", "libnss_", "linux-vdso"))
 
 
 def default_folders(machine: str) -> tuple[str, ...]:

@@ -41,8 +41,8 @@ VARIABLES = (
 """Variables that modules (of Cray, Intel, EasyBuild, Spack, Fedora, sites) set to an MPI's
 prefix."""
 
-TOOLS = ("mpiexec", "mpirun", "mpichversion", "ompi_info", "mpiexec.hydra", "prterun", "orterun")
-PREFIXES = (
+_TOOLS = ("mpiexec", "mpirun", "mpichversion", "ompi_info", "mpiexec.hydra", "prterun", "orterun")
+_PREFIXES = (
     "/usr/lib64/mpich",
     "/usr/lib64/openmpi",
     "/usr/lib64/mvapich2",
@@ -116,7 +116,7 @@ def candidates(
     for name in abi.MAIN:
         for path in host.cached(name):
             yield path.rpartition("/")[0], "ld.so.cache"
-    for prefix in PREFIXES:
+    for prefix in _PREFIXES:
         for folder in folders(prefix, host.machine):
             yield folder, "a standard prefix"
 
@@ -140,7 +140,7 @@ def _tools(path: str, host: HostLibraries) -> "Iterator[tuple[str, str]]":
     for folder in path.split(":"):
         if not folder.startswith("/"):
             continue
-        for name in TOOLS:
+        for name in _TOOLS:
             if os.path.lexists(under(host.root, f"{folder}/{name}")):
                 yield name, host.real(f"{folder}/{name}")
 
@@ -292,10 +292,10 @@ def library(host: HostLibraries, found: Found, exact: bool = False) -> abi.Libra
     family, role = abi.identify(found.name)
     numbers, release = statement(host.root, found.path) if role == "C" else ("", "")
     if exact and not numbers and role == "C" and len(abi.split(found.real)[1]) < 2:
-        from rootless_udi.mpi_inject.libraries import statement as imagefacts
+        from rootless_udi.mpi_inject.libraries.statement import statement as hidden_statement
 
         with open(under(host.root, found.path), "rb") as file:
             data = file.read()
-        numbers, release = imagefacts.statement(Symbols(data), data)
+        numbers, release = hidden_statement(Symbols(data), data)
     version = abi.version(family, found.real, found.name, numbers, release)
     return abi.Library(found.path, found.name, family, role, version, release)

@@ -208,8 +208,8 @@ def _descriptors_fault(got: "Gathered", image: "dict[str, Any]") -> "UdiError | 
     symbols = [s for s in one.get("symbols", ()) if s.endswith("_f08ts_")]
     own = [lib for lib in image["libraries"] if (lib["family"], lib["role"]) == _FORTRAN]
     for found in got.libraries if symbols and own else ():
-        theirs = gfortran(found.elf.needed)
-        if abi.identify(found.name) == _FORTRAN and theirs != gfortran(own[0]["needed"]):
+        theirs = _gfortran(found.elf.needed)
+        if abi.identify(found.name) == _FORTRAN and theirs != _gfortran(own[0]["needed"]):
             words = ("gfortran", "another compiler")
             host, image_ = words if theirs else words[::-1]
             files = command.lacking(image, abi.MPICH, symbols) or one["files"]
@@ -224,7 +224,7 @@ def _descriptors_fault(got: "Gathered", image: "dict[str, Any]") -> "UdiError | 
     return None
 
 
-def gfortran(needed: "Iterable[str]") -> bool:
+def _gfortran(needed: "Iterable[str]") -> bool:
     """Tell whether a library was built with gfortran."""
     return any(name.startswith("libgfortran.") for name in needed)
 

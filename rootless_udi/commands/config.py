@@ -8,7 +8,7 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import page, say, tell
 from rootless_udi.commands.common.given import Arguments, write_files
 from rootless_udi.commands.common.parsers import Parsers, add_json, command, group
-from rootless_udi.plan import site as plan_site
+from rootless_udi.plan.site import to_flat
 
 
 def add(commands: Parsers) -> None:
@@ -30,7 +30,7 @@ def _show(arguments: Arguments) -> int:
 
     site, problems = show.merged(os.environ)
     if arguments.json:
-        document = plan_site.to_flat(site)
+        document = to_flat(site)
         document["origins"] = dict(site.origins)
         document["problems"] = [dict(zip(p.FIELDS, p.values(), strict=True)) for p in problems]
         page(jsontext.text(document) + "\n")

@@ -18,7 +18,7 @@ _EMPTY_PATHS = 0x4 | 0x40
 _CLONE_ARGS, _OPEN_HOW, _MOUNT_ATTR = 64, 24, 32
 """Bytes of the first versions of struct clone_args, open_how and mount_attr (clone3(2), openat2(2),
 mount_setattr(2))."""
-INT_MAX = 0x7FFFFFFF
+_INT_MAX = 0x7FFFFFFF
 """No process has so many descriptors: close_range(2) closes none."""
 
 
@@ -87,7 +87,7 @@ def _arguments(name: str) -> "tuple[int | bytes | None, ...]":
     if name == "clone3":
         return _words(0, 0, 0, 0, SIGCHLD, 0, 0, 0), _CLONE_ARGS
     if name == "close_range":
-        return INT_MAX - 1, INT_MAX, 0
+        return _INT_MAX - 1, _INT_MAX, 0
     if name == "openat2":
         return AT_FDCWD, b"/", _words(os.O_PATH | os.O_CLOEXEC, 0, 0), _OPEN_HOW
     assert name == "mount_setattr"

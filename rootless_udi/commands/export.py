@@ -8,9 +8,9 @@ from rootless_udi.commands.common import newfile
 from rootless_udi.commands.common.given import Arguments, any_image, opened, parsed_platform
 from rootless_udi.commands.common.parsers import Parsers, add_platform, command
 from rootless_udi.config import load
-from rootless_udi.plan import reference as oci
 from rootless_udi.plan.image import Image
 from rootless_udi.plan.options import SQUASHFS_SUFFIXES
+from rootless_udi.plan.reference import parse
 from rootless_udi.plan.site import Site
 from rootless_udi.store import inside
 
@@ -63,7 +63,7 @@ def _named(image: Image, text: str, site: Site) -> str:
     """Return the image's name in an archive: the one that is given here, else that of the pull."""
     for one in (text, str(image.facts.get("reference") or "")):
         try:
-            reference = oci.parse(one, site.registry)
+            reference = parse(one, site.registry)
         except UdiError:
             continue
         if reference.kind == "registry" and not reference.digest and one != image.digest:

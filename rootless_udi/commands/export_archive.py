@@ -15,7 +15,7 @@ from tempfile import TemporaryFile
 from typing import IO, Any, BinaryIO
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.fuse import format as f
+from rootless_udi.fuse import format as squashfs
 from rootless_udi.fuse.filesystem import ROOT, FileSystem
 from rootless_udi.fuse.format import Corrupt
 from rootless_udi.fuse.relayout import reading
@@ -44,10 +44,10 @@ def write(image: Image, name: str, kind: str, out: BinaryIO, folder: str) -> Non
             if packed:
                 with _gzip(hashed) as inner:
                     plain = _Hashed(inner)
-                    layer_of(image.path, plain)
+                    _layer_of(image.path, plain)
             else:
                 plain = hashed
-                layer_of(image.path, plain)
+                _layer_of(image.path, plain)
         except Corrupt as error:
             raise UdiError(
                 f"exporting {image.request} failed: the image is damaged: {error}", "pull it again"
@@ -81,7 +81,7 @@ class _Hashed:
         return f"sha256:{self._sum.hexdigest()}"
 
 
-def layer_of(path: str, out: _Hashed) -> None:
+def _layer_of(path: str, out: _Hashed) -> None:
     """Write the tree of the squashfs at `path` as a tar. Raises Corrupt."""
     fs = reading(path)
     try:
@@ -92,20 +92,20 @@ def layer_of(path: str, out: _Hashed) -> None:
             mode, mtime = fs.attributes(node)[4] & 0o7777, fs.attributes(node)[3]
             xattrs = {key: fs.xattr(node, key) for key in fs.xattrs(node)}
             one = fs.inode(node)
-            if one.kind != f.DIR and node in first:
+            if one.kind != squashfs.DIR and node in first:
                 writer.member(LINK, name, mode, mtime, first[node])
                 continue
             first[node] = name
-            if one.kind == f.REG:
+            if one.kind == squashfs.REG:
                 room -= one.size
                 if room < 0:
                     raise Corrupt("its files have more bytes than such a file can hold")
                 writer.file(name, one.size, mode, mtime, _content(fs, node, one.size), xattrs)
-            elif one.kind == f.DIR:
+            elif one.kind == squashfs.DIR:
                 writer.member(DIRECTORY, name + b"/", mode, mtime, b"", xattrs)
-            elif one.kind == f.SYMLINK:
+            elif one.kind == squashfs.SYMLINK:
                 writer.member(SYMLINK, name, mode, mtime, fs.readlink(node), xattrs)
-            elif one.kind == f.FIFO:
+            elif one.kind == squashfs.FIFO:
                 writer.member(FIFO, name, mode, mtime, b"", xattrs)
         writer.close()
     finally:
@@ -121,7 +121,7 @@ def _walk(fs: FileSystem) -> Iterator[tuple[bytes, int]]:
         path, node = stack.pop()
         if path:
             yield path, node
-        if fs.inode(node).kind != f.DIR:
+        if fs.inode(node).kind != squashfs.DIR:
             continue
         below = []
         for name, child, _, _, _ in fs.entries(node, 0):
@@ -129,7 +129,7 @@ def _walk(fs: FileSystem) -> Iterator[tuple[bytes, int]]:
                 continue
             if b"/" in name or name in (b"", b".", b".."):
                 raise Corrupt(f"a name that is none: {name[:100]!r}")
-            if fs.inode(child).kind == f.DIR:
+            if fs.inode(child).kind == squashfs.DIR:
                 if child in seen:
                     raise Corrupt("a folder that is in two places")
                 seen.add(child)

@@ -9,8 +9,8 @@ from rootless_udi.commands.common.given import Arguments, image_stores, opened
 from rootless_udi.commands.common.parsers import Parsers, command
 from rootless_udi.commands.tag import new_name
 from rootless_udi.config import load
-from rootless_udi.plan import reference as oci
 from rootless_udi.plan.image import Image
+from rootless_udi.plan.reference import Platform, parse_platform, platform_of
 from rootless_udi.plan.site import Site
 from rootless_udi.store import inside, resolve
 from rootless_udi.store.store import Store, discard
@@ -65,7 +65,7 @@ def _name_for(arguments: Arguments, image: Image, site: Site) -> str:
 
 
 def _may_name(
-    store: Store, name: str, platform: oci.Platform, digest: str, arguments: Arguments
+    store: Store, name: str, platform: Platform, digest: str, arguments: Arguments
 ) -> None:
     """Raise UdiError where the name in the file's facts is already another image's in the store."""
     if arguments.name:
@@ -110,9 +110,9 @@ def _store(store: Store, fd: int, digest: str, image: Image, name: str) -> None:
         discard(target)
 
 
-def _platform(image: Image) -> oci.Platform:
+def _platform(image: Image) -> Platform:
     known = [str(image.facts.get(key) or "") for key in ("architecture", "variant")]
     if not known[0]:
-        return oci.platform_of(os.uname().machine)
+        return platform_of(os.uname().machine)
     # Checked, since it becomes a folder's name.
-    return oci.parse_platform("/".join(filter(None, ("linux", *known))))
+    return parse_platform("/".join(filter(None, ("linux", *known))))

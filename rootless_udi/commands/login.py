@@ -20,9 +20,10 @@ def add(commands: Parsers) -> None:
 
 def login(arguments: Arguments) -> int:
     """udi login: ask on the terminal for what is not given; a password is never an argument."""
-    from rootless_udi.pull import login as logins
+    from rootless_udi.pull.login import login as log_in
+    from rootless_udi.pull.login import registry_name
 
-    registry = logins.registry_name(arguments.registry)
+    registry = registry_name(arguments.registry)
     if arguments.password_stdin:
         if not arguments.username:
             raise UdiError("udi login --password-stdin: --username is missing too")
@@ -35,6 +36,6 @@ def login(arguments: Arguments) -> int:
             password = getpass.getpass(f"password of {username}: ")
         except EOFError:
             raise UdiError("udi login: no name or password was given") from None
-    path = logins.login(registry, username, password, os.environ, arguments.insecure)
+    path = log_in(registry, username, password, os.environ, arguments.insecure)
     tell(f"logged in at {registry}; kept in {path}")
     return 0

@@ -15,9 +15,10 @@ def add(commands: Parsers) -> None:
 
 def logout(arguments: Arguments) -> int:
     """udi logout: print the file from which the credentials were removed."""
-    from rootless_udi.pull import login as logins
+    from rootless_udi.pull.login import logout as log_out
+    from rootless_udi.pull.login import registry_name
 
-    registry = logins.registry_name(arguments.registry)
-    path = logins.logout(registry, os.environ)
+    registry = registry_name(arguments.registry)
+    path = log_out(registry, os.environ)
     tell(f"logged out of {registry}; removed from {path}")
     return 0

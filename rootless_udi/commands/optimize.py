@@ -12,7 +12,7 @@ from rootless_udi.base.process import say, tell
 from rootless_udi.commands.common.given import Arguments, stored_image
 from rootless_udi.commands.common.parsers import Parsers, command
 from rootless_udi.config import load
-from rootless_udi.plan import reference as oci
+from rootless_udi.plan.reference import parse
 from rootless_udi.store import find, inside, resolve
 
 TYPE_CHECKING = False
@@ -33,7 +33,7 @@ def optimize(arguments: Arguments) -> int:
     """udi optimize: print the new file. In the store it stands beside the image, for the same
     name."""
     site = load.load(os.environ)
-    reference = oci.parse(arguments.image, site.registry)
+    reference = parse(arguments.image, site.registry)
     if reference.kind in ("squashfs", "path"):
         source, target = reference.path, arguments.output
         if target is None:

@@ -13,7 +13,7 @@ from rootless_udi.commands.common.given import (
 )
 from rootless_udi.commands.common.parsers import Parsers, add_insecure, command
 from rootless_udi.config import load
-from rootless_udi.plan import reference as oci
+from rootless_udi.plan.reference import Platform, Reference
 from rootless_udi.plan.site import Site
 
 TYPE_CHECKING = False
@@ -81,7 +81,7 @@ def _with_what_is_meant(
 
 
 def options_for(
-    reference: oci.Reference, site: Site, platform: oci.Platform | None, insecure: bool
+    reference: Reference, site: Site, platform: Platform | None, insecure: bool
 ) -> "pipeline.Options":
     """Return a pull's options by the site's configuration."""
     from rootless_udi.pull import pipeline

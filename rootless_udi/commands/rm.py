@@ -13,7 +13,7 @@ from rootless_udi.commands.common.given import (
 )
 from rootless_udi.commands.common.parsers import Parsers, add_platform, command
 from rootless_udi.config import load
-from rootless_udi.plan import reference as oci
+from rootless_udi.plan.reference import Platform, Reference, parse, platform_of
 from rootless_udi.plan.site import Site
 from rootless_udi.store import find, upkeep
 from rootless_udi.store.store import Store
@@ -30,7 +30,7 @@ def rm(arguments: Arguments) -> int:
     """udi rm: print each name and image that is removed; go on after one that is not there."""
     site = load.load(os.environ)
     store = Store(image_stores(site)[0])
-    platform = parsed_platform(arguments) or oci.platform_of(os.uname().machine)
+    platform = parsed_platform(arguments) or platform_of(os.uname().machine)
     status = 0
     for text in arguments.image:
         try:
@@ -47,10 +47,10 @@ def rm(arguments: Arguments) -> int:
     return status
 
 
-def _meant(text: str, site: Site, store: Store, platform: oci.Platform) -> oci.Reference:
+def _meant(text: str, site: Site, store: Store, platform: Platform) -> Reference:
     """Return what `text` means: a name in the store, else the first digits of a digest."""
     reference = parsed_reference(text, site)
     if upkeep.short(text) and find.find((store.root,), reference, platform) is None:
         digest = upkeep.by_digits((store.root,), upkeep.short(text))
-        return oci.parse(digest) if digest else reference
+        return parse(digest) if digest else reference
     return reference

@@ -13,7 +13,7 @@ from rootless_udi.commands.common.given import (
 )
 from rootless_udi.commands.common.parsers import Parsers, add_platform, command
 from rootless_udi.config import load
-from rootless_udi.plan import reference as oci
+from rootless_udi.plan.reference import Platform, parse, platform_of, platform_of_key
 from rootless_udi.plan.site import Site
 from rootless_udi.store import find, resolve, upkeep
 from rootless_udi.store.store import Store
@@ -45,7 +45,7 @@ def tag(arguments: Arguments) -> int:
 
 def new_name(text: str, site: Site) -> str:
     """Return the full name for the store that `text` is. Raises UdiError where it is no name."""
-    reference = oci.parse(text, site.registry)
+    reference = parse(text, site.registry)
     if reference.kind != "registry" or reference.digest:
         raise UdiError(
             f"{text} can't be given as a name", "a name is [HOST[:PORT]/]NAME[:TAG]: my/app:2.1"
@@ -53,10 +53,10 @@ def new_name(text: str, site: Site) -> str:
     return find.name_of(reference)
 
 
-def _platform_of(image: find.StoredImage) -> oci.Platform:
+def _platform_of(image: find.StoredImage) -> Platform:
     """Return an image's platform: that of its names, else of its facts, else this machine's."""
     for key, _ in upkeep.links_of(Store(image.store), image.digest):
-        return oci.platform_of_key(key)
+        return platform_of_key(key)
     facts = resolve.read(image.facts, find.owners(image))
     known = [str(facts.get(key) or "") for key in ("architecture", "variant")]
-    return oci.Platform("linux", *known) if known[0] else oci.platform_of(os.uname().machine)
+    return Platform("linux", *known) if known[0] else platform_of(os.uname().machine)

@@ -10,7 +10,7 @@ from rootless_udi.commands.common.given import Arguments, image_stores, parsed_r
 from rootless_udi.commands.common.parsers import Parsers, add_insecure, command
 from rootless_udi.commands.pull import options_for
 from rootless_udi.config import load
-from rootless_udi.plan import reference as oci
+from rootless_udi.plan.reference import Platform, Reference, parse, platform_of, platform_of_key
 from rootless_udi.store import platforms
 from rootless_udi.store.store import Store
 
@@ -27,7 +27,7 @@ class Tag(Record):
     """
 
     name: str
-    platform: oci.Platform | None
+    platform: Platform | None
     digest: str
     from_there: bool
 
@@ -58,7 +58,7 @@ def update(arguments: Arguments) -> int:
     moved = 0
     for tag in found:
         try:
-            reference = oci.parse(tag.name)
+            reference = parse(tag.name)
             options = options_for(reference, site, tag.platform, arguments.insecure)
             now = _there(reference, store, options)
             if now == tag.digest:
@@ -79,7 +79,7 @@ def update(arguments: Arguments) -> int:
     return status
 
 
-def _there(reference: oci.Reference, store: Store, options: "pipeline.Options") -> str:
+def _there(reference: Reference, store: Store, options: "pipeline.Options") -> str:
     """Return the digest that a tag means at its registry or a mirror, for the store's platform."""
     from rootless_udi.pull.blobs import Blobs
     from rootless_udi.pull.open import open_source
@@ -98,14 +98,14 @@ def _there(reference: oci.Reference, store: Store, options: "pipeline.Options") 
 
 def _tags(store: Store) -> list[Tag]:
     """Return the tags of registries in a store."""
-    here = oci.platform_of(os.uname().machine).key()
+    here = platform_of(os.uname().machine).key()
     found = []
     for entry in store.images():
         for key, name in entry.names:
             if "#" in name or "@" in name or name.startswith(("oci:", "docker-archive:")):
                 continue
             origin = str(store.facts(entry.image).get("reference"))
-            platform = None if key == here else oci.platform_of_key(key)
+            platform = None if key == here else platform_of_key(key)
             there = _repository(origin) == _repository(name)
             found.append(Tag(name, platform, entry.image.digest, there))
     return sorted(found, key=lambda tag: tag.name)

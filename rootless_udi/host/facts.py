@@ -24,14 +24,14 @@ def gather(environ: "Mapping[str, str]", squashfuse: str = "") -> Host:
         shell=shell,
         group=_group(gid, user),
         fuse=_fuse(),
-        overlay=release(system.release) >= OVERLAY_SINCE,
+        overlay=release(system.release) >= _OVERLAY_SINCE,
         squashfuse=squashfuse or which("squashfuse_ll", environ),
         unsquashfs=which("unsquashfs", environ),
         machine=system.machine,
     )
 
 
-OVERLAY_SINCE = (5, 11)
+_OVERLAY_SINCE = (5, 11)
 """Linux that lets an ordinary user mount overlayfs (user_namespaces(7))."""
 
 FUSE = os.makedev(10, 229)

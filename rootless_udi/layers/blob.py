@@ -20,12 +20,12 @@ from rootless_udi.base import trust
 from rootless_udi.base.errors import UdiError
 from rootless_udi.layers.bounds import WINDOW, XZ_MEMORY
 
-CHUNK = 1 << 18
+_CHUNK = 1 << 18
 """Bytes of the blob that are read at a time."""
-OUT = 1 << 20
+_OUT = 1 << 20
 """Most bytes that one call decompresses to, so that memory is bounded for any compression ratio."""
 AHEAD = 4
-"""Most parts (of OUT bytes) that are decompressed before somebody takes them."""
+"""Most parts (of _OUT bytes) that are decompressed before somebody takes them."""
 
 _MAGIC = {
     "gzip": b"\x1f\x8b\x08",
@@ -131,7 +131,7 @@ def _refuse(label: str, offset: int, why: str) -> NoReturn:
 
 
 def _plain(blob: IO[bytes], label: str) -> Iterator[bytes]:
-    while part := blob.read(OUT):
+    while part := blob.read(_OUT):
         yield part
 
 
@@ -207,7 +207,7 @@ def _inflate(
     codec = new()
     fed = 0
     try:
-        while data := blob.read(CHUNK):
+        while data := blob.read(_CHUNK):
             fed += len(data)
             while data:
                 if codec.eof:
@@ -215,12 +215,12 @@ def _inflate(
                     if not data.strip(b"\0"):
                         break
                     codec = new()
-                out = codec.decompress(data, OUT)
+                out = codec.decompress(data, _OUT)
                 if out:
                     yield out
                 data = _rest(codec)
-                while not data and not codec.eof and len(out) == OUT:
-                    out = codec.decompress(b"", OUT)
+                while not data and not codec.eof and len(out) == _OUT:
+                    out = codec.decompress(b"", _OUT)
                     if out:
                         yield out
                     data = _rest(codec)
@@ -241,7 +241,7 @@ def _zstandard(blob: IO[bytes], label: str, module: Any) -> Iterator[bytes]:
     codec = module.ZstdDecompressor(max_window_size=WINDOW)
     reader = codec.stream_reader(blob, read_across_frames=True)
     try:
-        while part := reader.read(OUT):
+        while part := reader.read(_OUT):
             yield bytes(part)
     except module.ZstdError as err:
         _refuse(label, blob.tell(), str(err))
@@ -255,7 +255,7 @@ def _zstd_program(blob: IO[bytes], label: str, program: str) -> Iterator[bytes]:
     ) as child:
         assert child.stdout and child.stderr
         try:
-            while part := child.stdout.read(OUT):
+            while part := child.stdout.read(_OUT):
                 yield part
         except GeneratorExit:
             child.kill()

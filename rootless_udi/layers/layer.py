@@ -9,8 +9,8 @@ from rootless_udi.layers.ledger import LOSER, NODE, OTHER, PATH, Ledger, of_xatt
 from rootless_udi.layers.tarfields import Stream, shown
 from rootless_udi.layers.tarreader import DIRECTORY, FILE, LINK, SYMLINK, Member
 
-WHITEOUT = b".wh."
-OPAQUE = b".wh..wh..opq"
+_WHITEOUT = b".wh."
+_OPAQUE = b".wh..wh..opq"
 _AUFS = b".wh..wh."
 """Begins names of aufs' own files, which old versions of Docker left in layers."""
 _MOST_LINKS = 40
@@ -113,7 +113,7 @@ class OneLayer:
         """
         path = member.path
         self._steps += STEPS_EACH
-        if WHITEOUT in path and self._whiteout(path):
+        if _WHITEOUT in path and self._whiteout(path):
             return None
         if not path:
             if member.kind is not DIRECTORY:
@@ -244,14 +244,14 @@ class OneLayer:
 
     def _whiteout(self, path: bytes) -> bool:
         """Take `path` as a whiteout if it is one."""
-        if path.startswith(_AUFS) and path != OPAQUE:
+        if path.startswith(_AUFS) and path != _OPAQUE:
             return True  # aufs' own book-keeping at the root, no file of the image
         parent, _, name = path.rpartition(b"/")
-        if parent.startswith(WHITEOUT) or b"/" + WHITEOUT in parent:
+        if parent.startswith(_WHITEOUT) or b"/" + _WHITEOUT in parent:
             self._stream.refuse(f"{shown(path)} is beneath a whiteout")
-        if not name.startswith(WHITEOUT):
+        if not name.startswith(_WHITEOUT):
             return False
-        if name == OPAQUE:
+        if name == _OPAQUE:
             self._take(PATH + len(path))
             self.opaques.add(parent)
         elif name[4:] in (b"", b".", b".."):

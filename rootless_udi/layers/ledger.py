@@ -18,7 +18,7 @@ STRINGS = 24 << 20
 """The most of a program's ELF string table that is read; two copies are held meanwhile."""
 LOSER = 120
 """What is kept of a file that a later member of its layer replaces, or of a name in its folder."""
-XATTR = 100
+_XATTR = 100
 """An extended attribute, beside two copies of its name and value."""
 
 
@@ -48,7 +48,7 @@ class Ledger:
 
 def of_xattrs(xattrs: "dict[bytes, bytes]") -> int:
     """Return what extended attributes take, here and in the squashfs writer."""
-    return sum(XATTR + 2 * (len(name) + len(value)) for name, value in xattrs.items())
+    return sum(_XATTR + 2 * (len(name) + len(value)) for name, value in xattrs.items())
 
 
 def of_texts(*texts: bytes) -> int:

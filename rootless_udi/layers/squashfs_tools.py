@@ -25,12 +25,12 @@ from rootless_udi.layers.tarwriter import Write
 
 Feed = Callable[[Write], object]
 """Writes a tar by calling its argument with one part after the other."""
-BLOCK_SIZE = 131072
+_BLOCK_SIZE = 131072
 """Bytes of a squashfs block: the default of both writers."""
-MEMORY = "256M"
+_MEMORY = "256M"
 """mksquashfs's -mem: the size of its caches."""
-PIPE_SIZE = 1 << 20
-PLACES = ":/usr/sbin:/sbin"
+_PIPE_SIZE = 1 << 20
+_PLACES = ":/usr/sbin:/sbin"
 """Searched after PATH: some distributions install the tools in folders of no user's PATH."""
 
 _LEVELS = {"zstd": 22, "gzip": 9, "lz4": 0, "xz": 0, "lzo": 9, "none": 0}
@@ -92,7 +92,7 @@ def find(compression: str) -> str:
 
 
 def _which(name: str) -> str | None:
-    return shutil.which(name, path=os.environ.get("PATH", os.defpath) + PLACES)
+    return shutil.which(name, path=os.environ.get("PATH", os.defpath) + _PLACES)
 
 
 def command(target: str, compression: str, writer: str) -> list[str]:
@@ -107,11 +107,11 @@ def command(target: str, compression: str, writer: str) -> list[str]:
                 "install squashfs-tools (mksquashfs), or choose another --compression",
             )
         options = ["--quiet", "--force", "--no-skip", "--num-jobs", processors]
-        options += ["--block-size", str(BLOCK_SIZE), "--compressor", name]
+        options += ["--block-size", str(_BLOCK_SIZE), "--compressor", name]
         options += ["--comp-extra", f"level={level}"] if level else []
         return [writer, *options, "--defaults", "uid=0,gid=0,mode=0755,mtime=0", target]
     options = ["-tar", "-noappend", "-quiet", "-no-progress", "-processors", processors]
-    options += ["-mem", MEMORY, "-b", str(BLOCK_SIZE), "-mkfs-time", "0"]
+    options += ["-mem", _MEMORY, "-b", str(_BLOCK_SIZE), "-mkfs-time", "0"]
     options += ["-root-mode", "0755", "-all-root"]
     # -noI leaves the inode table uncompressed, for _settle_root; it is small, and read faster so.
     options += ["-noI"]
@@ -190,7 +190,7 @@ def _close(pipe: object) -> None:
 def _enlarge(pipe: object) -> None:
     """Enlarge a pipe, for fewer switches between the processes; not beyond the user's quota."""
     try:
-        fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_SIZE)  # type: ignore[attr-defined]
+        fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_SIZE)  # type: ignore[attr-defined]
     except OSError:
         pass
 

@@ -6,7 +6,7 @@ from rootless_udi.layers import merge
 from rootless_udi.plan.reference import Reference
 from rootless_udi.pull.sources import Resolved
 
-FACTS_VERSION = 1
+_FACTS_VERSION = 1
 _NAMED_MAX = 20
 """Most members that the facts list by name, of those left out of the image; all are counted."""
 
@@ -21,7 +21,7 @@ def facts(
     """Return the facts as JSON's types. `elf` is what was found of programs and libraries."""
     config = resolved.config
     return {
-        "version": FACTS_VERSION,
+        "version": _FACTS_VERSION,
         "digest": resolved.digest,
         "index": resolved.index,
         "reference": reference.canonical,

@@ -20,12 +20,12 @@ from rootless_udi.pull.proxies import Connection, Proxies
 from rootless_udi.pull.retry import within
 from rootless_udi.pull.stop import Stop
 
-IDLE_SECONDS = 60
+_IDLE_SECONDS = 60
 ANSWER_SECONDS = 300
 """Most seconds for an answer's status and headers, for a whole document, for 64 KiB of a blob."""
-REDIRECTS_MAX = 10
+_REDIRECTS_MAX = 10
 _SAFE = "%/:=&?~#+!$,;'@()*[]|"
-USER_AGENT = "rootless_udi/1"
+_USER_AGENT = "rootless_udi/1"
 _BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -130,7 +130,7 @@ class Transport:
         again.
         """
         visited = []
-        for _ in range(REDIRECTS_MAX):
+        for _ in range(_REDIRECTS_MAX):
             visited.append(url)
             sent = dict(headers)
             authorization = parties.sent(given, visited)
@@ -146,7 +146,7 @@ class Transport:
             reply.read_some(1 << 16)
             reply.close()
             url = _target(url, location, insecure, visited[0])
-        raise UdiError(f"GET {url} failed: more than {REDIRECTS_MAX} redirects")
+        raise UdiError(f"GET {url} failed: more than {_REDIRECTS_MAX} redirects")
 
     def _once(
         self, method: str, url: str, headers: dict[str, str], body: bytes | None, insecure: bool
@@ -162,7 +162,7 @@ class Transport:
             netloc = parts.netloc.rpartition("@")[2]
             target = urllib.parse.urlunsplit((scheme, netloc, parts.path, parts.query, ""))
             headers |= parties.for_proxy(proxy)
-        headers.setdefault("User-Agent", USER_AGENT)
+        headers.setdefault("User-Agent", _USER_AGENT)
         while True:
             self.stop.check()
             connection, fresh = self._connection(place)
@@ -171,7 +171,7 @@ class Transport:
                 if fresh:
                     connection.connect()
                     if connection.sock is not None:
-                        connection.sock.settimeout(IDLE_SECONDS)
+                        connection.sock.settimeout(_IDLE_SECONDS)
                     self.stop.watch(connection)
                 # Kept, since http.client takes it from the connection if the server will close it.
                 sock = connection.sock

@@ -30,7 +30,7 @@ from rootless_udi.store.find import StoredImage
 from rootless_udi.store.locks import Holder, Lock
 from rootless_udi.store.store import Store, discard
 
-COMPRESSION = "zstd:3"
+_COMPRESSION = "zstd:3"
 _GRACE_SECONDS = 2.0
 _LEAVE_SECONDS = 0.5
 
@@ -80,7 +80,7 @@ class Options(Record):
     """
 
     platform: Platform | None = None
-    compression: str = COMPRESSION
+    compression: str = _COMPRESSION
     insecure: bool = False
     force: bool = False
     keep_blobs: bool = False
@@ -151,7 +151,7 @@ class _Pull:
     async def run(self) -> StoredImage:
         options = self._options
         # Fail here, before anything is downloaded.
-        check_writer(options)
+        _check_writer(options)
         source = open_source(
             self._reference,
             self._blobs,
@@ -345,7 +345,7 @@ class _Pull:
         return facts(self._reference, resolved, self._options.compression, summary, elf)
 
 
-def check_writer(options: Options) -> None:
+def _check_writer(options: Options) -> None:
     """Raise UdiError where no squashfs file can be written: no program, unknown compression."""
     if not options.writer:
         squashfs_tools.find(options.compression)

@@ -15,9 +15,8 @@ from email.message import Message
 from rootless_udi.base.errors import UdiError, counted
 from rootless_udi.plan.reference import DOCKER_HUB
 from rootless_udi.pull import credentials, parties
-from rootless_udi.pull import http as transport
 from rootless_udi.pull.authorizer import Authorizer, Lookup, said
-from rootless_udi.pull.http import Reply, Transport
+from rootless_udi.pull.http import ANSWER_SECONDS, Reply, Transport
 from rootless_udi.pull.manifest import ACCEPT, DOCUMENT_MAX, Descriptor
 from rootless_udi.pull.proxies import is_loopback
 from rootless_udi.pull.retry import TRANSIENT, GaveUp, Patience, Tries, lasting, reason, retry_after
@@ -177,7 +176,7 @@ class Endpoint:
                 while True:
                     if done - since >= _SLOW_BYTES:
                         begun, since = time.monotonic(), done
-                    elif time.monotonic() - begun > transport.ANSWER_SECONDS:
+                    elif time.monotonic() - begun > ANSWER_SECONDS:
                         slow = True
                         break
                     data = self._read(reply, min(_CHUNK, descriptor.size - done + 1))

@@ -111,12 +111,12 @@ def descend(
         chosen = manifest.choose(document, platform, what)
         # A parsed document takes 30 times its bytes of memory: have one at a time.
         del document
-        body, told, digest = sized(read(chosen), chosen, what), chosen.media_type, chosen.digest
+        body, told, digest = _sized(read(chosen), chosen, what), chosen.media_type, chosen.digest
         entry = chosen.platform or entry
     raise UdiError(f"{what}: has more than {INDEXES} indexes within each other")
 
 
-def sized(body: bytes, descriptor: Descriptor, what: str) -> bytes:
+def _sized(body: bytes, descriptor: Descriptor, what: str) -> bytes:
     """Return a document; raise WrongContent unless it is as long as its descriptor says."""
     if len(body) != descriptor.size:
         raise WrongContent(
@@ -132,12 +132,12 @@ def config_of(raw: bytes, found: FoundManifest, platform: Platform, what: str) -
 
     The digest of `raw` has been checked. Raises UdiError.
     """
-    sized(raw, found.manifest.config, what)
+    _sized(raw, found.manifest.config, what)
     media, layers = found.manifest.config.media_type, len(found.manifest.layers)
     return manifest.config(parse(raw, what), platform, found.unnamed, layers, what, media)
 
 
-REF_NAME = "org.opencontainers.image.ref.name"
+_REF_NAME = "org.opencontainers.image.ref.name"
 _CONTAINERD_NAME = "io.containerd.image.name"
 
 
@@ -175,7 +175,7 @@ def from_index(
         top = manifest.choose({"manifests": [entry for entry, _ in chosen]}, platform, what)
     # 4 MiB of JSON may be 100 MiB when parsed: free it before the next document is read.
     del index, entries, chosen, entry, one
-    body = sized(read(top), top, what)
+    body = _sized(read(top), top, what)
     found = descend(body, top.media_type, top.digest, platform, what, read, top.platform)
     config = config_of(read(found.manifest.config), found, platform, what)
     index_digest = top.digest if top.digest != found.digest else ""
@@ -186,5 +186,5 @@ def _names(entry: Any) -> list[str]:
     annotations = entry.get("annotations")
     if not isinstance(annotations, dict):
         return []
-    names = [annotations.get(REF_NAME), annotations.get(_CONTAINERD_NAME)]
+    names = [annotations.get(_REF_NAME), annotations.get(_CONTAINERD_NAME)]
     return [name for name in names if isinstance(name, str) and name]

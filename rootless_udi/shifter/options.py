@@ -26,7 +26,7 @@ LONG = {
     "volume": ("V", REQUIRED),
     "workdir": ("w", OPTIONAL),
 }
-SHORT = {
+_SHORT = {
     "E": NONE,
     "V": REQUIRED,
     "e": REQUIRED,
@@ -37,8 +37,8 @@ SHORT = {
     "v": NONE,
     "w": OPTIONAL,
 }
-TYPES = ("docker", "id", "custom", "local")
-SHELL = "/bin/sh"
+_TYPES = ("docker", "id", "custom", "local")
+_SHELL = "/bin/sh"
 FAILED, NOT_STARTED = 1, 127
 """Shifter's exit statuses: for its own errors, and for a command that can't be executed."""
 
@@ -103,9 +103,9 @@ def _words(given: Given, environ: "Mapping[str, str]") -> list[str]:
         words.append(f"--image={reference(image)}")
     elif not environ.get("UDI_IMAGE"):
         raise UdiError("no image is given", "shifter --image=NAME[:TAG] COMMAND")
-    volumes = given.volumes or tuple(text for text in (variable(environ, "VOLUME"),) if text)
+    volumes = given.volumes or tuple(text for text in (_variable(environ, "VOLUME"),) if text)
     words += [f"--volume={text}" for text in volumes]
-    modules = given.modules or variable(environ, "MODULE")
+    modules = given.modules or _variable(environ, "MODULE")
     if modules:
         words.append(f"--module={modules}")
     if given.env_file:
@@ -131,19 +131,19 @@ def _words(given: Given, environ: "Mapping[str, str]") -> list[str]:
 
 def _shell(wanted: str) -> tuple[str, ...]:
     """Return the command of a bare `shifter`: the user's shell, else /bin/sh."""
-    if not wanted.startswith("/") or wanted == SHELL:
-        return (SHELL,)
-    return (SHELL, "-c", f'[ -x "$0" ] && exec "$0"; exec {SHELL}', wanted)
+    if not wanted.startswith("/") or wanted == _SHELL:
+        return (_SHELL,)
+    return (_SHELL, "-c", f'[ -x "$0" ] && exec "$0"; exec {_SHELL}', wanted)
 
 
 def _image(environ: "Mapping[str, str]") -> str:
-    kind, image = variable(environ, "IMAGETYPE"), variable(environ, "IMAGE")
+    kind, image = _variable(environ, "IMAGETYPE"), _variable(environ, "IMAGE")
     if kind and image:
         return f"{kind}:{image}"
-    return variable(environ, "IMAGEREQUEST")
+    return _variable(environ, "IMAGEREQUEST")
 
 
-def variable(environ: "Mapping[str, str]", name: str) -> str:
+def _variable(environ: "Mapping[str, str]", name: str) -> str:
     """Return SHIFTER_`name`, or what Slurm's plugin made of it."""
     return environ.get(f"SHIFTER_{name}") or environ.get(f"SLURM_SPANK_SHIFTER_{name}") or ""
 
@@ -154,7 +154,7 @@ def reference(text: str) -> str:
     Raises UdiError.
     """
     kind, colon, name = text.partition(":")
-    if not colon or kind not in TYPES:
+    if not colon or kind not in _TYPES:
         return text
     if not name:
         raise UdiError(f"image {text!r}: nothing after {kind}:", "write docker:NAME[:TAG]")
@@ -209,7 +209,7 @@ def _long(name: str) -> tuple[str, str]:
 def _short(values: dict[str, list[str]], letters: str, words: list[str]) -> None:
     while letters:
         letter, letters = letters[0], letters[1:]
-        kind = SHORT.get(letter)
+        kind = _SHORT.get(letter)
         if kind is None:
             raise UdiError(f"unknown option -{letter}", "see shifter --help")
         if kind == NONE:

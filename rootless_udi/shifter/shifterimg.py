@@ -17,8 +17,7 @@ from rootless_udi.base.privilege import refuse_privilege
 from rootless_udi.base.process import complain, guarded, page, say, streams
 from rootless_udi.base.records import Record
 from rootless_udi.config import load
-from rootless_udi.plan import reference as oci
-from rootless_udi.plan.reference import DOCKER_HUB, Reference
+from rootless_udi.plan.reference import DOCKER_HUB, Reference, parse, platform_of
 from rootless_udi.shifter import options as shifter
 from rootless_udi.store import resolve
 
@@ -36,7 +35,7 @@ usage: shifterimg [-h|-v] MODE [IMAGE]
 
 IMAGE is [TYPE:]NAME[:TAG] as for shifter. See also: udi --help.
 """
-STATUS = {
+_STATUS = {
     "resolve": "INIT",
     "wait": "PENDING",
     "fetch": "PULLING",
@@ -93,19 +92,19 @@ def read(argv: Sequence[str]) -> ImageCommand:
 
 def row(system: str, status: str, digest: str, pulled: float, tag: str) -> str:
     """Return a line of `shifterimg images`."""
-    when = stamp(pulled)
+    when = _stamp(pulled)
     short = digest.partition(":")[2]
     return f"{system:<10} {'docker':<10} {status:<8} {short:.10}   {when} {tag:<30}"
 
 
-def stamp(seconds: float) -> str:
+def _stamp(seconds: float) -> str:
     """Return local time in ISO 8601, as Shifter's lines begin."""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(seconds))
 
 
 def pull_line(seconds: float, tag: str, status: str) -> str:
     """Return a line of `shifterimg pull`."""
-    return f"{stamp(seconds)} Pulling Image: docker:{tag}, status: {status}"
+    return f"{_stamp(seconds)} Pulling Image: docker:{tag}, status: {status}"
 
 
 def tag_of(reference: Reference) -> str:
@@ -145,7 +144,7 @@ class Line:
             sys.stdout.write("\n")
 
     def stage(self, stage: str, text: str) -> None:
-        self.say(STATUS.get(stage, self.status))
+        self.say(_STATUS.get(stage, self.status))
 
     def blob(self, digest: str, done: int, total: int, state: str) -> None:
         pass
@@ -166,7 +165,7 @@ class _Command:
         self.stores = resolve.all_stores(self.site, environ)
 
     def reference(self) -> Reference:
-        found = oci.parse(shifter.reference(self.given.operand), self.site.registry)
+        found = parse(shifter.reference(self.given.operand), self.site.registry)
         if found.kind in ("squashfs", "directory", "path"):
             raise UdiError(f"{self.given.operand} is a path, not an image", "shifter runs it as is")
         return found
@@ -179,7 +178,7 @@ class _Command:
             for entry in Store(root).images():
                 for _, name in entry.names:
                     name = name.partition("#")[0]
-                    tag = tag_of(oci.parse(name, self.site.registry))
+                    tag = tag_of(parse(name, self.site.registry))
                     say(row(system, "READY", entry.image.digest, entry.pulled, tag))
         return 0
 
@@ -246,10 +245,10 @@ class _Command:
     def expire(self) -> int:
         from rootless_udi.store.store import Store
 
-        platform = oci.platform_of(os.uname().machine)
+        platform = platform_of(os.uname().machine)
         names, _ = Store(self.stores[0]).remove(self.reference(), platform)
         for name in names:
-            say(f"{tag_of(oci.parse(name, self.site.registry))} EXPIRED")
+            say(f"{tag_of(parse(name, self.site.registry))} EXPIRED")
         return 0
 
     def autoexpire(self) -> int:

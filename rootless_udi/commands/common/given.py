@@ -12,17 +12,17 @@ from typing import Any, BinaryIO
 from rootless_udi.base import trust
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import page, say
-from rootless_udi.plan import reference as oci
 from rootless_udi.plan.image import Image
+from rootless_udi.plan.reference import Platform, Reference, parse, parse_platform
 from rootless_udi.plan.site import Site
 from rootless_udi.store import find, resolve, upkeep
 
 Arguments = argparse.Namespace
 
 
-def parsed_reference(text: str, site: Site) -> oci.Reference:
+def parsed_reference(text: str, site: Site) -> Reference:
     """Return a name's reference. Raises UdiError for a path, and for what is no name."""
-    found = oci.parse(text, site.registry)
+    found = parse(text, site.registry)
     if found.kind in ("squashfs", "directory", "path"):
         raise UdiError(
             f"{text} is a path, not an image of a registry or a store",
@@ -32,9 +32,9 @@ def parsed_reference(text: str, site: Site) -> oci.Reference:
     return found
 
 
-def parsed_platform(arguments: Arguments) -> oci.Platform | None:
+def parsed_platform(arguments: Arguments) -> Platform | None:
     """Return the platform of --platform, None where it is not given. Raises UdiError."""
-    return oci.parse_platform(arguments.platform) if arguments.platform else None
+    return parse_platform(arguments.platform) if arguments.platform else None
 
 
 def image_stores(site: Site) -> tuple[str, ...]:
@@ -42,7 +42,7 @@ def image_stores(site: Site) -> tuple[str, ...]:
     return resolve.all_stores(site, os.environ)
 
 
-def stored_image(text: str, site: Site, platform: oci.Platform | None = None) -> find.StoredImage:
+def stored_image(text: str, site: Site, platform: Platform | None = None) -> find.StoredImage:
     """Return an image of the stores by its name, its digest, or the first digits of that.
 
     Raises UdiError where it is in none.
@@ -50,7 +50,7 @@ def stored_image(text: str, site: Site, platform: oci.Platform | None = None) ->
     found = resolve.lookup(image_stores(site), parsed_reference(text, site), platform)
     if found is None and upkeep.short(text):
         digest = upkeep.by_digits(image_stores(site), upkeep.short(text))
-        found = find.find(image_stores(site), oci.parse(digest)) if digest else None
+        found = find.find(image_stores(site), parse(digest)) if digest else None
     if found is None:
         unseen = find.closed(image_stores(site))
         raise UdiError(f"image {text} is in no image store{unseen}", f"udi pull {text}")
@@ -59,12 +59,12 @@ def stored_image(text: str, site: Site, platform: oci.Platform | None = None) ->
     return found
 
 
-def any_image(text: str, site: Site, platform: oci.Platform | None = None) -> Image:
+def any_image(text: str, site: Site, platform: Platform | None = None) -> Image:
     """Return an image of the stores, or a squashfs file that is named by its path, with its facts.
 
     Raises UdiError where there is none, and for a directory.
     """
-    reference = oci.parse(text, site.registry)
+    reference = parse(text, site.registry)
     if reference.kind in ("squashfs", "path"):
         found = resolve.local(text, os.path.abspath(reference.path))
         if not found.path:

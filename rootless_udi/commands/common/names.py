@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.plan import reference as oci
+from rootless_udi.plan.reference import parse
 
 _UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400, "y": 365 * 86400}
 
@@ -26,7 +26,7 @@ def familiar(name: str, registry: str) -> str:
 
 def _means(text: str, registry: str) -> str:
     try:
-        return oci.parse(text, registry).canonical
+        return parse(text, registry).canonical
     except UdiError:
         return ""
 

@@ -68,7 +68,7 @@ class Command(Record):
     commands: "tuple[Command, ...]" = ()
 
 
-def udi_run() -> Command:
+def _udi_run() -> Command:
     """Return udi-run, from its table."""
     found = []
     for option in options.OPTIONS:
@@ -83,7 +83,7 @@ def udi_run() -> Command:
 
 def udi(parser: argparse.ArgumentParser) -> Command:
     """Return udi, from its parser; its commands run and shell have the options of udi-run."""
-    found, run = _of_argparse("udi", parser), udi_run()
+    found, run = _of_argparse("udi", parser), _udi_run()
     words = {"run": run.operands, "shell": run.operands[:1]}
     commands = [
         one.replace(options=run.options, operands=words[one.name]) if one.name in words else one
@@ -92,7 +92,7 @@ def udi(parser: argparse.ArgumentParser) -> Command:
     return found.replace(commands=tuple(commands))
 
 
-def shifter_() -> Command:
+def _shifter() -> Command:
     """Return shifter, from its table of options and the text of --help."""
     texts = _usage(shifter.USAGE)
     found = []
@@ -108,7 +108,7 @@ def shifter_() -> Command:
     return Command("shifter", "Shifter's command line for udi-run", tuple(found), operands)
 
 
-def shifterimg_() -> Command:
+def _shifterimg() -> Command:
     """Return shifterimg, its modes as commands."""
     modes = []
     for line in shifterimg.USAGE.splitlines():
@@ -127,7 +127,7 @@ def shifterimg_() -> Command:
 
 def all_commands(parser: argparse.ArgumentParser) -> tuple[Command, ...]:
     """Return every program; `parser` is that of udi."""
-    return (udi_run(), udi(parser), shifter_(), shifterimg_())
+    return (_udi_run(), udi(parser), _shifter(), _shifterimg())
 
 
 def _usage(text: str) -> dict[str, tuple[str, str]]:
