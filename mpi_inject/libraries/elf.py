@@ -36,6 +36,14 @@ MACHINES = {
 """The ELF header's e_machine -> the machine as uname(2) names it."""
 
 _KINDS = {1: "relocatable", 2: "executable", 3: "shared", 4: "core"}
+"""The ELF header's e_type: ET_REL, ET_EXEC, ET_DYN, ET_CORE."""
+_PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
+"""Types of program headers (elf(5))."""
+_DT_NULL, _DT_NEEDED, _DT_STRTAB, _DT_STRSZ = 0, 1, 5, 10
+_DT_SONAME, _DT_RPATH, _DT_RUNPATH = 14, 15, 29
+_DT_VERDEF, _DT_VERNEED = 0x6FFFFFFC, 0x6FFFFFFE
+"""Tags of the dynamic section (elf(5), LSB 10.7); behind each of the last two is its count's
+tag."""
 _LIMIT = 16384
 _STRING = 4096
 _STRINGS = 24 << 20
@@ -164,10 +172,10 @@ class ElfReader:
         self._program_headers(*where)
         self._strings = b""
         self._left = _TEXT
-        if self._tags.get(10, 0) > _STRINGS:
-            raise ElfError(f"damaged: {self._tags[10]} bytes of strings")
-        if 5 in self._tags:
-            self._strings = self._segment(5, self._tags.get(10, 0))
+        if self._tags.get(_DT_STRSZ, 0) > _STRINGS:
+            raise ElfError(f"damaged: {self._tags[_DT_STRSZ]} bytes of strings")
+        if _DT_STRTAB in self._tags:
+            self._strings = self._segment(_DT_STRTAB, self._tags.get(_DT_STRSZ, 0))
             # A program of 100 MB may have more names than _TEXT, each once.
             self._left += 8 * len(self._strings)
         self._ascii = self._strings.decode("ascii") if self._strings.isascii() else ""
@@ -188,11 +196,11 @@ class ElfReader:
             else (row.unpack_from(table, begin) for begin in range(0, len(table), entry or 1))
         )
         for kind, at, address, size in rows:
-            if kind == 1:
+            if kind == _PT_LOAD:
                 self._loads.append((address, at, size))
-            elif kind == 2:
+            elif kind == _PT_DYNAMIC:
                 found = (at, size)
-            elif kind == 3:
+            elif kind == _PT_INTERP:
                 self.interp = text(self._in.at(at, min(size, _STRING)))
         if found:
             self.dynamic = True
@@ -203,11 +211,11 @@ class ElfReader:
         data = self._in.at(offset, size - size % row.size)
         tags = self._tags
         for tag, value in row.iter_unpack(data):
-            if tag == 1:
+            if tag == _DT_NEEDED:
                 self._needed.append(value)
                 if len(self._needed) > _LIMIT:
                     raise ElfError(f"damaged: needs more than {_LIMIT} libraries")
-            elif tag == 0:
+            elif tag == _DT_NULL:
                 break
             else:
                 tags[tag] = value
@@ -242,16 +250,17 @@ class ElfReader:
 
     def soname(self) -> str:
         """Return DT_SONAME, "" where the file has none."""
-        return self._string(self._tags[14]) if 14 in self._tags else ""
+        return self._string(self._tags[_DT_SONAME]) if _DT_SONAME in self._tags else ""
 
     def needs(self) -> "dict[str, tuple[str, ...]]":
         """Return the symbol versions that are needed of other files, by their names."""
-        return self._versions(0x6FFFFFFE, self._version_needs, {})
+        return self._versions(_DT_VERNEED, self._version_needs, {})
 
     def elf(self) -> Elf:
         """Return the file's description."""
         tags = self._tags
-        paths = [self._string(tags[tag]) if tag in tags else "" for tag in (15, 29)]
+        both = (_DT_RPATH, _DT_RUNPATH)
+        paths = [self._string(tags[tag]) if tag in tags else "" for tag in both]
         rpath, runpath = (tuple(p for p in text.split(":") if p) for text in paths)
         return Elf(
             self.bits,
@@ -264,7 +273,7 @@ class ElfReader:
             rpath,
             runpath,
             self.needs(),
-            self._versions(0x6FFFFFFC, self._version_definitions, ()),
+            self._versions(_DT_VERDEF, self._version_definitions, ()),
             self.dynamic,
         )
 

@@ -40,6 +40,7 @@ from rootless_udi.mpi_inject.libraries import (
     ldcache,
 )
 from rootless_udi.mpi_inject.libraries.image_programs import is_program
+from rootless_udi.mpi_inject.libraries.rooted import MAXSYMLINKS
 from rootless_udi.mpi_inject.libraries.search import COMPILER, STACK, default_folders
 from rootless_udi.mpi_inject.libraries.statement import has_mpi_inside, statement
 from rootless_udi.mpi_inject.libraries.symbols import Symbols, newest
@@ -62,16 +63,8 @@ OTHER = "other"
 """The family of programs for Open MPI 1 and 2 and MPICH before 3.1: no host MPI can serve them."""
 
 _TOOLS = (
-    "mca_",
-    "pmix_mca_",
-    "mpichversion",
-    "mpivars",
-    "hydra_",
-    "ompi_",
-    "ompi-",
-    "oshmem_info",
-    "orte",
-    "prte",
+    *("mca_", "pmix_mca_", "ompi_", "ompi-", "oshmem_info", "orte", "prte"),
+    *("mpichversion", "mpivars", "hydra_"),
 )
 """Programs and plugins that are parts of an MPI: they don't make an image one that uses MPI."""
 
@@ -237,7 +230,7 @@ class Inspector:
                 links += 1
                 # Hostile: targets of 2000 parts, 40 within each other, for 100,000 libraries.
                 self._steps -= 1 + target.count("/")
-                if links > 40 or self._steps < 0:
+                if links > MAXSYMLINKS or self._steps < 0:
                     return ""
                 if target.startswith("/"):
                     done = ""

@@ -15,9 +15,21 @@ PATH = "/etc/ld.so.cache"
 _NATIVE = "<" if sys.byteorder == "little" else ">"
 _OLD = b"ld.so-1.7.0"
 _NEW = b"glibc-ld.so.cache1.1"
+_OLD_HEAD, _OLD_ROW = 16, 12
+_HEAD, _ROW = 48, 24
+"""Bytes of a header and of an entry: struct cache_file and file_entry of the old format, struct
+cache_file_new and file_entry_new of the new one."""
+_COUNT, _FLAGS, _EXTENSION_OFFSET = 20, 28, 32
+"""Where nlibs, flags and extension_offset are in the new header."""
+_ORDERS = {2: "<", 3: ">"}
+"""The last two bits of flags (cache_file_new_flags_endian); 0 where ldconfig is older."""
 _EXTENSION = 0xEAA42174
+"""The magic number of the extensions."""
 _HWCAPS = 1
+"""The tag of the extension for glibc-hwcaps."""
 _IS_EXTENSION = 1 << 62
+"""In an entry's hwcap: its lower half is an index into that extension
+(DL_CACHE_HWCAP_EXTENSION)."""
 _MACHINES = {
     0x0000: "i386",
     0x0300: "x86_64",
@@ -31,6 +43,12 @@ _MACHINES = {
     0x1000: "riscv64",
     0x1200: "loongarch64",
 }
+"""An entry's flags but for the lowest byte -> the machine (FLAG_X8664_LIB64 and others,
+ldconfig.h)."""
+_LIBC6 = 3
+"""The lowest byte of flags: a library for glibc 2 (FLAG_ELF_LIBC6)."""
+_LONGEST = 4096
+"""Most bytes of a name or path."""
 
 
 TYPE_CHECKING = False
@@ -68,10 +86,10 @@ def parse(data: bytes, prefixes: tuple[str, ...] = ("",)) -> list[Entry]:
         raise LdCacheError("not an ld.so.cache" if data else "empty file")
     for order in "<>":
         header = Struct(order + "I")
-        if len(data) < 16:
+        if len(data) < _OLD_HEAD:
             break
         (count,) = header.unpack_from(data, 12)
-        end = 16 + 12 * count
+        end = _OLD_HEAD + _OLD_ROW * count
         if end > len(data):
             continue
         for align in (8, 4):
@@ -96,22 +114,22 @@ class Names:
         self._more: dict[bytes, list[int]] = {}
         self._hwcaps: list[str] = []
         self._parsed: list[Entry] | None = None
-        if not data.startswith(_NEW) or len(data) < 48 or data[28] & 3 == 3:
+        if not data.startswith(_NEW) or len(data) < _HEAD or _ORDERS.get(data[_FLAGS] & 3) == ">":
             self._parsed = parse(data)
             return
-        (count,) = Struct("<I").unpack_from(data, 20)
-        end = 48 + 24 * count
+        (count,) = Struct("<I").unpack_from(data, _COUNT)
+        end = _HEAD + _ROW * count
         if end > len(data):
             raise LdCacheError("truncated")
-        (extension,) = Struct("<I").unpack_from(data, 32)
+        (extension,) = Struct("<I").unpack_from(data, _EXTENSION_OFFSET)
         self._hwcaps = _hwcaps(data, 0, extension, "<")
-        find, table = data.find, data[48:end]
-        names = [data[key : find(b"\0", key, key + 4096)] for key in _keys(table, "<")]
-        self._rows = dict(zip(names, range(0, len(table), 24), strict=True))
+        find, table = data.find, data[_HEAD:end]
+        names = [data[key : find(b"\0", key, key + _LONGEST)] for key in _keys(table, "<")]
+        self._rows = dict(zip(names, range(0, len(table), _ROW), strict=True))
         if len(self._rows) < count:
             for at, name in enumerate(names):
-                if self._rows[name] != 24 * at:
-                    self._more.setdefault(name, []).append(24 * at)
+                if self._rows[name] != _ROW * at:
+                    self._more.setdefault(name, []).append(_ROW * at)
 
     def find(self, name: str) -> list[Entry]:
         """Return the entries of one name, in the file's order; raises LdCacheError."""
@@ -121,7 +139,7 @@ class Names:
         if key not in self._rows:
             return []
         places = (*self._more.get(key, ()), self._rows[key])
-        rows = b"".join(self._data[48 + at : 72 + at] for at in places)
+        rows = b"".join(self._data[_HEAD + at : _HEAD + _ROW + at] for at in places)
         return _entries(self._data, 0, "<", rows, (b"",), self._hwcaps)
 
     def names(self, start: str) -> list[str]:
@@ -135,9 +153,9 @@ class Names:
 
 
 def _old(data: bytes, order: str, count: int, starts: tuple[bytes, ...]) -> list[Entry]:
-    strings = 16 + 12 * count
+    strings = _OLD_HEAD + _OLD_ROW * count
     found = []
-    for flags, key, value in iter_unpack(order + "iII", data[16:strings]):
+    for flags, key, value in iter_unpack(order + "iII", data[_OLD_HEAD:strings]):
         if data.startswith(starts, strings + key):
             name, path = _string(data, strings + key), _string(data, strings + value)
             found.append(Entry(name, path, _machine(flags)))
@@ -146,19 +164,19 @@ def _old(data: bytes, order: str, count: int, starts: tuple[bytes, ...]) -> list
 
 def _new(data: bytes, base: int, starts: tuple[bytes, ...]) -> list[Entry]:
     """Read the format of glibc 2.2 and later, in which offsets count from its magic."""
-    if len(data) < base + 48:
+    if len(data) < base + _HEAD:
         raise LdCacheError("truncated")
-    said = data[base + 28] & 3
-    for order in {2: "<", 3: ">"}.get(said, "<>"):
-        count, _length = Struct(order + "II").unpack_from(data, base + 20)
-        end = base + 48 + 24 * count
+    said = data[base + _FLAGS] & 3
+    for order in _ORDERS.get(said, "<>"):
+        count, _length = Struct(order + "II").unpack_from(data, base + _COUNT)
+        end = base + _HEAD + _ROW * count
         if end <= len(data):
             break
     else:
         raise LdCacheError("truncated")
-    (extension,) = Struct(order + "I").unpack_from(data, base + 32)
+    (extension,) = Struct(order + "I").unpack_from(data, base + _EXTENSION_OFFSET)
     names = _hwcaps(data, base, extension, order)
-    rows = data[base + 48 : end]
+    rows = data[base + _HEAD : end]
     if 0 < len(starts) < 9 and all(starts):
         rows = _rows_of(data, base, order, rows, starts)
     return _entries(data, base, order, rows, starts, names)
@@ -177,7 +195,7 @@ def _rows_of(data: bytes, base: int, order: str, rows: bytes, starts: tuple[byte
             places.add(place - base)
             place = data.find(start, place + 1)
     found = [n for n, key in enumerate(_keys(rows, order)) if key in places]
-    return b"".join(rows[24 * n : 24 * n + 24] for n in found)
+    return b"".join(rows[_ROW * n : _ROW * n + _ROW] for n in found)
 
 
 def _keys(rows: bytes, order: str) -> "Sequence[int]":
@@ -232,11 +250,11 @@ def _hwcaps(data: bytes, base: int, at: int, order: str) -> list[str]:
 
 
 def _machine(flags: int) -> str:
-    return _MACHINES.get(flags & 0xFF00, "") if flags & 0xFF == 3 else ""
+    return _MACHINES.get(flags & 0xFF00, "") if flags & 0xFF == _LIBC6 else ""
 
 
 def _string(data: bytes, offset: int) -> str:
-    end = data.find(b"\0", offset, offset + 4096)
+    end = data.find(b"\0", offset, offset + _LONGEST)
     if end < 0:
         raise LdCacheError(f"damaged: no string at {offset}")
     return data[offset:end].decode("utf-8", "surrogateescape")

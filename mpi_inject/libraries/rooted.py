@@ -7,6 +7,9 @@ itself would use them; only the source of a Mount has the root before it.
 import os
 from errno import EINVAL
 
+MAXSYMLINKS = 40
+"""Symbolic links that are followed for one path, as many as Linux does (path_resolution(7))."""
+
 
 def under(root: str, path: str) -> str:
     """Return `path` under `root`; a leading slash never escapes."""
@@ -31,7 +34,7 @@ def real(root: str, path: str) -> str:
             done += "/" + part
             continue
         links += 1
-        if links > 40:
+        if links > MAXSYMLINKS:
             return path
         if target.startswith("/"):
             done = ""
@@ -66,7 +69,7 @@ class Links:
     def resolve(self, path: str) -> str:
         """Return what resolve(root, path) returns."""
         tried = path
-        for _ in range(40):
+        for _ in range(MAXSYMLINKS):
             folder, _slash, name = tried.rpartition("/")
             if name in ("", ".", ".."):
                 break

@@ -8,7 +8,7 @@ import os
 
 from rootless_udi.base.records import Record
 from rootless_udi.mpi_inject.libraries import elf, ldcache
-from rootless_udi.mpi_inject.libraries.rooted import real, under
+from rootless_udi.mpi_inject.libraries.rooted import MAXSYMLINKS, real, under
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ class HostLibraries:
     def _resolve(self, path: str) -> str:
         """Return the real path of a file whose folder is real."""
         folder = path.rpartition("/")[0]
-        for _ in range(40):
+        for _ in range(MAXSYMLINKS):
             try:
                 target = os.readlink(under(self.root, path))
             except OSError:

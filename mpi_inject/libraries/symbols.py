@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 _NATIVE = "<" if sys.byteorder == "little" else ">"
-_GNU_HASH = 0x6FFFFEF5
+_HASH, _SYMTAB, _GNU_HASH = 4, 6, 0x6FFFFEF5
+"""Tags of the dynamic section: DT_HASH, DT_SYMTAB, DT_GNU_HASH."""
 
 
 _ROW = {64: "IBxHQ8x", 32: "II4xBxH"}
@@ -51,16 +52,16 @@ class Symbols(ElfReader):
         """Return the dynamic symbol table and how many symbols it has, which the hash tables
         tell."""
         if self._table is None:
-            count = self._count() if 6 in self._tags else 0
+            count = self._count() if _SYMTAB in self._tags else 0
             size = form(self._e + _ROW[self.bits]).size
-            data = self._in.at(self._offset(6), size * count) if count else b""
+            data = self._in.at(self._offset(_SYMTAB), size * count) if count else b""
             self._table = data, count
         return self._table
 
     def _count(self) -> int:
         limit = self._in.size // 16
-        if 4 in self._tags:
-            return min(self._unpack("II", self._offset(4))[1], limit)
+        if _HASH in self._tags:
+            return min(self._unpack("II", self._offset(_HASH))[1], limit)
         if _GNU_HASH not in self._tags:
             return 0
         hashes = self._gnu_hash()

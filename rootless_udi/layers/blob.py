@@ -149,7 +149,7 @@ def _gzip(blob: IO[bytes], label: str) -> Iterator[bytes]:
     codec: Any = _optional("isal.isal_zlib") or zlib
 
     def new() -> Any:
-        return codec.decompressobj(wbits=31)
+        return codec.decompressobj(wbits=16 + zlib.MAX_WBITS)  # with gzip's header
 
     yield from _inflate(blob, label, new, codec.error)
 

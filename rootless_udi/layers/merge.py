@@ -30,6 +30,7 @@ What is chosen where tools differ:
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from os import fsdecode, stat
+from stat import S_ISGID, S_ISUID
 
 from rootless_udi.base.records import Record
 from rootless_udi.layers.blob import ahead, chunks, verified
@@ -241,7 +242,7 @@ class _Merge:
 
     def _allowed(self, path: bytes, one: Member | Node, stream: Stream | None) -> int:
         """Return the mode that is kept; count what is left out."""
-        if one.mode & 0o6000:
+        if one.mode & (S_ISUID | S_ISGID):
             if stream is not None:
                 self.ledger.take(PATH + of_texts(path), stream)
             self.setuid.add(path)

@@ -271,9 +271,9 @@ def _from_pax(stream: Stream, member: Member, pax: dict[bytes, bytes]) -> None:
     found: dict[bytes, bytes] = {}
     for key, value in pax.items():
         if key.startswith(b"SCHILY.xattr."):
-            found[key[13:]] = value
+            found[key.removeprefix(b"SCHILY.xattr.")] = value
         elif key.startswith(b"LIBARCHIVE.xattr."):
-            found.setdefault(*_libarchive(stream, key[17:], value))
+            found.setdefault(*_libarchive(stream, key.removeprefix(b"LIBARCHIVE.xattr."), value))
     if found:
         member.xattrs = _kept(found)
         member.dropped = len(found) - len(member.xattrs)

@@ -11,6 +11,7 @@ import socket
 import ssl
 import urllib.parse
 import urllib.request
+from errno import ECONNRESET
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.pull import parties
@@ -154,7 +155,7 @@ def _socks(sock: socket.socket, host: str, port: int, user: tuple[bytes, bytes] 
             while len(found) < count:
                 part = raw.read(count - len(found))
                 if not part:
-                    raise ConnectionResetError(104, "the SOCKS proxy closed the connection")
+                    raise ConnectionResetError(ECONNRESET, "the SOCKS proxy closed the connection")
                 found += part
             return found
 

@@ -5,7 +5,7 @@ abbreviated, optional arguments need "=" (or stand close to the letter), and the
 no option begins the command.
 """
 
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import NOT_EXECUTABLE, OURS, UdiError
 from rootless_udi.base.records import Record
 
 TYPE_CHECKING = False
@@ -257,4 +257,4 @@ def _given(values: dict[str, list[str]], words: list[str]) -> Given:
 
 def status(ours: int) -> int:
     """Return Shifter's exit status for udi-run's own (125, 126, 127); others are the command's."""
-    return {125: FAILED, 126: NOT_STARTED}.get(ours, ours)
+    return {OURS: FAILED, NOT_EXECUTABLE: NOT_STARTED}.get(ours, ours)
