@@ -26,24 +26,24 @@ PLANNED = (
     "NVIDIA_DISABLE_REQUIRE",
     "CUDA_MPS_PIPE_DIRECTORY",
 )
-"""Variables that change what is planned; the command's own differ between ranks and don't count."""
+"""Variables on which a plan depends. Others may differ between the ranks of one container."""
 
 RANKS = ("PMIX_RANK", "PMI_RANK", "PMI_ID", "OMPI_COMM_WORLD_RANK", "PMI_FD")
 """Variables of PMI and PMIx that tell a rank from its launcher."""
 
 
 def launcher(environ: "Mapping[str, str]", share: str) -> str:
-    """Return a name for who started this process and its peers on this node; "" for nobody.
+    """Return a name for what started this process and its peers on this node; "" if nothing did.
 
-    A Slurm or PALS step; else a PBS, Grid Engine or LSF job with the launcher's process; else,
-    where PMI or PMIx is spoken, the launcher's process alone.
+    That is a Slurm or PALS step; else a PBS, Grid Engine or LSF job and the launcher's process;
+    else, where variables of PMI or PMIx are set, the launcher's process alone.
     """
     if share == "off":
         return ""
     if share != "auto":
         return f"name {share}"
     get = environ.get
-    # Several node daemons on one machine make pretend nodes of it.
+    # For tests of Slurm, several slurmd on one machine each count as a node.
     node = get("SLURMD_NODENAME", "")
     if get("SLURM_JOB_ID") and get("SLURM_STEP_ID") and get("SLURM_PROCID"):
         return f"slurm {get('SLURM_JOB_ID')}.{get('SLURM_STEP_ID')} {node}"
@@ -69,7 +69,7 @@ def launcher(environ: "Mapping[str, str]", share: str) -> str:
 def _starter(mark: str) -> tuple[int, int]:
     """Return (pid, start) of the nearest ancestor whose environment lacks `mark`, NAME=VALUE.
 
-    A rank may come through a wrapper script, of which each has its own; the launcher is the one
+    Each rank may have been started by a wrapper script of its own. The launcher is the first
     process above them that is no rank itself.
     """
     pid = os.getppid()
@@ -94,7 +94,7 @@ def _starter(mark: str) -> tuple[int, int]:
 
 
 def key(request: Request, who: str, environ: "Mapping[str, str]") -> tuple[str, str]:
-    """Return (name, text): what a container depends on as text, and its file name in the state."""
+    """Return (name, text): the record's name, and the text of all that the container depends on."""
     parts = [f"udi {FORMAT}", who]
     for option in OPTIONS:
         value = getattr(request, option.field)

@@ -1,4 +1,4 @@
-"""Write the record of a node's container, and take it away at the end."""
+"""Write the record of a node's container, and remove it at the end."""
 
 import os
 from errno import EFBIG, ENOSPC
@@ -27,11 +27,11 @@ def write(
     server: str,
     told: bool = False,
 ) -> None:
-    """Publish the caller's container: a whole record, with the caller as its first member.
+    """Write the record of the caller's container, with the caller as its first member.
 
-    `fields` gives request, token and job, `server` is the image server's PID START: from in here it
-    may not be seen (proc(5), hidepid). `told`: it says for all ranks that
-    its folder is not inside. Raises UdiError where the file can't be written.
+    `fields` are its keys request, token and job. `server` is "PID START" of the image server, which
+    may not be visible from inside the container (proc(5), hidepid). `told`: this rank has said, for
+    all, that its folder is not inside. Raises UdiError where the file can't be written.
     """
     spaces = {kind: os.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("user", "mnt")}
     pairs = [
@@ -89,9 +89,9 @@ def _replace(directory: int, path: str, name: str, data: bytes) -> None:
 
 
 def end(path: str, name: str, token: str, why: str = "") -> None:
-    """Note in the record that its image server has died (`why`), or take the record away.
+    """Note in the record that its image server has died (`why`), or remove the record.
 
-    The helper calls this. A record that another container has taken over (its token tells) stays.
+    The helper calls this. A record with another token is that of a newer container: it stays.
     """
     try:
         _, directory = places.state([path], make=False)
@@ -123,5 +123,5 @@ def _mark(directory: int, path: str, name: str, record: NodeRecord, why: str) ->
     try:
         _replace(directory, path, name, content([*head, ("dead", why)], members))
     except UdiError:
-        # No room to say so: then nobody may join.
+        # It can't be noted: without the record nobody joins a container that has no server.
         os.unlink(file_of(name), dir_fd=directory)

@@ -100,8 +100,8 @@ class NodeRecord:
     def newest(self) -> "Iterator[tuple[int, int]]":
         """Yield the members as (pid, start), who came last first.
 
-        Lazily: a container that many short commands pass through has thousands of dead ones. A line
-        that is no member (a full disk cut it off) is passed over.
+        An iterator, since there may be thousands of dead ones, of short commands that have joined.
+        A line that is no member (cut off by a full disk) is ignored.
         """
         return self._backwards(len(self._tail))
 
@@ -242,7 +242,7 @@ def join(record: NodeRecord, fd: int) -> bool:
         try:
             os.write(fd, b"%d %d\n" % (me, started(me)))
         except OSError as error:
-            # Without room this one is inside as well; whoever comes goes in through another member.
+            # With a full disk it enters as well; later ranks join through other members.
             if error.errno not in (ENOSPC, EDQUOT):
                 folder, _, name = os.readlink(f"/proc/self/fd/{fd}").rpartition("/")
                 raise _failed("joining", folder, name, error) from None
@@ -251,7 +251,7 @@ def join(record: NodeRecord, fd: int) -> bool:
             setns(user, CLONE_NEWUSER)
             setns(mnt, CLONE_NEWNS)
         except OSError as error:
-            # What setns(2) says to a udi-run inside the container: it is there already.
+            # EINVAL of setns(2): this udi-run is in that user namespace already.
             if error.errno != EINVAL:
                 raise
         os.close(user)
@@ -264,8 +264,8 @@ def join(record: NodeRecord, fd: int) -> bool:
 def first_to_tell(fd: int, tail_at: int) -> bool:
     """Tell whether the caller is the first of the node's ranks to say that its folder is missing.
 
-    Each adds a line to the record; whose is first, speaks. `fd` is the record's, open for both;
-    `tail_at` is where its members begin.
+    Each adds a line to the record; the rank whose line is first says it. `fd` is the record's, open
+    for both; `tail_at` is where its members begin.
     """
     mine = b"%s %d\n" % (TOLD, os.getpid())
     try:

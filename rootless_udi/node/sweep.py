@@ -1,8 +1,9 @@
-"""Take away what dead containers left in a state directory.
+"""Remove what dead containers have left in a state directory.
 
 A container's helper removes its record. But a batch system that kills all of a job's processes at
 its end (Grid Engine by the job's group, Slurm by the step's cgroup) may kill the helper first: a
-record or its lock remains until somebody sweeps. Off the hot path: a helper or `udi ps` does it.
+record or its lock remains then. A helper of a later container or `udi ps` removes it; no start
+waits for that.
 """
 
 import fcntl
@@ -46,9 +47,10 @@ def _dead(directory: int, name: str) -> bool:
         lock = -1
     try:
         if lock >= 0:
-            # Held by a builder, or by a helper that is about to do this itself.
+            # This fails if a builder has the lock, or a helper that is removing the files itself.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # By now it may be another builder's. Who waits for one that is unlinked starts again.
+            # The name may be another builder's lock by now. A rank that waits for a lock whose file
+            # has been removed starts again.
             here = os.stat(f"{name}.lock", dir_fd=directory, follow_symlinks=False)
             if not os.path.samestat(here, os.fstat(lock)):
                 return False
@@ -58,7 +60,7 @@ def _dead(directory: int, name: str) -> bool:
         if record is not None and living(record):
             return False
         if record is None and lock < 0:
-            # A run of its own is writing its record, without a lock.
+            # It is new: a run that does not share its container writes its record without a lock.
             return False
         remove_files(directory, name)
         return True

@@ -125,6 +125,9 @@ def _text(node: ast.expr, names: dict[str, ast.expr]) -> str:
         return _text(inner, names) if isinstance(inner, ast.Constant) else _text(inner, {})
     if isinstance(node, ast.Name) and node.id in names:
         return _text(names[node.id], {})
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "counted":
+        many = node.args[2:] or [ast.BinOp(node.args[1], ast.Add(), ast.Constant("s"))]
+        return f"{_text(node.args[0], {})} {_text(many[0], names)}"
     return f"\0{_word(node)}\1"
 
 
