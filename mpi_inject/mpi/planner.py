@@ -108,7 +108,7 @@ def programs(image: "dict[str, Any]") -> tuple[str, ...]:
     )
 
 
-def _wanted_families(image: "dict[str, Any]") -> tuple[str, ...]:
+def wanted_families(image: "dict[str, Any]") -> tuple[str, ...]:
     """Return the families that an image can use: of its programs, its libraries, of mpi4py."""
     libraries = {lib["family"] for lib in image["libraries"] if lib["role"] == "C"}
     strong = programs(image)
@@ -133,7 +133,7 @@ def choose(
     chosen: "list[Profile]",
 ) -> tuple[HostMpi, tuple[str, ...]]:
     """Return the host MPI to use and which of the image's families it serves."""
-    families = _wanted_families(image)
+    families = wanted_families(image)
     profile = next((p for p in chosen if p.family), None)
     found: Iterable[HostMpi]
     if profile:
@@ -228,7 +228,7 @@ def plan(
         steps.append(Mount(ROOT, under(root, got.mpi.prefix), reason="the host MPI's own tree"))
     over, notes = _over(got, image, root)
     steps += over
-    served = [f for f in _wanted_families(image) if f not in families]
+    served = [f for f in wanted_families(image) if f not in families]
     notes += [f"{abi.NAMES[f]} stays the image's own: one host MPI at a time" for f in served]
     notes += [f"the host has no {name}, which {by} needs" for name, by in got.absent]
     if not image["consumers"]:
