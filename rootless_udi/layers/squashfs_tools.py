@@ -30,7 +30,7 @@ _BLOCK_SIZE = 131072
 _MEMORY = "256M"
 """mksquashfs's -mem: the size of its caches."""
 _PIPE_SIZE = 1 << 20
-_PLACES = ":/usr/sbin:/sbin"
+PLACES = ":/usr/sbin:/sbin"
 """Searched after PATH: some distributions install the tools in folders of no user's PATH."""
 
 _LEVELS = {"zstd": 22, "gzip": 9, "lz4": 0, "xz": 0, "lzo": 9, "none": 0}
@@ -92,7 +92,7 @@ def find(compression: str) -> str:
 
 
 def _which(name: str) -> str | None:
-    return shutil.which(name, path=os.environ.get("PATH", os.defpath) + _PLACES)
+    return shutil.which(name, path=os.environ.get("PATH", os.defpath) + PLACES)
 
 
 def command(target: str, compression: str, writer: str) -> list[str]:
