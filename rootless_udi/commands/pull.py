@@ -66,7 +66,7 @@ def pull(arguments: Arguments) -> int:
 
 
 def _with_what_is_meant(
-    error: UdiError, text: str, reference: oci.Reference, stores: tuple[str, ...]
+    error: UdiError, text: str, reference: Reference, stores: tuple[str, ...]
 ) -> UdiError:
     """Return the error with "did you mean" in its hint, for a name that no store has."""
     from rootless_udi.store import resolve, suggest
