@@ -122,7 +122,7 @@ def _host(site: Site) -> Iterable[Problem]:
         ("gpu.cdi_spec_dirs", site.cdi_spec_dirs),
     ):
         path, line = _at(site.origin(key))
-        # What is there without a word of the site's need not be there.
+        # The directories that are built in need not exist.
         usual = path == BUILT_IN or paths == Site().cdi_spec_dirs
         if not usual and paths and not any(os.path.isdir(one) for one in paths):
             yield Problem(path, line, key, f"none of them exists here: {', '.join(paths)}")

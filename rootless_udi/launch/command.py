@@ -140,7 +140,10 @@ def planned(
     environ: "dict[str, str]",
     own: "list[tuple[str, str, str]]",
 ) -> "tuple[list[str], dict[str, str], list[str]]":
-    """Return command line, environment and names of the folder of who joins through `record`."""
+    """Return what a rank that joins gets: argv, environment, names of the folder to start in.
+
+    `own` is of `own_variables`. Raises UdiError.
+    """
     defaults = Defaults(
         record.before,
         record.after,
@@ -167,7 +170,7 @@ def current(environ: "dict[str, str]") -> "list[str]":
         if logical.startswith("/") and logical != real and os.path.samefile(logical, real):
             return [logical, real]
     except OSError:
-        # It tells of a folder that is gone, or that can't be looked at.
+        # $PWD names a folder that is gone, or that can't be looked at.
         pass
     return [real]
 

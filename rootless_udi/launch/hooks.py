@@ -23,7 +23,7 @@ _STEP = 0.01
 
 
 class NotThere(UdiError):
-    """A hook whose program the image lacks."""
+    """A hook's program is not in the image."""
 
 
 def run(
@@ -31,10 +31,10 @@ def run(
 ) -> None:
     """Run the hooks one after the other, with empty standard input and their output on stderr.
 
-    Call this when the root directory is the container's. Raises UdiError for a hook that can't be
-    started, fails, is killed, or takes too long; then its whole process group is killed. Unless the
-    modules were `asked` for by name, a hook whose program the image lacks is left out, with a line
-    where that is to be `told`.
+    Call this when the root directory is the container's. `asked`: the modules were asked for by
+    name; if not, a hook whose program is not in the image is skipped, and with `told` a message
+    says so. Raises UdiError for a hook that can't be started, fails, is killed, or takes too long;
+    then its whole process group is killed.
     """
     for hook in hooks:
         try:

@@ -23,9 +23,9 @@ def gather(
 ) -> "tuple[tuple[Injection, ...], tuple[Hook, ...]]":
     """Return the injections and the hooks that the request and the site ask for.
 
-    A default module that doesn't fit this node or this image is left out, and with it those that
-    need it. Raises UdiError for a module that is asked for by name and can't be used, and for
-    modules that are wrong in themselves.
+    One of the site's default modules that can't be used on this node or with this image is left
+    out, and so are those that require it. Raises UdiError for a module that was asked for by name
+    and can't be used, and for an error in a module's file.
     """
     if request.module is None and not site.default_modules:
         return _parts(request, site, environ, image, host, ())
@@ -45,7 +45,7 @@ def gather(
 
 
 class Unfit(UdiError):
-    """A module that this node or this image has no use for."""
+    """`module` can't be used on this node or with this image."""
 
     def __init__(self, module: str, error: UdiError) -> None:
         super().__init__(error.message, error.hint)
@@ -53,7 +53,10 @@ class Unfit(UdiError):
 
 
 def _leave_out(unfit: Unfit, request: Request, environ: "Mapping[str, str]", image: Image) -> None:
-    """Say so to who wants to know, and to ranks whose image has an MPI: it may hang in its own."""
+    """Print that a default module is left out, if --verbose or --explain asks for it.
+
+    Also to ranks of a job whose image has an MPI: with its own MPI, the job may hang.
+    """
     aloud = request.verbose or request.explain is not None
     if not aloud and unfit.module == "mpi" and image.facts.get("elf"):
         from rootless_udi.mpi_inject.mpi import planner
@@ -76,7 +79,8 @@ def _parts(
     host: Host,
     chosen: "tuple[Module, ...]",
 ) -> "tuple[tuple[Injection, ...], tuple[Hook, ...]]":
-    """As `gather`, with these modules; raises Unfit for the first that can't be used."""
+    """Do what `gather` does with the modules `chosen`; raise Unfit for the first that can't be
+    used."""
     parts: list[Injection] = []
     hooks: tuple[Hook, ...] = ()
     mpi, gpu = request.mpi, request.gpu
@@ -120,7 +124,7 @@ def _parts(
 
 
 class _judged:
-    """A context in which a failure is that of a module; with "" it stays as it is."""
+    """A context that turns a UdiError into `Unfit` of `module`; with "" it does nothing."""
 
     def __init__(self, module: str) -> None:
         self.module = module

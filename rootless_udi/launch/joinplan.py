@@ -1,8 +1,9 @@
-"""UDI_JOIN_PLAN=1: print what a rank that joins would do, and do nothing.
+"""Print what a rank that joins would do, and do nothing: UDI_JOIN_PLAN=1, for tests.
 
-udi-run in C (joiner/) prints the same: tests compare the two. Fields as in a node's record, each
-with its length: by (which program decided), name and request of the container, state ("join", or
-"none" where there is nothing to join), and what the command gets: argv, env, cwd (names to try).
+udi-run in C (joiner/) prints the same, and tests compare the two. Each field is LENGTH:NAME=VALUE
+and a newline, as in a node's record. The names are `by` (the program that decided), `name` and
+`request` of the container, `state` ("join", or "none" where there is no container), and what the
+command would get: `argv`, `env`, `cwd` (the names of its folder), once for each value.
 """
 
 import os
@@ -30,7 +31,8 @@ def show(
 def plan(
     request: "Request", environ: "dict[str, str]", own: "list[Operation]", name: str, key: str
 ) -> bytes:
-    """Return what would be done. Raises UdiError for what is impossible."""
+    """Return the fields of the plan to join. `name` and `key` are as in `shared.run`. Raises
+    UdiError."""
     fields = [("by", "python"), ("name", name), ("request", key)]
     record = _record(environ, name, key) if name else None
     fields.append(("state", "join" if record else "none"))

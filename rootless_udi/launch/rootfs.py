@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from rootless_udi.plan.pernodecache import FileCache
 
 _FLAGS = {"ro": MS_RDONLY, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC}
-"""What a word of mount(8) adds to a mount's flags."""
+"""Option of mount(8) -> flag of mount(2)."""
 _WORDS = {*_FLAGS, "rw", "rec", "private", "slave"}
-"""All words of a bind; what else a file system's mount has is the file system's own."""
+"""The options that are ours to do; others of a mount go to its file system."""
 
 
 class Rootfs:
@@ -116,7 +116,7 @@ class Rootfs:
         self.mounts.append((step.target, found, "" if step.fstype else step.source))
         if step.fstype:
             data = ",".join(o for o in step.options if o not in _WORDS)
-            # Read-only last: mount points are still to be made in it.
+            # Read-only only at the end (`seal`), since mount points must be made in it.
             mount(step.source, where, step.fstype, flags & ~MS_RDONLY, data)
             if flags & MS_RDONLY:
                 self.to_seal.append(self.open(step.target))

@@ -160,7 +160,7 @@ def _choose(
 
 
 def without(chosen: "Sequence[Module]", name: str) -> tuple[Module, ...]:
-    """Return `chosen` less a module and those that require it, or one of these."""
+    """Return `chosen` without the module `name`, and without all that need it."""
     left, gone = [], {name}
     # A module comes after those that it requires.
     for module in chosen:

@@ -140,13 +140,15 @@ def _uncovered(
     steps: "Iterable[Step | FileCache]",
     injections: "Iterable[Injection]",
 ) -> "tuple[Volume, ...]":
-    """Return the volumes. Refuse one, or a mount of the site, a module or CDI, over a C library of
-    which all must be the host's: what is known of the image's would not hold for what lies there.
+    """Return the volumes. Raises UdiError for a volume or mount that hides parts of a C library.
+
+    That is the host's C library, which MPI or GPUs bring: all its files must be visible. Also the
+    mounts of the site, of modules and of CDI devices are checked.
     """
     over = [(f"volume {volume.destination}", volume.destination, True) for volume in volumes]
     for step in steps:
         if isinstance(step, Mount):
-            # On a file itself it is the one that brings it.
+            # A mount on a file itself is the one that brings the host's file.
             over.append((f"mount {step.target} ({step.reason})", step.target, False))
     targets = [target for injection in injections for target in injection.together]
     for what, place, whole in over:
