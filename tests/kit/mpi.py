@@ -320,13 +320,20 @@ def _tree(folder: Path, inside: str) -> list[images.Entry]:
 
 def store() -> Path:
     """Return the store in the cache that has the pulled images."""
-    return images.cache() / "mpi" / "store"
+    return _of_user("store")
+
+
+def _of_user(name: str) -> Path:
+    """Return a folder of the cache; root's cache has one for each of its test users, who own it."""
+    folder = images.cache() / "mpi"
+    uid = User(folder).uid
+    return folder / (name if uid == os.getuid() else f"{name}-{uid}")
 
 
 def pulled(name: str) -> str:
     """Pull one of IMAGES or OTHERS by `udi pull`, once, and return its reference."""
     image = IMAGES.get(name) or OTHERS[name]
-    folder = images.cache() / "mpi" / "layouts"
+    folder = _of_user("layouts")
     folder.mkdir(parents=True, exist_ok=True)
     modules = (TREE / "mpi_inject/libraries").glob("image_*.py")
     inspector = "".join(path.read_text() for path in sorted(modules))
