@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,8 +19,9 @@ pytestmark = [pytest.mark.alike, pytest.mark.needs("zensical")]
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tree's documents and what builds the site of them."""
     folder = tmp_path_factory.mktemp("site")
-    drawings = [str(path.relative_to(TREE)) for path in TREE.glob("docs/*.svg")]
-    for name in ("zensical.toml", "docs/build", *documents.pages(), *drawings):
+    kinds = ("docs/*.svg", "docs/*.css")
+    others = [str(path.relative_to(TREE)) for kind in kinds for path in TREE.glob(kind)]
+    for name in ("zensical.toml", "docs/build", *documents.pages(), *others):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(TREE / name, folder / name)
     return folder
@@ -42,9 +42,11 @@ def site(copy: Path) -> Path:
 
 
 def test_every_page_is_in_the_menu(site: Path) -> None:
-    menu = re.findall(r'"([^"]+\.md)"', (TREE / "zensical.toml").read_text())
-    assert sorted(menu) == sorted(documents.pages())
-    assert tomllib.loads((TREE / "zensical.toml").read_text())["project"]["theme"]["font"] is False
+    menu = re.findall(r'"([^"]+)" = "([^"]+\.md)"', (TREE / "zensical.toml").read_text())
+    assert sorted(page for _, page in menu) == sorted(documents.pages())
+    shown = re.sub(r"\s+", " ", (site / "index.html").read_text())
+    for title, page in menu:
+        assert f"> {title} <" in shown or f">{title}<" in shown, page
 
 
 class Loads(HTMLParser):
