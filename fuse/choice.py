@@ -45,7 +45,7 @@ NAMES = ("udi", "squashfuse_ll", "directory", "pyfuse3", "fuse-python")
 _AUTOMATIC = ("udi", "squashfuse_ll", "directory")
 
 _PRAISE = {
-    "udi": "our own server, which the kernel asks once for each thing",
+    "udi": "our own server; the kernel keeps its answers and asks nothing twice",
     "squashfuse_ll": "squashfuse_ll, a C program",
     "pyfuse3": "our own server through pyfuse3 (libfuse 3)",
     "fuse-python": "our own server through fuse-python (libfuse 2)",

@@ -10,7 +10,7 @@ from rootless_udi.commands.common.parsers import Parsers, command
 
 def add(commands: Parsers) -> None:
     """Add the parser of `udi bundle`."""
-    text = "put udi-run's modules into two files, for a shared file system"
+    text = "join udi-run's own modules into two files, so that starts open fewer"
     command(commands, "bundle", bundle, text)
 
 

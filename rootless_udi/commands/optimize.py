@@ -22,9 +22,15 @@ if TYPE_CHECKING:
 
 def add(commands: Parsers) -> None:
     """Add the parser of `udi optimize`."""
-    one = command(commands, "optimize", optimize, "lay an image out anew for what was noted")
+    one = command(
+        commands, "optimize", optimize, "write an image in the order in which starts read it"
+    )
     one.add_argument("--output", "-o", metavar="FILE", help="write it there; else into the store")
-    one.add_argument("--compact", action="store_true", help="leave what starts read compressed")
+    one.add_argument(
+        "--compact",
+        action="store_true",
+        help="change the order alone: nothing is stored uncompressed",
+    )
     one.add_argument("image")
     one.add_argument("profile", nargs="+")
 

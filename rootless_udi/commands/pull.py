@@ -28,7 +28,9 @@ def add(commands: Parsers) -> None:
     one.add_argument("--platform", help="OS/ARCHITECTURE[/VARIANT], this machine's by default")
     one.add_argument("--compression", help="zstd[:LEVEL], gzip[:LEVEL], xz, lz4, lzo or none")
     add_insecure(one)
-    one.add_argument("--force", action="store_true", help="make it anew though it is there")
+    one.add_argument(
+        "--force", action="store_true", help="pull it again, though it is in the store"
+    )
     one.add_argument("--keep-blobs", action="store_true", help="keep the compressed layers")
     one.add_argument("--writer", default="", help="tar2sqfs or mksquashfs, by name or path")
     one.add_argument("--quiet", "-q", action="store_true", help="say nothing but errors")

@@ -55,13 +55,22 @@ def test_page_with_what_is_slow(page: str, user: User, registry: Registry, tmp_p
         user.run("buildah", "unshare", "rm", "-rf", storage, env=env)
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize("page", documents.pages())
 def test_each_block_says_what_it_is(page: str) -> None:
+    """Blocks are fenced, so that none is passed over: an indented one has no language."""
     for block in documents.blocks(page):
         assert block.language, f"{block}: a block without a language"
         assert set(block.info) <= documents.WORDS, f"{block}: {block.info}"
         for word in ("not-run", "slow"):
             assert block.info.get(word) != "", f"{block}: {word} has a reason"
+    fenced = False
+    before = ""
+    for number, line in enumerate((documents.TREE / page).read_text().splitlines(), 1):
+        fenced ^= line.lstrip().startswith("```")
+        indented = line.startswith("    ") and not before and not fenced
+        assert not indented or line.lstrip()[0] in "-*0123456789", f"{page}:{number}: fence it"
+        before = line.strip()
 
 
 @pytest.mark.parametrize(
