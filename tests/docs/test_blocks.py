@@ -7,6 +7,7 @@ import pytest
 
 from tests.conftest import User
 from tests.kit import documents, world
+from tests.kit.places import TREE
 from tests.kit.registry import Registry
 
 pytestmark = pytest.mark.needs(
@@ -66,7 +67,7 @@ def test_each_block_says_what_it_is(page: str) -> None:
             assert block.info.get(word) != "", f"{block}: {word} has a reason"
     fenced = False
     before = ""
-    for number, line in enumerate((documents.TREE / page).read_text().splitlines(), 1):
+    for number, line in enumerate((TREE / page).read_text().splitlines(), 1):
         fenced ^= line.lstrip().startswith("```")
         indented = line.startswith("    ") and not before and not fenced
         assert not indented or line.lstrip()[0] in "-*0123456789", f"{page}:{number}: fence it"
