@@ -205,21 +205,16 @@ def _tried(what: str, body: Callable[[], None], remedy: str, bad: str = FAILURE)
 
 def in_child(body: Callable[[], None]) -> str:
     """Call `body` in a forked process; return why it failed, "" if it did not."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+
+    def tried(writer: int) -> None:
         try:
             body()
         except OSError as error:
             os.write(writer, str(error).encode(errors="replace"))
         except BaseException as error:
             os.write(writer, repr(error).encode(errors="replace"))
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with open(reader, encoding="utf-8", errors="replace") as file:
-        said = file.read()
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    said, status = doctor_calls.said_by_child(tried)
     return said or (f"killed by signal {-status}" if status < 0 else "")
 
 

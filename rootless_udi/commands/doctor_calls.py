@@ -1,6 +1,7 @@
 """Which of the newer system calls are refused here: a process of its own makes each of them."""
 
 import os
+from collections.abc import Callable
 from errno import EBADF
 from signal import SIGCHLD
 from sys import byteorder
@@ -24,19 +25,29 @@ _INT_MAX = 0x7FFFFFFF
 
 def refused() -> list[tuple[NewCall, str]]:
     """Return the calls that are refused, each with the reason. Raises OSError."""
+    said, _ = said_by_child(_try_all)
+    answers = dict(line.split() for line in said.splitlines())
+    return [(row, os.strerror(int(answers[row.name]))) for row in TABLE if row.name in answers]
+
+
+def said_by_child(body: Callable[[int], None]) -> tuple[str, int]:
+    """Call `body` in a forked process, with a descriptor to write to.
+
+    Return what it has written, and its exit status, which is negative after a signal. Raises
+    OSError.
+    """
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             os.close(reader)
-            _try_all(writer)
+            body(writer)
         finally:
             os._exit(0)
     os.close(writer)
-    with open(reader, encoding="ascii") as file:
-        answers = dict(line.split() for line in file)
-    os.waitpid(pid, 0)
-    return [(row, os.strerror(int(answers[row.name]))) for row in TABLE if row.name in answers]
+    with open(reader, encoding="utf-8", errors="replace") as file:
+        said = file.read()
+    return said, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def enter_outer() -> None:

@@ -30,11 +30,8 @@ def configuration(environ: dict[str, str]) -> Finding:
 def state(environ: dict[str, str]) -> Iterator[Finding]:
     """Yield where ranks find one another's container."""
     what = "state directory"
-    for path in places.directories(environ, os.getuid()):
-        why = places.refusal(path)
-        if why:
-            text = f"the state directory {path} is passed over: {why}"
-            yield Finding(WARNING, what, text, "have it removed")
+    for text in places.passed_over(places.directories(environ, os.getuid())):
+        yield Finding(WARNING, what, text, "have it removed")
     try:
         path, fd = places.find(environ, make=True)
     except UdiError as error:

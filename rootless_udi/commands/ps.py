@@ -52,12 +52,10 @@ def ps(arguments: Arguments) -> int:
 def containers(environ: dict[str, str]) -> list[Container]:
     """Return this user's living containers on this node, oldest first."""
     found = []
-    uid = os.getuid()
-    for path in (*places.directories(environ, uid), *places.further(environ)):
-        why = places.refusal(path)
-        if why:
-            complain("udi", f"the state directory {path} is passed over: {why}", "have it removed")
-            continue
+    paths = (*places.directories(environ, os.getuid()), *places.further(environ))
+    for text in places.passed_over(paths):
+        complain("udi", text, "have it removed")
+    for path in paths:
         _, directory = places.state([path], make=False)
         if directory < 0:
             continue

@@ -292,8 +292,5 @@ def failed(path: str, error: OSError) -> UdiError:
 
 def say_passed_over(environ: "dict[str, str]", chosen: str) -> None:
     """Say which state directories came before the `chosen` one, and why they are not used."""
-    for path in places.directories(environ, os.getuid()):
-        why = places.refusal(path)
-        if why:
-            hint = f"{chosen} is used in its place; have it removed"
-            complain("udi-run", f"the state directory {path} is passed over: {why}", hint)
+    for text in places.passed_over(places.directories(environ, os.getuid())):
+        complain("udi-run", text, f"{chosen} is used in its place; have it removed")

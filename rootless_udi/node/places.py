@@ -143,6 +143,14 @@ def refusal(path: str) -> str:
         return ""
 
 
+def passed_over(paths: "Iterable[str]") -> "Iterator[str]":
+    """Yield a sentence for each of `paths` that can't be a state directory."""
+    for path in paths:
+        why = refusal(path)
+        if why:
+            yield f"the state directory {path} is passed over: {why}"
+
+
 def _judge(status: os.stat_result) -> str:
     if S_ISLNK(status.st_mode):
         return "it is a symbolic link"
