@@ -134,12 +134,15 @@ def measure_memory(runners: dict[str, list[str]], ranks: int, env: dict[str, str
         print(f"  {name:<24}{kib / 1024:9.1f} MiB   {OURS} / this = {found[OURS] / kib:.3f}")
 
 
-def measure_join(words: list[str], env: dict[str, str]) -> None:
-    """Print a join's time against the bare interpreter's, and its opens."""
+def measure_join(words: list[str], runners: dict[str, list[str]], env: dict[str, str]) -> None:
+    """Print a join's time against bubblewrap's start and the bare interpreter's, and its opens."""
     peers.ENV.update(env)
     with living([*words, "/bin/sh", "-c", "echo; read line"], 1, env):
         commands = {
             "join": [*words, *TRUE],
+            "join, GPUs chosen": ["env", "NVIDIA_VISIBLE_DEVICES=0,1", *words, *TRUE],
+            "join by the script": [str(peers.TREE / "bin/udi-run"), *words[1:], *TRUE],
+            **{f"start of {n}": [*w, *TRUE] for n, w in runners.items() if n.startswith("bwrap")},
             "python3 -IS -c pass": ["python3", "-I", "-S", "-c", "pass"],
             "/bin/true": list(TRUE),
         }
@@ -174,7 +177,7 @@ def main() -> None:
         if "memory" in asked.only:
             measure_memory(runners, asked.ranks, env)
         if "join" in asked.only:
-            measure_join(joined, env)
+            measure_join(joined, runners, env)
 
 
 if __name__ == "__main__":

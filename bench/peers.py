@@ -21,7 +21,8 @@ sys.path.insert(0, str(TREE))
 from tests.kit import images  # noqa: E402
 
 PEERS = os.environ.get("UDI_PEERS", "/opt/peers/root")
-PATH = f"{TREE}/bin:{os.environ['PATH']}:{PEERS}/usr/bin:{PEERS}/usr/libexec/apptainer/bin"
+OURS = f"{TREE}/build/joiner:{TREE}/bin"
+PATH = f"{OURS}:{os.environ['PATH']}:{PEERS}/usr/bin:{PEERS}/usr/libexec/apptainer/bin"
 ENV = {**os.environ, "PATH": PATH, "USER": os.environ.get("USER", "user")}
 
 

@@ -36,6 +36,7 @@ def main() -> None:
         "--fuse=squashfuse_ll",
         str(image.squashfs),
     ]
+    runners["udi-run by the script"] = [str(peers.TREE / "bin/udi-run"), str(image.squashfs)]
     true = {name: [*words, "/bin/true"] for name, words in runners.items()}
     peers.table("start of /bin/true, a fresh container each", peers.rounds(true))
     numpy = {n: [*w, "/usr/bin/python3", "-c", "import numpy"] for n, w in runners.items()}

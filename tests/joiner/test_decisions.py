@@ -189,6 +189,12 @@ USUAL = [
 @pytest.mark.parametrize("argv", USUAL, ids=range(len(USUAL)))
 @pytest.mark.parametrize("record", [True, False])
 def test_what_is_usual_is_decided_in_c(place: Path, argv: list[str], record: bool) -> None:
+    env = usual(place, argv, record)
+    assert same(argv, env) == "c"
+
+
+def usual(place: Path, argv: list[str], record: bool) -> dict[str, str]:
+    """Write a record for a usual command line, or one of another container; return variables."""
     more = {"PWD": "/nowhere", "CUDA_X": "1", "NVIDIA_VISIBLE_DEVICES": " 1 , GPU-x", "B": ""}
     env = environment(place, {**more, "PMI_RANK": "1", "LD_PRELOAD": "x", "LMOD_x": "y"})
     request = options.parse(argv, env)
@@ -196,7 +202,22 @@ def test_what_is_usual_is_decided_in_c(place: Path, argv: list[str], record: boo
     pairs = [("request", key), ("user", "1"), ("mnt", "2"), ("server", ALIVE), ("workdir", "/w")]
     pairs += [("before", "set\0A\0x"), ("before", "append\0B\0y"), ("after", "prepend\0B\0\0z")]
     write(place, name if record else "other", [*pairs[:-1], ("entrypoint", "/e")], None)
-    assert same(argv, env) == "c"
+    return env
+
+
+@pytest.mark.slow
+@pytest.mark.needs("aarch64")
+def test_it_is_the_same_on_aarch64(place: Path, tmp_path: Path) -> None:
+    """Cross-compiled, and run by qemu."""
+    program = tmp_path / "udi-run"
+    flags = ["-Werror"]
+    assert build.compiled(["aarch64-linux-gnu-gcc", "-static"], program, flags) == ""
+    for argv in USUAL:
+        env = usual(place, argv, True)
+        status, found, _ = asked(("qemu-aarch64-static", str(program)), argv, env)
+        assert status == 0 and found[0] == ("by", "c")
+        # qemu turns the order of the variables round.
+        assert sorted(found) == sorted(asked((C,), argv, env)[1])
 
 
 LAUNCHERS = [

@@ -83,6 +83,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "zstd": _command("zstd"),
     "strace": _command("strace"),
     "gcc": _command("gcc"),
+    "aarch64": _command("aarch64-linux-gnu-gcc", "qemu-aarch64-static"),
     "joiner": (TREE / "build/joiner/udi-run").exists,
     "bwrap": _command("bwrap"),
     "musl": _command("musl-gcc"),
