@@ -9,10 +9,9 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NoReturn
 
-from rootless_udi.base.errors import UdiError
 from rootless_udi.base.privilege import refuse_privilege
 from rootless_udi.base.process import guarded, streams
 from rootless_udi.commands import (
@@ -44,8 +43,8 @@ from rootless_udi.commands import (
     tags,
     update,
 )
+from rootless_udi.commands.common import unknown
 from rootless_udi.commands.common.given import Arguments
-from rootless_udi.plan import foreign
 from rootless_udi.version import VERSION
 
 COMMANDS = (
@@ -54,20 +53,6 @@ COMMANDS = (
     *(config, mpi, gpu, doctor),
 )
 """The modules of the commands, in the order of --help."""
-
-_ELSEWHERE = {
-    "exec": "`udi run IMAGE COMMAND` starts a container",
-    "rmi": "udi rm IMAGE",
-    "delete": "udi rm IMAGE",
-    "ls": "udi images, or udi ps for containers",
-    "list": "udi images, or udi ps for containers",
-    "info": "udi doctor",
-    "check": "udi doctor",
-    "convert": "udi pull docker-archive:FILE",
-    "help": "udi --help",
-    "version": "udi --version",
-}
-"""Commands of other tools -> ours; `plan.foreign` has more of them."""
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -90,8 +75,10 @@ def do(argv: list[str]) -> int:
     whole = parser()
     names = [name for action in whole._actions for name in action.choices or ()]
     if argv and not argv[0].startswith("-") and argv[0] not in names:
-        raise _unknown(argv[0], names)
-    arguments = whole.parse_args(argv)
+        raise unknown.command(argv, names)
+    arguments, rest = whole.parse_known_args(argv)
+    if rest:
+        raise unknown.words(argv, rest, whole)
     function: Callable[[Arguments], int] = arguments.command
     if {*os.getresuid()} == {0} and len({*os.getresgid()}) == 1:
         from rootless_udi.commands.common import as_root
@@ -115,19 +102,6 @@ def parser() -> argparse.ArgumentParser:
     for module in COMMANDS:
         module.add(commands)
     return top
-
-
-def _unknown(word: str, known: Sequence[str]) -> UdiError:
-    """Return the error for a `word` that is not among the `known` commands; its hint has ours."""
-    from difflib import get_close_matches
-
-    hint = _ELSEWHERE.get(word) or foreign.COMMANDS.get(word, "")
-    if not hint:
-        near = get_close_matches(word, known, 2, 0.6)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see udi --help"
-        if not near and any(c in word for c in ":/@"):
-            hint = f"an image is run by udi run {word}, or udi-run {word}"
-    return UdiError(f"udi has no command {word}", hint, 2)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,8 @@ def all_stores(site: "Site", environ: "Mapping[str, str]") -> tuple[str, ...]:
     own = find.user_store(environ)
     # $UDI_STORE may name one of the site's stores. Then it is that one, with the same trusted
     # users.
-    return (next((one for one in shared if one == own), own), *shared)
+    same = next((one for one in shared if one == own), own)
+    return (same, *(one for one in shared if one != own))
 
 
 def local(text: str, path: str) -> Image:

@@ -573,7 +573,7 @@ def test_bash_keeps_its_own_prompt_behind_the_images_name(own: str) -> None:
 @pytest.mark.parametrize(
     ("word", "hint"),
     [
-        ("exec", "`udi run IMAGE COMMAND` starts a container"),
+        ("exec", "a container is started by: udi run ubuntu"),
         ("rmi", "udi rm IMAGE"),
         ("build", "udi pull takes it"),
         ("pul", "did you mean pull"),
@@ -603,3 +603,28 @@ def test_reports_as_json(user: User) -> None:
     assert shown["problems"][0]["line"] == 4 and done.returncode == 1 and done.stderr == ""
     done = user.run("udi", "gpu", "--json", "--gpu=none")
     assert json.loads(done.stdout)["steps"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("exec alpine id", "udi run alpine id"),
+        ("image ls", "udi images"),
+        ("image rm alpine", "udi rm alpine"),
+        ("image inspect alpine", "udi inspect alpine"),
+        ("system df", "udi df"),
+        ("system prune", "udi prune"),
+        ("cache clean", "udi prune"),
+        ("container ls", "udi ps"),
+        ("cp a b", "--volume=SRC:DST"),
+        ("top", "udi ps"),
+        ("images -a", "see udi images --help"),
+        ("images --digest-s", "did you mean --digests"),
+        ("prune --all", "see udi prune --help"),
+        ("config check x", "see udi config check --help"),
+    ],
+)
+def test_words_of_other_tools_have_an_answer(user: User, words: str, hint: str) -> None:
+    done = user.run("udi", *words.split())
+    assert done.returncode == 2 and "udi: hint: " in done.stderr
+    assert hint in done.stderr and "usage" not in done.stderr
