@@ -12,8 +12,9 @@ With title="NAME" a block of any language is not run but written to the file NAM
 is run. Words after the language: `not-run="REASON"`, `slow="REASON"` (run with -m slow alone),
 `fails` (its last command's status is not 0).
 
-In a table, each code span of a column whose head is "rootless_udi" is a command, unless it begins
-with "-" or a comment `<!-- not run: REASON -->` or `<!-- slow: REASON -->` stands in its row.
+In a table, each code span of a column whose head has the word rootless_udi is a command, unless
+it begins with "-", or a comment `<!-- not run: REASON -->` or `<!-- slow: REASON -->` stands in
+its row.
 """
 
 import re
@@ -81,8 +82,8 @@ def blocks(page: str) -> list[Block]:
             found.append(Block(page, number, language, info, "\n".join(inner)))
         elif line.startswith("|"):
             cells = [cell.strip() for cell in line.strip("|").split("|")]
-            if HEAD in cells and set(lines[number]) <= set("|-: "):
-                rows = [at for at, cell in enumerate(cells) if cell == HEAD]
+            if any(HEAD in cell for cell in cells) and set(lines[number]) <= set("|-: "):
+                rows = [at for at, cell in enumerate(cells) if HEAD in cell]
             elif rows:
                 found += _cells(page, number, line, [cells[at] for at in rows])
         else:
