@@ -4,6 +4,8 @@ import pytest
 
 from rootless_udi.base.digest import digest
 
+pytestmark = pytest.mark.alike
+
 
 @pytest.mark.parametrize(
     ("data", "text"),

@@ -276,6 +276,7 @@ def test_any_superblock_over_a_real_image(data: st.DataObject) -> None:
 _good = b""
 
 
+@pytest.mark.alike
 @pytest.mark.needs("mksquashfs")
 def test_the_fuzzer_for_a_moment(tmp_path: Path) -> None:
     mutants, refused = fuzz_squashfs.fuzz(2, 7, tmp_path / "mutant")

@@ -5,6 +5,8 @@ import pytest
 from rootless_udi.mpi_inject.libraries import abi
 from rootless_udi.mpi_inject.libraries.symbols import lacking, newest
 
+pytestmark = pytest.mark.alike
+
 
 def library(family: str = "mpich", version: tuple[int, ...] = (12, 1, 8)) -> abi.Library:
     return abi.Library("/lib/x", "libmpi.so.12", family, "C", version)

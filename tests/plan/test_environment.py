@@ -13,6 +13,8 @@ from rootless_udi.node import publish
 from rootless_udi.node.record import NodeRecord
 from rootless_udi.plan import environment
 
+pytestmark = pytest.mark.alike
+
 
 def applied(before: dict[str, str], *operations: tuple[str, str, str]) -> dict[str, str]:
     result = dict(before)

@@ -8,6 +8,8 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.plan import foreign, options
 from rootless_udi.plan.options import Request, parse
 
+pytestmark = pytest.mark.alike
+
 VALUES = {"volume": "/a:/b", "binds": "/a:/b", "mount": "type=bind,src=/a,dst=/b", "set-env": "A=1"}
 BECOMES: dict[str, dict[str, Any]] = {
     "--volume={}": {"volume": ("/a:/b",)},

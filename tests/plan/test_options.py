@@ -8,6 +8,8 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.plan import options
 from rootless_udi.plan.options import FLAG, LIST, OPTIONAL, OPTIONS, VALUE, Request, parse
 
+pytestmark = pytest.mark.alike
+
 
 def test_every_option_is_a_field() -> None:
     assert {option.field for option in OPTIONS} == set(Request.FIELDS) - {"command"}

@@ -17,6 +17,8 @@ from rootless_udi.plan.steps import Directory, Env, Hook, Injection, Mount, Syml
 from rootless_udi.plan.volumes import parse
 from tests.kit import places, plans
 
+pytestmark = pytest.mark.alike
+
 GOLDEN = places.GOLDEN / "plan"
 
 HOST = Host(

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from rootless_udi.base.errors import UdiError
 from rootless_udi.plan import sizes
 
+pytestmark = pytest.mark.alike
+
 
 @pytest.mark.parametrize(
     ("text", "size"),

@@ -11,6 +11,8 @@ from rootless_udi.plan import platforms
 from rootless_udi.plan.reference import Platform, parse_platform
 from rootless_udi.pull import manifest
 
+pytestmark = pytest.mark.alike
+
 D = ["sha256:" + f"{n:x}" * 64 for n in range(16)]
 LINUX = Platform("linux", "amd64")
 SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+"

@@ -108,6 +108,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     yield request.param
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize("scheme", ["bearer", "identity", "basic"])
 @pytest.mark.parametrize("evil", ["registry", "mirror", "realm", "cdn", "cdn2", "proxy"])
 def test_every_answer_from_every_party(

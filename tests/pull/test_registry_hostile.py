@@ -417,6 +417,7 @@ FRAGMENTS = st.sampled_from(
 LENIENT = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
+@pytest.mark.alike
 @settings(max_examples=150, suppress_health_check=LENIENT)
 @given(step=st.sampled_from(STEPS), parts=st.lists(FRAGMENTS, max_size=25), head=st.booleans())
 def test_fuzzed_answers(

@@ -12,6 +12,8 @@ from rootless_udi.shifter import udiroot
 from rootless_udi.shifter.udiroot import Converted
 from tests.kit import places
 
+pytestmark = pytest.mark.alike
+
 GOLDEN = places.GOLDEN / "config"
 
 
