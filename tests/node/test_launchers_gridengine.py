@@ -1,6 +1,7 @@
 """Under a real Grid Engine: the tasks of a job on one host share; jobs, and array tasks, do not."""
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +20,10 @@ pytestmark = [
     pytest.mark.needs("gridengine", "userns", "fuse", "mksquashfs", "busybox"),
 ]
 
-UDI_RUN = TREE / "bin/udi-run"
-"""Grid Engine gives a job a PATH of its own."""
+
+def found(user: User) -> str | None:
+    """Return the path of the user's udi-run: Grid Engine sets the PATH itself."""
+    return shutil.which("udi-run", path=user.env["PATH"])
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +61,16 @@ def nothing_remains(cell: GridEngine, user: User) -> Iterator[None]:
     assert state_files(state) == []
 
 
-def tasks(image: Path, count: int, folder: Path) -> str:
+def tasks(user: User, image: Path, count: int, folder: Path) -> str:
     """Return a script's lines that run `count` tasks at once, each of which shows where it is."""
     meet = f": > {folder}/$1; until [ $(ls {folder} | wc -l) -ge {count} ]; do usleep 20000; done"
     inner = f"echo $({SHOW}); {meet}"
-    one = f"{UDI_RUN} {image} sh -c '{inner}' task $i &"
+    one = f"{found(user)} {image} sh -c '{inner}' task $i &"
     return f"mkdir -p {folder}\nfor i in $(seq {count}); do {one} done\nwait\n"
 
 
 def test_tasks_of_a_parallel_environment_share(cell: GridEngine, user: User, image: Path) -> None:
-    script = "#!/bin/sh\n" + tasks(image, 4, user.home / "meeting")
+    script = "#!/bin/sh\n" + tasks(user, image, 4, user.home / "meeting")
     lines = cell.submit(user, script, "-pe", "mpi", "4").splitlines()
     assert len(lines) == 4
     assert len(set(lines)) == 1
@@ -78,7 +81,7 @@ def test_array_tasks_do_not_share(cell: GridEngine, user: User, image: Path) -> 
     """Two tasks that run at the same time on one host."""
     folder = user.home / "meeting"
     meet = f": > {folder}/$SGE_TASK_ID; until [ $(ls {folder} | wc -l) -ge 2 ]; do sleep 1; done"
-    script = f"#!/bin/sh\nmkdir -p {folder}\n{UDI_RUN} {image} sh -c 'echo $({SHOW}); {meet}'\n"
+    script = f"#!/bin/sh\nmkdir -p {folder}\n{found(user)} {image} sh -c 'echo $({SHOW}); {meet}'\n"
     lines = cell.submit(user, script, "-t", "1-2").splitlines()
     assert len(lines) == len(set(lines)) == 2, lines
 
@@ -87,7 +90,7 @@ def test_array_tasks_do_not_share(cell: GridEngine, user: User, image: Path) -> 
 def test_mpi_in_a_parallel_environment(cell: GridEngine, user: User) -> None:
     """hydra knows Grid Engine and reads PE_HOSTFILE; on one host it forks its ranks."""
     image = reachable(mpiprogs.image(mpiprogs.MPICH))
-    run = f"{UDI_RUN} {image} {mpiprogs.INSIDE}/mpicheck 2 8192"
+    run = f"{found(user)} {image} {mpiprogs.INSIDE}/mpicheck 2 8192"
     script = f"#!/bin/sh\nmpiexec.hydra -launcher fork -n $NSLOTS {run}\n"
     result = mpiprogs.parse(cell.submit(user, script, "-pe", "mpi", "2"))
     assert result.done
@@ -118,7 +121,7 @@ def test_a_job_without_an_image_runs_as_ever(cell: GridEngine, user: User) -> No
 
 def test_qdel_leaves_nothing(cell: GridEngine, user: User, image: Path) -> None:
     up = user.home / "up"
-    script = f"#!/bin/sh\n{UDI_RUN} {image} sh -c ': > {up}; sleep 1000' &\nwait\n"
+    script = f"#!/bin/sh\n{found(user)} {image} sh -c ': > {up}; sleep 1000' &\nwait\n"
     path = user.home / "job.sh"
     path.write_text(script)
     words = ["-terse", "-V", "-cwd", "-j", "y", "-o", "/dev/null"]

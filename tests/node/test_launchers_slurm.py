@@ -199,7 +199,7 @@ def test_the_hosts_mpi_inside(slurm: Slurm, user: User, pmi: str, image: str, ho
     Open MPI 5 is not among them: with the PMIx 4 of this Slurm it fails without a container too.
     """
     reference = mpis.pulled(image)
-    argv = ["srun", f"--mpi={pmi}", "-N1", "-n4", TREE / "bin/udi-run", "--mpi", reference]
+    argv = ["srun", f"--mpi={pmi}", "-N1", "-n4", "udi-run", "--mpi", reference]
     made = {**mpis.IMAGES, **mpis.OTHERS}[image]
     words = [mpis.PROGRAM] if made.built else ["python3", "-c", mpis.PYTHON]
     done = slurm.run(user, *argv, *words, env=mpis.environment(user, host))
