@@ -19,6 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from rootless_udi.base import process  # noqa: E402
 from rootless_udi.launch.command import SHELL  # noqa: E402
 from rootless_udi.node import launcher, record  # noqa: E402
 from rootless_udi.plan import environment, options  # noqa: E402
@@ -57,6 +58,7 @@ def tables() -> str:
         "SQUASHFS_SUFFIXES": options.SQUASHFS_SUFFIXES,
         "PLANNED": launcher.PLANNED,
         "RANKS": launcher.RANKS,
+        "RANK_VARIABLES": process.RANK_VARIABLES,
         "UNSECURE": environment.UNSECURE,
         "HOST_ONLY": environment.HOST_ONLY,
         "HOST_PREFIXES": environment.HOST_PREFIXES,

@@ -2,6 +2,7 @@
  * Only texts that `printable` has seen come here; all others are handed over before. */
 #include "joiner.h"
 #include "tables.h"
+#include "tables.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -32,11 +33,9 @@ bool printable(const char *string)
 /* In a job of several ranks an error says rank and node: a hundred speak to one terminal. */
 void speak_as(const struct list *env)
 {
-    static const char *const ranks[] = {"SLURM_PROCID",         "PMIX_RANK",    "PMI_RANK",
-                                        "OMPI_COMM_WORLD_RANK", "PALS_RANKID", NULL};
     struct utsname node;
-    for (size_t i = 0; ranks[i]; i++) {
-        const char *rank = get_or(env, ranks[i], NULL);
+    for (size_t i = 0; RANK_VARIABLES[i]; i++) {
+        const char *rank = get_or(env, RANK_VARIABLES[i], NULL);
         if (!rank)
             continue;
         const char *name = get_or(env, "SLURMD_NODENAME", NULL);

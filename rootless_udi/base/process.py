@@ -105,15 +105,16 @@ def guarded(program: str, body: "Callable[[], int]") -> int:
     return _flushed(program, status)
 
 
-_RANKS = ("SLURM_PROCID", "PMIX_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID")
-"""Variables in which launchers tell a process its rank."""
+RANK_VARIABLES = ("SLURM_PROCID", "PMIX_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID")
+"""Variables in which launchers tell a process its rank, for errors; `node.launcher.RANKS` are those
+of which a rank without a job's number is known."""
 
 
 def _speaker(program: str) -> str:
     """Return the program's name as an error begins. In a job of several ranks, which print to one
     terminal, it is followed by rank and node."""
     get = os.environ.get
-    rank = next((get(name) for name in _RANKS if get(name)), "")
+    rank = next((get(name) for name in RANK_VARIABLES if get(name)), "")
     if not rank or program not in ("udi-run", "shifter"):
         return program
     return f"{program}: rank {rank} on {get('SLURMD_NODENAME') or os.uname().nodename}"

@@ -276,7 +276,7 @@ def _squashfuse(environ: dict[str, str], fuse: bool) -> Finding:
 def _decompressors() -> Iterator[Finding]:
     from rootless_udi.fuse import decompress
 
-    have = [name for name in ("gzip", "zstd", "xz", "lz4", "lzo") if decompress.available(name)]
+    have = [name for name in decompress.PACKAGES if decompress.available(name)]
     state = OK if {"gzip", "zstd"} <= set(have) else WARNING
     yield Finding(
         state,

@@ -8,6 +8,7 @@ imported where an option is none of udi-run's own.
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
+from rootless_udi.plan import volumes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -256,7 +257,7 @@ def _binds(name: str, value: str) -> list[str]:
     """Rewrite SRC[:DST[:FLAGS]],... of Apptainer and pyxis; a comma may also be before a flag."""
     found: list[str] = []
     for one in value.split(","):
-        if found and one in ("ro", "rw", *_FLAGS, *_IGNORED):
+        if found and one in (*volumes.FLAGS, *_FLAGS, *_IGNORED):
             found[-1] += f",{one}"
         else:
             found.append(one)
