@@ -143,8 +143,7 @@ class _View:
         return self.look(path)[0]
 
     def walk(self, path: str, mounted: "set[str]") -> "tuple[str, list[str]] | None":
-        """Return the deepest directory on the way to `path` that exists, and the names missing in
-        it.
+        """Return the deepest existing directory on the way to `path`, and the names missing in it.
 
         Links are followed. None where the way leads into something of `mounted`, to a file or in a
         circle.
