@@ -97,11 +97,6 @@ class Site(Record):
     """Further places for a node's records: see `rootless_udi.node.places`."""
     origins: tuple[tuple[str, str], ...] = ()
 
-    @property
-    def host_etc(self) -> tuple[str, ...]:
-        """The container's paths that `etc` fills."""
-        return tuple(f"/etc/{name}" for name, _ in self.etc)
-
     def origin(self, key: str) -> str:
         """Return the "FILE:LINE" that gave a key ("cache.method"), or "built-in default"."""
         return dict(self.origins).get(key, BUILT_IN)

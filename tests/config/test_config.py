@@ -216,7 +216,6 @@ def test_etc(place: Place) -> None:
         ("services", "/etc/services"),
         ("nsswitch.conf", "/site/nss"),
     )
-    assert site.host_etc == ("/etc/hosts", "/etc/services", "/etc/nsswitch.conf")
 
 
 class TestCopy:
