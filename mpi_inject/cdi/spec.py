@@ -78,8 +78,7 @@ HINT = "mend the CDI file, or have its vendor's tool write it anew"
 
 
 class Spec(Record):
-    """One checked specification; `devices` maps names to their edits, `edits` are for each of
-    them."""
+    """One checked specification: `devices` maps names to edits, `edits` are for each device."""
 
     path: str
     version: str

@@ -165,8 +165,7 @@ class _Parser:
         return found
 
     def nested(self, indent: int, same: bool = False) -> "Any":
-        """Read the value below a bare "-" or "KEY:"; `same`: it may be a sequence with equal
-        indent."""
+        """Read the value below a bare "-" or "KEY:"; `same`: also a sequence of equal indent."""
         self.at += 1
         if self.at == len(self.rows):
             return None

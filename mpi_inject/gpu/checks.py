@@ -56,8 +56,7 @@ def finish(
 
 
 def driver_checks(context: Context, version: str, may_compat: bool) -> tuple[list[Env], list[str]]:
-    """Check whether the driver can run the image's CUDA; if not, use its compatibility
-    libraries."""
+    """Check that the driver runs the image's CUDA; if not, use its compatibility libraries."""
     found = _image_compat(context.facts) if may_compat else None
     if found is None and not {"NVIDIA_REQUIRE_CUDA", "CUDA_VERSION"} & set(context.env):
         return [], []

@@ -182,8 +182,11 @@ def _disabled(env: "Mapping[str, str]", environ: "Mapping[str, str]") -> bool:
 
 
 class Compat(Record):
-    """An image's CUDA compatibility libraries: directory, driver version, and the branches of the
-    host's driver that they suit, if they say so (libraries.cuda_compat)."""
+    """An image's CUDA compatibility libraries: directory and driver version.
+
+    `branches` are those of the host's driver that they suit, if they say so
+    (libraries.cuda_compat).
+    """
 
     folder: str
     version: str

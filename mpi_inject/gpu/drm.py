@@ -7,8 +7,7 @@ AMD, INTEL, HABANA = "0x1002", "0x8086", "0x1da3"
 
 
 class Card(Record):
-    """A card. The caller must be able to open `nodes`; `driver` is the kernel's ("amdgpu",
-    "xe")."""
+    """A card. The caller must be able to open `nodes`; `driver` is the kernel's ("amdgpu")."""
 
     nodes: tuple[str, ...]
     driver: str

@@ -1,5 +1,4 @@
-"""What CDI devices put into a container: by name (`--device`, `--gpu=cdi:NAME`) or a vendor's
-all."""
+"""What CDI devices put into a container: by name (`--device`, `--gpu=cdi:NAME`) or a whole kind."""
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.mpi_inject.cdi import registry as cdi_registry

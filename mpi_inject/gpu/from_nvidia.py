@@ -58,8 +58,10 @@ def _usable(root: str, nodes: "Iterable[str]") -> None:
 
 
 def _files(context: Context, driver: nvidia.Driver, reason: str) -> list[Step]:
-    """Return the mounts of files and sockets. A socket's folder is mounted, for when its daemon is
-    restarted and makes a new socket."""
+    """Return the mounts of files and sockets.
+
+    A socket's folder is mounted: a daemon that is restarted makes a new socket in it.
+    """
     steps: list[Step] = []
     for path, source in driver.files:
         options: tuple[str, ...] = OPTIONS

@@ -125,8 +125,7 @@ def _auto(context: Context, directories: tuple[str, ...]) -> list[Injection]:
 
 
 def _vendor(context: Context, vendor: str) -> Injection | None:
-    """Return what a vendor's GPUs put in, by CDI if the host has a specification; None for no
-    GPU."""
+    """Return what a vendor's GPUs put in, by CDI where a specification is; None for no GPU."""
     stale = ""
     if context.registry is not None:
         from rootless_udi.mpi_inject.gpu import from_cdi

@@ -278,8 +278,7 @@ class ElfReader:
         )
 
     def _versions(self, tag: int, read: "Callable[[bytes, int], T]", none: "T") -> "T":
-        """Return what `read` makes of the table at `tag` and its count, which the tag behind it
-        has.
+        """Return what `read` makes of the table at `tag`, and of its count (the next tag).
 
         A table's length is said nowhere, but by the links between its entries: little is read
         first, and if that is not enough, as much as is allowed.

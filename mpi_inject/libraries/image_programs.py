@@ -100,8 +100,7 @@ def provided(
 
 
 class ProgramLinks:
-    """An image's files and how they are found: `real` resolves a path, `links` are symbolic
-    links."""
+    """An image's files and links; `real` resolves a path."""
 
     def __init__(
         self,

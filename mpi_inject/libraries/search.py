@@ -169,8 +169,7 @@ class HostLibraries:
             os.close(file)
 
     def needed(self, path: str) -> tuple[str, ...]:
-        """Return the DT_NEEDED of the ELF file at `path`, which is all that is wanted of a
-        plugin."""
+        """Return DT_NEEDED of the ELF file at `path`: of a plugin nothing else is wanted."""
         try:
             file = os.open(under(self.root, path), os.O_RDONLY | os.O_CLOEXEC)
         except OSError:

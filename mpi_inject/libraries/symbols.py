@@ -1,5 +1,4 @@
-"""The dynamic symbols of an ELF file: what it exports and needs, the text of a constant. Also
-comparison of symbol versions.
+"""The dynamic symbols of an ELF file, and the comparison of symbol versions.
 
 As in elf.py, section headers are never used, and the only error is ElfError.
 """
@@ -29,8 +28,7 @@ _POWERS = [pow(33, n, 1 << 32) for n in range(_LONGEST, -1, -1)]
 
 
 class _Hashes(Record):
-    """The hash table of DT_GNU_HASH: buckets, index of the first symbol in it, offset of its
-    chains."""
+    """DT_GNU_HASH: buckets, index of the first symbol in it, offset of its chains."""
 
     buckets: "Sequence[int]"
     first: int
@@ -49,8 +47,7 @@ class Symbols(ElfReader):
         self._table: tuple[bytes, int] | None = None
 
     def _symbols(self) -> tuple[bytes, int]:
-        """Return the dynamic symbol table and how many symbols it has, which the hash tables
-        tell."""
+        """Return the dynamic symbol table and its number of symbols, by the hash tables."""
         if self._table is None:
             count = self._count() if _SYMTAB in self._tags else 0
             size = form(self._e + _ROW[self.bits]).size
@@ -207,8 +204,7 @@ def _split(version: str) -> tuple[str, tuple[int, ...]]:
 
 
 def newest(versions: "Iterable[str]") -> list[str]:
-    """Return the highest version of each series, sorted: of GLIBC_2.2.5 and GLIBC_2.34 the
-    latter."""
+    """Return the highest version of each series, sorted: GLIBC_2.34 of that and GLIBC_2.2.5."""
     best: dict[str, tuple[tuple[int, ...], str]] = {}
     for version in versions:
         series, value = numbers(version)

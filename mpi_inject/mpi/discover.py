@@ -122,8 +122,7 @@ def candidates(
 
 
 def folders(prefix: str, machine: str) -> "Iterator[str]":
-    """Yield the folders below a prefix where libraries may be; Cray's ABI-compatible build
-    first."""
+    """Yield the folders below a prefix where libraries may be; Cray's ABI build first."""
     prefix = prefix.rstrip("/")
     yield f"{prefix}/lib-abi-mpich"
     yield f"{prefix}/lib/release"

@@ -185,8 +185,7 @@ class _Group:
         self.dropped: list[str] = []
 
     def keep(self, name: str, by: Found) -> bool:
-        """Tell whether a library is there already, or stays the image's, which has what `by`
-        needs."""
+        """Tell whether a library is there already, or the image's own has what `by` needs."""
         if name in self.names:
             return True
         if is_stack(name) or abi.identify(name)[0]:

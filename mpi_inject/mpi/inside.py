@@ -46,8 +46,7 @@ def trees(got: "Gathered", root: str) -> "list[Step]":
 def trees_over(
     got: "Gathered", image: "dict[str, Any]", root: str, stays: "set[str]"
 ) -> "list[Step]":
-    """Return the binds of plugin folders over the image's, but not where libraries stay the
-    image's.
+    """Return the binds of plugin folders over the image's, but beside libraries that stay.
 
     Variables don't keep all libraries from the image's plugins: UCX looks beside itself, wherever
     an RPATH has found it; libibverbs also loads the drivers that /etc/libibverbs.d names.

@@ -151,8 +151,7 @@ def expand(root: str, pattern: str) -> list[str]:
 
 
 def variables(profile: Profile, environ: "Mapping[str, str]") -> list[Env]:
-    """Return a profile's operations on the environment; a `default` sets what the caller has
-    not."""
+    """Return a profile's operations; a `default` sets a variable that the caller has not."""
     return [
         env.replace(op="set") if env.op == "default" else env
         for env in profile.environment

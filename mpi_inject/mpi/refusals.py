@@ -176,8 +176,7 @@ def _some(files: "list[str]") -> str:
 
 
 def _kept_fault(got: "Gathered", image: "dict[str, Any]", family: str) -> "UdiError | None":
-    """Return the error for an image's Fortran or C++ library that needs an internal library which
-    the host does not have.
+    """Return the error for an image's library that needs an internal one the host lacks.
 
     Open MPI 5 has no libopen-pal.so.40, for example. The image's would be loaded beside the host's
     newer one, and each would call the other's functions.

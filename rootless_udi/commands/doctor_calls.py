@@ -87,8 +87,7 @@ def _try(row: NewCall, writer: int) -> None:
 
 
 def _arguments(name: str) -> "tuple[int | bytes | None, ...]":
-    """Return arguments with which a call succeeds and changes nothing; move_mount fails with
-    EBADF."""
+    """Return arguments that change nothing: a call succeeds, move_mount fails with EBADF."""
     if name == "open_tree":
         return AT_FDCWD, b"/tmp", os.O_CLOEXEC
     if name == "move_mount":

@@ -33,8 +33,7 @@ def add(commands: Parsers) -> None:
 
 
 def export(arguments: Arguments) -> int:
-    """udi export: write the file and print its path. A squashfs file has the image's facts in
-    it."""
+    """udi export: write the file and print its path; a squashfs file has the facts in it."""
     site = load.load(os.environ)
     image = any_image(arguments.image, site, parsed_platform(arguments))
     if arguments.format != "squashfs":

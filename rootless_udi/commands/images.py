@@ -24,8 +24,7 @@ _FILTERS = "reference=PATTERN, platform=ARCH, untagged=true, older=AGE"
 
 
 class ImageRow(Record):
-    """A row of the table: `name` as it is typed, `reference` in full; "" for an image without a
-    name."""
+    """A row of the table: `name` as typed, `reference` in full; "" for no name."""
 
     name: str
     reference: str

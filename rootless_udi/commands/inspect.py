@@ -19,8 +19,7 @@ def add(commands: Parsers) -> None:
 
 
 def inspect(arguments: Arguments) -> int:
-    """udi inspect: the facts that the pull wrote, and where the image is; also for a squashfs
-    file."""
+    """udi inspect: the facts that the pull wrote, and where the image is; or those in a file."""
     site = load.load(os.environ)
     if parse(arguments.image, site.registry).kind in ("squashfs", "path"):
         file = any_image(arguments.image, site)

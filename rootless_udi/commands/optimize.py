@@ -36,8 +36,7 @@ def add(commands: Parsers) -> None:
 
 
 def optimize(arguments: Arguments) -> int:
-    """udi optimize: print the new file. In the store it stands beside the image, for the same
-    name."""
+    """udi optimize: print the new file; in the store it stands beside the image."""
     site = load.load(os.environ)
     reference = parse(arguments.image, site.registry)
     if reference.kind in ("squashfs", "path"):

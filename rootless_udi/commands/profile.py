@@ -39,8 +39,7 @@ def profile(arguments: Arguments) -> int:
 
 
 def traced(run: Sequence[str], image: str, command: Sequence[str], target: str) -> int:
-    """Run `command` in `image`, have the server write a profile to `target`; return the exit
-    status.
+    """Run `command` in `image` with a profile as `target`; return its exit status.
 
     `run` is the argv of udi-run with its options, to which `--trace=FILE` is added. Raises UdiError
     where there is no profile after WAIT; OSError.

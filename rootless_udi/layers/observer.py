@@ -11,8 +11,7 @@ HEAD = 64
 
 
 class Observer(Protocol):
-    """Is told what is in the image while it is merged. Paths are absolute, as os.fsdecode gives
-    them.
+    """Is told what is in the image while it is merged. Paths are as os.fsdecode gives them.
 
     After `Again` everything is told once more: of calls for one path the last one counts.
     """

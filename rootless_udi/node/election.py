@@ -239,8 +239,11 @@ def _take(lock: int) -> None:
 
 
 def _tell(lock: int) -> None:
-    """Say who is waited for, once on a node: the first waiting rank to get a record lock (fcntl(2))
-    on the same file says it. Such a lock is independent of the flock(2)."""
+    """Say who is waited for, once on a node.
+
+    It is said by the waiting rank that first gets a record lock (fcntl(2)) on the same file. Such a
+    lock has nothing to do with the flock(2).
+    """
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

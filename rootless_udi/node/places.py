@@ -135,8 +135,7 @@ def seen(paths: "Iterable[str]") -> str:
 
 
 def refusal(path: str) -> str:
-    """Return why what is at `path` can't be a state directory; "" where it can, or nothing is
-    there."""
+    """Return why `path` can't be a state directory; "" where it can, or nothing is there."""
     try:
         return _judge(os.lstat(path))
     except OSError:

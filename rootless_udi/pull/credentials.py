@@ -60,8 +60,7 @@ def files(environ: Mapping[str, str]) -> list[str]:
 
 
 def keys(registry: str, repository: str) -> list[str]:
-    """Return the names under which a file may have `registry`/`repository`, the most exact
-    first."""
+    """Return the names that a file may have `registry`/`repository` by, the longest first."""
     found = []
     parts = repository.split("/") if repository else []
     hosts = [registry]

@@ -40,8 +40,11 @@ def _odd(what: str) -> UdiError:
 
 
 class _Info(tarfile.TarInfo):
-    """A member's header. Refuses what tarfile itself would read into memory, whatever its size:
-    extension headers, and the maps of sparse files."""
+    """A member's header.
+
+    Refuses what tarfile itself would read into memory, whatever its size: extension headers, and
+    the maps of sparse files.
+    """
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         extension = self.type not in tarfile.SUPPORTED_TYPES or self.type in _EXTENSIONS
@@ -60,8 +63,7 @@ _EXTENSIONS = (
 
 
 class ArchiveSource:
-    """One image of an archive: the one that the reference's tag names, or the only one if it is
-    empty."""
+    """One image of an archive: that of the reference's tag, or the only one without a tag."""
 
     parallel = 1
 
@@ -136,8 +138,7 @@ class ArchiveSource:
         raise UdiError(f"{self.what}: {name} is no file")
 
     def _content(self, member: tarfile.TarInfo, offset: int, size: int) -> bytes:
-        """Return `size` bytes of a member from `offset` on; one thread at a time reads the
-        archive."""
+        """Return `size` bytes of a member at `offset`; one thread reads the archive at a time."""
         assert self._tar is not None
         with self._lock:
             try:

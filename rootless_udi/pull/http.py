@@ -66,8 +66,7 @@ class Reply:
         self._sock = sock
 
     def read_some(self, most: int) -> bytes:
-        """Return bytes that have arrived, at most `most`; b"" at the end or if the connection
-        broke."""
+        """Return at most `most` bytes that have arrived; b"" at the end or a broken connection."""
         return self._response.read1(most)
 
     def read_all(self, most: int, what: str) -> bytes:
@@ -239,8 +238,7 @@ class Transport:
             return self._contexts[key]
 
     def _new_context(self, host: str, insecure: bool) -> ssl.SSLContext:
-        """Trust the system's CAs, $SSL_CERT_FILE and $SSL_CERT_DIR (OpenSSL reads them),
-        certs.d."""
+        """Trust the system's CAs, certs.d, and $SSL_CERT_FILE and $SSL_CERT_DIR (by OpenSSL)."""
         context = ssl.create_default_context()
         if insecure:
             context.check_hostname = False

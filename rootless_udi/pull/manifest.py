@@ -58,8 +58,7 @@ _STEP_MAX = 400
 
 
 class Descriptor(Record):
-    """What a document says of a blob. `size` is in bytes; `platform` is only in an index's
-    entries."""
+    """What a document says of a blob: `size` in bytes; `platform` only in an index."""
 
     media_type: str
     digest: str
@@ -75,8 +74,7 @@ class Manifest(Record):
 
 
 class Config(Record):
-    """The part of an image's config that a run needs. `diff_ids`: digests of uncompressed
-    layers."""
+    """What a run needs of an image's config. `diff_ids`: digests of uncompressed layers."""
 
     platform: Platform
     diff_ids: tuple[str, ...]
@@ -300,8 +298,7 @@ def config(
 
 
 def _history(value: object) -> tuple[tuple[str, str, bool], ...]:
-    """Return the steps by which the image was made, for people: bad ones are left out, long ones
-    cut."""
+    """Return the steps of the image's history, without bad ones; long ones are cut."""
     rows = [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
     found = []
     for row in rows[: bounds.HISTORY]:

@@ -22,8 +22,7 @@ Answer = TypeVar("Answer")
 
 
 class Resolved(Record):
-    """An image of one platform. `digest` is that of its manifest, `index` that of its index or
-    ""."""
+    """An image of one platform: `digest` of its manifest, `index` of its index or ""."""
 
     digest: str
     manifest: Manifest

@@ -1,5 +1,4 @@
-"""The `shifter` command: translates its words to udi-run's and runs that, with Shifter's
-statuses."""
+"""The `shifter` command: udi-run by Shifter's words, and with Shifter's exit statuses."""
 
 import os
 import sys

@@ -174,8 +174,7 @@ def reference(text: str) -> str:
 
 
 def read(argv: "Sequence[str]") -> Given:
-    """Read a command line. Raises UdiError for an option that is unknown, ambiguous or
-    incomplete."""
+    """Read a command line. Raises UdiError for an unknown, ambiguous or incomplete option."""
     values: dict[str, list[str]] = {}
     words = list(argv)
     while words and words[0].startswith("-") and words[0] != "-":

@@ -118,8 +118,7 @@ def tag_of(reference: Reference) -> str:
 
 
 class Line:
-    """Shows a pull's status as Shifter does: on a terminal one line that is rewritten, else a line
-    for each change.
+    """Shows a pull's status as Shifter does: a line for each change, one line on a terminal.
 
     Is a `rootless_udi.pull.pipeline.Progress`.
     """

@@ -153,8 +153,7 @@ class _Converter:
             self.notes.append(Note(number, key, "unknown, to Shifter too"))
 
     def _binds(self, file: _File, number: int, value: str) -> None:
-        """Add the entries of siteFs. Shifter removes all blanks, so blanks may only be around
-        entries."""
+        """Add the entries of siteFs; blanks may only be around them, as Shifter removes all."""
         text = ";".join(entry.strip() for entry in value.split(";"))
         for volume in volumes.parse(text, site=True, origin="siteFs"):
             if volume.cache is not None:
