@@ -59,9 +59,9 @@ VALUES = [
 ]
 
 
-@pytest.mark.alike
 def test_the_analyzer_finds_nothing(tmp_path: Path) -> None:
-    flags = ["-Werror", "-fanalyzer"]
+    # What `occupy` opens for 0, 1 and 2 is to stay open: newer compilers call that a leak.
+    flags = ["-Werror", "-fanalyzer", "-Wno-analyzer-fd-leak"]
     assert build.compiled(["gcc"], tmp_path / "udi-run", flags) == ""
 
 
@@ -125,7 +125,9 @@ def one(program: Path, place: Path, seed: int) -> None:
     (state / f"{name}.2").touch(mode=0o600)
     (state / f"{name}.2").write_bytes(record(chance, key))
     argv = [] if chance.randrange(99) == 0 else [b"udi-run", *argv]
-    done = subprocess.run(argv or [b""], executable=program, env=env, capture_output=True)
+    # With a folder to start in: posix_spawn(3), by Python 3.13 and later, takes no empty argv[0].
+    argv = argv or [b""]
+    done = subprocess.run(argv, executable=program, env=env, cwd=place, capture_output=True)
     assert done.returncode in (0, 125), (seed, done.returncode, done.stderr)
     assert b"Sanitizer" not in done.stderr and b"runtime error" not in done.stderr, seed
 
@@ -171,4 +173,5 @@ def test_large_arguments_and_many_variables(program: Path, place: Path) -> None:
     done = subprocess.run(argv, executable=program, env=plan, capture_output=True)
     assert done.returncode == 0 and b"state=none" in done.stdout
     for words in (argv, ["", *argv[1:]]):
-        assert subprocess.run(words, executable=program, env={}).returncode in (0, 1)
+        done = subprocess.run(words, executable=program, env={}, cwd=place)
+        assert done.returncode in (0, 1)
