@@ -53,7 +53,7 @@ def test_page_with_what_is_slow(page: str, user: User, registry: Registry, tmp_p
     finally:
         # Files of the user's further ids, which only root of a user namespace can remove.
         storage = user.home / ".local/share/containers"
-        user.run("buildah", "unshare", "rm", "-rf", storage, env=env)
+        user.run("buildah", "unshare", "rm", "-rf", storage, env=env, timeout=1200)
 
 
 @pytest.mark.alike
