@@ -19,6 +19,7 @@ from errno import (
     EPERM,
     EROFS,
     ESTALE,
+    ETIMEDOUT,
     EUSERS,
 )
 
@@ -105,6 +106,7 @@ _FILES = {
     ENFILE: "this node's limit of open files is reached (sysctl fs.file-max)",
     ENOMEM: "there is no memory left: see ulimit -v, and the job's limit",
     EIO: "the file system fails: tell the site",
+    ETIMEDOUT: "the file system's server does not answer: try again later, or tell the site",
     ESTALE: "the file system's server has lost the file: try again",
 }
 

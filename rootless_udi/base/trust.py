@@ -8,7 +8,7 @@ the same for code, before this module can be imported.
 """
 
 import os
-from errno import EBADF, EINVAL, EISDIR, ELOOP, ENODATA, ENOTSUP
+from errno import EBADF, EEXIST, EINVAL, EISDIR, ELOOP, ENODATA, ENOTSUP
 from stat import S_ISDIR, S_ISLNK, S_ISREG, S_ISVTX
 
 from rootless_udi.base.errors import UdiError
@@ -292,9 +292,12 @@ def make(path: str, mode: int = 0o755) -> int:
     """Make a folder, and the missing ones above it with mode 0755 less the umask; return its owner.
 
     It gets `mode` less the umask. If it was there before, it may belong to anybody: that is what
-    the returned uid tells. Raises OSError.
+    the returned uid tells. Raises OSError: also what a file server that does not answer is met
+    with, which is no missing folder.
     """
-    if not os.path.isdir(path):
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
         parent = os.path.dirname(path.rstrip("/"))
         if parent:
             make(parent)
@@ -303,4 +306,7 @@ def make(path: str, mode: int = 0o755) -> int:
         except FileExistsError:
             if not os.path.isdir(path):
                 raise
-    return os.stat(path).st_uid
+        found = os.stat(path)
+    if not S_ISDIR(found.st_mode):
+        raise FileExistsError(EEXIST, os.strerror(EEXIST), path)
+    return found.st_uid

@@ -14,11 +14,12 @@ import stat
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
+from errno import EDQUOT, ENOSPC
 from io import FileIO
 from tempfile import mkdtemp
 
 from rootless_udi.base import trust
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import UdiError, disk_hint
 from rootless_udi.base.trees import mount_point, remove_tree
 from rootless_udi.fuse.format import SUPERBLOCK_SIZE, Corrupt, Superblock
 from rootless_udi.layers.tarwriter import Write
@@ -199,12 +200,12 @@ def _failure(program: str, doing: str, path: str, status: int, text: str) -> Udi
     """Return the UdiError for a program's exit status and what it said."""
     what = f"{doing} {path} failed"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    for reason in ("No space left on device", "Disk quota exceeded"):
-        if reason in text:
+    for number in (ENOSPC, EDQUOT):
+        if (reason := os.strerror(number)) in text:
             where = mount_point(os.path.dirname(os.path.abspath(path)))
             return UdiError(
                 f"{what}: {reason} (file system {where})",
-                "make room there, or put the store elsewhere with UDI_STORE",
+                disk_hint(number, "put the store elsewhere with UDI_STORE"),
             )
     if status == -signal.SIGXFSZ or "File too large" in text:
         return UdiError(f"{what}: File too large", "raise the limit of file sizes (ulimit -f)")

@@ -239,6 +239,9 @@ def test_a_directory_of_very_many_entries(user: User, tree: Path) -> None:
     assert done.returncode == 125
     assert "covering /usr/lib of the image failed: it has more than 20000 entries" in done.stderr
     assert "choose a destination that exists in the image" in done.stderr
+    explained = user.run("udi-run", "--explain", *argv).stdout
+    assert "/usr/lib (102000 entries)" in explained
+    assert "covering /usr/lib of the image failed: it has more than 20000" in explained
 
 
 def test_entries_that_come_and_go(user: User, tree: Path) -> None:

@@ -325,7 +325,7 @@ def script(folder: Path, name: str, body: str) -> str:
 @pytest.mark.parametrize(
     ("body", "words", "hint"),
     [
-        ("echo 'write: Disk quota exceeded' >&2; exit 1", "Disk quota exceeded (file sys", "room"),
+        ("echo 'write: Disk quota exceeded' >&2; exit 1", "Disk quota exceeded (file sys", "quota"),
         ("kill -9 $$", "was killed by signal SIGKILL", "out of memory"),
         ("kill -11 $$", "was killed by signal SIGSEGV", ""),
         ("echo 'x: invalid option' >&2; exit 1", "can't read a tar", "4.5 or later"),

@@ -369,3 +369,24 @@ def test_remove_tree_does_not_follow_links(tmp_path: Path) -> None:
     remove_tree(str(tree))
     assert not tree.exists()
     assert outside.stat().st_mode & 0o777 == 0o555
+
+
+@pytest.mark.needs("strace")
+def test_a_server_that_does_not_answer_is_no_missing_folder(tmp_path: Path) -> None:
+    """As a soft mount of NFS has it (tests/kernels has a real one)."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    script = f"""
+from rootless_udi.base.errors import UdiError
+from rootless_udi.store.store import Store
+try:
+    Store({str(folder)!r}).create()
+except UdiError as error:
+    print(error.message, "|", error.hint)
+"""
+    words = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", str(folder), "-e", "trace=newfstatat"]
+    words += ["-e", "inject=newfstatat:error=ETIMEDOUT", sys.executable, "-c", script]
+    done = subprocess.run(words, cwd=TREE, capture_output=True, text=True)
+    said, _, hint = done.stdout.partition(" | ")
+    assert said == f"making the image store failed on {folder}: Connection timed out", done
+    assert hint.startswith("the file system's server does not answer")

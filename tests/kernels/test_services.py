@@ -1,0 +1,329 @@
+"""What only a machine of one's own can have: NFS, quotas, cgroups that kill, security modules.
+
+One boot of Linux 6.1 and one of 6.12, with the packages of Debian 13. README's table of fallbacks,
+row by row, and where it is run:
+
+    a decompressor of the image        tests/fuse/test_choice.py, tests/launch/test_run.py
+    /dev/fuse                          here, "without fuse"
+    overlayfs for users                test_kernels.py (5.10), tests/launch/test_underlay.py
+    tar2sqfs and mksquashfs            here, "without writers"
+    isal, zstd                         every step here: Debian's python3-minimal has neither
+    a newer system call                test_kernels.py (5.10), tests/launch/test_refused_calls.py
+    user namespaces                    here, "without namespaces", "apparmor refuses"
+
+SELinux in force is not tried: Debian's policy wants labels on all files of a root, which the root
+of these machines, a memory file system, would need at each boot.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.kit import images, vm
+from tests.kit.places import TREE
+from tests.kit.vm import Done, step
+
+SUITES = ("bookworm", "trixie")
+PACKAGES = ("nfs-kernel-server", "nfs-common", "quota", "e2fsprogs", "apparmor", "iproute2")
+MODULES = (
+    *("quota_tree", "quota_v2", "veth", "dns_resolver", "netfs", "fscache", "sunrpc", "grace"),
+    *("lockd", "nfs_acl", "auth_rpcgss", "nfs", "nfsv4", "nfsd"),
+)
+TRIO = ("trio", "attr", "attrs", "sortedcontainers", "idna", "outcome", "sniffio")
+LAYOUT = "oci:/srv/layout:latest"
+
+QUOTA = """
+    truncate -s 300M /srv/disk
+    mke2fs -q -t ext4 -O quota -E quotatype=usrquota /srv/disk
+    mkdir -p /srv/export
+    mount -o loop,usrquota /srv/disk /srv/export
+    mkdir -p /srv/export/full /srv/export/u
+    chown 1500:1500 /srv/export/full /srv/export/u
+"""
+LIMIT = "setquota -u u 0 $1 0 0 /srv/export; quota -u -w u"
+FILL = "dd if=/dev/zero of=/srv/export/full/all bs=64k; df /srv/export"
+
+NFS = """
+    ip link set lo up
+    ip netns add b
+    ip link add va type veth peer name vb netns b
+    ip addr add 10.9.0.1/24 dev va; ip link set va up
+    ip -n b addr add 10.9.0.2/24 dev vb; ip -n b link set vb up; ip -n b link set lo up
+    mkdir -p /var/lib/nfs/rpc_pipefs /var/lib/nfs/v4recovery /mnt/a /mnt/b /mnt/soft
+    mount -t nfsd nfsd /proc/fs/nfsd
+    echo '/srv/export *(rw,no_subtree_check,no_root_squash,fsid=0,insecure)' >/etc/exports
+    touch /var/lib/nfs/etab /var/lib/nfs/rmtab
+    exportfs -ra
+    rpc.mountd -N 3
+    rpc.nfsd -N 3 4
+    cat /proc/fs/nfsd/threads
+"""
+MOUNT = """
+    mount -t nfs4 -o vers=4.2 127.0.0.1:/ /mnt/a
+    # Another machine: another name, another address. The mount belongs to the network that it is
+    # made in.
+    export mount="mount -t nfs4 -o vers=4.2 10.9.0.1:/ /mnt/b"
+    unshare --uts sh -c 'hostname b; exec nsenter --net=/run/netns/b $mount'
+    grep -c ' nfs4 ' /proc/mounts
+"""
+TWO = """
+    ( UDI_STORE=/mnt/a/u/store udi pull -q $1 >/tmp/a 2>/tmp/a.err; echo $? >>/tmp/a ) &
+    ( UDI_STORE=/mnt/b/u/store udi pull -q $1 >/tmp/b 2>/tmp/b.err; echo $? >>/tmp/b ) &
+    wait
+    cat /tmp/a /tmp/b; cat /tmp/a.err /tmp/b.err >&2
+    find /srv/export/u/store -type f | sed 's/.*store//' | sort
+"""
+STOPPED = """
+    cd /
+    rpc.nfsd 0
+    # Names that are in no cache: the start must ask the server.
+    echo 2 >/proc/sys/vm/drop_caches
+"""
+KILLED = """
+    export UDI_STORE=/mnt/a/u/store HOME=/mnt/a/u
+    udi-run $1 true & one=$!
+    udi images >/tmp/list 2>&1 & other=$!
+    sleep 5
+    kill -0 $one && echo waits
+    kill -9 $one $other
+    wait $one; echo $?
+    wait $other; echo $?
+"""
+SOFT = "mount -t nfs4 -o vers=4.2,soft,timeo=20,retrans=1,lookupcache=none 127.0.0.1:/ /mnt/soft"
+CGROUP2 = """
+    mkdir -p /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup
+    echo +memory >/sys/fs/cgroup/cgroup.subtree_control
+    mkdir /sys/fs/cgroup/job; echo 150M >/sys/fs/cgroup/job/memory.max
+    chown -R 1500 /sys/fs/cgroup/job; chmod 666 /sys/fs/cgroup/cgroup.procs
+    echo ok
+"""
+CGROUP1 = """
+    mkdir -p /cg1; mount -t cgroup -o memory cgroup /cg1
+    mkdir /cg1/job; echo 150M >/cg1/job/memory.limit_in_bytes
+    chown -R 1500 /cg1/job; echo ok
+"""
+EATS = """
+    echo $$ >$1/cgroup.procs || exit 99
+    script='echo before; head -c 400000000 /dev/zero | tail -c 300000000 | wc -c; echo after $?'
+    udi-run $2 sh -c "$script"
+    echo status $?
+"""
+ALONE = """
+    echo $$ >$1/cgroup.procs || exit 99
+    udi-run $2 tail -c 300000000 /dev/zero
+    echo status $?
+"""
+DENIES = """
+abi <abi/4.0>,
+profile udi-denied /opt/udi/bin/udi-run {
+  allow all,
+  deny userns,
+}
+"""
+APPARMOR = """
+    mount -t securityfs s /sys/kernel/security
+    cat /sys/module/apparmor/parameters/enabled
+    echo "$1" >/tmp/denied; apparmor_parser -r /tmp/denied
+"""
+PROFILE = "apparmor_parser -R /tmp/denied && apparmor_parser -r /etc/apparmor.d/udi-run"
+GONE = "for n in 1 2 3 4 5 6 7 8 9 10; do pgrep -l '^udi-' || exit 0; sleep 1; done; exit 1"
+
+
+def steps() -> list[vm.Step]:
+    """Return what is run; IMAGE is the digest's name in the store."""
+
+    def shell(name: str, text: str, *words: str, user: bool = True, seconds: int = 120) -> vm.Step:
+        return step(name, "sh", "-c", text, "sh", *words, user=user, seconds=seconds)
+
+    image = LAYOUT
+    return [
+        step("uname", "uname", "-r"),
+        step("pull", "udi", "pull", "-q", image, seconds=200),
+        step("start", "udi-run", image, "echo", "well"),
+        step("doctor", "udi", "doctor"),
+        # ext4 with quotas
+        shell("quota", "set -e;" + QUOTA, user=False),
+        shell("limit", LIMIT, "600", user=False),
+        step("pull over", "udi", "pull", "-q", image, UDI_STORE="/srv/export/u/over", seconds=200),
+        shell("left over", "find /srv/export/u/over -type f -size +0"),
+        shell("fill", FILL),
+        step("state over", "udi-run", image, "echo", "well", XDG_RUNTIME_DIR="/srv/export/full"),
+        step(
+            *("ranks over", "udi-run", "--share=job", image, "true"),
+            XDG_RUNTIME_DIR="/srv/export/full",
+        ),
+        step("export over", "udi", "export", image, "/srv/export/full/one.sqfs"),
+        shell("lift", "rm /srv/export/full/all; " + LIMIT, "0", user=False),
+        # NFS
+        shell("nfs", NFS, user=False),
+        shell("mounts", MOUNT, user=False),
+        shell("two", TWO, image, seconds=300),
+        step("from b", "udi-run", image, "echo", "b", UDI_STORE="/mnt/b/u/store", HOME="/mnt/b/u"),
+        shell("cwd", "cd /mnt/a/u; udi-run $1 sh -c 'pwd; echo x >made; cat made'", image),
+        step("images", "udi", "images", "--names", UDI_STORE="/mnt/b/u/store"),
+        shell("soft", SOFT, user=False),
+        shell("stop", STOPPED, user=False),
+        shell("killed", KILLED, image),
+        step("soft start", "udi-run", image, "true", UDI_STORE="/mnt/soft/u/store"),
+        step("soft pull", "udi", "pull", "-q", image, UDI_STORE="/mnt/soft/u/store"),
+        shell("again", "rpc.nfsd -N 3 4", user=False),
+        step("goes on", "udi-run", image, "echo", "on", UDI_STORE="/mnt/a/u/store", seconds=200),
+        # A memory cgroup that kills
+        shell("cgroup 1", "set -e;" + CGROUP1, user=False),
+        shell("eats 1", EATS, "/cg1/job", image),
+        shell("no cgroup 1", "umount /cg1; rmdir /cg1/job; umount /cg1", user=False),
+        shell("cgroup 2", "set -e;" + CGROUP2, user=False),
+        shell("eats", EATS, "/sys/fs/cgroup/job", image),
+        shell("alone", ALONE, "/sys/fs/cgroup/job", image),
+        shell("group", "echo 1 >/sys/fs/cgroup/job/memory.oom.group", user=False),
+        shell("all", f"sh -c '{ALONE}' sh $1 $2; echo $?", "/sys/fs/cgroup/job", image),
+        shell("gone", GONE, user=False),
+        # What README's table says is missing
+        step("no fuse", "chmod", "0", "/dev/fuse", user=False),
+        step("without fuse", "udi-run", image, "echo", "extracted", seconds=200),
+        step("fuse again", "chmod", "666", "/dev/fuse", user=False),
+        shell("no writers", "chmod 0 /usr/bin/mksquashfs", user=False),
+        step("without writers", "udi", "pull", "-q", image, UDI_STORE="/home/u/other"),
+        step("runs without", "udi-run", image, "echo", "runs"),
+        # AppArmor
+        shell("apparmor", APPARMOR, DENIES, user=False),
+        step("apparmor refuses", "udi-run", image, "true"),
+        shell("profile", PROFILE, user=False),
+        step("apparmor allows", "udi-run", image, "cat", "/proc/self/attr/current"),
+        # No user namespaces at all
+        step("none", "sysctl", "-qw", "user.max_user_namespaces=0", user=False),
+        step("without namespaces", "udi-run", image, "true"),
+        step("doctor without", "udi", "doctor"),
+    ]
+
+
+@pytest.fixture(scope="module", params=SUITES)
+def guest(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Done]:
+    """Everything that the steps did; the step "uname" is the suite's name."""
+    work = tmp_path_factory.mktemp("services")
+    layout = images.Layout(work / "layout")
+    ballast = bytes(range(256)) * 4096
+    layout.image("latest", [images.tar([*images.busybox_entries(), ("ballast", ballast, {})])])
+    specs = [(name, find_spec(name)) for name in TRIO]
+    files = {
+        # They have no compiled parts, so this machine's do for the guest's Python.
+        f"/usr/lib/python3/dist-packages/{name}": Path(spec.origin).parent
+        for name, spec in specs
+        if spec and spec.origin
+    }
+    files |= {
+        "/srv/layout": layout.path,
+        "/etc/apparmor.d/udi-run": TREE / "contrib/apparmor/udi-run",
+    }
+    done = vm.boot(
+        request.param,
+        steps(),
+        work / "boot",
+        files,
+        root="trixie",
+        packages=PACKAGES,
+        modules=MODULES,
+        words="procopts=hidepid=2",
+        seconds=3000,
+    )
+    for name, one in done.items():
+        print(f"-- {name}: {one.status}\n{one.stdout}{one.stderr}")
+    return done
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.alike,
+    pytest.mark.needs("qemu", "busybox"),
+    # 4 minutes on two free cores.
+    pytest.mark.timeout(3300),
+]
+
+
+def test_it_pulls_and_runs(guest: dict[str, Done]) -> None:
+    assert guest["pull"].status == 0, guest["pull"].stderr
+    assert guest["start"] == Done(0, "well\n", "")
+    assert guest["doctor"].status == 0, guest["doctor"].stdout
+
+
+def test_a_quota_that_is_used_up(guest: dict[str, Done]) -> None:
+    """ext4's: what failed and what to do; nothing is left; a start writes nothing there."""
+    for name in ("pull over", "export over"):
+        assert guest[name].status == 125
+        assert "failed: Disk quota exceeded" in guest[name].stderr
+        assert "hint: your quota there is used up: remove what you don't need" in guest[name].stderr
+    assert guest["left over"] == Done(0, "", "")
+    assert guest["state over"] == Done(0, "well\n", "")
+    assert guest["ranks over"].status == 125
+    assert "state directory /srv/export/full/rootless_udi failed" in guest["ranks over"].stderr
+    assert "hint: your quota there is used up" in guest["ranks over"].stderr
+
+
+def test_two_machines_and_one_store(guest: dict[str, Done]) -> None:
+    """By NFS, at once: both have it, it is there once, and each sees what the other has."""
+    assert guest["mounts"].stdout == "2\n", guest["nfs"]
+    words = guest["two"].stdout.split()
+    digest, files = words[0], words[4:]
+    assert words[:4] == [digest, "0", digest, "0"] and guest["two"].stderr == ""
+    stem = digest.replace(":", "-")
+    assert files == [f"/images/{stem}.json", f"/images/{stem}.sqfs"]
+    assert guest["from b"] == Done(0, "b\n", "")
+    assert guest["cwd"] == Done(0, "/mnt/a/u\nx\n", "")
+    assert guest["images"] == Done(0, f"{LAYOUT}\n", "")
+
+
+def test_a_server_that_stops_answering(guest: dict[str, Done]) -> None:
+    """A hard mount waits, as all programs do, and SIGKILL ends that; a soft one is an error."""
+    assert guest["killed"].stdout == "waits\n137\n137\n"
+    for name in ("soft start", "soft pull"):
+        assert guest[name].status == 125
+        words = ("Input/output error", "Connection timed out")
+        assert any(f"on /mnt/soft/u/store: {word}" in guest[name].stderr for word in words)
+        assert "Traceback" not in guest[name].stderr
+    assert guest["goes on"] == Done(0, "on\n", "")
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_a_memory_cgroup_that_kills(guest: dict[str, Done], version: str) -> None:
+    """The command dies of SIGKILL, which its shell says; nothing of ours stays."""
+    if guest[f"cgroup {version}"].status:
+        # Linux 6.12 of Debian has no version 1 of it.
+        assert (version, guest["uname"].stdout[:4]) == ("1", "6.12")
+        return
+    eaten = guest["eats" if version == "2" else "eats 1"]
+    assert "before" in eaten.stdout, eaten
+    assert "after" in eaten.stdout or "status 137" in eaten.stdout, eaten
+    assert guest["gone"].status == 0, guest["gone"].stdout
+
+
+def test_it_kills_the_command_itself(guest: dict[str, Done]) -> None:
+    """udi-run is the command: its status is the signal's. And where all of the job are killed."""
+    assert "status 137" in guest["alone"].stdout, guest["alone"]
+    assert guest["all"].stdout == "137\n", guest["all"]
+
+
+def test_what_is_missing_has_a_fallback(guest: dict[str, Done]) -> None:
+    assert guest["without fuse"].stdout == "extracted\n", guest["without fuse"]
+    assert guest["without writers"].status == 125
+    assert "mksquashfs" in guest["without writers"].stderr
+    assert guest["runs without"] == Done(0, "runs\n", "")
+    assert guest["without namespaces"].status == 125
+    assert "user.max_user_namespaces" in guest["without namespaces"].stderr
+    assert guest["doctor without"].status == 1
+    assert "user.max_user_namespaces: 0" in guest["doctor without"].stdout
+
+
+def test_apparmor_in_force(guest: dict[str, Done]) -> None:
+    """A profile that lets udi-run make no user namespaces (as Ubuntu has it for all programs, by a
+    setting that Debian's kernel lacks), and the profile of contrib/ in its place."""
+    assert guest["apparmor"].stdout.startswith("Y\n"), guest["apparmor"]
+    assert guest["profile"].status == 0, guest["profile"].stderr
+    assert guest["apparmor allows"].stdout == "udi-run (unconfined)\n", guest["apparmor allows"]
+    if guest["uname"].stdout.startswith("6.1."):
+        # Rules of user namespaces are looked at since Linux 6.7.
+        return
+    assert guest["apparmor refuses"].status == 125
+    assert "see `udi doctor`" in guest["apparmor refuses"].stderr
