@@ -77,6 +77,7 @@ def plain(text: str, keep: str = "", spell: "Callable[[str], str]" = _python) ->
 
 _REMEDIES = {
     ("unshare", EPERM): "user namespaces are refused here; `udi doctor` names the setting",
+    ("unshare", EACCES): "a security module refuses it (AppArmor, SELinux?); see `udi doctor`",
     ("unshare", ENOSPC): "the limit user.max_user_namespaces is reached; see `udi doctor`",
     ("unshare", EUSERS): "too many nested user namespaces; start from outside the container",
     ("setns", EPERM): "is this udi-run in a container, and the shared one outside? --share=off",

@@ -42,7 +42,11 @@ QUOTA = """
     chown 1500:1500 /srv/export/full /srv/export/u
 """
 LIMIT = "setquota -u u 0 $1 0 0 /srv/export; quota -u -w u"
-FILL = "dd if=/dev/zero of=/srv/export/full/all bs=64k; df /srv/export"
+FILL = """
+    dd if=/dev/zero of=/srv/export/full/all bs=64k
+    dd if=/dev/zero of=/srv/export/full/all oflag=append conv=notrunc bs=1k
+    df /srv/export
+"""
 
 NFS = """
     ip link set lo up
