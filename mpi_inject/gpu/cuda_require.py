@@ -184,7 +184,7 @@ def _disabled(env: "Mapping[str, str]", environ: "Mapping[str, str]") -> bool:
 class Compat(Record):
     """An image's CUDA compatibility libraries: directory and driver version.
 
-    `branches` are those of the host's driver that they suit, if they say so
+    `drivers` are the branches of the host's driver that they suit, None if they don't say so
     (libraries.cuda_compat).
     """
 
