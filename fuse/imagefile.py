@@ -17,7 +17,8 @@ _SLOW = 300_000
 """Nanoseconds. A local disk or the page cache answers in 10 to 100 microseconds, the server of a
 parallel file system in 1 to 20 milliseconds."""
 _SLOW_READS, _FAST_READS = 3, 8
-"""Reads are slow after so many more slow ones than fast ones. Of fast ones so many are counted."""
+"""A file counts as slow after three more slow reads than fast ones; at most eight fast ones are
+held against them."""
 
 
 class ImageFile:

@@ -1,5 +1,5 @@
-/* The command line, by the table that tables.h has from plan/options.py; here is its `parse`.
- * What it would refuse, explain or ask another table about is handed over. */
+/* The command line, by the table of options that tables.h has from plan/options.py, as `parse` there
+ * reads it. What `parse` refuses, explains or looks up in plan/foreign.py is handed over. */
 #include "joiner.h"
 #include "tables.h"
 
@@ -29,7 +29,8 @@ static bool is_squashfs(const char *word)
     return found;
 }
 
-/* Whether the word after a bare option is its value, and not the image. */
+/* Whether the word after a bare option is its value, and not the image. Forms of a value: "/" is any
+ * path, "?" any word without signs, "x:" a word that begins so, others themselves. */
 static bool is_value(const struct option *option, const char *word)
 {
     for (const char *const *form = option->next; *form; form++) {
@@ -120,15 +121,15 @@ static void from_variables(struct request *request, const struct list *env)
 
 void parse(struct request *request, char **argv, const struct list *env)
 {
-    static const int unknown[] = {O_explain, O_help, O_version, O_env_file};
+    static const int for_python[] = {O_explain, O_help, O_version, O_env_file};
     request->options = memory(OPTION_COUNT * sizeof *request->options);
     bool named = get_or(env, "UDI_IMAGE", NULL) != NULL;
     char **rest = options(request, argv, named);
     if (*rest && !named && !request->options[O_image].set &&
         strstr(COMMANDS, JOIN(" ", *rest, " ")))
         hand_over();
-    for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++)
-        if (request->options[unknown[i]].set)
+    for (size_t i = 0; i < sizeof for_python / sizeof *for_python; i++)
+        if (request->options[for_python[i]].set)
             hand_over();
     from_variables(request, env);
     struct given *image = &request->options[O_image];

@@ -30,8 +30,11 @@ _LEGACY = frozenset(
 """Folders for single kinds of processors, perhaps within each other, that came before glibc-hwcaps;
 glibc 2.36 still looks there."""
 _SIZES = {64: "IIQQ8xQ16x", 32: "III4xI4xI4x"}
-_STACK, _EXECUTE = 0x6474E551, 1
+"""A row of the program headers (elf(5), Elf64_Phdr, Elf32_Phdr), by bits."""
 _FLAGS_AT = {64: 1, 32: 4}
+"""Which field of it p_flags is."""
+_STACK, _EXECUTE = 0x6474E551, 1
+"""PT_GNU_STACK and PF_X."""
 _BY_DEFAULT = ("x86_64", "i386")
 """Machines on which a file without PT_GNU_STACK gets an executable stack (DEFAULT_STACK_PERMS)."""
 

@@ -223,7 +223,7 @@ def _drop_bounding_set() -> None:
     """Empty the capability bounding set, so that no execve(2) can give a capability back.
 
     This needs CAP_SETPCAP (capabilities(7)). A process that has made or joined a user namespace has
-    it until execve(2). It stops at the first number that the kernel does not know.
+    it until execve(2). The loop ends at the first number that the kernel does not know.
     """
     for capability in range(_CAPABILITIES):
         try:

@@ -114,7 +114,7 @@ def normal(value: str) -> str:
 
 
 def destination(value: Any, site: bool) -> str:
-    """Check a path in the container at which the site, or else a user, may mount."""
+    """Check a path in the container for a mount. `site`: by the rules for sites, not for users."""
     found = path(value)
     try:
         (volumes.allowed_for_site if site else volumes.allowed)(found, "destination")
@@ -195,7 +195,7 @@ SITE_KEYS: dict[str, tuple[str, Check]] = {
     "server.squashfuse": ("squashfuse", path),
     "server.options": ("server_options", texts),
 }
-"""Key -> (field of `Site`, check). `config.merge` reads the tables that are not here."""
+"""Key -> (field of `Site`, check). Tables that are not here, as [[mount]], `config.merge` reads."""
 
 TABLES: dict[str, tuple[str, ...]] = {
     "env": ("set", "append", "prepend", "unset"),

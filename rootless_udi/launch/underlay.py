@@ -41,10 +41,10 @@ _STAGE = "/upper"
 """The folder in private memory in which the covers are made."""
 
 _LOOKED_AT = 16
-"""While a directory is listed, one in so many entries is looked up; an answer of the image server
-to READDIRPLUS has more than that. As long as listed entries are looked up, the kernel asks for
-names with their attributes (FUSE_READDIRPLUS_AUTO). Otherwise each mount would ask the server for
-one."""
+"""While a directory is listed, every 16th entry is looked up. As long as somebody looks up what is
+listed, the kernel asks the image server for pages of names with their attributes
+(FUSE_READDIRPLUS_AUTO), each of which has more than 16. Otherwise it would ask for the attributes
+of each entry singly, when that is bound."""
 
 
 class Underlay(Rootfs):
@@ -54,7 +54,7 @@ class Underlay(Rootfs):
         super().__init__(root, caches)
         self.memory = os.stat(_STAGE).st_dev
         self.covers: list[tuple[int, int]] = []
-        """For each cover its descriptor, and the directory's time in the image, in nanoseconds."""
+        """For each cover its descriptor, and the directory's st_mtime_ns in the image."""
         files = frozenset(
             step.target
             for step in plan.steps

@@ -105,7 +105,7 @@ def merge(layers: Sequence[Layer], write: Write, observer: Observer | None = Non
 
     Raises UdiError for a damaged or hostile layer, and `squashfs.Again` where what was written is
     void and the call is to be made once more, with the same `layers`, into an empty output
-    (squashfs.build does so).
+    (squashfs_tools.build does so).
     """
     compressed = sum(stat(path).st_size for path in {layer.path for layer in layers})
     one = _Merge(TarWriter(write), observer, compressed)

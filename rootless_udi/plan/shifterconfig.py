@@ -15,8 +15,8 @@ PATH = "/var/shifterConfig.json"
 def injection(request: Request, image: Image, root: Root, host: Host) -> Injection:
     """Return what `--shifter` adds: the file, with Shifter's keys in its order (shifter_core.c)."""
     if root.server == "directory":
-        # The directory may be another user's, in which no mount point for the file can be made; and
-        # `shifter` must not fail for that.
+        # A new mount point needs a layer over a directory, and `shifter` must not fail where none
+        # can be had.
         return Injection(notes=(f"no {PATH}: the image is a directory",))
     fields = {
         "identifier": image.identifier,

@@ -28,7 +28,8 @@ _SLOW_BYTES = 1 << 16
 PAGES = 1000
 """Most pages of a list of tags or repositories that are read."""
 _RENEWALS = 2
-"""How often a request is repeated with another Authorization: it had none, and it had expired."""
+"""How often a request is repeated with another Authorization: the first had none, the second one
+that had expired."""
 
 Note = Callable[[str], None]
 

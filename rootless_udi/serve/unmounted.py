@@ -1,8 +1,8 @@
 """Look into an image without mounting it: for --explain, which mounts nothing.
 
-`opened` gives two functions of a path in the image, of which only the last part may be a link:
-`look`, which is a `plan.covers.Look`, and `count`, which returns the number of a directory's
-entries. A squashfs file is read by the code of our image server, whichever server the plan names.
+`opened` gives two functions: `look`, which is a `plan.covers.Look`, and `count`, which returns the
+number of a directory's entries. Both take a path in the image, whose folders are no links. A
+squashfs file is read by the code of our image server, whichever server the plan names.
 Starts never import this.
 """
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def opened(path: str) -> "Iterator[Asked]":
     """Give (look, count) of the image at `path`, a squashfs file or a root directory.
 
-    The context raises OSError where the image can't be read, and UdiError where a squashfs file is
-    none, is damaged (which `look` and `count` may find as well), or can't be decompressed here.
+    The context raises OSError where the image can't be read, and UdiError where the file is not
+    squashfs, is damaged (which `look` and `count` may find as well), or can't be decompressed here.
     """
     if os.path.isdir(path):
         yield _directory(path.rstrip("/"))

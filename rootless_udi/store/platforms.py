@@ -9,11 +9,11 @@ from rootless_udi.plan.reference import Platform, Reference, platform_of, platfo
 from rootless_udi.store import find
 
 _FIRST_CPU = 1 << 14
-"""Bytes to read of /proc/cpuinfo: the first CPU's part; there may be hundreds."""
+"""Bytes to read of /proc/cpuinfo: those of the first CPU, of perhaps hundreds."""
 
 
 def here() -> Platform:
-    """Return this machine's platform, with the highest variant that its CPU has."""
+    """Return this machine's platform, with the highest variant of its CPU: of amd64 v1 to v4."""
     found = platform_of(os.uname().machine)
     try:
         with open("/proc/cpuinfo", "rb") as file:

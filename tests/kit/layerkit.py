@@ -94,7 +94,7 @@ def layer(folder: Path, data: bytes, compress: bool = False) -> Layer:
 
 
 def merged(layers: Sequence[Layer], observer: Observer | None = None) -> tuple[bytes, Summary]:
-    """Return the merged tar and the summary; begin again as squashfs.build does."""
+    """Return the merged tar and the summary; begin again as squashfs_tools.build does."""
     while True:
         out = io.BytesIO()
         try:
