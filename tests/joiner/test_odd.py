@@ -1,0 +1,109 @@
+"""udi-run in C where it is started oddly, or finds something odd: it joins or asks Python."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import User
+from tests.kit.nodes import Rank, busybox, counted
+from tests.kit.places import TREE
+
+pytestmark = pytest.mark.needs("joiner", "userns", "fuse", "mksquashfs", "busybox")
+
+JOIN = ("udi-run", "--share=job")
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return busybox(tmp_path_factory.mktemp("image"))
+
+
+@pytest.fixture
+def one(user: User, image: Path) -> Iterator[Rank]:
+    """A rank whose container the others join."""
+    user.env["PATH"] = f"{TREE}/build/joiner:{user.env['PATH']}"
+    with counted(user):
+        first = Rank(user, *JOIN, image).ready()
+        yield first
+        assert first.end()[0] == 0
+
+
+def record(user: User) -> Path:
+    (path,) = Path(user.env["XDG_RUNTIME_DIR"], "rootless_udi").glob("*.2")
+    return path
+
+
+@pytest.mark.needs("strace")
+def test_a_join_opens_at_most_8_files_and_no_interpreter(
+    user: User, image: Path, one: Rank, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    strace = ("strace", "-f", "-o", log, "-e", "trace=/open,execve")
+    env = {"NVIDIA_VISIBLE_DEVICES": "0,1"}
+    words = ("sh", "-c", "echo $CUDA_VISIBLE_DEVICES $CUDA_DEVICE_ORDER")
+    done = user.run(*strace, *JOIN, image, *words, env=env)
+    assert done.stdout == "0,1 PCI_BUS_ID\n"
+    calls = log.read_text().splitlines()
+    joined = next(i for i, line in enumerate(calls) if 'execve("/bin/sh"' in line)
+    assert sum(" open" in line for line in calls[:joined]) <= 8
+    assert not any("python" in line for line in calls[:joined])
+
+
+def test_closed_descriptors_stay_closed(user: User, image: Path, one: Rank) -> None:
+    """No file of ours gets the number of a standard one; the command finds it closed."""
+    words = f"exec {' '.join(JOIN)} {image} sh -c 'readlink /proc/self/fd/0 || echo closed' <&-"
+    assert user.run("sh", "-c", words).stdout == "closed\n"
+
+
+def test_signals_that_are_ignored_stay_so(user: User, image: Path, one: Rank) -> None:
+    words = f"trap '' PIPE USR1; exec {' '.join(JOIN)} {image} grep SigIgn /proc/self/status"
+    ignored = int(user.run("sh", "-c", words).stdout.split()[1], 16)
+    assert ignored == 1 << 12 | 1 << 9
+
+
+def test_no_environment_at_all(user: User, image: Path, one: Rank) -> None:
+    """Python is found all the same: where the C library looks without a PATH."""
+    argv = [str(TREE / "build/joiner/udi-run"), "--version"]
+    done = subprocess.run(user.argv(*argv), env={}, capture_output=True, text=True)
+    assert done.stdout.startswith("udi-run ")
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "directory", "open to others"])
+def test_what_is_no_record_of_ours(user: User, image: Path, one: Rank, kind: str) -> None:
+    path = record(user)
+    kept = path.with_name("kept")
+    path.rename(kept)
+    if kind == "link":
+        path.symlink_to(kept)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.write_bytes(kept.read_bytes())
+        path.chmod(0o666)
+    done = user.run(*JOIN, image, "true", timeout=60)
+    assert done.returncode == 125 and path.name in done.stderr
+    assert done.stderr.count("udi-run: ") == done.stderr.count("\n")
+    path.rmdir() if kind == "directory" else path.unlink()
+    kept.rename(path)
+
+
+def test_a_folder_that_is_not_inside_is_told_once(
+    user: User, image: Path, one: Rank, tmp_path: Path
+) -> None:
+    """And one whose name is no ASCII by Python, in the same words."""
+    for name in ("plain", "ä"):
+        folder = tmp_path / name
+        folder.mkdir()
+        done = user.run(*JOIN, image, "pwd", cwd=folder)
+        assert done.stdout in ("/\n", f"{folder}\n")
+        done = user.run(*JOIN, "--quiet", image, "pwd", cwd=folder)
+        assert done.stderr == ""
+    done = user.run(*JOIN, f"--workdir={tmp_path}/nowhere", image, "pwd")
+    assert done.returncode == 125
+    where = f"udi-run: --workdir={tmp_path}/nowhere can't be entered in the container: "
+    assert done.stderr.startswith(where + "No such file or directory\nudi-run: hint: ")
