@@ -10,6 +10,7 @@ import ast
 import errno
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,6 +62,7 @@ class Message(NamedTuple):
     hint: str
 
 
+@cache
 def topics() -> dict[str, list[Message]]:
     """Return heading -> the messages below it, in the order of their own words."""
     found: dict[str, set[Message]] = {heading: set() for heading, _, _ in TOPICS}
