@@ -75,16 +75,19 @@ def works(ask: Ask, box: Path, home: Path, version: str) -> None:
 
 
 def ours(home: Path) -> list[str]:
-    """Return what is there of the package; "rootless-udi" is how pipx and uv spell it.
+    """Return the package's files that are there; "rootless-udi" is how pipx and uv spell it.
 
-    Not the state directory of a node, a cache, and what pipx locks.
+    Not the state directory of a node, a cache, and what pipx locks. Empty folders are the tool's:
+    uv leaves those of data files.
     """
-    names = ("*rootless?udi*", "udi*", "shifter*")
-    found = {path for name in names for path in home.rglob(name)}
+    words, other = ("rootless_udi", "rootless-udi", "udi", "shifter"), {"cache", "run", "store"}
     return sorted(
         str(path.relative_to(home))
-        for path in found
-        if not {"cache", "run"} & {*path.relative_to(home).parts} and path.suffix != ".lock"
+        for path in home.rglob("*")
+        if (path.is_symlink() or path.is_file())
+        and any(part.startswith(words) for part in path.relative_to(home).parts)
+        and not other & {*path.relative_to(home).parts}
+        and path.suffix != ".lock"
     )
 
 
