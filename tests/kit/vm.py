@@ -102,10 +102,14 @@ def _fetch(suite: str, target: Path) -> None:
     found = run("apt-cache", "search", "^linux-image-[0-9].*-cloud-amd64$").splitlines()
     names = [line.split()[0] for line in found if "-rt-" not in line and "unsigned" not in line]
     newest = max(names, key=lambda name: [int(x) for x in re.findall(r"\d+", name)])
-    run("apt-get", "download", newest)
-    (package,) = (work / "deb").glob("*.deb")
+    # In Debian 14 it holds nothing, and needs packages of the same release with kernel and modules.
+    release = newest.removeprefix("linux-image-")
+    words = run("apt-cache", "depends", newest).split()
+    parts = sorted({word for word in words if word.startswith("linux-") and release in word})
+    run("apt-get", "download", newest, *(part for part in parts if part != newest))
     unpacked = work / "unpacked"
-    subprocess.run(["dpkg-deb", "-x", package, unpacked], check=True)
+    for package in (work / "deb").glob("*.deb"):
+        subprocess.run(["dpkg-deb", "-x", package, unpacked], check=True)
     unpacked.rename(target)
     shutil.rmtree(work)
 
@@ -189,10 +193,12 @@ def boot(
     it is killed (subprocess.TimeoutExpired).
     """
     source = kernel(suite)
-    (image,) = (source / "boot").glob("vmlinuz-*")
+    (image,) = source.rglob("vmlinuz*")
     tree = work / "added"
     tree.mkdir(parents=True)
-    release = image.name.removeprefix("vmlinuz-")
+    (release,) = (
+        path.name for top in ("lib", "usr/lib") for path in (source / top).glob("modules/*")
+    )
     _added(tree, release, source, (*MODULES, *modules), files or {})
     rows = [[s.name, list(s.argv), s.user, dict(s.env), s.seconds] for s in steps]
     (tree / "steps.json").write_text(json.dumps(rows))
