@@ -49,7 +49,8 @@ def holds(pid: int) -> dict[str, int]:
 def test_what_they_hold_is_what_the_table_says(user: User, image: Path, left: Leftovers) -> None:
     one = Rank(user, "udi-run", image).ready()
     both = outside(left, one)
-    helper = {"/dev/null": 3, "anon_inode:inotify": 1}
+    # The socket tells it, where the server dies, whether udi-run has become the command by then.
+    helper = {"/dev/null": 3, "anon_inode:inotify": 1, "socket": 1}
     server = {"/dev/null": 3, "socket": 1, str(image): 1, "fuse": 1}
     for name, wanted in (("udi-helper", helper), ("udi-image", server)):
         wait_for(lambda name=name, wanted=wanted: holds(both[name]) == wanted)
