@@ -60,8 +60,8 @@ def test_closed_descriptors_stay_closed(user: User, image: Path, one: Rank) -> N
 
 def test_signals_that_are_ignored_stay_so(user: User, image: Path, one: Rank) -> None:
     words = f"trap '' PIPE USR1; exec {' '.join(JOIN)} {image} grep SigIgn /proc/self/status"
-    # Others may be ignored here already, as in what a shell runs in the background; 32 and 33 are the
-    # C library's own.
+    # Others may be ignored here already, as in what a shell runs in the background; 32 and 33 are
+    # the C library's own.
     done = user.run("env", "--default-signal", "sh", "-c", words)
     assert int(done.stdout.split()[1], 16) & ~(3 << 31) == 1 << 12 | 1 << 9
 
