@@ -288,7 +288,8 @@ class Endpoint:
             return self._authorizer.denied(what, body)
         if status == 404:
             return Missing(
-                f"{what}: not found{said(body)}", "check the name and the tag; is it private?"
+                f"{what}: not found{said(body)}",
+                "check the name and the tag; a private one needs `udi login`",
             )
         return UdiError(f"{what}: {self.host} answers {status}{said(body)}")
 
