@@ -9,9 +9,11 @@ demo:
 test:
 	sh tests/run
 
-# What takes minutes each: the matrix of MPIs, ten minutes of fuzzing, whole distributions.
+# What takes minutes each: the matrix of MPIs, ten minutes of fuzzing, other kernels; then Debian sid, with both commands.
 slow:
 	sh tests/run -m slow
+	.ci/distribution sid make demo
+	.ci/distribution sid sh tests/run -m "not slow and not alike"
 
 lint:
 	sh tests/run tests/test_lint.py
