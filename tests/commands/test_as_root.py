@@ -17,6 +17,7 @@ from tests.conftest import SYSTEM_PATH, User
 from tests.kit import images
 from tests.kit.cage import reachable
 from tests.kit.places import TREE
+from tests.kit.terminal import shown
 
 OTHER = 54321
 WRITER = """#!/bin/sh
@@ -156,14 +157,8 @@ def test_roots_terminal_is_out_of_reach(site: Site, user: User, tmp_path: Path) 
         stderr=theirs,
     )
     os.close(theirs)
-    shown = b""
-    try:
-        while data := os.read(ours, 4096):
-            shown += data
-    except OSError:
-        pass
-    os.close(ours)
-    assert process.wait() == 0, shown
+    text = shown(ours)
+    assert process.wait() == 0, text
     assert "tty: 0\n" in log.read_text()
 
 

@@ -17,6 +17,7 @@ from tests.conftest import User
 from tests.kit import images
 from tests.kit.places import TREE
 from tests.kit.pulling import HERE
+from tests.kit.terminal import shown
 
 pytestmark = pytest.mark.needs("userns", "busybox")
 
@@ -54,18 +55,9 @@ def test_pull_shows_bars_on_a_terminal(user: User, tmp_path: Path) -> None:
         "udi", "pull", f"oci:{tmp_path}/layout:latest", stderr=theirs, stdout=subprocess.DEVNULL
     )
     os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            chunk = os.read(ours, 4096)
-        except OSError:
-            break
-        if not chunk:
-            break
-        shown += chunk
-    os.close(ours)
+    text = shown(ours)
     assert process.wait(60) == 0
-    assert b"\x1b[" in shown and b"merging" in shown
+    assert b"\x1b[" in text and b"merging" in text
 
 
 def test_images_inspect_rm(user: User, pulled: str) -> None:

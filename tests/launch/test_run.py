@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import User
-from tests.kit import plans
+from tests.kit import plans, terminal
 from tests.kit.places import TREE
 
 pytestmark = pytest.mark.needs("userns", "fuse", "busybox")
@@ -242,14 +242,8 @@ def test_explain_fits_the_terminal(user: User, box: Path) -> None:
         env = {"NO_COLOR": colour, "TERM": "xterm"}
         process = user.popen("udi-run", "--explain", box, stdout=follower, env=env)
         os.close(follower)
-        seen = b""
-        try:
-            while chunk := os.read(leader, 4096):
-                seen += chunk
-        except OSError:
-            pass  # EIO: the other end is closed
+        seen = terminal.shown(leader)
         assert process.wait(60) == 0
-        os.close(leader)
         shown[colour] = seen.decode().replace("\r", "")
     assert "\x1b[" in shown[""] and "\x1b" not in shown["1"]
     assert max(len(line) for line in shown["1"].splitlines()) <= 80
