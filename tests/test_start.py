@@ -104,7 +104,7 @@ def test_opens_of_a_launch_and_of_a_join(user: User, box: Path, tmp_path: Path) 
 
 
 def test_a_bundle_and_its_boot_code_have_one_format() -> None:
-    assert boot.FORMAT == bundle.FORMAT
+    assert (boot.FORMAT, boot.TAIL) == (bundle.FORMAT, bundle.TAIL)
 
 
 def test_a_stale_bundle_is_left_aside(tmp_path: Path) -> None:
