@@ -11,7 +11,7 @@ bind one without those below it (mount_namespaces(7)).
 """
 
 import os
-from errno import ENOENT, ENOSPC
+from errno import EACCES, EIO, ENOENT, ENOSPC, ENOTCONN, ENXIO, ESTALE, ETIMEDOUT, EUCLEAN
 from stat import S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, S_IMODE, S_ISDIR, S_ISLNK
 
 from rootless_udi.base.calls import openat2
@@ -45,6 +45,9 @@ _LOOKED_AT = 16
 listed, the kernel asks the image server for pages of names with their attributes
 (FUSE_READDIRPLUS_AUTO), each of which has more than 16. Otherwise it would ask for the attributes
 of each entry singly, when that is bound."""
+
+_UNREADABLE = (EACCES, EIO, ENOTCONN, ENXIO, ESTALE, ETIMEDOUT, EUCLEAN)
+"""What a damaged image, or a network's file system, answers for one entry: the others are well."""
 
 
 class Underlay(Rootfs):
@@ -109,9 +112,16 @@ class Underlay(Rootfs):
         os.fchdir(old)
         os.chroot(".")
         os.fchdir(new)
+        failed: list[tuple[str, str]] = []
         try:
             for name, mode in entries:
-                _bind(old, name, mode)
+                try:
+                    _bind(old, name, mode)
+                except OSError as error:
+                    if error.errno not in _UNREADABLE:
+                        raise
+                    _remove(name, mode)
+                    failed.append((name, error.strerror or ""))
         except OSError as error:
             if error.errno != ENOSPC:
                 raise
@@ -122,6 +132,8 @@ class Underlay(Rootfs):
             os.chroot(".")
             os.close(here)
             os.close(old)
+        if failed:
+            complain("udi-run", f"warning: {covers.left_out(cover, failed)}")
         os.chmod(f"/host/proc/self/fd/{new}", S_IMODE(status.st_mode))
         self.covers.append((new, status.st_mtime_ns))
         return len(entries)
@@ -175,12 +187,16 @@ def _entries(folder: int, cover: Cover) -> list[tuple[str, int]]:
                 continue
             if len(found) == covers.MOST:
                 raise UdiError(covers.too_many(cover), _hint(cover))
-            if entry.is_dir(follow_symlinks=False):
-                kind = S_IFDIR
-            elif entry.is_symlink():
-                kind = S_IFLNK
-            else:
-                kind = S_IFREG if entry.is_file(follow_symlinks=False) else 0
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    kind = S_IFDIR
+                elif entry.is_symlink():
+                    kind = S_IFLNK
+                else:
+                    kind = S_IFREG if entry.is_file(follow_symlinks=False) else 0
+            except OSError:
+                # The listing has no types, and this entry can't be asked: binding it will tell why.
+                kind = 0
             if len(found) % _LOOKED_AT == 0:
                 _there(folder, entry.name)
             found.append((entry.name, kind))
@@ -209,15 +225,20 @@ def _bind(folder: int, name: str, kind: int) -> None:
     except OSError as error:
         if error.errno != ENOENT:
             raise
-        if _there(None, name):
-            (os.rmdir if S_ISDIR(kind) else os.unlink)(name)
+        _remove(name, kind)
+
+
+def _remove(name: str, kind: int) -> None:
+    """Take an entry's mount point out of the cover again, if it is there. Raises OSError."""
+    if _there(None, name):
+        (os.rmdir if S_ISDIR(kind) else os.unlink)(name)
 
 
 def _there(folder: int | None, name: str) -> bool:
     try:
         os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
+    except OSError as error:
+        return error.errno != ENOENT
     return True
 
 

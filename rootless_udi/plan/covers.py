@@ -112,6 +112,16 @@ def warning(cover: Cover, count: int) -> str:
     )
 
 
+def left_out(cover: Cover, failed: "list[tuple[str, str]]") -> str:
+    """Return the warning about entries that can't be bound, each as (name, why)."""
+    name, why = failed[0]
+    more = f", and so {len(failed) - 1} more" if len(failed) > 1 else ""
+    return (
+        f"{_join(cover.target, name)} of the image is not in the container: {why}{more}"
+        f" (without overlay each entry of {cover.target} is a mount: {cover.reason})"
+    )
+
+
 def too_many(cover: Cover) -> str:
     """Return why a directory of more than `MOST` entries is not covered."""
     return (

@@ -65,8 +65,11 @@ def tree(user: User) -> Path:
 def image(request: pytest.FixtureRequest, user: User, tree: Path) -> Path:
     if request.param == "directory":
         return tree
-    path = user.home / "bare.sqfs"
-    subprocess.run(["mksquashfs", tree, path, "-quiet", "-no-progress"], check=True)
+    return squashfs(tree, user.home / "bare.sqfs")
+
+
+def squashfs(tree: Path, path: Path, *options: str) -> Path:
+    subprocess.run(["mksquashfs", tree, path, "-quiet", "-no-progress", *options], check=True)
     return path
 
 
@@ -262,6 +265,29 @@ def test_entries_that_come_and_go(user: User, tree: Path) -> None:
     finally:
         other.kill()
         other.wait()
+
+
+@pytest.mark.parametrize("layer", [UNDER, "--layer=overlay"])
+@pytest.mark.parametrize("folder", [False, True])
+def test_an_entry_that_can_not_be_read(
+    user: User, tree: Path, tmp_path: Path, layer: str, folder: bool
+) -> None:
+    """One damaged inode of the image: the start says what is missing, and all else is there."""
+    bad = tree / "odd/bad"
+    bad.mkdir() if folder else bad.write_text("lost\n")
+    os.utime(bad, (0x5EAD51DE, 0x5EAD51DE))
+    image = squashfs(tree, tmp_path / "image.sqfs", "-noI")
+    data = bytearray(image.read_bytes())
+    at = data.index((0x5EAD51DE).to_bytes(4, "little")) - 8
+    assert data[at] in (1, 2) and data.count(b"\xde\x51\xad\x5e") == 1
+    data[at] = 99  # an inode of a type that does not exist
+    image.write_bytes(data)
+    script = "ls /odd | wc -l; cat /odd/bad; cat '/odd/sp ace'; ls -d /odd/new"
+    done = user.run("udi-run", layer, f"--volume={user.home}:/odd/new", image, "sh", "-c", script)
+    assert "found\n/odd/new\n" in done.stdout, done.stdout + done.stderr
+    warning = "udi-run: warning: /odd/bad of the image is not in the container: "
+    assert (warning in done.stderr) == (layer == UNDER), done.stderr
+    assert "can't open '/odd/bad'" in done.stderr and done.returncode == 0
 
 
 @pytest.mark.root
