@@ -70,6 +70,11 @@ own."""
 INNER = ("runtime", "portability")
 """Roles of libraries that only an MPI's own libraries need, and no program of the image."""
 
+SPLIT_OFF = "libopen_mpi.so.40"
+"""Open MPI 6 has the inside of libmpi.so.40 in this library, and its mpicc links programs with
+both. The libmpi.so.40 of older versions stands for both: ld.so loads a file once, whatever its
+names are."""
+
 PUBLIC = (
     "MPI_",
     "PMPI_",

@@ -222,7 +222,7 @@ def plan(
     names: dict[str, str] = {}
     for found in got.libraries:
         steps += _placed(found, names, root)
-    steps += _aliases(got, names)
+    steps += _aliases(got, names, image)
     steps += inside.trees(got, root)
     if got.mpi.prefix:
         steps.append(Mount(ROOT, under(root, got.mpi.prefix), reason="the host MPI's own tree"))
@@ -291,15 +291,18 @@ def _placed(found: Found, names: "dict[str, str]", root: str) -> "list[Step]":
     return steps
 
 
-def _aliases(got: Gathered, names: "dict[str, str]") -> "list[Step]":
+def _aliases(got: Gathered, names: "dict[str, str]", image: "dict[str, Any]") -> "list[Step]":
     """Return links for the names of other distributions, and for those that dlopen(3) is given."""
     steps: list[Step] = []
+    split = any(one["soname"] == abi.SPLIT_OFF for one in image["libraries"])
     for library in got.mains:
         other = list(abi.aliases(library.name))
         if library.role == "C":
             other.append(library.name.partition(".so")[0] + ".so")
             if library.family != abi.ABI:
                 other.append("libmpi.so")
+            if library.family == abi.OPENMPI and split:
+                other.append(abi.SPLIT_OFF)
         for name in other:
             if name not in names:
                 names[name] = names.get(library.name, library.name)
@@ -318,6 +321,8 @@ def _over(got: Gathered, image: "dict[str, Any]", root: str) -> "tuple[list[Step
         if one["machine"] != image["machine"]:
             continue
         main = mains.get((one["family"], one["role"])) if one["family"] else None
+        if one["soname"] == abi.SPLIT_OFF and all(f.name != abi.SPLIT_OFF for f in got.libraries):
+            main = mains.get((abi.OPENMPI, "C"))
         found = _match(got, one, main)
         if found is None:
             continue

@@ -397,6 +397,32 @@ def test_crays_soname_is_another_than_the_files_name(tmp_path: Path) -> None:
     assert links[f"{planner.LIB}/libmpich.so.12"] == "libmpi.so.12"
 
 
+@pytest.mark.parametrize("newer", [False, True])
+def test_what_open_mpi_6_has_in_a_library_of_its_own(newer: bool, tmp_path: Path) -> None:
+    """An older host's libmpi stands for it too: the image's would bring a second Open MPI along."""
+    own = "libopen_mpi.so.40"
+    image: h.Tree = {
+        **h.glibc(),
+        f"{ARCH}/libmpi.so.40": h.library("libmpi.so.40", h.C, needed=(own,)),
+        f"{ARCH}/{own}": h.library(own, ()),
+        "/app/run": h.program(("libmpi.so.40", own)),
+    }
+    host = h.openmpi_host()
+    if newer:
+        host = {
+            **host,
+            f"{ARCH}/libmpi.so.40": h.library("libmpi.so.40", h.C, needed=(own,)),
+            f"{ARCH}/{own}": h.library(own, ()),
+        }
+    found = inject(host, image, tmp_path)
+    links = {s.target: s.to for s in found.steps if isinstance(s, Symlink)}
+    end = sources(found)[f"{ARCH}/{own}"].rpartition("/")[2]
+    if newer:
+        assert end == own and f"{planner.LIB}/{own}" not in links
+    else:
+        assert end.startswith("libmpi.so.40") and links[f"{planner.LIB}/{own}"] == "libmpi.so.40"
+
+
 def test_planning_imports_nothing_dear() -> None:
     """In the start path's interpreter; the same modules are allowed to a launch."""
     program = (
