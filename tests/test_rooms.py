@@ -30,9 +30,10 @@ ROOMS = {
     "layers": ("base plan fuse", False),
     "pull": ("base plan store layers mpi_inject", False),
     "shifter": ("base plan config store pull run", False),
+    "forecast": ("base plan mpi_inject host config store fuse version", False),
     "commands": (
         "base idmap plan fuse mpi_inject host store config node serve launch run layers pull "
-        "shifter bundle version",
+        "shifter forecast bundle version",
         False,
     ),
     "__main__": ("commands", False),

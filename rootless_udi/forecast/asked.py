@@ -1,0 +1,28 @@
+"""What `udi check` was asked, as data. Pure."""
+
+from typing import Any
+
+from rootless_udi.base.records import Record
+from rootless_udi.plan.options import Request
+
+LIMIT = 60.0
+"""Seconds that one run of the command may take, where a check runs it."""
+
+
+class Asked(Record):
+    """The question: `image` as the caller named it, `path` of its squashfs file or directory.
+
+    `request` has the options of udi-run and the command (`request.command`, () for none). `memo` is
+    for what a check does once for all sites, under the check's name.
+    """
+
+    image: str
+    path: str
+    request: Request
+    memo: dict[str, Any]
+    limit: float = LIMIT
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The command and its arguments; () where none was given."""
+        return self.request.command

@@ -1,0 +1,6 @@
+"""What the checks need to know of an image: gathered once, and kept with the image's facts."""
+
+from rootless_udi.forecast.needs import Gatherer
+
+GATHERERS: tuple[type[Gatherer], ...] = ()
+"""Each is shown all of an image once; `needs` says how."""
