@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from rootless_udi.base.records import Record
 
 
-class Entry(Record):
+class ImageEntry(Record):
     """A file of an image, of any kind, as it lies there (nothing is followed).
 
     `path` begins with "/". `kind` is "file", "directory", "link", "device", "fifo" or "socket".
@@ -26,7 +26,7 @@ class Entry(Record):
     target: str = ""
 
 
-class Content(Protocol):
+class FileContent(Protocol):
     """The bytes of a regular file, read as they are asked for, and kept while it is shown."""
 
     @property
@@ -55,11 +55,11 @@ class Gatherer(Protocol):
     NAME: str
     VERSION: int
 
-    def wants(self, entry: Entry) -> bool:
+    def wants(self, entry: ImageEntry) -> bool:
         """Take note of an entry of any kind; tell whether `file` shall see a file's content."""
         ...
 
-    def file(self, entry: Entry, content: Content) -> None:
+    def file(self, entry: ImageEntry, content: FileContent) -> None:
         """Take a wanted file. Unreadable that it raises is noted under "unread" of the facts."""
         ...
 
