@@ -109,6 +109,8 @@ void container_key(const struct request *request, const char *who, const struct 
     add(key, "udi " RECORD_FORMAT);
     add_bytes(key, "", 1);
     add(key, who);
+    add_bytes(key, "", 1);
+    add(key, number_in("gid ", getgid(), ""));
     for (size_t i = 0; i < OPTION_COUNT; i++) {
         const struct given *one = &request->options[i];
         if (!OPTIONS[i].shares || i == O_share || !one->set)

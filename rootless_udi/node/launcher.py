@@ -94,8 +94,12 @@ def _starter(mark: str) -> tuple[int, int]:
 
 
 def key(request: Request, who: str, environ: "Mapping[str, str]") -> tuple[str, str]:
-    """Return (name, text): the record's name, and the text of all that the container depends on."""
-    parts = [f"udi {FORMAT}", who]
+    """Return (name, text): the record's name, and the text of all that the container depends on.
+
+    The group is part of it (newgrp(1), sg(1)): a user namespace maps one group, and in another
+    caller's no file could be made (EOVERFLOW).
+    """
+    parts = [f"udi {FORMAT}", who, f"gid {os.getgid()}"]
     for option in OPTIONS:
         value = getattr(request, option.field)
         if option.shares and option.name != "share" and (value or value == ""):

@@ -20,14 +20,15 @@ def sweep(directory: int) -> list[str]:
 
     `directory` is a descriptor of the state directory. A container is dead when nobody holds its
     lock and no member of its record lives; a helper that is still there finds nothing more to do.
-    What another version has put there stays.
+    What another version has put there stays, with the lock beside it.
     """
-    names = set()
-    for name in os.listdir(directory):
-        for ending in _ENDINGS:
-            name = name.removesuffix(ending)
-        names.add(name)
-    return sorted(name for name in names if _dead(directory, name))
+    names, others = set(), set()
+    for file in os.listdir(directory):
+        ending = next((one for one in _ENDINGS if file.endswith(one)), "")
+        names.add(file.removesuffix(ending))
+        if not ending:
+            others |= {file, file.rpartition(".")[0]}
+    return sorted(name for name in names - others if _dead(directory, name))
 
 
 def remove_files(directory: int, name: str) -> None:

@@ -62,11 +62,15 @@ def test_what_another_version_has_made_stays(place: tuple[Path, int]) -> None:
     """Format 1 had NAME for a record, and its lock is nobody's while the container runs."""
     path, fd = place
     (path / "a").write_text(f"udi 1\nuser=1\nmnt=1\n\n{me()}")
+    (path / "a.lock").touch()
     (path / "b.3").write_text(f"udi 3\n{me()}")
+    (path / "b.lock").touch()
     (path / "c.2").write_text(f"udi 3 {me()}{me()}")
     (path / "c.lock").touch()
     assert sweep(fd) == []
-    assert sorted(p.name for p in path.iterdir()) == ["a", "b.3", "c.2", "c.lock"]
+    assert sorted(p.name for p in path.iterdir()) == [
+        *("a", "a.lock", "b.3", "b.lock", "c.2", "c.lock")
+    ]
 
 
 def test_what_is_being_made_stays(place: tuple[Path, int]) -> None:
