@@ -41,7 +41,7 @@ VARIABLES = (
 """Variables that modules (of Cray, Intel, EasyBuild, Spack, Fedora, sites) set to an MPI's
 prefix."""
 
-_TOOLS = ("mpiexec", "mpirun", "mpichversion", "ompi_info", "mpiexec.hydra", "prterun", "orterun")
+TOOLS = ("mpiexec", "mpirun", "mpichversion", "ompi_info", "mpiexec.hydra", "prterun", "orterun")
 _PREFIXES = (
     "/usr/lib64/mpich",
     "/usr/lib64/openmpi",
@@ -139,7 +139,7 @@ def _tools(path: str, host: HostLibraries) -> "Iterator[tuple[str, str]]":
     for folder in path.split(":"):
         if not folder.startswith("/"):
             continue
-        for name in _TOOLS:
+        for name in TOOLS:
             if os.path.lexists(under(host.root, f"{folder}/{name}")):
                 yield name, host.real(f"{folder}/{name}")
 

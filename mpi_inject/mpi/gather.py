@@ -287,7 +287,7 @@ def _extras(
 ) -> list[str]:
     """Return the libraries that plugins need beside the `known` ones, which are put in anyway."""
     out = []
-    fabric = _has_fabric(host)
+    fabric = has_fabric(host)
     for tree in trees:
         if tree.kind != "openmpi" and not fabric:
             continue
@@ -314,7 +314,7 @@ def _extras(
     return list(dict.fromkeys(filter(None, out)))
 
 
-def _has_fabric(host: HostLibraries) -> bool:
+def has_fabric(host: HostLibraries) -> bool:
     """Tell whether there is any hardware for the plugins of UCX and libfabric.
 
     If not, the libraries that these need are left out: they would cost 10 ms and be of no use.

@@ -25,7 +25,7 @@ from rootless_udi.plan.image import Image
 from rootless_udi.serve import choose
 
 
-def _findings(environ: dict[str, str]) -> Iterator[Finding]:
+def findings(environ: dict[str, str]) -> Iterator[Finding]:
     """Yield the findings, in the order in which a launch needs what they are about."""
     from rootless_udi.commands import doctor_places
 
@@ -76,11 +76,11 @@ def doctor(arguments: Arguments) -> int:
         raise UdiError(f"--user={arguments.user}: only root can check as another user")
     environ = dict(os.environ)
     if arguments.json:
-        found = list(_findings(environ))
+        found = list(findings(environ))
         page(jsontext.text([dict(zip(f.FIELDS, f.values(), strict=True)) for f in found]) + "\n")
         return int(any(finding.state == FAILURE for finding in found))
     worst = 0
-    for finding in _findings(environ):
+    for finding in findings(environ):
         say(f"{finding.state:<8}{finding.what}: {finding.found}")
         if finding.remedy and finding.state != OK:
             say(f"{'':8}  remedy: {finding.remedy}")

@@ -39,6 +39,7 @@ from rootless_udi.commands import (
     run,
     search,
     shell,
+    site,
     tag,
     tags,
     update,
@@ -50,7 +51,7 @@ from rootless_udi.version import VERSION
 COMMANDS = (
     *(run, shell, pull, images, rm, prune, df, tag, export, import_, history, update, search, tags),
     *(inspect, login, logout, extract, ps, bundle, profile, optimize, completion),
-    *(config, mpi, gpu, doctor),
+    *(config, mpi, gpu, doctor, site),
 )
 """The modules of the commands, in the order of --help."""
 

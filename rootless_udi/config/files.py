@@ -40,7 +40,7 @@ def site_directory(environ: "Mapping[str, str]") -> str:
     return environ.get("UDI_SITE_DIR") or _SITE_DIRECTORY
 
 
-def _user_directory(environ: "Mapping[str, str]") -> str:
+def user_directory(environ: "Mapping[str, str]") -> str:
     """Return the directory of the user's files; empty where there is no HOME."""
     return _xdg(environ, "XDG_CONFIG_HOME", ".config")
 
@@ -57,7 +57,7 @@ def find(environ: "Mapping[str, str]") -> list[ConfigFile]:
     owner = _keeper(site) if site == _SITE_DIRECTORY else 0
     if _look(site, owner) is not None:
         found += _files(site, "udi.toml", "conf.d", "site", owner)
-    user = _user_directory(environ)
+    user = user_directory(environ)
     if user and _look(user) is not None:
         found += _files(user, "config.toml", "", "user", os.getuid())
     extra = environ.get("UDI_CONFIG", "")

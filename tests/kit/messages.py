@@ -46,6 +46,11 @@ TOPICS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Pulling: layers, and the squashfs file", "", ("layers/",)),
     ("The store", "[the store](store.md)", ("store/",)),
     ("Configuration and modules", "[configuration](config.md)", ("config/",)),
+    (
+        "Captures of sites, and udi check",
+        "[will it run there?](forecast.md)",
+        ("forecast/", "commands/site", "commands/check"),
+    ),
     ("Commands of udi", "", ("commands/",)),
     ("shifter and shifterimg", "[Shifter](shifter.md)", ("shifter/",)),
 )
