@@ -4,7 +4,8 @@ import os
 import sys
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.base.process import say
+from rootless_udi.base.process import say, tell
+from rootless_udi.commands.common import names
 from rootless_udi.commands.common.given import (
     Arguments,
     image_stores,
@@ -12,6 +13,7 @@ from rootless_udi.commands.common.given import (
     parsed_reference,
 )
 from rootless_udi.commands.common.parsers import Parsers, add_insecure, command
+from rootless_udi.commands.tag import new_name
 from rootless_udi.config import load
 from rootless_udi.plan.reference import Platform, Reference
 from rootless_udi.plan.site import Site
@@ -20,11 +22,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rootless_udi.pull import pipeline
 
+_PIPE = Reference("stream", "docker-archive:-")
+"""An archive that standard input brings."""
+
 
 def add(commands: Parsers) -> None:
     """Add the parser of `udi pull`."""
     one = command(commands, "pull", pull, "fetch an image and make one squashfs file of it")
-    one.add_argument("image")
+    one.add_argument("image", help="its reference; - for an archive of `docker save` from a pipe")
+    one.add_argument("name", nargs="?", metavar="NAME", help="what it is called in the store")
     one.add_argument("--platform", help="OS/ARCHITECTURE[/VARIANT], this machine's by default")
     one.add_argument("--compression", help="zstd[:LEVEL], gzip[:LEVEL], xz, lz4, lzo or none")
     add_insecure(one)
@@ -39,7 +45,8 @@ def add(commands: Parsers) -> None:
 def pull(arguments: Arguments) -> int:
     """udi pull: print the digest; everything else is on standard error."""
     site = load.load(os.environ)
-    reference = parsed_reference(arguments.image, site)
+    piped = arguments.image == "-"
+    reference = _PIPE if piped else parsed_reference(arguments.image, site)
     try:
         from rootless_udi.commands.common import progress
         from rootless_udi.pull import pipeline
@@ -56,6 +63,7 @@ def pull(arguments: Arguments) -> int:
         force=arguments.force,
         keep_blobs=arguments.keep_blobs,
         writer=arguments.writer,
+        name=new_name(arguments.name, site) if arguments.name else "",
     )
     stores = image_stores(site)
     try:
@@ -63,6 +71,8 @@ def pull(arguments: Arguments) -> int:
             image = pipeline.pull_sync(reference, Store(stores[0]), options, shown)
     except UdiError as error:
         raise _with_what_is_meant(error, arguments.image, reference, stores) from None
+    if piped and not arguments.name:
+        tell(f"it is {names.familiar(image.name, site.registry)}")
     say(image.digest)
     return 0
 

@@ -144,7 +144,7 @@ COMMANDS = {
     "build": "an image is built by another tool (docker, podman, buildah); udi pull takes it",
     "push": "an image is pushed by the tool that built it",
     "save": "an image is one file already: udi inspect IMAGE names it",
-    "load": "udi pull docker-archive:FILE",
+    "load": "udi pull docker-archive:FILE, or udi pull - from a pipe",
     "convert": "udi pull docker-archive:FILE, or oci:DIR",
     "create": "a container begins with its command: udi-run IMAGE COMMAND",
     "start": "a container begins with its command: udi-run IMAGE COMMAND",

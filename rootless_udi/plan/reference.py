@@ -12,13 +12,12 @@ from rootless_udi.plan.options import SQUASHFS_SUFFIXES
 DOCKER_HUB = "docker.io"
 _FORMS = (
     "one of NAME[:TAG], HOST[:PORT]/NAME[:TAG], NAME@sha256:HEX, oci:DIR[:TAG], "
-    "docker-archive:FILE, a .sqfs file, a directory (./DIR)"
+    "docker-archive:FILE, docker-daemon:NAME, containers-storage:NAME, a .sqfs file, a directory "
+    "(./DIR)"
 )
 _HUB_ALIASES = (DOCKER_HUB, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com")
 _OTHER_TRANSPORTS = (
-    "containers-storage",
     "dir",
-    "docker-daemon",
     "library",
     "oras",
     "ostree",
@@ -26,6 +25,8 @@ _OTHER_TRANSPORTS = (
     "sif",
     "tarball",
 )
+STORAGES = ("docker-daemon", "containers-storage")
+"""Where other tools of this machine keep images: Docker's daemon; podman, buildah and skopeo."""
 _HEX = "0123456789abcdef"
 _LOWER = "abcdefghijklmnopqrstuvwxyz0123456789"
 _WORD = _LOWER + "ABCDEFGHIJKLMNOPQRSTUVWXYZ_"
@@ -38,6 +39,8 @@ class Reference(Record):
     - "registry": registry, repository, and tag or digest; if both are set, the digest counts.
     - "oci", "archive": path of an OCI image layout, or of a docker-archive or oci-archive file; tag
       or digest if it has several images.
+    - one of STORAGES: path is the image's name there, as the tool takes it.
+    - "stream": an archive that comes through a pipe; only `udi pull` makes such a reference.
     - "squashfs", "directory": path. "path": a path that may be either, as stat(2) tells.
     - "store": digest of an image in the store.
 
@@ -151,6 +154,8 @@ def parse(text: str, default_registry: str = DOCKER_HUB) -> Reference:
     prefix, colon, rest = text.partition(":")
     if colon and prefix in ("oci", "docker-archive", "oci-archive"):
         return _local(text, "oci" if prefix == "oci" else "archive", rest)
+    if colon and prefix in STORAGES:
+        return _kept(text, prefix, rest)
     if colon and prefix in _OTHER_TRANSPORTS:
         raise UdiError(f"image reference {text!r}: {prefix}: is not supported", _FORMS)
     if colon and prefix == "docker":
@@ -179,6 +184,19 @@ def _local(text: str, kind: str, rest: str) -> Reference:
     if not path:
         raise UdiError(f"image reference {text!r}: the path is empty", _FORMS)
     return Reference(kind, text, path=path, tag=tag, digest=f"sha256:{digest}" if digest else "")
+
+
+def _kept(text: str, storage: str, name: str) -> Reference:
+    """Parse NAME[:TAG] or an image id, sha256:HEX: what `docker save` and `podman save` take.
+
+    The name stays as it is written: podman knows short names that are of no registry.
+    """
+    prefix, colon, rest = name.partition(":")
+    if not (colon and prefix == "sha256" and _is_hex_digest(prefix, rest)):
+        found = _registry(text, name, DOCKER_HUB)
+        if not found.digest and not name.endswith(f":{found.tag}"):
+            name = f"{name}:{found.tag}"
+    return Reference(storage, f"{storage}:{name}", path=name)
 
 
 def _registry(text: str, name: str, default_registry: str) -> Reference:

@@ -68,7 +68,7 @@ class Blobs:
         keep: bool = False,
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._store = store
+        self.store = store
         self._stop = stop
         self._keep = keep
         self._note = note
@@ -83,13 +83,13 @@ class Blobs:
         held = self._held.get(descriptor.digest)
         if held is not None:
             return held[0]
-        lock = self._store.lock(descriptor.digest)
+        lock = self.store.lock(descriptor.digest)
         try:
             path = self._fetch(descriptor, download, report, what, lock)
             self._stop.check()
         except OSError as error:
             self._give_up(lock)
-            raise self._store.refused(f"storing blob {descriptor.digest}", error) from None
+            raise self.store.refused(f"storing blob {descriptor.digest}", error) from None
         except BaseException:
             self._give_up(lock)
             raise
@@ -118,8 +118,8 @@ class Blobs:
                 waits += 1
                 continue
             if not lock.works:
-                self._note(f"{self._store.root} has no file locks: nothing is shared or resumed")
-                path = self._store.path(
+                self._note(f"{self.store.root} has no file locks: nothing is shared or resumed")
+                path = self.store.path(
                     "blobs", f"{stem(descriptor.digest)}.{os.getpid()}-{secrets.token_hex(6)}.part"
                 )
                 self._download(path, descriptor, download, report, what)
@@ -135,7 +135,7 @@ class Blobs:
                 continue
             path = self._whole(descriptor, report)
             if not path:
-                path = self._store.path("blobs", f"{stem(descriptor.digest)}.part")
+                path = self.store.path("blobs", f"{stem(descriptor.digest)}.part")
                 self._download(path, descriptor, download, report, what)
             if lock.acquire(shared=True) and os.path.exists(path):
                 return path
@@ -152,7 +152,7 @@ class Blobs:
     def _whole(self, descriptor: Descriptor, report: Report) -> str:
         """Return the path of a whole, right copy, empty where there is none."""
         for end in ("", ".part"):
-            path = self._store.path("blobs", stem(descriptor.digest) + end)
+            path = self.store.path("blobs", stem(descriptor.digest) + end)
             try:
                 if os.stat(path).st_size != descriptor.size:
                     continue
@@ -240,7 +240,7 @@ class Blobs:
                 elif used and path.endswith(".part"):
                     if self._keep:
                         with contextlib.suppress(FileExistsError):
-                            os.link(path, self._store.path("blobs", stem(digest)))
+                            os.link(path, self.store.path("blobs", stem(digest)))
                     if lock.acquire():
                         discard(path)
             self._give_up(lock)
@@ -249,10 +249,10 @@ class Blobs:
     def forget(self, descriptors: Sequence[Descriptor]) -> None:
         """Remove partial downloads of these blobs, but for those that another pull is using."""
         for descriptor in descriptors:
-            path = self._store.path("blobs", f"{stem(descriptor.digest)}.part")
+            path = self.store.path("blobs", f"{stem(descriptor.digest)}.part")
             if not os.path.exists(path):
                 continue
-            lock = self._store.lock(descriptor.digest)
+            lock = self.store.lock(descriptor.digest)
             with contextlib.suppress(OSError):
                 if lock.acquire() and lock.works:
                     discard(path)
@@ -263,7 +263,7 @@ class Blobs:
         most = 0
         for end in ("", ".part"):
             with contextlib.suppress(OSError):
-                size = os.stat(self._store.path("blobs", stem(descriptor.digest) + end)).st_size
+                size = os.stat(self.store.path("blobs", stem(descriptor.digest) + end)).st_size
                 most = max(most, min(size, descriptor.size))
         return most
 

@@ -7,12 +7,13 @@ itself may be compressed. Layers are copied into the store's blobs/ while their 
 since a merge reads each of them as a file.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import tarfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from rootless_udi.base import trust
@@ -39,7 +40,7 @@ def _odd(what: str) -> UdiError:
     )
 
 
-class _Info(tarfile.TarInfo):
+class Info(tarfile.TarInfo):
     """A member's header.
 
     Refuses what tarfile itself would read into memory, whatever its size: extension headers, and
@@ -101,28 +102,40 @@ class ArchiveSource:
         )
 
     def _open(self) -> None:
-        try:
+        with self._reading(self._reference.path):
             self._file = os.fdopen(trust.regular(self._reference.path), "rb")
-            self._tar = tarfile.open(None, "r:*", self._file, tarinfo=_Info)  # noqa: SIM115
+            self._tar = tarfile.open(None, "r:*", self._file, tarinfo=Info)  # noqa: SIM115
             for member in self._tar:
-                self._stop.check()
-                if len(self._members) >= MEMBERS or len(self._tar.pax_headers) > 1000:
-                    raise _odd(f"more than {MEMBERS} members, or of global headers")
-                self._members[_plain(member.name)] = member
+                self._take(self._tar, member)
+
+    @contextlib.contextmanager
+    def _reading(self, where: str) -> Iterator[None]:
+        """Turn what reading a tar raises into UdiError; `where` it lies."""
+        try:
+            yield
         except (OSError, EOFError) as error:
             why = getattr(error, "strerror", None) or str(error)
-            raise UdiError(f"{self.what} failed on {self._reference.path}: {why}") from None
+            raise UdiError(f"{self.what} failed on {where}: {why}") from None
         except tarfile.TarError as error:
             # Its message has a line for each format that tarfile tried.
             why = str(error).partition("\n")[0]
             raise UdiError(
-                f"{self.what} failed on {self._reference.path}: is no whole tar: {why}",
+                f"{self.what} failed on {where}: is no whole tar: {why}",
                 "it may be truncated, or compressed by other than gzip, bzip2 or xz",
             ) from None
 
+    def _take(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+        """Remember a member; return its name below the archive's root."""
+        self._stop.check()
+        if len(self._members) >= MEMBERS or len(tar.pax_headers) > 1000:
+            raise _odd(f"more than {MEMBERS} members, or of global headers")
+        name = plain(member.name)
+        self._members[name] = member
+        return name
+
     def _member(self, name: str) -> tarfile.TarInfo:
         """Return a regular file, by links where a name is one: old Docker links equal layers."""
-        name = _plain(name)
+        name = plain(name)
         for _ in range(_LINKS_MAX):
             member = self._members.get(name)
             if member is None:
@@ -134,7 +147,7 @@ class ArchiveSource:
             target = member.linkname
             if member.issym():
                 target = os.path.join(os.path.dirname(name), target)
-            name = _plain(target)
+            name = plain(target)
         raise UdiError(f"{self.what}: {name} is no file")
 
     def _content(self, member: tarfile.TarInfo, offset: int, size: int) -> bytes:
@@ -262,7 +275,7 @@ class ArchiveSource:
         return f"sha256:{summed.hexdigest()}"
 
     def fetch(self, layer: Descriptor, report: Report) -> str:
-        name = self._name(layer)
+        name = self._name_of(layer)
         member = self._member(name)
         what = f"{self.what}: layer {name}"
         if member.size != layer.size:
@@ -285,9 +298,9 @@ class ArchiveSource:
 
     def order(self, layers: Sequence[Descriptor]) -> list[Descriptor]:
         """Return the layers in the archive's order: so a compressed one is read once, forwards."""
-        return sorted(layers, key=lambda layer: self._member(self._name(layer)).offset)
+        return sorted(layers, key=lambda layer: self._member(self._name_of(layer)).offset)
 
-    def _name(self, layer: Descriptor) -> str:
+    def _name_of(self, layer: Descriptor) -> str:
         return self._layers.get(layer.digest) or "blobs/" + layer.digest.replace(":", "/")
 
     def room(self, layers: Sequence[Descriptor]) -> int:
@@ -301,7 +314,7 @@ class ArchiveSource:
             self._file.close()
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """Return a member's name below the archive's root."""
     return os.path.normpath(name).lstrip("/")
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.plan.reference import Reference
+from rootless_udi.plan.reference import STORAGES, Reference
 from rootless_udi.pull import credentials
 from rootless_udi.pull.authorizer import Lookup
 from rootless_udi.pull.blobs import Blobs
@@ -34,6 +34,10 @@ def open_source(
         from rootless_udi.pull.from_archive import ArchiveSource
 
         return ArchiveSource(reference, blobs, stop)
+    if reference.kind == "stream" or reference.kind in STORAGES:
+        from rootless_udi.pull.from_stream import StreamSource
+
+        return StreamSource(reference, blobs.store, blobs, stop)
     raise UdiError(
         f"pulling {reference.canonical}: there is nothing to pull",
         "a digest names an image of the store, a path a file or directory that udi-run takes as is",

@@ -76,7 +76,8 @@ class Options(Record):
     """The options of a pull. `mirrors`: registry -> hosts or URLs that are tried before it.
 
     With `platform` None the best one that this machine can run is chosen. `writer` is tar2sqfs or
-    mksquashfs, by name or path, or "" for the one that is there.
+    mksquashfs, by name or path, or "" for the one that is there. `name` is the image's full name in
+    the store, or "" for that of its reference.
     """
 
     platform: Platform | None = None
@@ -87,6 +88,7 @@ class Options(Record):
     writer: str = ""
     mirrors: Mapping[str, Sequence[str]] = {}
     patience: Patience = Patience()
+    name: str = ""
 
 
 def pull_sync(
@@ -161,13 +163,20 @@ class _Pull:
             options.patience,
             self._progress.note,
         )
-        name = find.name_of(self._reference)
+        name = options.name
+        if not name and self._reference.kind != "stream":
+            name = find.name_of(self._reference)
         self._store.create()
         self._progress.stage("resolve", self._reference.canonical)
         used = False
         resolved: Resolved | None = None
         try:
             resolved = await self._in_thread(source.resolve, self._platform)
+            name = name or resolved.name
+            if not name:
+                raise UdiError(
+                    "reading the archive failed: it does not name its image", "udi pull - NAME"
+                )
             image = None if options.force else self._store.image(resolved.digest, name)
             if image is None:
                 image = await self._under_lock(source, resolved, name)

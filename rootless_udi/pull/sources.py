@@ -22,12 +22,16 @@ Answer = TypeVar("Answer")
 
 
 class Resolved(Record):
-    """An image of one platform: `digest` of its manifest, `index` of its index or ""."""
+    """An image of one platform: `digest` of its manifest, `index` of its index or "".
+
+    `name` is what an archive says that its image is called, or "".
+    """
 
     digest: str
     manifest: Manifest
     config: Config
     index: str = ""
+    name: str = ""
 
 
 class Source(Protocol):

@@ -78,6 +78,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "registry": _command("docker-registry", "htpasswd", "openssl"),
     "skopeo": _command("skopeo"),
     "umoci": _command("umoci"),
+    "dockerd": _command("dockerd", "docker"),
     "mmdebstrap": _command("mmdebstrap"),
     "busybox": _command("busybox"),
     "zstd": _command("zstd"),

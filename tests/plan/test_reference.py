@@ -103,7 +103,7 @@ def test_local_references(text: str, kind: str, path: str, tag: str, digest: str
         ("oci:", "the path is empty"),
         ("docker-archive::a", "the path is empty"),
         ("https://example.org/a", "no URL can be used here"),
-        ("docker-daemon:a", "docker-daemon: is not supported"),
+        ("sif:a", "sif: is not supported"),
         ("host:99999/a", "'99999' is no port"),
         ("host:/a", "'' is no port"),
         ("-.example/a", "'-.example' is no host name"),
