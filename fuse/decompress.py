@@ -268,6 +268,49 @@ def _lzo_package() -> "Decompress":
     return run
 
 
+def zstd_start(data: bytes, most: int) -> bytes | None:
+    """Return the first bytes, `most` at most, of a zstd frame of which `data` is the beginning.
+
+    None where this machine has nothing that can do it. Raises Corrupt.
+    """
+    for attempt in (_libzstd_start, _zstd_module_start):
+        try:
+            return attempt(data, most)
+        except (ImportError, OSError, AttributeError):
+            continue
+    return None
+
+
+def _libzstd_start(data: bytes, most: int) -> bytes:
+    library = "libzstd.so.1"
+    # ZSTD_decompressStream does the same, but takes its arguments in structures.
+    call = _function(library, "ZSTD_decompressStream_simpleArgs", "L", "PzLzzLz")
+    wrong = _function(library, "ZSTD_isError", "i", "L")
+    why = _function(library, "ZSTD_getErrorName", "z", "L")
+    context = _function(library, "ZSTD_createDCtx", "P", "")()
+    # C writes into these two numbers and `out`. Nobody else has those bytes objects.
+    made, taken = (0).to_bytes(_SIZE_T, byteorder), (0).to_bytes(_SIZE_T, byteorder)
+    out = _uninitialised()(None, most)
+    status = call(context, out, most, made, data, len(data), taken)
+    failed, text = wrong(status), why(status)
+    _function(library, "ZSTD_freeDCtx", "L", "P")(context)
+    if failed:
+        raise Corrupt(f"a zstd frame is damaged ({text.decode()})")
+    return out[: int.from_bytes(made, byteorder)]
+
+
+def _zstd_module_start(data: bytes, most: int) -> bytes:
+    try:
+        module: Any = __import__("compression.zstd", fromlist=["ZstdDecompressor"])
+    except ImportError:
+        module = __import__("backports.zstd", fromlist=["ZstdDecompressor"])
+    try:
+        found: bytes = module.ZstdDecompressor().decompress(data, most)
+    except module.ZstdError as error:
+        raise Corrupt(f"a zstd frame is damaged ({error})") from None
+    return found
+
+
 _CANDIDATES: "dict[str, tuple[Callable[[], Decompress], ...]]" = {
     "gzip": (_zlib,),
     "xz": (lambda: _lzma(False),),

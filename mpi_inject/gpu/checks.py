@@ -57,7 +57,7 @@ def finish(
 
 def driver_checks(context: Context, version: str, may_compat: bool) -> tuple[list[Env], list[str]]:
     """Check that the driver runs the image's CUDA; if not, use its compatibility libraries."""
-    found = _image_compat(context.facts) if may_compat else None
+    found = image_compat(context.facts) if may_compat else None
     if found is None and not {"NVIDIA_REQUIRE_CUDA", "CUDA_VERSION"} & set(context.env):
         return [], []
     from rootless_udi.mpi_inject.gpu import cuda_require, nvidia
@@ -73,7 +73,7 @@ def driver_checks(context: Context, version: str, may_compat: bool) -> tuple[lis
     return [Env("prepend", "LD_LIBRARY_PATH", found.folder, reason=why)], notes
 
 
-def _image_compat(facts: "Mapping[str, Any]") -> "Compat | None":
+def image_compat(facts: "Mapping[str, Any]") -> "Compat | None":
     """Return the image's newest CUDA compatibility libraries."""
     found = []
     for one in (facts.get("elf") or {}).get("libraries", ()):

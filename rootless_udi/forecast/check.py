@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rootless_udi.base.records import Record
-from rootless_udi.forecast import finding
+from rootless_udi.forecast import finding, gpucode_check, gpucode_cuda
 from rootless_udi.forecast.asked import Asked
 from rootless_udi.forecast.finding import CheckFinding
 from rootless_udi.forecast.site import Capture
@@ -30,7 +30,7 @@ from rootless_udi.forecast.site import Capture
 Facts = Mapping[str, Any]
 Check = Callable[[Capture, Facts, Asked], Iterator[CheckFinding]]
 
-CHECKS: tuple[Check, ...] = ()
+CHECKS: tuple[Check, ...] = (gpucode_cuda.check, gpucode_check.check)
 """In the order in which a launch would fail: the report keeps it."""
 
 
