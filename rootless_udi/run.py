@@ -31,7 +31,7 @@ def main(argv: "list[str] | None" = None) -> "NoReturn":
 
 def run(argv: "list[str]") -> int:
     """Do what `argv` asks: become the command, or return a status (--help, --explain)."""
-    environ = _environ()
+    environ = command.given()
     request = options.parse(argv, environ)
     if request.help or request.version:
         from rootless_udi.version import VERSION
@@ -105,18 +105,6 @@ def _join(
     if record.get("request") == key and not record.lost():
         command.enter(record, fd, request, environ, own)
     os.close(fd)
-
-
-def _environ() -> dict[str, str]:
-    """Return the caller's environment, without what the interpreter added.
-
-    In the C locale Python sets LC_CTYPE (PEP 538). The launcher script passes -X lc_ctype if the
-    caller had none.
-    """
-    environ = dict(os.environ)
-    if "lc_ctype" in sys._xoptions:
-        environ.pop("LC_CTYPE", None)
-    return environ
 
 
 if __name__ == "__main__":

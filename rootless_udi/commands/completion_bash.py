@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from rootless_udi.commands.common.tree import (
     IMAGE,
+    LIST_CONTAINERS,
     LIST_IMAGES,
     LIST_MODULES,
     Command,
@@ -17,6 +18,7 @@ _BASH = """\
 # bash completion for udi-run, udi, shifter and shifterimg, made by `udi completion bash`
 
 _udi_images() { %(images)s; }
+_udi_containers() { %(containers)s; }
 _udi_modules() { %(modules)s; echo none; }
 
 # Offer the words of $1 that begin with $2; bash breaks words at ":" and "=" and wants the rest.
@@ -35,6 +37,7 @@ _udi_files() {
 _udi_value() {
     case $1 in
         image) _udi_offer "$(_udi_images)" "$2" ;;
+        container) _udi_offer "$(_udi_containers)" "$2" ;;
         modules) _udi_offer "$(_udi_modules)" "${2##*,}" ;;
         file) _udi_files -f "${2##*:}" ;;
         directory) _udi_files -d "$2" ;;
@@ -89,7 +92,8 @@ _udi_complete() {
 def script(commands: Iterable[Command]) -> str:
     """Return the script for all programs."""
     paths = [item for command in commands for item in walk(command)]
-    out = [_BASH % {"images": LIST_IMAGES, "modules": LIST_MODULES}]
+    lists = {"images": LIST_IMAGES, "containers": LIST_CONTAINERS, "modules": LIST_MODULES}
+    out = [_BASH % lists]
     out.append(_bash_case("_udi_is", ((path, "return 0") for path, _ in paths), "return 1"))
     # Behind the image, words are the command's own: those commands are listed in _udi_ends.
     ends = [(path, c) for path, c in paths if stops(c)]

@@ -3,9 +3,11 @@
 from collections.abc import Iterable
 
 from rootless_udi.commands.common.tree import (
+    CONTAINER,
     DIRECTORY,
     FILE,
     IMAGE,
+    LIST_CONTAINERS,
     LIST_IMAGES,
     LIST_MODULES,
     MODULES,
@@ -22,6 +24,9 @@ _FISH = """\
 
 function __udi_images
     %(images)s
+end
+function __udi_containers
+    %(containers)s
 end
 function __udi_modules
     %(modules)s; echo none
@@ -57,7 +62,8 @@ end
 def script(commands: Iterable[Command]) -> str:
     """Return the script for all programs."""
     commands = list(commands)
-    out = [_FISH % {"images": LIST_IMAGES, "modules": LIST_MODULES, "values": _values(commands)}]
+    lists = {"images": LIST_IMAGES, "containers": LIST_CONTAINERS, "modules": LIST_MODULES}
+    out = [_FISH % {**lists, "values": _values(commands)}]
     for command in commands:
         for path, one in walk(command):
             out += _fish_lines(path, one)
@@ -75,10 +81,13 @@ def _fish_lines(path: tuple[str, ...], command: Command) -> list[str]:
         condition = f"{here}; and " if here else ""
         condition += f"__udi_operands {len(words)}"
         out.append(f"{begin} -f -n {quoted(condition)} -a {one.name} -d {quoted(one.text)}")
+    before = here
     if stops(command) or (command.commands and not words):
-        here = "__udi_operands 0"
+        # Behind the image, or the command of udi, options are another's.
+        none_yet = f"__udi_operands {len(words)}"
+        before = f"{here}; and {none_yet}" if here else none_yet
     for option in command.options:
-        out.append(_fish_option(begin, here, option))
+        out.append(_fish_option(begin, before, option))
     for at, operand in enumerate(command.operands):
         action = _fish_action(operand)
         if action and operand.kind != FILE:
@@ -107,6 +116,7 @@ def _fish_action(of: "Opt | Operand") -> str:
         return quoted(" ".join(of.choices))
     return {
         IMAGE: "'(__udi_images)'",
+        CONTAINER: "'(__udi_containers)'",
         MODULES: "'(__udi_modules)'",
         DIRECTORY: "'(__fish_complete_directories)'",
     }.get(of.kind, "")

@@ -8,9 +8,11 @@ list of options.
 from collections.abc import Iterable, Iterator
 
 from rootless_udi.commands.common.tree import (
+    CONTAINER,
     DIRECTORY,
     FILE,
     IMAGE,
+    LIST_CONTAINERS,
     LIST_IMAGES,
     MODULES,
     Command,
@@ -24,15 +26,22 @@ _TCSH = """\
 # tcsh completion for udi-run, udi, shifter and shifterimg, made by `udi completion tcsh`
 
 alias _udi_images 'sh -c "%(images)s"'
+alias _udi_containers 'sh -c "%(containers)s"'
 alias _udi_modules 'sh -c "udi config show 2>/dev/null; echo module: mpi; echo module: gpu; \
 echo module: none" | sed -n "s/^module: \\([^ ]*\\).*/\\1/p"'
 """
-_LISTS = {IMAGE: "`_udi_images`", MODULES: "`_udi_modules`", FILE: "f", DIRECTORY: "d"}
+_LISTS = {
+    IMAGE: "`_udi_images`",
+    CONTAINER: "`_udi_containers`",
+    MODULES: "`_udi_modules`",
+    FILE: "f",
+    DIRECTORY: "d",
+}
 
 
 def script(commands: Iterable[Command]) -> str:
     """Return the script for all programs."""
-    lines = [_TCSH.replace("%(images)s", LIST_IMAGES)]
+    lines = [_TCSH.replace("%(images)s", LIST_IMAGES).replace("%(containers)s", LIST_CONTAINERS)]
     for command in commands:
         rules = dict.fromkeys(f"'{rule}'" for rule in _rules(command))
         lines.append(" \\\n    ".join([f"complete {command.name}", *rules]))

@@ -4,9 +4,11 @@ from collections.abc import Iterable
 
 from rootless_udi.commands.common.tree import (
     COMMAND,
+    CONTAINER,
     DIRECTORY,
     FILE,
     IMAGE,
+    LIST_CONTAINERS,
     LIST_IMAGES,
     LIST_MODULES,
     MODULES,
@@ -28,6 +30,11 @@ _udi_images() {
     compadd -a names
     _files -g '*.(sqfs|squashfs)(-.)'
 }
+_udi_containers() {
+    local -a names
+    names=(${(f)"$(%(containers)s)"})
+    compadd -a names
+}
 _udi_modules() {
     local -a names
     names=(${(f)"$(%(modules)s)"} none)
@@ -36,6 +43,7 @@ _udi_modules() {
 """
 _ZSH_ACTIONS = {
     IMAGE: "_udi_images",
+    CONTAINER: "_udi_containers",
     FILE: "_files",
     DIRECTORY: "_files -/",
     MODULES: "_udi_modules",
@@ -45,7 +53,8 @@ _ZSH_ACTIONS = {
 def script(commands: Iterable[Command]) -> str:
     """Return the script for all programs."""
     found = list(commands)
-    out = [_ZSH % {"images": LIST_IMAGES, "modules": LIST_MODULES}]
+    lists = {"images": LIST_IMAGES, "containers": LIST_CONTAINERS, "modules": LIST_MODULES}
+    out = [_ZSH % lists]
     out += [_zsh_function(path, one) for command in found for path, one in walk(command)]
     cases = " ".join(f"{c.name}) {_zsh_name((c.name,))} ;;" for c in found)
     out.append(f"case $service in {cases} esac")

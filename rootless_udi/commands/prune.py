@@ -71,7 +71,7 @@ def _chosen(store: Store, found: list[Use], before: float, wanted: int) -> list[
 
 def _idle(found: list[Use]) -> list[Use]:
     """Return those that no container on this node uses now."""
-    from rootless_udi.commands import ps
+    from rootless_udi.commands.common.containers import containers
 
-    living = {one.digest for one in ps.containers(dict(os.environ))}
+    living = {one.digest for one in containers(dict(os.environ))}
     return [use for use in found if use.entry.image.digest not in living]

@@ -23,9 +23,15 @@ def run(arguments: Arguments) -> NoReturn:
 
 
 def become(words: Sequence[str]) -> NoReturn:
-    """Become udi-run (execve(2)): the program beside this one, else this package's."""
+    """Become udi-run (execve(2)): the program beside this one, else this package's.
+
+    It gets the caller's environment and signals, as if the caller had started it.
+    """
+    from rootless_udi.launch import command as last
+
     beside = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "udi-run")
     argv = [beside, *words]
     if not os.access(beside, os.X_OK):
         argv = program.argv("from rootless_udi.run import main; main()", *words, site=False)
-    os.execv(argv[0], argv)
+    last.signals()
+    os.execve(argv[0], argv, last.given())

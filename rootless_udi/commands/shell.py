@@ -10,7 +10,8 @@ from rootless_udi.commands.common.parsers import Parsers, command
 from rootless_udi.commands.run import become
 from rootless_udi.plan import options
 
-_SHELL = '[ -x /bin/bash ] && exec /bin/bash "$@"; exec /bin/sh "$@"'
+SHELL = '[ -x /bin/bash ] && exec /bin/bash "$@"; exec /bin/sh "$@"'
+"""A script for sh: bash where the image has it, else sh."""
 
 
 def add(commands: Parsers) -> None:
@@ -34,7 +35,7 @@ def shell(arguments: Arguments) -> NoReturn:
             "udi shell takes no command", f"udi run {request.image} {request.command[0]} ..."
         )
     own = [f"--env={pair}" for pair in marks(request.image)]
-    become([*own, *arguments.word, "/bin/sh", "-c", _SHELL, "sh"])
+    become([*own, *arguments.word, "/bin/sh", "-c", SHELL, "sh"])
 
 
 def marks(image: str) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from rootless_udi.commands import (
     config,
     df,
     doctor,
+    exec_,
     export,
     extract,
     gpu,
@@ -50,7 +51,7 @@ from rootless_udi.version import VERSION
 
 COMMANDS = (
     *(run, shell, pull, images, rm, prune, df, tag, export, import_, history, update, search, tags),
-    *(inspect, login, logout, extract, ps, bundle, profile, optimize, completion),
+    *(inspect, login, logout, extract, ps, exec_, bundle, profile, optimize, completion),
     *(config, mpi, gpu, doctor, site),
 )
 """The modules of the commands, in the order of --help."""
@@ -69,10 +70,10 @@ def do(argv: list[str]) -> int:
     # a seccomp filter refuses that, it fails; so subprocess shall use vfork(2), which is as fast.
     # The switch is in its documentation.
     vars(subprocess)["_USE_POSIX_SPAWN"] = False
-    if argv[:1] in (["run"], ["shell"]):
+    by_udi_run = {"run": run.run, "shell": shell.shell, "exec": exec_.exec_}
+    if argv and argv[0] in by_udi_run:
         # Not by argparse, which would take udi-run's options for its own.
-        command = run.run if argv[0] == "run" else shell.shell
-        command(Arguments(word=argv[1:]))
+        return by_udi_run[argv[0]](Arguments(word=argv[1:]))
     whole = parser()
     names = [name for action in whole._actions for name in action.choices or ()]
     if argv and not argv[0].startswith("-") and argv[0] not in names:

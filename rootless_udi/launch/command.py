@@ -56,6 +56,18 @@ class Defaults:
         self.entrypoint, self.command, self.workdir = entrypoint, command, workdir
 
 
+def given() -> dict[str, str]:
+    """Return the caller's environment, without what the interpreter added.
+
+    In the C locale Python sets LC_CTYPE (PEP 538). The launcher script passes -X lc_ctype if the
+    caller had none.
+    """
+    environ = dict(os.environ)
+    if "lc_ctype" in sys._xoptions:
+        environ.pop("LC_CTYPE", None)
+    return environ
+
+
 def own_variables(request: Request) -> "list[Operation]":
     """Return the operations of --env-file and --env, in this order.
 

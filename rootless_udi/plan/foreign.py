@@ -127,7 +127,7 @@ COMMANDS = {
     "shell": "",
     "help": "",
     "version": "",
-    "exec": "a new container is `udi-run IMAGE COMMAND`, or `udi run IMAGE COMMAND`",
+    "exec": "in a new container: udi-run IMAGE COMMAND; in one that udi ps lists: udi exec",
     "pull": "udi pull IMAGE",
     "images": "udi images",
     "ls": "udi images, or udi ps for containers",

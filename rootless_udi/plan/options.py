@@ -215,6 +215,15 @@ def parse(argv: "list[str]", environ: "dict[str, str]") -> Request:
     return request
 
 
+def leading(argv: "list[str]") -> "tuple[dict[str, object], list[str]]":
+    """Return the leading options of `argv` as fields of a Request, and what follows them.
+
+    For who takes another word than an image there. Raises UdiError as `parse`.
+    """
+    values: dict[str, object] = {}
+    return values, _options(argv, values, False)
+
+
 def _options(argv: "list[str]", values: "dict[str, object]", named: bool) -> "list[str]":
     """Put the leading options of `argv` into `values`; return what follows them.
 

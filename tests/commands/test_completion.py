@@ -22,6 +22,8 @@ case "$1 $2" in
 "images --names") echo 'ubuntu:24.04
 alpine:3
 host:5000/me/app:1' ;;
+"ps --names") echo 'a1b2c3d4e5f6
+alone-17' ;;
 "config show") echo 'module: mpich (enabled) The MPICH  # /x
 module: cvmfs (enabled)  # /x' ;;
 esac
@@ -88,6 +90,11 @@ ALPINE, UBUNTU = "alpine:3", "ubuntu:24.04"
         ("udi-run --image=alpine datu", ["datum"]),
         ("udi-run alpine ls --cl", [""]),
         ("udi pu", ["pull"]),
+        ("udi exec ", ["a1b2c3d4e5f6", "alone-17"]),
+        ("udi exec --env=A=1 al", ["alone-17"]),
+        ("udi exec --wor", ["--workdir="]),
+        ("udi exec alone-17 datu", ["datum"]),
+        ("udi exec --vol", [""]),
         ("udi config s", ["show"]),
         ("udi images --d", ["--digests"]),
         ("udi rm one a", [ALPINE]),
@@ -118,6 +125,11 @@ def test_bash(place: Path, line: str, words: list[str]) -> None:
         ("udi pu", ["pull"]),
         ("udi config s", ["show"]),
         ("udi images --d", ["--digests"]),
+        ("udi exec al", ["alone-17"]),
+        ("udi exec --wor", ["--workdir", "--workdir="]),
+        ("udi run ubu", [UBUNTU]),
+        ("udi run --cl", ["--clearenv"]),
+        ("udi --cl", []),
         ("shifterimg pu", ["pull", "pullnb"]),
         ("shifterimg pull a", [ALPINE]),
     ],
@@ -186,6 +198,7 @@ def tcsh(place: Path, line: str) -> list[str]:
         ("udi config import va", ["vars.env"]),
         ("shifter --im", ["image="]),
         ("shifter --image=a", [ALPINE]),
+        ("udi exec al", ["alone-17"]),
         ("shifterimg pu", ["pull", "pullnb"]),
         ("shifterimg pull a", [ALPINE]),
     ],

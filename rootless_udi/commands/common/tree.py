@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from rootless_udi.base.records import Record
+from rootless_udi.commands import exec_
 from rootless_udi.plan import options
 from rootless_udi.shifter import options as shifter
 from rootless_udi.shifter import shifterimg
 
 IMAGE, FILE, DIRECTORY, MODULES, COMMAND = "image", "file", "directory", "modules", "command"
+CONTAINER = "container"
 """Kinds of words: what completion offers for them. "" is a word for which nothing is known."""
 _KINDS = {
     "IMAGE": IMAGE,
@@ -23,6 +25,7 @@ _KINDS = {
     "SRC[:DST[:FLAGS]]": FILE,
     "FROM:TO[:FLAG...][;...]": FILE,
     "image": IMAGE,
+    "container": CONTAINER,
     "file": FILE,
     "dir": DIRECTORY,
 }
@@ -82,13 +85,19 @@ def _udi_run() -> Command:
 
 
 def udi(parser: argparse.ArgumentParser) -> Command:
-    """Return udi, from its parser; its commands run and shell have the options of udi-run."""
+    """Return udi, from its parser; its commands run, shell and exec have options of udi-run."""
     found, run = _of_argparse("udi", parser), _udi_run()
-    words = {"run": run.operands, "shell": run.operands[:1]}
-    commands = [
-        one.replace(options=run.options, operands=words[one.name]) if one.name in words else one
-        for one in found.commands
-    ]
+    own = tuple(one for one in run.options if one.long[2:] in exec_.OWN)
+    inside = (Operand("CONTAINER", CONTAINER), run.operands[1])
+    words = {
+        "run": (run.options, run.operands),
+        "shell": (run.options, run.operands[:1]),
+        "exec": (own, inside),
+    }
+    commands = []
+    for one in found.commands:
+        its_options, operands = words.get(one.name, (one.options, one.operands))
+        commands.append(one.replace(options=its_options, operands=operands))
     return found.replace(commands=tuple(commands))
 
 
@@ -189,6 +198,8 @@ def _text(action: argparse.Action) -> str:
 
 LIST_IMAGES = "udi images --names 2>/dev/null"
 """Shell: print the names of the images, one a line."""
+LIST_CONTAINERS = "udi ps --names 2>/dev/null"
+"""Shell: print the names of the containers, one a line."""
 LIST_MODULES = (
     "udi config show 2>/dev/null | sed -n 's/^module: \\([^ ]*\\).*/\\1/p'; echo mpi; echo gpu"
 )

@@ -37,11 +37,9 @@ _OBJECTS = {
 
 def command(argv: Sequence[str], known: Sequence[str]) -> UdiError:
     """Return the error for a first word that is not among the `known` commands."""
-    word, rest = argv[0], " ".join(argv[1:])
+    word = argv[0]
     hint = _ELSEWHERE.get(word) or foreign.COMMANDS.get(word, "")
-    if word == "exec":
-        hint = f"a container is started by: udi run {rest or 'IMAGE COMMAND'}"
-    elif word in _OBJECTS:
+    if word in _OBJECTS:
         second = argv[1] if len(argv) > 1 else ""
         same = second if second in known else _OBJECTS[word][""]
         ours = _OBJECTS[word].get(second, same)
