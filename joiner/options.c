@@ -121,9 +121,11 @@ static void from_variables(struct request *request, const struct list *env)
 
 void parse(struct request *request, char **argv, const struct list *env)
 {
-    static const int for_python[] = {O_explain, O_help, O_version, O_env_file};
+    static const int for_python[] = {O_explain, O_help, O_version, O_env_file, O_edf};
     request->options = memory(OPTION_COUNT * sizeof *request->options);
     bool named = get_or(env, "UDI_IMAGE", NULL) != NULL;
+    if (get_or(env, "UDI_EDF", NULL))
+        hand_over();
     char **rest = options(request, argv, named);
     if (*rest && !named && !request->options[O_image].set &&
         strstr(COMMANDS, JOIN(" ", *rest, " ")))

@@ -39,7 +39,12 @@ def run(argv: "list[str]") -> int:
         page(options.usage() if request.help else f"udi-run {VERSION}\n")
         return 0
     refuse_privilege()
-    own = command.own_variables(request)
+    defined: list[tuple[str, str, str]] = []
+    if request.edf is not None:
+        from rootless_udi.launch import edf
+
+        request, defined = edf.apply(request, environ)
+    own = defined + command.own_variables(request)
     who = launcher.launcher(environ, request.share or "auto")
     name, key = launcher.key(request, who, environ) if who else ("", "")
     if environ.get("UDI_JOIN_PLAN") == "1":

@@ -1,8 +1,9 @@
-/* spank_udi: --image, --module and --volume for srun, sbatch and salloc.
+/* spank_udi: --image, --module, --volume and --environment for srun, sbatch and salloc.
  *
- * The options become UDI_IMAGE, UDI_MODULE and UDI_VOLUME in the job's and the steps' environment,
- * which udi-run reads in place of its own options. Nothing is mounted or run here: the plugin holds
- * no privilege that it would need (slurmstepd loads it as root, and it only sets variables).
+ * The options become UDI_IMAGE, UDI_MODULE, UDI_VOLUME and UDI_EDF in the job's and the steps'
+ * environment, which udi-run reads in place of its own options. Nothing is mounted or run here: the
+ * plugin holds no privilege that it would need (slurmstepd loads it as root, and it only sets
+ * variables).
  *
  * An option of a step wins over the job's, and both over variables, also over ones set inside the
  * job: srun reads the job's options anew. Slurm keeps the last of a repeated option only, so
@@ -15,9 +16,9 @@
 
 SPANK_PLUGIN(udi, 1)
 
-enum { IMAGE, MODULE, VOLUME, COUNT };
+enum { IMAGE, MODULE, VOLUME, ENVIRONMENT, COUNT };
 
-static const char *const names[COUNT] = {"UDI_IMAGE", "UDI_MODULE", "UDI_VOLUME"};
+static const char *const names[COUNT] = {"UDI_IMAGE", "UDI_MODULE", "UDI_VOLUME", "UDI_EDF"};
 static char *values[COUNT];
 
 /* Values travel in environment variables and through slurmctld: a size at which both are far from
@@ -43,6 +44,7 @@ static struct spank_option options[] = {
     {"image", "IMAGE", "image for udi-run in this job or step", 1, IMAGE, taken},
     {"module", "A,B|none", "site modules for udi-run", 1, MODULE, taken},
     {"volume", "SRC:DST[;...]", "bind SRC of the host to DST in the image", 1, VOLUME, taken},
+    {"environment", "NAME|FILE", "environment definition file for udi-run", 1, ENVIRONMENT, taken},
     SPANK_OPTIONS_TABLE_END,
 };
 

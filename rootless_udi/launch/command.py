@@ -90,6 +90,8 @@ def argv(request: Request, defaults: Defaults) -> list[str]:
         return [request.entrypoint, *request.command]
     if request.entrypoint is None:
         return list(request.command) or [SHELL]
+    if not defaults.entrypoint and request.edf is not None:
+        return list(request.command or defaults.command) or [SHELL]
     if not defaults.entrypoint:
         raise UdiError(
             "--entrypoint: the image has no ENTRYPOINT", "give one: --entrypoint=COMMAND"
@@ -107,6 +109,8 @@ def workdir(request: Request, defaults: Defaults, names: "list[str]") -> "list[s
         return names
     if request.workdir or defaults.workdir:
         return [request.workdir or defaults.workdir]
+    if request.edf is not None:
+        return ["/"]
     raise UdiError("--workdir: the image has no WORKDIR", "give one: --workdir=DIR")
 
 
@@ -116,7 +120,8 @@ def variables(
     """Return the command's environment, made of the caller's; `own` is of `own_variables`."""
     result = dict(environ)
     environment.apply(result, environment.of_caller(environ, request.clearenv, request.shifter))
-    for operations in (defaults.before, own, defaults.after):
+    environment.apply(result, defaults.before)
+    for operations in (environment.expanded(own, result), defaults.after):
         environment.apply(result, operations)
     result.setdefault("PATH", environment.DEFAULT_PATH)
     if "NVIDIA_VISIBLE_DEVICES" in result or "NVIDIA_VISIBLE_DEVICES" in environ:

@@ -10,7 +10,7 @@ from rootless_udi.base.errors import UdiError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 Operation = tuple[str, str, str]
 """(op, name, value), as the fields of `steps.Env`."""
@@ -120,6 +120,27 @@ def apply(environ: "dict[str, str]", operations: "Iterable[Operation]") -> None:
             old = environ.get(name, "")
             parts = [old, value] if op == "append" else [value, old]
             environ[name] = ":".join(parts) if old else value
+
+
+def expanded(
+    operations: "Sequence[Operation]", variables: "Mapping[str, str]"
+) -> "Sequence[Operation]":
+    """Return operations with "expand" made "set", by the variables before any of them is done.
+
+    The value of "expand" is where it stands, a NUL, and a text with ${NAME} (plan/edf.py). Raises
+    UdiError for a variable that is not set.
+    """
+    if all(op != "expand" for op, _, _ in operations):
+        return operations
+    from rootless_udi.plan import edf
+
+    before, found = dict(variables), []
+    for op, name, value in operations:
+        if op == "expand":
+            where, _, text = value.partition("\0")
+            op, value = "set", edf.expand(text, before, where)
+        found.append((op, name, value))
+    return found
 
 
 def of_caller(environ: "Mapping[str, str]", clear: bool, shifter: bool) -> "list[Operation]":

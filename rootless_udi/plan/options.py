@@ -44,6 +44,13 @@ class Option(Record):
 
 OPTIONS = (
     Option("image", VALUE, "IMAGE", "the image, in place of the first argument"),
+    Option(
+        "edf",
+        VALUE,
+        "NAME|FILE",
+        "image, mounts and variables by CSCS's environment definition file",
+        shares=False,
+    ),
     Option("volume", LIST, "SRC[:DST[:FLAGS]]", "bind SRC of the host to DST", "V"),
     Option("no-cwd", FLAG, "", "the current folder stays outside"),
     Option("home", FLAG, "", "your home directory inside, at its own path"),
@@ -154,6 +161,7 @@ class Request(Record):
 
     image: str = ""
     command: tuple[str, ...] = ()
+    edf: str | None = None
     volume: tuple[str, ...] = ()
     no_cwd: bool = False
     home: bool = False
@@ -187,30 +195,31 @@ class Request(Record):
 def parse(argv: "list[str]", environ: "dict[str, str]") -> Request:
     """Return the request of a command line, `argv` without the program's name.
 
-    The variables UDI_IMAGE, UDI_VOLUME, UDI_MODULE, UDI_MPI, UDI_GPU, UDI_FUSE, UDI_LAYER and
-    UDI_SHARE stand for options that are not given; a plugin of the workload manager may set them.
-    If --image or UDI_IMAGE names the image, all words after the options are the command. Else the
-    first is the image, and a "--" may follow it. Options and commands of other tools are replaced
-    as `foreign` says. Raises UdiError for what is not understood.
+    The variables UDI_IMAGE, UDI_EDF, UDI_VOLUME, UDI_MODULE, UDI_MPI, UDI_GPU, UDI_FUSE, UDI_LAYER
+    and UDI_SHARE stand for options that are not given; a plugin of the workload manager may set
+    them. If --image, --edf or one of their variables names the image, all words after the options
+    are the command. Else the first is the image, and a "--" may follow it. Options and commands of
+    other tools are replaced as `foreign` says. Raises UdiError for what is not understood.
     """
     values: dict[str, object] = {}
-    named = bool(environ.get("UDI_IMAGE"))
+    named = bool(environ.get("UDI_IMAGE") or environ.get("UDI_EDF"))
     rest = _options(argv, values, named)
+    named = named or "edf" in values
     if rest and not named and "image" not in values and f" {rest[0]} " in COMMANDS:
         from rootless_udi.plan import foreign
 
         rest = _options(foreign.command(rest), values, named)
-    for name in ("image", "module", "mpi", "gpu", "fuse", "layer", "share"):
+    for name in ("image", "edf", "module", "mpi", "gpu", "fuse", "layer", "share"):
         text = environ.get("UDI_" + name.upper())
         if text and name not in values:
             values[name] = text
     if environ.get("UDI_VOLUME") and "volume" not in values:
         values["volume"] = (environ["UDI_VOLUME"],)
     image = str(values.pop("image", ""))
-    if not image and rest:
+    if not image and rest and "edf" not in values:
         image, rest = rest[0], rest[2 if rest[1:2] == ["--"] else 1 :]
     request = Request(image=image, command=tuple(rest), **values)  # type: ignore[arg-type]
-    if not image and not (request.help or request.version):
+    if not image and request.edf is None and not (request.help or request.version):
         raise UdiError("no image is given", "udi-run [OPTIONS] IMAGE [COMMAND [ARG...]]")
     return request
 
@@ -257,7 +266,7 @@ def _options(argv: "list[str]", values: "dict[str, object]", named: bool) -> "li
                 raise UdiError(f"option {word} needs a value: {option.meta}")
             given = argv[at]
             at += 1
-        elif given is None and option.next and not named and "image" not in values:
+        elif given is None and option.next and not (named or "image" in values or "edf" in values):
             given = _next(option, argv[at : at + 2])
             at += given is not None
         _set(values, option, given)
