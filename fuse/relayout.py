@@ -72,14 +72,11 @@ class _Tail:
         self.offset = offset
 
 
-def relayout(
-    fs: FileSystem, reads: list[Read], target: "BinaryIO", raw: bool = True, tail: bytes = b""
-) -> Result:
+def relayout(fs: FileSystem, reads: list[Read], target: "BinaryIO", raw: bool = True) -> Result:
     """Write the image of `fs` to `target` anew, for `reads` in order (those of `profile.merge`).
 
-    Without `raw`, hot blocks stay compressed and only their order changes. `tail` is written behind
-    the image, where no reader of squashfs looks. Raises Corrupt where the image is damaged;
-    OSError.
+    Without `raw`, hot blocks stay compressed and only their order changes. Raises Corrupt where the
+    image is damaged; OSError.
     """
     writer = _Writer(fs, target, raw)
     writer.start()
@@ -94,9 +91,7 @@ def relayout(
         writer.file(node, None)
     writer.flush_tails()
     size = writer.metadata(tree, begin, end)
-    target.seek(size)
-    target.write(tail)
-    return Result(size + len(tail), len(hot), end - begin)
+    return Result(size, len(hot), end - begin)
 
 
 def _tree(fs: FileSystem) -> dict[int, Inode]:

@@ -52,8 +52,7 @@ def export(arguments: Arguments) -> int:
             "for docker or podman: --format=oci-archive or --format=docker-archive",
         )
     with opened(image.path) as source, newfile.writing(arguments.file, arguments.force) as out:
-        for data in inside.copied(source.fileno(), image.facts):
-            out.write(data)
+        inside.copy(source.fileno(), image.path, image.facts, out.write)
     say(arguments.file)
     return 0
 

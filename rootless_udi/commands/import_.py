@@ -12,7 +12,7 @@ from rootless_udi.config import load
 from rootless_udi.plan.image import Image
 from rootless_udi.plan.reference import Platform, parse_platform, platform_of
 from rootless_udi.plan.site import Site
-from rootless_udi.store import inside, resolve
+from rootless_udi.store import adding, inside, resolve
 from rootless_udi.store.store import Store, discard
 
 
@@ -26,8 +26,10 @@ def add(commands: Parsers) -> None:
 def import_(arguments: Arguments) -> int:
     """udi import: put a squashfs file into the user's store; print its digest.
 
-    The digest is that of the file itself. Its facts name the digest of the image that it was made
-    of, but nobody can check that, and whoever asks the store for a digest must get just that image.
+    The digest is that of the file itself, without the list of its windows and its facts, so that a
+    file means the same image with and without them. Its facts name the digest of the image that it
+    was made of, but nobody can check that, and whoever asks the store for a digest must get just
+    that image.
     """
     site = load.load(os.environ)
     image = resolve.local(arguments.file, os.path.abspath(arguments.file))
@@ -82,7 +84,7 @@ def _digest(fd: int) -> str:
     import hashlib
 
     summed = hashlib.sha256()
-    for data in inside.copied(fd, {}):
+    for data in inside.original(fd):
         summed.update(data)
     return summed.hexdigest()
 
@@ -98,12 +100,10 @@ def _store(store: Store, fd: int, digest: str, image: Image, name: str) -> None:
         with newfile.ending():
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             with open(os.open(target, flags, 0o644), "wb") as out:
-                for data in inside.copied(fd, {}):
-                    summed.update(data)
-                    out.write(data)
+                listed = inside.copy(fd, image.path, {}, out.write, summed.update)
             if f"sha256:{summed.hexdigest()}" != digest:
                 raise UdiError(f"importing {image.path} failed: it changed meanwhile")
-            store.commit(digest, target, facts)
+            adding.add(store, digest, target, facts, listed)
     except OSError as error:
         raise store.refused(f"importing {image.path}", error) from None
     finally:

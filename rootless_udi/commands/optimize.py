@@ -6,17 +6,22 @@ server can read; our own reads it faster. A launch uses nothing of this module.
 
 import os
 from collections.abc import Callable, Sequence
+from typing import BinaryIO
 
 from rootless_udi.base.errors import UdiError, counted
 from rootless_udi.base.process import say, tell
+from rootless_udi.base.windows import WindowList
 from rootless_udi.commands.common.given import Arguments, stored_image
 from rootless_udi.commands.common.parsers import Parsers, command
 from rootless_udi.config import load
 from rootless_udi.plan.reference import parse
-from rootless_udi.store import find, inside, resolve
+from rootless_udi.store import adding, find, inside, resolve, windows
+from rootless_udi.store.store import Store, stem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from rootless_udi.fuse.filesystem import FileSystem
+    from rootless_udi.fuse.profile import Read
     from rootless_udi.fuse.relayout import Result
 
 
@@ -39,18 +44,43 @@ def optimize(arguments: Arguments) -> int:
     """udi optimize: print the new file; in the store it stands beside the image."""
     site = load.load(os.environ)
     reference = parse(arguments.image, site.registry)
+    raw, profiles = not arguments.compact, arguments.profile
     if reference.kind in ("squashfs", "path"):
-        source, target = reference.path, arguments.output
-        if target is None:
+        if arguments.output is None:
             raise UdiError("udi optimize of a file: --output is missing", "--output=NEW.sqfs")
+        source, target = reference.path, arguments.output
+        found = rewrite(source, profiles, target, raw=raw, progress=tell)
     else:
         image = stored_image(arguments.image, site)
-        source = f"{image.store}/images/{image.digest.replace(':', '-', 1)}.sqfs"
-        target = arguments.output or source.removesuffix(".sqfs") + find.OPTIMIZED
-    found = rewrite(source, arguments.profile, target, raw=not arguments.compact, progress=tell)
+        source = f"{image.store}/images/{stem(image.digest)}.sqfs"
+        if arguments.output:
+            target = arguments.output
+            found = rewrite(source, profiles, target, raw=raw, progress=tell)
+        else:
+            target, found = _in_store(image, source, profiles, raw)
     tell(f"first in it: {counted(found.files, 'file')} of the profile")
     say(target)
     return 0
+
+
+def _in_store(
+    image: find.StoredImage, source: str, profiles: Sequence[str], raw: bool
+) -> tuple[str, "Result"]:
+    """Write the new image beside the image; return its path, and what was written."""
+    store = Store(image.store)
+    lock = store.lock(image.digest)
+    lock.wait()
+    try:
+        target = f"{store.path('images', stem(image.digest))}{find.OPTIMIZED}"
+
+        def place(new: str, _: str, listed: WindowList) -> None:
+            adding.add_optimized(store, image, new, listed)
+
+        partial = store.temporary("images", image.digest)
+        found = rewrite(source, profiles, partial, raw=raw, progress=tell, place=place)
+        return target, found
+    finally:
+        lock.release()
 
 
 def rewrite(
@@ -60,34 +90,35 @@ def rewrite(
     *,
     raw: bool = True,
     progress: Callable[[str], None] = lambda _: None,
+    place: Callable[[str, str, WindowList], object] = lambda new, target, _: os.replace(
+        new, target
+    ),
 ) -> "Result":
     """Write to `target` the image at `image`, laid out for the profiles, and compare the two.
 
     With `raw` what start-ups read is stored uncompressed: larger, and faster to serve. The list of
-    that is appended to the image (`serve.prefetch`), for the first such start on each node.
-    `target` appears whole or not at all. Raises UdiError where a profile or the image can't be
-    read, or they don't fit, and where the two images differ; OSError.
+    that is appended to the image (`serve.prefetch`), for the first such start on each node; before
+    it stands a new list of windows (`base.windows`). `target` appears whole or not at all; `place`
+    gives it its name. Raises UdiError where a profile or the image can't be read, the image's list
+    finds damage, or they don't fit, and where the two images differ; OSError.
     """
     from rootless_udi.fuse import profile as profiles
     from rootless_udi.fuse.format import Corrupt
-    from rootless_udi.fuse.relayout import reading, relayout
+    from rootless_udi.fuse.relayout import reading
     from rootless_udi.fuse.relayout_check import verify
     from rootless_udi.serve import prefetch
 
     loaded = [profiles.load(path) for path in profile_paths]
-    merged = profiles.merge(loaded)
+    merged, tail = profiles.merge(loaded), prefetch.tail(profiles.questions(loaded))
     known = resolve.examine(image)[2]
-    facts = inside.pack(resolve.parsed(known)) if known else b""
-    tail = facts + prefetch.tail(profiles.questions(loaded))
     old = reading(image)
     partial = f"{target}.{os.urandom(8).hex()}.part"
     try:
+        _refuse_damage(old.reader.source.fd, image)
         progress(f"writing {target}")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with open(os.open(partial, flags, 0o644), "w+b") as out:
-            result = relayout(old, merged, out, raw, tail)
-            out.flush()
-            os.fsync(out.fileno())
+            result, listed = _write(out, old, merged, raw, known, tail)
         if not result.files:
             raise UdiError(
                 f"optimizing failed on {image}: none of the files that were read is in it",
@@ -101,7 +132,7 @@ def rewrite(
             new.close()
             os.close(new.reader.source.fd)
         os.chmod(partial, os.stat(image).st_mode & 0o777)
-        os.replace(partial, target)
+        place(partial, target, listed)
     except Corrupt as error:
         raise UdiError(
             f"optimizing failed on {image}: the image is damaged: {error}", "pull it again"
@@ -112,3 +143,38 @@ def rewrite(
         if os.path.lexists(partial):
             os.unlink(partial)
     return result
+
+
+def _write(
+    out: BinaryIO, old: "FileSystem", reads: "list[Read]", raw: bool, facts: bytes, tail: bytes
+) -> tuple["Result", WindowList]:
+    """Write the new image to `out`, and behind it its list of windows, its `facts` as JSON (b"" for
+    none) and `tail`; return what was written, and the list."""
+    from rootless_udi.fuse.relayout import relayout
+
+    result = relayout(old, reads, out, raw)
+    out.flush()
+    listed = windows.append(out.fileno())
+    out.seek(0, os.SEEK_END)
+    if facts:
+        out.write(inside.pack({**resolve.parsed(facts), "windows": [listed.digest]}))
+    out.write(tail)
+    out.flush()
+    os.fsync(out.fileno())
+    return result.replace(size=out.tell()), listed
+
+
+def _refuse_damage(fd: int, image: str) -> None:
+    """Raise UdiError where the list of windows says that the image at `fd` is damaged.
+
+    The new image gets a new list, which would call the damage right.
+    """
+    size = windows.used(fd)
+    try:
+        known = windows.behind(fd, size)
+        bad = windows.damaged([windows.Checked(fd, known)])[0] if known is not None else []
+        why = windows.said(bad, size) if bad else ""
+    except ValueError as error:
+        why = str(error)
+    if why:
+        raise UdiError(f"optimizing failed on {image}: {why}", "pull it again, with --force")

@@ -44,13 +44,15 @@ from rootless_udi.commands import (
     tag,
     tags,
     update,
+    verify,
 )
 from rootless_udi.commands.common import unknown
 from rootless_udi.commands.common.given import Arguments
 from rootless_udi.version import VERSION
 
 COMMANDS = (
-    *(run, shell, pull, images, rm, prune, df, tag, export, import_, history, update, search, tags),
+    *(run, shell, pull, images, rm, prune, df, verify, tag, export, import_, history),
+    *(update, search, tags),
     *(inspect, login, logout, extract, ps, exec_, bundle, profile, optimize, completion),
     *(config, mpi, gpu, doctor, site),
 )

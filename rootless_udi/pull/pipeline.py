@@ -25,7 +25,7 @@ from rootless_udi.pull.open import open_source
 from rootless_udi.pull.retry import GaveUp, Patience
 from rootless_udi.pull.sources import Resolved, Source
 from rootless_udi.pull.stop import Stop
-from rootless_udi.store import find, platforms
+from rootless_udi.store import adding, find, platforms
 from rootless_udi.store.find import StoredImage
 from rootless_udi.store.locks import Holder, Lock
 from rootless_udi.store.store import Store, discard
@@ -267,7 +267,7 @@ class _Pull:
             facts = await trio.to_thread.run_sync(self._convert, resolved, paths, target)
             self._progress.stage("store", resolved.digest)
             image = await trio.to_thread.run_sync(
-                self._store.commit, resolved.digest, target, facts
+                adding.add, self._store, resolved.digest, target, facts
             )
         except OSError as error:
             raise self._store.refused(f"converting {name}", error) from None

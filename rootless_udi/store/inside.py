@@ -1,7 +1,8 @@
 """Write an image's facts into its file (`udi export`), so that one file is all that is copied.
 
-The facts follow the squashfs; behind them comes what `udi optimize` appends (`serve.prefetch`).
-Starts read them (`store.resolve`); the format is in `base.superblock`.
+Behind the squashfs stands the list of its windows (`base.windows`), then the facts, then what `udi
+optimize` appends (`serve.prefetch`). Starts read the facts (`store.resolve`); the format is in
+`base.superblock`.
 """
 
 import os
@@ -9,15 +10,15 @@ import os
 from rootless_udi.base import fastjson
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.superblock import ASKS, INSIDE, SIZE, USED
+from rootless_udi.base.windows import BLOCK, WindowList, count, packed
+from rootless_udi.store import windows
 from rootless_udi.store.resolve import INSIDE_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
-BLOCK = 4096
-"""The file's parts begin at multiples of this many bytes."""
 _CHUNK = 1 << 20
 
 
@@ -46,16 +47,56 @@ def parts(fd: int) -> "tuple[int, tuple[int, int]]":
     return used, (size - length, length) if asks else (size, 0)
 
 
-def copied(fd: int, facts: "Mapping[str, Any]") -> "Iterator[bytes]":
-    """Yield the content of the file at `fd` in pieces, with `facts` in place of its own, if any.
-
-    Raises OSError, and UdiError where the file ends too early.
-    """
+def original(fd: int) -> "Iterator[bytes]":
+    """Yield the content of the file at `fd` in pieces, without the list of its windows and its
+    facts, which we add. Raises OSError, and UdiError where the file ends too early."""
     used, (at, length) = parts(fd)
     yield from _range(fd, 0, used)
     yield bytes(-used % BLOCK)
-    yield pack(facts)
     yield from _range(fd, at, length)
+
+
+def copy(
+    fd: int,
+    name: str,
+    facts: "Mapping[str, Any]",
+    write: "Callable[[bytes], object]",
+    summed: "Callable[[bytes], object]" = lambda _: None,
+) -> WindowList:
+    """Write the content of the file at `fd`, with `facts` in place of its own, if any.
+
+    The list of its windows is made meanwhile, named in the facts and returned; if the file has one,
+    they must be equal. `summed` is called with what `original` yields. Raises OSError, and UdiError
+    where the file, called `name`, ends too early or is damaged.
+    """
+    used, (at, length) = parts(fd)
+    sums = windows.Summing(used)
+    for data in _range(fd, 0, used):
+        sums.feed(data)
+        summed(data)
+        write(data)
+    known = sums.end()
+    _compare(fd, name, known)
+    padding = bytes(-used % BLOCK)
+    summed(padding)
+    write(padding + packed(known))
+    write(pack({**facts, "windows": [known.digest]}) if facts else b"")
+    for data in _range(fd, at, length):
+        summed(data)
+        write(data)
+    return known
+
+
+def _compare(fd: int, name: str, known: WindowList) -> None:
+    """Raise UdiError where the file at `fd` has another list than `known`, made of its windows."""
+    hint = "copy it again, or pull it anew (udi pull --force)"
+    try:
+        own = windows.behind(fd, known.size)
+    except ValueError as error:
+        raise UdiError(f"copying {name} failed: {error}", hint) from None
+    if own is not None and own != known:
+        bad = [n for n in range(count(known.size)) if own.of(n) != known.of(n)]
+        raise UdiError(f"copying {name} failed: {windows.said(bad, known.size)}", hint)
 
 
 def _range(fd: int, at: int, length: int) -> "Iterator[bytes]":

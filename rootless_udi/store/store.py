@@ -1,10 +1,10 @@
-"""Write an image store: add images, name, list and remove them. `store.find` describes its layout.
+"""Write an image store: name images, list and remove them. `store.find` describes its layout.
 
 Many nodes may do so at once on a shared file system. Each file is written to a temporary name in
 its folder, synced (fsync(2)) and renamed, then the folder is synced. So an image is there
 completely or not at all, and a name appears after its image. A temporary name begins with a dot and
 contains the digest. By the lock of that digest, a later pull can tell whether the process that made
-it lives.
+it lives. `store.adding` adds images.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from rootless_udi.base import fastjson, trust
@@ -66,7 +66,7 @@ class Store:
                 trust.make(path, 0o700 if folder == "locks" else 0o755)
                 if not os.access(path, os.W_OK | os.X_OK):
                     raise PermissionError(errno.EACCES, "Permission denied", path)
-                _close_to_others(path, 0o077 if folder == "locks" else 0o022)
+                close_to_others(path, 0o077 if folder == "locks" else 0o022)
         except OSError as error:
             raise self.refused("making the image store", error) from None
 
@@ -102,41 +102,6 @@ class Store:
     def temporary(self, folder: str, digest: str) -> str:
         """Return a new temporary path in `folder` for the image `digest`; `sweep` finds such."""
         return self.path(folder, f".{stem(digest)}.{os.getpid()}-{secrets.token_hex(6)}.tmp")
-
-    def commit(self, digest: str, squashfs: str, facts: Mapping[str, Any]) -> StoredImage:
-        """Make the image `digest` of the temporary file `squashfs` and its facts.
-
-        The facts are renamed to their place first: whoever finds an image finds its facts.
-        """
-        facts_tmp = self.temporary("images", digest)
-        target = self.path("images", stem(digest))
-        try:
-            try:
-                with open(
-                    os.open(facts_tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644),
-                    "w",
-                    encoding="utf-8",
-                ) as file:
-                    # fastjson: names of files are in it, which may be no UTF-8.
-                    file.write(fastjson.dumps(facts, separators=(",", ":")) + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                # By the umask, others may be allowed to write it.
-                _close_to_others(squashfs, 0o022)
-                sync(squashfs)
-                os.rename(facts_tmp, f"{target}.json")
-                os.rename(squashfs, f"{target}.sqfs")
-                # An optimised one may be damaged, which `udi pull --force` is to mend.
-                discard(target + find.OPTIMIZED)
-                sync(self.path("images"))
-            finally:
-                discard(facts_tmp)
-        except OSError as error:
-            raise self.refused(f"storing image {digest}", error) from None
-        found = self.image(digest)
-        if found is None:
-            raise UdiError(f"storing image {digest} failed on {target}.sqfs: it vanished")
-        return found
 
     def set_name(self, name: str, platform: Platform, digest: str) -> None:
         """Let `name` (`find.name_of`) mean the image `digest` on `platform`.
@@ -337,7 +302,7 @@ class Store:
                     lock.release()
 
 
-def _close_to_others(path: str, bits: int) -> None:
+def close_to_others(path: str, bits: int) -> None:
     """Remove `bits` from the mode of a file or folder, if it is the caller's."""
     status = os.lstat(path)
     if status.st_mode & bits and status.st_uid == os.getuid():

@@ -112,8 +112,8 @@ def test_a_file_takes_no_name_by_its_own_word(user: User, tmp_path: Path) -> Non
     plain = user.home / "plain.sqfs"
     source = next(Path(user.env["UDI_STORE"], "images").glob("*.sqfs"))
     known = {"version": 1, "reference": "docker.io/library/alpine:latest"}
-    with source.open("rb") as file:
-        plain.write_bytes(b"".join(inside.copied(file.fileno(), known)))
+    with source.open("rb") as file, plain.open("wb") as out:
+        inside.copy(file.fileno(), str(source), known, out.write)
     user.run("udi", "tag", f"oci:{layout.path}:1", "alpine")
     done = user.run("udi", "import", plain)
     assert done.returncode == 125 and "that name is another image's" in done.stderr

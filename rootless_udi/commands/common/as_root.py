@@ -30,7 +30,7 @@ ITSELF = {
 """Done with root's rights: they read what root or the site wrote, and run nothing."""
 OWNER = {
     *("df", "export", "extract", "history", "images", "import", "inspect", "mpi.check"),
-    *("optimize", "prune", "pull", "rm", "tag", "update"),
+    *("optimize", "prune", "pull", "rm", "tag", "update", "verify"),
 }
 """Done by the store's owner."""
 NOBODY = {"doctor", "search", "site.capture", "site.list_sites", "site.show", "tags"}
