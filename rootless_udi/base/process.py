@@ -86,7 +86,7 @@ def guarded(program: str, body: "Callable[[], int]") -> int:
         what = f"{call or 'a system call'} failed{about}: {error.strerror}"
         if not call and not about and _adrift():
             what = "the working directory has been removed"
-        hint = remedy(call, error.errno)
+        hint = _refuser(call, error.errno) or remedy(call, error.errno)
         complain(program, what, hint or (disk_hint(error.errno) if about and not call else ""))
         status = OURS
     except RuntimeError as error:
@@ -118,6 +118,17 @@ def _speaker(program: str) -> str:
     if not rank or program not in ("udi-run", "shifter"):
         return program
     return f"{program}: rank {rank} on {get('SLURMD_NODENAME') or os.uname().nodename}"
+
+
+def _refuser(call: str, errno: int | None) -> str:
+    """Return the hint that names the setting or the security module; "" where nothing is known."""
+    try:
+        from rootless_udi.base import refusers
+
+        return refusers.hint(call, errno)
+    except (ImportError, OSError):
+        # After pivot_root(2) our files may be unreachable.
+        return ""
 
 
 def _adrift() -> bool:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rootless_udi.base import jsontext, syscalls, trust
+from rootless_udi.base import jsontext, refusers, syscalls, trust
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import page, say
 from rootless_udi.commands import doctor_calls
@@ -128,31 +128,18 @@ def _kernel() -> Finding:
 
 
 def _user_namespaces() -> Iterator[Finding]:
-    limit = _read("/proc/sys/user/max_user_namespaces")
-    if limit == "0":
-        yield Finding(
-            FAILURE,
-            "user.max_user_namespaces",
-            "0: user namespaces are switched off",
-            "the administrator: sysctl -w user.max_user_namespaces=15000 (and in /etc/sysctl.d)",
-        )
-    elif limit:
-        yield Finding(OK, "user.max_user_namespaces", limit)
-    if _read("/proc/sys/kernel/unprivileged_userns_clone") == "0":
-        yield Finding(
-            FAILURE,
-            "kernel.unprivileged_userns_clone",
-            "0: ordinary users may make none",
-            "the administrator: sysctl -w kernel.unprivileged_userns_clone=1",
-        )
-    if _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
-        yield Finding(
-            WARNING,
-            "AppArmor",
-            "kernel.apparmor_restrict_unprivileged_userns is 1 (Ubuntu 23.10 and later)",
-            "the administrator: install contrib/apparmor/udi-run as /etc/apparmor.d/udi-run, or "
-            "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
-        )
+    for one in refusers.SETTINGS:
+        value = refusers.value(one.name)
+        if value == one.bad:
+            # A profile may allow it to this program: what is tried below tells.
+            state = WARNING if one.name == refusers.APPARMOR else FAILURE
+            yield Finding(state, one.name, f"{value}: {one.means}", one.remedy)
+        elif value:
+            yield Finding(OK, one.name, value)
+    if kind := refusers.domain():
+        yield Finding(OK, "SELinux", f"in force; this is the domain {kind}")
+    elif name := refusers.profile():
+        yield Finding(OK, "AppArmor", f"in force; this is the profile {name}")
 
 
 def _namespaces() -> Finding:
@@ -199,23 +186,27 @@ def _fuse_device() -> Finding:
 
 
 def _tried(what: str, body: Callable[[], None], remedy: str, bad: str = FAILURE) -> Finding:
-    why = in_child(body)
-    return Finding(bad, what, why, remedy) if why else Finding(OK, what, "works")
+    why, hint = in_child(body)
+    return Finding(bad, what, why, hint or remedy) if why else Finding(OK, what, "works")
 
 
-def in_child(body: Callable[[], None]) -> str:
-    """Call `body` in a forked process; return why it failed, "" if it did not."""
+def in_child(body: Callable[[], None]) -> tuple[str, str]:
+    """Call `body` in a forked process; return why it failed, "" if it did not, and what refused it,
+    with the remedy, "" where nothing is known."""
 
     def tried(writer: int) -> None:
         try:
             body()
         except OSError as error:
-            os.write(writer, str(error).encode(errors="replace"))
+            # Asked here: this process may have another AppArmor profile since it has a namespace.
+            hint = refusers.hint(getattr(error, "call", ""), error.errno)
+            os.write(writer, f"{error}\0{hint}".encode(errors="replace"))
         except BaseException as error:
             os.write(writer, repr(error).encode(errors="replace"))
 
     said, status = doctor_calls.said_by_child(tried)
-    return said or (f"killed by signal {-status}" if status < 0 else "")
+    why, _, hint = said.partition("\0")
+    return why or (f"killed by signal {-status}" if status < 0 else ""), hint
 
 
 def _try_namespaces() -> None:

@@ -62,6 +62,22 @@ def run(plan: Plan, helper: "Helper") -> None:
     caches = _caches(plan)
     made = _by_itself(plan) if plan.root.server == "fuse-python" else -1
     _base()
+    try:
+        tree = _build(plan, helper, caches, made)
+    except OSError:
+        _to_the_host()
+        raise
+    os.chdir(tree.root)
+    pivot_root(".", ".")
+    umount(".", MNT_DETACH)
+    os.chdir("/")
+    userns.enter((plan.uid, maps.OUTER), (plan.gid, maps.OUTER))
+    protect()
+    os.umask(mask)
+
+
+def _build(plan: Plan, helper: "Helper", caches: dict[str, int], made: int) -> Rootfs:
+    """Mount the image, lay what the plan says over it, and seal it."""
     if caches or made >= 0:
         from rootless_udi.serve import detached
 
@@ -77,13 +93,15 @@ def run(plan: Plan, helper: "Helper") -> None:
     tree.seal()
     if tree.root != "/image" and not plan.writable:
         restrict(tree.root, MS_RDONLY, below=False)
-    os.chdir(tree.root)
-    pivot_root(".", ".")
-    umount(".", MNT_DETACH)
-    os.chdir("/")
-    userns.enter((plan.uid, maps.OUTER), (plan.gid, maps.OUTER))
-    protect()
-    os.umask(mask)
+    return tree
+
+
+def _to_the_host() -> None:
+    """Let who explains an error find the host's files, /proc and /sys: what refused the call."""
+    try:
+        os.chroot("/host")
+    except OSError:
+        pass
 
 
 def _base() -> None:

@@ -3,16 +3,14 @@
 One boot of Linux 6.1 and one of 6.12, with the packages of Debian 13. README's table of fallbacks,
 row by row, and where it is run:
 
-    a decompressor of the image        tests/fuse/test_choice.py, tests/launch/test_run.py
+    a decompressor of the image        here, "without zstd"; tests/fuse/test_choice.py
     /dev/fuse                          here, "without fuse"
     overlayfs for users                test_kernels.py (5.10), tests/launch/test_underlay.py
     tar2sqfs and mksquashfs            here, "without writers"
     isal, zstd                         every step here: Debian's python3-minimal has neither
     a newer system call                test_kernels.py (5.10), tests/launch/test_refused_calls.py
-    user namespaces                    here, "without namespaces", "apparmor refuses"
-
-SELinux in force is not tried: Debian's policy wants labels on all files of a root, which the root
-of these machines, a memory file system, would need at each boot.
+    user namespaces                    here, "without namespaces", "without clone", "apparmor
+                                       refuses"; test_selinux.py
 """
 
 from importlib.util import find_spec
@@ -119,11 +117,19 @@ ALONE = """
     udi-run $2 tail -c 300000000 /dev/zero
     echo status $?
 """
+NO_ZSTD = """
+    set -e
+    # The system's programs find it there, our own server does not: then another one serves.
+    mkdir /opt/lib
+    mv /usr/lib/x86_64-linux-gnu/libzstd.so.1* /opt/lib
+    echo /opt/lib >/etc/ld.so.conf.d/zstd.conf
+    ldconfig
+"""
 DENIES = """
 abi <abi/4.0>,
-profile udi-denied /opt/udi/bin/udi-run {
+profile udi-denied /opt/udi/bin/{udi-run,udi} {
   allow all,
-  deny userns,
+  deny %s,
 }
 """
 APPARMOR = """
@@ -131,6 +137,7 @@ APPARMOR = """
     cat /sys/module/apparmor/parameters/enabled
     echo "$1" >/tmp/denied; apparmor_parser -r /tmp/denied
 """
+INSTEAD = 'echo "$1" >/tmp/denied; apparmor_parser -r /tmp/denied'
 PROFILE = "apparmor_parser -R /tmp/denied && apparmor_parser -r /etc/apparmor.d/udi-run"
 GONE = "for n in 1 2 3 4 5 6 7 8 9 10; do pgrep -l '^udi-' || exit 0; sleep 1; done; exit 1"
 
@@ -188,15 +195,26 @@ def steps() -> list[vm.Step]:
         shell("no writers", "chmod 0 /usr/bin/mksquashfs", user=False),
         step("without writers", "udi", "pull", "-q", image, UDI_STORE="/home/u/other"),
         step("runs without", "udi-run", image, "echo", "runs"),
+        shell("no zstd", NO_ZSTD, user=False),
+        step("without zstd", "udi-run", image, "grep", " / ", "/proc/self/mountinfo"),
         # AppArmor
-        shell("apparmor", APPARMOR, DENIES, user=False),
+        shell("apparmor", APPARMOR, DENIES % "userns", user=False),
         step("apparmor refuses", "udi-run", image, "true"),
+        step("doctor apparmor refuses", "udi", "doctor"),
+        # As Ubuntu's setting does it: a namespace, and no capability in it.
+        shell("instead", INSTEAD, DENIES % "capability", user=False),
+        step("apparmor restricts", "udi-run", image, "true"),
+        step("doctor apparmor restricts", "udi", "doctor"),
         shell("profile", PROFILE, user=False),
         step("apparmor allows", "udi-run", image, "cat", "/proc/self/attr/current"),
-        # No user namespaces at all
+        # No user namespaces, by Debian's own setting and by everybody's
+        step("no clone", "sysctl", "-qw", "kernel.unprivileged_userns_clone=0", user=False),
+        step("without clone", "udi-run", image, "true"),
+        step("doctor without clone", "udi", "doctor"),
+        step("clone", "sysctl", "-qw", "kernel.unprivileged_userns_clone=1", user=False),
         step("none", "sysctl", "-qw", "user.max_user_namespaces=0", user=False),
         step("without namespaces", "udi-run", image, "true"),
-        step("doctor without", "udi", "doctor"),
+        step("doctor without namespaces", "udi", "doctor"),
     ]
 
 
@@ -306,10 +324,19 @@ def test_what_is_missing_has_a_fallback(guest: dict[str, Done]) -> None:
     assert guest["without writers"].status == 125
     assert "mksquashfs" in guest["without writers"].stderr
     assert guest["runs without"] == Done(0, "runs\n", "")
-    assert guest["without namespaces"].status == 125
-    assert "user.max_user_namespaces" in guest["without namespaces"].stderr
-    assert guest["doctor without"].status == 1
-    assert "user.max_user_namespaces: 0" in guest["doctor without"].stdout
+    assert guest["no zstd"] == Done(0, "", "")
+    assert " fuse.squashfuse_ll " in guest["without zstd"].stdout, guest["without zstd"]
+    for name, setting, why in (
+        ("without namespaces", "user.max_user_namespaces", "No space left on device"),
+        ("without clone", "kernel.unprivileged_userns_clone", "Operation not permitted"),
+    ):
+        assert guest[name].status == 125
+        assert f"udi-run: unshare failed: {why}\n" in guest[name].stderr
+        assert f"hint: {setting} is 0: " in guest[name].stderr, guest[name]
+        assert f"the administrator: sysctl -w {setting}=1" in guest[name].stderr
+        name = name.replace("without", "doctor without")
+        assert guest[name].status == 1
+        assert f"{setting}: 0: " in guest[name].stdout
 
 
 def test_apparmor_in_force(guest: dict[str, Done]) -> None:
@@ -321,5 +348,9 @@ def test_apparmor_in_force(guest: dict[str, Done]) -> None:
     if guest["uname"].stdout.startswith("6.1."):
         # Rules of user namespaces are looked at since Linux 6.7.
         return
-    assert guest["apparmor refuses"].status == 125
-    assert "see `udi doctor`" in guest["apparmor refuses"].stderr
+    for name, rule in (("refuses", "userns,"), ("restricts", "capability sys_admin,")):
+        hint = f"AppArmor is in force: the profile udi-denied seems to lack a rule (`{rule}`); "
+        assert guest[f"apparmor {name}"].status == 125
+        assert f"hint: {hint}" in guest[f"apparmor {name}"].stderr, guest[f"apparmor {name}"]
+        assert guest[f"doctor apparmor {name}"].status == 1
+        assert f"remedy: {hint}" in guest[f"doctor apparmor {name}"].stdout

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from rootless_udi.base import errors
+from rootless_udi.base import errors, refusers
 from rootless_udi.plan import foreign
 from tests.kit.places import TREE
 
@@ -202,6 +202,16 @@ def _kernel() -> Iterator[str]:
     yield from ("", "| call | answer | hint |", "|---|---|---|")
     for (call, number), hint in errors._REMEDIES.items():
         yield f"| {call} | {errno.errorcode[number]} | {_escaped(hint)} |"
+    yield from ("", "Where one of these settings refuses it, the hint names that:", "")
+    yield from ("| setting | means | remedy |", "|---|---|---|")
+    for one in refusers.SETTINGS:
+        yield f"| `{one.name}={one.bad}` | {_escaped(one.means)} | {_escaped(one.remedy)} |"
+    yield from (
+        "",
+        "So it does where a security module is in force: `SELinux is in force: the domain",
+    )
+    yield "DOMAIN seems to lack a rule`, `AppArmor is in force: the profile NAME seems to lack a"
+    yield "rule`, with the rule where it is known ([for the site](site.md))."
     yield from ("", "While a file is written:", "", "| answer | hint |", "|---|---|")
     for number, hint in errors._FILES.items():
         yield f"| {errno.errorcode[number]} | {_escaped(hint)} |"

@@ -46,6 +46,7 @@ def over(found: Injection) -> list[str]:
 
 OTHER_CLASS = b"\x7fELF\x01\x01\x01" + bytes(9) + h.library("libm.so.6")[16:]
 """A library that says it is of 32 bits."""
+WHOLE = h.library("libc.so.6", defines=("GLIBC_2.2.5", "GLIBC_2.36"))
 ALL = {*h.PLAIN, "libc.so.6", "libnss_compat.so.2", "ld-linux-x86-64.so.2"}
 
 
@@ -173,6 +174,8 @@ def test_what_is_said_of_static_programs_and_executable_stacks(tmp_path: Path) -
         ({LIBC: "nowhere"}, f"the image's {LIBC} leads to {ARCH}/nowhere, which is no library"),
         ({LIBC: "libc.so.6"}, f"the image's {LIBC} is a link in a circle"),
         ({f"{ARCH}/libm.so.6": b"\x7fELF\x02\x01"}, f"the image's {ARCH}/libm.so.6 is damaged"),
+        ({LIBC: b"\x7fELF\x02\x01"}, f"the image's {LIBC} is damaged"),
+        ({LIBC: WHOLE[: len(WHOLE) // 2]}, f"the image's {LIBC} is damaged"),
         ({f"{ARCH}/libdl.so.2": "a", f"{ARCH}/a": "libdl.so.2"}, "is a link in a circle"),
         ({f"{ARCH}/librt.so.1": "."}, f"{ARCH}/librt.so.1 leads to {ARCH}, which is no library"),
         (
@@ -184,7 +187,7 @@ def test_what_is_said_of_static_programs_and_executable_stacks(tmp_path: Path) -
 def test_a_copy_that_can_not_be_resolved(change: h.Tree, why: str, tmp_path: Path) -> None:
     tree = {**image(), **change}
     # Another libc.so.6 lets the image have a glibc at all.
-    tree["/usr/lib/libc.so.6"] = h.library("libc.so.6", defines=("GLIBC_2.2.5", "GLIBC_2.36"))
+    tree["/usr/lib/libc.so.6"] = WHOLE
     assert why in refused(host(), tree, tmp_path)
 
 

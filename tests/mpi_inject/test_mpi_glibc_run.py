@@ -7,6 +7,7 @@ of them are older than the host depends on the machine: `.ci/distribution trixie
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,48 @@ def test_a_volume_over_the_images_glibc(place: str, user: User) -> None:
     assert done.returncode == 125
     assert f"volume {place}: it covers " in done.stderr, done.stderr
     assert "as all of its C library must" in done.stderr
+
+
+MOVED = """
+    set -e
+    mkdir $0/empty
+    echo /usr/lib64 >$0/ld.so.conf
+    mount --bind /usr/lib/x86_64-linux-gnu /usr/lib64
+    mount --bind $0/empty /usr/lib/x86_64-linux-gnu
+    # Linked statically; without what it writes no other program finds its libraries.
+    /sbin/ldconfig -X -C $0/ld.so.cache -f $0/ld.so.conf
+    /usr/lib64/ld-linux-x86-64.so.2 --library-path /usr/lib64 \\
+        /usr/bin/mount --bind $0/ld.so.cache /etc/ld.so.cache
+    exec setpriv --ambient-caps=-all --inh-caps=-all "$@"
+"""
+
+
+def test_a_host_of_another_layout(user: User, tmp_path: Path) -> None:
+    """Its libraries are in /usr/lib64, as Red Hat's and SUSE's are: Debian's folder is empty.
+
+    The image keeps its own, with iconv's modules in it. What can't be made here is a C library that
+    was compiled for that place: the one of this host still looks into Debian's folder too.
+    """
+    moved = ["unshare", "--user", "--map-current-user", "--keep-caps", "--mount"]
+    moved += ["sh", "-c", MOVED, str(tmp_path)]
+    # Two ranks, which do as every pair does.
+    host, image = "debian-mpich", mpi.pulled("bullseye-mpich")
+    env = mpi.environment(user, host)
+    run = [str(TREE / "bin/udi-run"), "--mpi"]
+    argv = [*moved, *mpi.launcher(host, RANKS), *run, image, "python3", "-c", mpi.PYTHON]
+    done = user.run(*argv, env=env)
+    assert not done.returncode, done.stdout + done.stderr
+    mpi.verify(done.stdout, host, RANKS)
+    # The C library is the host's, and finds its modules in the image.
+    words = "getconf GNU_LIBC_VERSION; iconv -f UTF-8 -t EUC-JP </dev/null && echo iconv"
+    shutil.rmtree(tmp_path / "empty")
+    done = user.run(*moved, *run, image, "sh", "-c", words, env=env)
+    assert done.stdout == f"{HOST}\niconv\n", done.stdout + done.stderr
+    shutil.rmtree(tmp_path / "empty")
+    done = user.run(*moved, *run, "--explain=json", image, "sh", env=env)
+    steps = json.loads(done.stdout)["steps"]
+    (libc,) = [s for s in steps if s["target"].endswith("/libc-2.31.so")]
+    assert libc["source"] == "/usr/lib64/libc.so.6"
 
 
 @pytest.mark.needs("strace")

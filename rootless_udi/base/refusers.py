@@ -1,0 +1,120 @@
+"""What refuses a system call on this node, asked after a failure: a setting or a security module.
+
+Each has a name under which an administrator finds it. The texts are those of `udi-run`'s hints and
+of `udi doctor`'s remedies.
+"""
+
+from errno import EACCES, ENOSPC, EPERM
+
+from rootless_udi.base.records import Record
+
+
+class Setting(Record):
+    """A setting of the kernel that refuses what a launch does: `name` is sysctl's, `bad` the value
+    that does it; `means` says what that means. `answers` are pairs (call, errno) by which it shows;
+    `remedy` is for the administrator."""
+
+    name: str
+    bad: str
+    means: str
+    answers: "tuple[tuple[str, int], ...]"
+    remedy: str
+
+
+APPARMOR = "kernel.apparmor_restrict_unprivileged_userns"
+_NAMESPACE = "`allow DOMAIN self:user_namespace create;`"
+_CAPABILITY = "`allow DOMAIN self:cap_userns sys_admin;`"
+_MODULES = {
+    # What a security module refuses: the rules that would allow it, SELinux' and AppArmor's.
+    ("unshare", EACCES): (_NAMESPACE, "userns,"),
+    ("unshare", EPERM): (_CAPABILITY, "capability sys_admin,"),
+    ("setgroups", EACCES): ("", ""),
+    ("setgroups", EPERM): ("", ""),
+    ("uid_map", EACCES): ("", ""),
+    ("uid_map", EPERM): ("", ""),
+    # By the type of the file system, the mount point, or the overlay's own work directory.
+    ("mount", EACCES): ("of the class filesystem, dir or cap_userns", "mount,"),
+    ("mount", EPERM): (_CAPABILITY, "capability sys_admin,"),
+}
+SETTINGS = (
+    Setting(
+        "user.max_user_namespaces",
+        "0",
+        "user namespaces are switched off",
+        (("unshare", ENOSPC),),
+        "the administrator: sysctl -w user.max_user_namespaces=15000 (and in /etc/sysctl.d)",
+    ),
+    Setting(
+        "kernel.unprivileged_userns_clone",
+        "0",
+        "ordinary users may make none",
+        (("unshare", EPERM),),
+        "the administrator: sysctl -w kernel.unprivileged_userns_clone=1 (and in /etc/sysctl.d)",
+    ),
+    Setting(
+        APPARMOR,
+        "1",
+        "only programs with an AppArmor profile may use one (Ubuntu 23.10 and later)",
+        tuple(_MODULES),
+        "the administrator: install contrib/apparmor/udi-run as /etc/apparmor.d/udi-run, or "
+        f"sysctl -w {APPARMOR}=0",
+    ),
+)
+
+
+def value(name: str) -> str:
+    """Return a setting's value, "" where the kernel does not have it."""
+    return _read("/proc/sys/" + name.replace(".", "/"))
+
+
+def domain() -> str:
+    """Return this process' type where SELinux is in force ("user_t"), else ""."""
+    if _read("/sys/fs/selinux/enforce") != "1":
+        return ""
+    words = _read("/proc/self/attr/current").split(":")
+    return words[2] if len(words) > 2 else "?"
+
+
+def profile() -> str:
+    """Return the AppArmor profile that confines this process, else ""."""
+    # The second, where the kernel has it, also with another module beside AppArmor.
+    said = _read("/proc/self/attr/apparmor/current") or _read("/proc/self/attr/current")
+    name, _, mode = said.rpartition(" ")
+    return name if mode == "(enforce)" else ""
+
+
+def hint(call: str, errno: int | None) -> str:
+    """Return what refuses `call` here and the remedy, "" where nothing is known."""
+    answer = (call, errno or 0)
+    for one in SETTINGS:
+        if answer in one.answers and value(one.name) == one.bad:
+            return f"{one.name} is {one.bad}: {one.means}; {one.remedy}"
+    return _module(answer) if answer in _MODULES else ""
+
+
+def _module(answer: "tuple[str, int]") -> str:
+    for_selinux, for_apparmor = _MODULES[answer]
+    if kind := domain():
+        rule = f" ({for_selinux.replace('DOMAIN', kind)})" if for_selinux else ""
+        remedy = (
+            "start the container with --security-opt label=disable"
+            if kind.startswith("container")
+            else "the administrator: `ausearch -m AVC -ts recent` shows what was denied"
+        )
+        return f"SELinux is in force: the domain {kind} seems to lack a rule{rule}; {remedy}"
+    if name := profile():
+        rule = f" (`{for_apparmor}`)" if for_apparmor else ""
+        remedy = (
+            "the administrator: the kernel's log shows what was denied; in a container: start it "
+        )
+        remedy += "with --security-opt apparmor=unconfined"
+        return f"AppArmor is in force: the profile {name} seems to lack a rule{rule}; {remedy}"
+    return ""
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(4096).strip(" \n\0")
+    except OSError:
+        return ""

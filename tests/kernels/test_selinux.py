@@ -1,0 +1,177 @@
+"""SELinux in force, in a virtual machine: what runs, and how a refusal is named.
+
+Linux 6.12 with a small policy (tests/programs/selinux.cil): a domain that may do all, and others
+that lack one permission each of those that a start needs. Linux 6.1 knows no class user_namespace,
+which came with 6.2.
+"""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.kit import vm
+from tests.kit.places import PROGRAMS
+from tests.kit.vm import Done, step
+
+IMAGE = "/srv/box.sqfs"
+BARE = "/home/u/bare.sqfs"
+POLICY = """
+    set -e
+    secilc -c 33 -o /tmp/policy -f /dev/null /srv/selinux.cil
+    mount -t selinuxfs s /sys/fs/selinux
+    # All of it in one write(2).
+    python3 -c 'open("/sys/fs/selinux/load", "wb", 0).write(open("/tmp/policy", "rb").read())'
+    echo 1 >/sys/fs/selinux/enforce
+    cat /sys/fs/selinux/enforce /sys/fs/selinux/deny_unknown
+"""
+LABELLED = """
+    set -e
+    cp -a /srv/tree /home/u/tree
+    mksquashfs /home/u/tree /home/u/bare.sqfs -quiet -no-progress -xattrs
+"""
+AS = 'printf system_u:system_r:$1 >/proc/self/attr/exec || exit 99; shift; exec "$@"'
+LABELS = """
+    cat /proc/self/attr/current; echo
+    grep -c seclabel /proc/self/mountinfo
+    echo new >/tmp/f; cat /tmp/f
+"""
+WRITE = """
+    echo more >>/etc/note; cat /etc/note
+    mkdir /new; cp /bin/busybox /new; /new/busybox echo copied
+"""
+
+
+def steps() -> list[vm.Step]:
+    """Return what is run; each of them in the domain that is its first word."""
+
+    def domain(name: str, kind: str, *argv: str) -> vm.Step:
+        return step(name, "sh", "-c", AS, "sh", kind, *argv)
+
+    eight = "for n in 1 2 3 4 5 6 7 8; do udi-run --share=b $1 id -u & done; wait"
+    cache = "--volume=/home/u:/c:perNodeCache=size=1M"
+    return [
+        step("uname", "uname", "-r"),
+        step("policy", "sh", "-c", POLICY, user=False),
+        step("bare", "sh", "-c", LABELLED),
+        domain("doctor", "free_t", "udi", "doctor"),
+        domain("start", "free_t", "udi-run", IMAGE, "sh", "-c", LABELS),
+        domain("foreign", "free_t", "udi-run", BARE, "id", "-u"),
+        domain(
+            "volume", "free_t", "udi-run", "--volume=/opt:/not/there:ro", BARE, "ls", "/not/there"
+        ),
+        domain("underlay", "free_t", "udi-run", "--layer=underlay", BARE, "id", "-u"),
+        domain("directory", "free_t", "udi-run", "/home/u/tree", "id", "-u"),
+        domain("writable", "free_t", "udi-run", "--writable", BARE, "sh", "-c", WRITE),
+        domain("cache", "free_t", "udi-run", cache, BARE, "sh", "-c", "echo 1 >/c/f; cat /c/f"),
+        domain("ranks", "free_t", "sh", "-c", eight, "sh", IMAGE),
+        domain("no namespaces", "no_namespaces_t", "udi-run", IMAGE, "true"),
+        domain("doctor without namespaces", "no_namespaces_t", "udi", "doctor"),
+        domain("no capabilities", "no_capabilities_t", "udi-run", IMAGE, "true"),
+        domain("doctor without capabilities", "no_capabilities_t", "udi", "doctor"),
+        domain("no fuse", "no_fuse_t", "udi-run", IMAGE, "true"),
+        domain("doctor without fuse", "no_fuse_t", "udi", "doctor"),
+        domain("container", "container_t", "udi-run", IMAGE, "true"),
+        step("left", "sh", "-c", "while pgrep -l ^udi-; do sleep 0.5; done", user=False),
+        step(
+            "log",
+            "sh",
+            "-c",
+            "dmesg | grep -i -E 'selinux|avc' | grep denied | tail -n 60",
+            user=False,
+        ),
+    ]
+
+
+@pytest.fixture(scope="module")
+def guest(box: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
+    """Everything that the steps did."""
+    work = tmp_path_factory.mktemp("selinux")
+    tree = work / "tree"
+    (tree / "bin").mkdir(parents=True)
+    shutil.copy(shutil.which("busybox") or "", tree / "bin/busybox")
+    for name in ("sh", "id", "cat", "ls", "cp", "mkdir", "grep"):
+        (tree / "bin" / name).symlink_to("busybox")
+    (tree / "etc").mkdir()
+    (tree / "etc/note").write_text("of the image\n")
+    files = {
+        IMAGE: box,
+        "/srv/box.json": box.with_suffix(".json"),
+        "/srv/tree": tree,
+        "/srv/selinux.cil": PROGRAMS / "selinux.cil",
+    }
+    done = vm.boot(
+        "trixie",
+        steps(),
+        work / "boot",
+        files,
+        root="trixie",
+        packages=("secilc",),
+        words="security=selinux selinux=1",
+    )
+    for name, one in done.items():
+        print(f"-- {name}: {one.status}\n{one.stdout}{one.stderr}")
+    return done
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.alike,
+    pytest.mark.needs("qemu", "busybox", "mksquashfs"),
+    pytest.mark.timeout(1500),
+]
+
+
+def test_what_runs_where_the_policy_allows_it(guest: dict[str, Done]) -> None:
+    """Every way to lay out a container, of files with labels that the kernel makes up."""
+    assert guest["policy"].stdout == "10", guest["policy"]
+    assert guest["doctor"].status == 0, guest["doctor"].stdout
+    assert "SELinux: in force; this is the domain free_t\n" in guest["doctor"].stdout
+    label, mounts, new = guest["start"].stdout.replace("\0", "").split()
+    assert (label, new) == ("system_u:system_r:free_t", "new") and int(mounts) > 0
+    for name in ("foreign", "underlay", "directory"):
+        assert guest[name] == Done(0, "1500\n", ""), name
+    assert guest["volume"] == Done(0, "udi\n", "")
+    assert guest["writable"] == Done(0, "of the image\nmore\ncopied\n", "")
+    assert guest["cache"] == Done(0, "1\n", "")
+    assert guest["ranks"].stdout == "1500\n" * 8
+    assert guest["left"].status == 0, guest["left"]
+
+
+@pytest.mark.parametrize(
+    ("what", "why", "rule"),
+    [
+        (
+            "namespaces",
+            "unshare failed: Permission denied",
+            "`allow {} self:user_namespace create;`",
+        ),
+        (
+            "capabilities",
+            "unshare failed: Operation not permitted",
+            "`allow {} self:cap_userns sys_admin;`",
+        ),
+        (
+            "fuse",
+            "mount failed on /image: Permission denied",
+            "of the class filesystem, dir or cap_userns",
+        ),
+    ],
+)
+def test_what_it_refuses_is_named(guest: dict[str, Done], what: str, why: str, rule: str) -> None:
+    """By udi-run and `udi doctor`, with the domain, the rule and the place where denials are."""
+    kind = f"no_{what}_t"
+    hint = (
+        f"SELinux is in force: the domain {kind} seems to lack a rule ({rule.format(kind)}); "
+        "the administrator: `ausearch -m AVC -ts recent` shows what was denied\n"
+    )
+    refused = Done(125, "", f"udi-run: {why}\nudi-run: hint: {hint}")
+    assert guest[f"no {what}"] == refused
+    assert guest[f"doctor without {what}"].status == 1
+    assert f"remedy: {hint}" in guest[f"doctor without {what}"].stdout
+
+
+def test_a_container_that_is_confined(guest: dict[str, Done]) -> None:
+    """In one of docker's or podman's the remedy is theirs."""
+    assert guest["container"].status == 125
+    assert "--security-opt label=disable" in guest["container"].stderr
