@@ -16,6 +16,7 @@ from rootless_udi.base.privilege import refuse_privilege
 from rootless_udi.base.process import guarded, streams
 from rootless_udi.commands import (
     bundle,
+    check,
     completion,
     config,
     df,
@@ -54,7 +55,7 @@ COMMANDS = (
     *(run, shell, pull, images, rm, prune, df, verify, tag, export, import_, history),
     *(update, search, tags),
     *(inspect, login, logout, extract, ps, exec_, bundle, profile, optimize, completion),
-    *(config, mpi, gpu, doctor, site),
+    *(config, mpi, gpu, doctor, site, check),
 )
 """The modules of the commands, in the order of --help."""
 
@@ -76,6 +77,9 @@ def do(argv: list[str]) -> int:
     if argv and argv[0] in by_udi_run:
         # Not by argparse, which would take udi-run's options for its own.
         return by_udi_run[argv[0]](Arguments(word=argv[1:]))
+    if argv[:1] == ["check"]:
+        refuse_privilege("udi")
+        return check.check(Arguments(word=argv[1:]))
     whole = parser()
     names = [name for action in whole._actions for name in action.choices or ()]
     if argv and not argv[0].startswith("-") and argv[0] not in names:

@@ -20,6 +20,8 @@ class Asked(Record):
     path: str
     request: Request
     memo: dict[str, Any]
+    size: int = 0
+    """Bytes of the image's file; 0 for a directory."""
     limit: float = LIMIT
 
     @property

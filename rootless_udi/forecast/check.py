@@ -22,7 +22,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rootless_udi.base.records import Record
-from rootless_udi.forecast import finding, gpucode_check, gpucode_cuda
+from rootless_udi.forecast import (
+    abilities,
+    command,
+    finding,
+    gpucode_check,
+    gpucode_cuda,
+    machine,
+)
 from rootless_udi.forecast.asked import Asked
 from rootless_udi.forecast.finding import CheckFinding
 from rootless_udi.forecast.site import Capture
@@ -30,7 +37,21 @@ from rootless_udi.forecast.site import Capture
 Facts = Mapping[str, Any]
 Check = Callable[[Capture, Facts, Asked], Iterator[CheckFinding]]
 
-CHECKS: tuple[Check, ...] = (gpucode_cuda.check, gpucode_check.check)
+CHECKS: tuple[Check, ...] = (
+    machine.architecture,
+    machine.kernel,
+    machine.levels,
+    abilities.namespaces,
+    abilities.store,
+    command.look,
+    abilities.hidden,
+    abilities.given_volumes,
+    abilities.modules,
+    abilities.gpus_given,
+    abilities.wants_gpu,
+    gpucode_cuda.check,
+    gpucode_check.check,
+)
 """In the order in which a launch would fail: the report keeps it."""
 
 
@@ -49,5 +70,38 @@ class Answer(Record):
 
 def check(site: Capture, facts: Facts, asked: Asked) -> Answer:
     """Return the forecast of what is asked at `site`."""
-    found = tuple(one for look in CHECKS for one in look(site, facts, asked))
+    found = (*check_facts(facts), *(one for look in CHECKS for one in look(site, facts, asked)))
     return Answer(site.name, finding.worst(found), found)
+
+
+def check_facts(facts: Facts) -> Iterator[CheckFinding]:
+    """Yield what of the image could not be read: no check has looked at such files."""
+    found = facts.get("forecast")
+    rows = found.get("unread") if isinstance(found, dict) else None
+    if rows:
+        path, why = rows[0]
+        more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        yield CheckFinding(
+            "image",
+            finding.UNKNOWN if path == "/" else finding.UNLOOKED,
+            f"{path}{more} can't be read: {why}",
+            finding.Evidence(str(path), str(why)),
+            remedy="pull or copy the image again, or read it as its owner",
+        )
+
+
+def as_data(one: Answer) -> dict[str, Any]:
+    """Return an answer as JSON's types."""
+    return {
+        "site": one.site,
+        "verdict": one.verdict,
+        "options": list(one.options),
+        "findings": [finding.as_data(row) for row in one.findings],
+    }
+
+
+def status(answers: tuple[Answer, ...]) -> int:
+    """Return the exit status for several sites: 1 where one will not run it, 3 where one can't be
+    told, 0 where all will."""
+    verdicts = {one.verdict for one in answers}
+    return 1 if finding.FAILS in verdicts else 3 if finding.UNKNOWN in verdicts else 0

@@ -36,7 +36,8 @@ OWNER = {
 NOBODY = {"doctor", "search", "site.capture", "site.list_sites", "site.show", "tags"}
 """Done by nobody: they need no account, only one that is not root's."""
 REFUSED = {
-    *("exec", "login", "logout", "mpi.capture", "profile", "ps", "run", "shell", "site.add_site"),
+    *("check", "exec", "login", "logout", "mpi.capture", "profile", "ps", "run", "shell"),
+    "site.add_site",
 }
 """An ordinary user's own affair, or a program of an image runs."""
 

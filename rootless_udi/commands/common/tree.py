@@ -97,8 +97,17 @@ def udi(parser: argparse.ArgumentParser) -> Command:
     commands = []
     for one in found.commands:
         its_options, operands = words.get(one.name, (one.options, one.operands))
+        if one.name == "check":
+            its_options, operands = _both(one, run), run.operands
         commands.append(one.replace(options=its_options, operands=operands))
     return found.replace(commands=tuple(commands))
+
+
+def _both(one: Command, run: Command) -> tuple[Opt, ...]:
+    """Return a command's own options, then udi-run's that have other names."""
+    own = tuple(opt for opt in one.options if "--help" not in opt.names)
+    names = {name for opt in own for name in opt.names}
+    return (*own, *(opt for opt in run.options if not names & {*opt.names}))
 
 
 def _shifter() -> Command:
