@@ -97,7 +97,7 @@ VALUE = TEXT | st.sampled_from(
     ["0", "1,2", "all", "none", " void", "a=b", "GPU-1, 1", "/", "/usr", "x.sqfs", "auto", "\u0664"]
 )
 BARE = [f"-{o.short}" for o in options.OPTIONS if o.short]
-LONG = [f"--{o.name}" for o in options.OPTIONS if o.name not in ("share", "env-file")]
+LONG = [f"--{o.name}" for o in options.OPTIONS if o.name not in ("share", "env-file", "edf")]
 CHOICES = sorted({c for o in options.OPTIONS for c in (*o.choices, *o.next)})
 WORD = (
     st.sampled_from(["--", "-", "-Eq", "-qE-", "-e", "A=1", "-eB=2", "-V/a:/b", "run", "shell"])
