@@ -31,9 +31,10 @@ ROOMS = {
     "pull": ("base plan store layers mpi_inject", False),
     "shifter": ("base plan config store pull run", False),
     "forecast": ("base plan mpi_inject host config store fuse version", False),
+    "gateway": ("base plan config store pull shifter", False),
     "commands": (
         "base idmap plan fuse mpi_inject host store config node serve launch run layers pull "
-        "shifter forecast bundle version",
+        "shifter forecast gateway bundle version",
         False,
     ),
     "__main__": ("commands", False),

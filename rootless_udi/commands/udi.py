@@ -24,6 +24,7 @@ from rootless_udi.commands import (
     exec_,
     export,
     extract,
+    gateway,
     gpu,
     history,
     images,
@@ -56,6 +57,7 @@ COMMANDS = (
     *(update, search, tags),
     *(inspect, login, logout, extract, ps, exec_, bundle, profile, optimize, completion),
     *(config, mpi, gpu, doctor, site, check),
+    gateway,
 )
 """The modules of the commands, in the order of --help."""
 

@@ -18,6 +18,8 @@ from rootless_udi.base.records import Record
 from rootless_udi.layers import bounds, merge, squashfs_tools
 from rootless_udi.layers.tarwriter import Write
 from rootless_udi.plan.reference import Platform, Reference, platform_of
+from rootless_udi.pull import credentials
+from rootless_udi.pull.authorizer import Lookup
 from rootless_udi.pull.blobs import Blobs
 from rootless_udi.pull.facts import facts
 from rootless_udi.pull.manifest import LAYERS, Descriptor
@@ -77,7 +79,8 @@ class Options(Record):
 
     With `platform` None the best one that this machine can run is chosen. `writer` is tar2sqfs or
     mksquashfs, by name or path, or "" for the one that is there. `name` is the image's full name in
-    the store, or "" for that of its reference.
+    the store, or "" for that of its reference. `lookup` finds the credentials
+    for a repository; None means those of the process's user.
     """
 
     platform: Platform | None = None
@@ -89,6 +92,7 @@ class Options(Record):
     mirrors: Mapping[str, Sequence[str]] = {}
     patience: Patience = Patience()
     name: str = ""
+    lookup: Lookup | None = None
 
 
 def pull_sync(
@@ -162,6 +166,7 @@ class _Pull:
             options.mirrors,
             options.patience,
             self._progress.note,
+            options.lookup or credentials.find,
         )
         name = options.name
         if not name and self._reference.kind != "stream":

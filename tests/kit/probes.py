@@ -68,6 +68,12 @@ def _module(name: str) -> Callable[[], bool]:
     return probe
 
 
+def _gateway() -> bool:
+    from rootless_udi.gateway import extra
+
+    return all(_module(name)() for name in extra.MODULES)
+
+
 PROBES: dict[str, Callable[[], bool]] = {
     "userns": _userns,
     "fuse": _fuse,
@@ -110,6 +116,8 @@ PROBES: dict[str, Callable[[], bool]] = {
     "prctl": _module("prctl"),
     "buildah": _command("buildah", "newuidmap"),
     "zensical": _module("zensical"),
+    "gateway": _gateway,
+    "munge": _command("munged", "munge", "unmunge"),
     "tensors": lambda: _module("torch")() or _module("cupy")(),
     "no-gpu": lambda: not _gpu() and not any(map(os.path.exists, ("/dev/kfd", "/dev/dri"))),
     "decompressors": _decompressors,

@@ -1,0 +1,59 @@
+"""The ASGI application: routes, and how errors are answered."""
+
+from collections.abc import Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from rootless_udi.base.errors import UdiError, plain
+from rootless_udi.gateway import munge, shifter_api
+from rootless_udi.gateway.database import Unavailable
+from rootless_udi.gateway.jobs import TooMany
+from rootless_udi.gateway.limits import Busy
+from rootless_udi.gateway.people import Denied, Forbidden
+from rootless_udi.gateway.requests import BadRequest, TooLarge, TooSlow
+from rootless_udi.gateway.service import NotFound, Service
+
+_STATUS: tuple[tuple[type[UdiError], int], ...] = (
+    (TooLarge, 413),
+    (TooSlow, 408),
+    (BadRequest, 400),
+    (Denied, 401),
+    (munge.BadCredential, 401),
+    (Forbidden, 403),
+    (NotFound, 404),
+    (TooMany, 429),
+    (Busy, 429),
+    (munge.Unreachable, 503),
+    (Unavailable, 503),
+)
+
+
+def application(service: Service) -> Callable[..., Any]:
+    """Return the ASGI application that `service` answers."""
+    handlers: dict[Any, Any] = {UdiError: _error, HTTPException: _refused}
+    return Starlette(routes=shifter_api.routes(service), exception_handlers=handlers)
+
+
+def status_of(error: UdiError) -> int:
+    """Return the HTTP status of an error."""
+    return next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
+
+
+async def _error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, UdiError)
+    return _answer(status_of(error), error.message, error.hint)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _answer(error.status_code, str(error.detail))
+
+
+def _answer(status: int, message: str, hint: str = "") -> Response:
+    """Return an error as Shifter's gateway writes it."""
+    found = {"status": status, "error": plain(message), "message": plain(message)}
+    return JSONResponse({**found, "hint": plain(hint)} if hint else found, status)

@@ -1,0 +1,109 @@
+"""Check munge credentials by the program `unmunge` (munge(7)).
+
+munged itself refuses what has expired and what it has seen before, so that a credential proves its
+user once.
+"""
+
+import json
+import subprocess
+from collections.abc import Mapping
+
+import trio
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.records import Record
+
+LONGEST = 16 << 10
+"""Most bytes of a credential, with what it carries."""
+_SECONDS = 10
+_WHY = {15: "it has expired", 16: "its time is in the future", 17: "it was used before"}
+"""Exit statuses of unmunge (munge.h, munge_err_t)."""
+_LIMITER = 4
+
+
+class BadCredential(UdiError):
+    """A credential that is no proof."""
+
+
+class Unreachable(UdiError):
+    """munge itself does not work here."""
+
+
+class Decoded(Record):
+    """What a credential proves, and what its user put into it."""
+
+    uid: int
+    gid: int
+    payload: bytes
+
+    def __repr__(self) -> str:
+        return f"Decoded({self.uid}, {self.gid})"
+
+
+async def decoded(credential: str, socket: str = "") -> Decoded:
+    """Return what a credential says.
+
+    Raises BadCredential, and Unreachable where munge does not work.
+    """
+    if len(credential) > LONGEST or not credential.startswith("MUNGE:"):
+        raise BadCredential("that is no munge credential", "authentication: MUNGE:...")
+    argv = ["unmunge", *(["--socket", socket] if socket else [])]
+    try:
+        with trio.fail_after(_SECONDS):
+            done = await trio.run_process(
+                argv,
+                stdin=credential.encode(),
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+            )
+    except OSError as error:
+        raise Unreachable(f"starting unmunge failed: {error.strerror}", "install munge") from None
+    except trio.TooSlowError:
+        raise Unreachable(
+            f"unmunge gave no answer in {_SECONDS} seconds", "is munged well?"
+        ) from None
+    if done.returncode in _WHY:
+        raise BadCredential(
+            f"the munge credential is no proof: {_WHY[done.returncode]}", "make a new one"
+        )
+    head, _, payload = done.stdout.partition(b"\n\n")
+    rows = dict(
+        line.split(":", 1) for line in head.decode(errors="replace").splitlines() if ":" in line
+    )
+    if done.returncode != 0:
+        why = done.stderr.decode(errors="replace").strip() or f"exit status {done.returncode}"
+        if "Unable to access" in why or "ocket" in why:
+            raise Unreachable(f"unmunge failed: {why}", "munged must run on the gateway's host")
+        raise BadCredential(f"the munge credential is no proof: {why}")
+    try:
+        uid, gid = (int(rows[key].rsplit("(", 1)[1].rstrip(") \t")) for key in ("UID", "GID"))
+        length = int(rows["LENGTH"])
+    except (KeyError, ValueError, IndexError):
+        raise Unreachable("unmunge's answer is not as munge 0.5 writes it") from None
+    return Decoded(uid, gid, payload[:length])
+
+
+def locations(payload: bytes) -> Mapping[str, str]:
+    """Return the credentials for registries in a payload, as Shifter's clients put them there.
+
+    {"authorized_locations": {"default": "USER:PASSWORD", ...}}; {} for any other payload.
+    """
+    try:
+        found = json.loads(payload or b"{}")["authorized_locations"]
+        return {str(name): str(text) for name, text in found.items() if ":" in str(text)}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def encoded(payload: bytes, socket: str = "") -> str:
+    """Return a new credential of the caller's with `payload` in it. Raises Unreachable."""
+    argv = ["munge", *(["--socket", socket] if socket else [])]
+    try:
+        done = subprocess.run(argv, input=payload, capture_output=True, timeout=_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unreachable(f"munge failed: {error}", "is munge installed here?") from None
+    if done.returncode:
+        why = done.stderr.decode(errors="replace").strip()
+        raise Unreachable(f"munge failed: {why}", "is munged running here?")
+    return done.stdout.decode().strip()

@@ -1,0 +1,222 @@
+"""Do the queue's jobs: N at once, each in a process of its own (`gateway.worker`)."""
+
+import hmac
+import json
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import trio
+from sqlalchemy import Connection
+
+from rootless_udi.base import program
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.process import complain
+from rootless_udi.gateway import catalogue, jobs
+from rootless_udi.gateway.catalogue import wanted_of
+from rootless_udi.gateway.database import Database, Unavailable
+from rootless_udi.gateway.worker import Said
+from rootless_udi.plan.reference import platform_of_key
+from rootless_udi.store.store import Store
+
+_LONGEST_LINE = 1 << 20
+_MARKS = 10_000
+"""Most requests with credentials that are remembered."""
+_GLANCE = 5.0
+"""Seconds after which a runner looks for jobs whose pause is over."""
+
+
+class Queue:
+    """The queue of one gateway. `ask` puts a job into it, `run` does them, for ever."""
+
+    def __init__(self, database: Database, store: Store, workers: int, private: bool) -> None:
+        self._database = database
+        self._store = store
+        self._workers = workers
+        self._private = private
+        self._secrets: dict[int, Mapping[str, str]] = {}
+        self._salt = os.urandom(32)
+        self._marks: dict[tuple[str, str, int], bytes] = {}
+        """What tells one user's credentials for a name from others that he gives later."""
+        self._running: dict[int, Said] = {}
+        self._news = trio.Event()
+        self.changed = trio.Event()
+        self.published = 0
+        """How often the catalogue has changed."""
+
+    def said(self, number: int) -> Said:
+        """Return what the worker of a job has said, for its progress."""
+        return self._running.get(number, Said())
+
+    async def ask(
+        self,
+        platform: str,
+        name: str,
+        uid: int,
+        wanted: catalogue.Wanted,
+        secrets: Mapping[str, str],
+        most: int,
+    ) -> tuple[Any, bool]:
+        """Do as `jobs.ask`, and keep the credentials until the job has ended."""
+        mark = hmac.digest(self._salt, json.dumps(sorted(secrets.items())).encode(), "sha256")
+        which = (platform, name, uid)
+        other = bool(secrets) and self._marks.get(which, mark) != mark
+        job, new = await self._database.write(
+            jobs.ask, platform, name, uid, wanted, bool(secrets), most, other
+        )
+        if secrets:
+            if len(self._marks) >= _MARKS:
+                self._marks.clear()
+            self._marks[which] = mark
+        if new:
+            if secrets:
+                self._secrets[job.id] = dict(secrets)
+            self._wake()
+        return job, new
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
+
+    def _tell(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+    async def run(self) -> None:
+        """Do jobs until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(self._workers):
+                nursery.start_soon(self._runner)
+
+    async def _runner(self) -> None:
+        while True:
+            news = self._news
+            try:
+                job = await self._database.write(self._take)
+                if job is None:
+                    with trio.move_on_after(_GLANCE):
+                        await news.wait()
+                    continue
+                try:
+                    await self._do(job)
+                finally:
+                    del self._running[job.id]
+                    self._tell()
+            except Unavailable as error:
+                complain("udi gateway", error.message, error.hint)
+                await trio.sleep(_GLANCE)
+
+    def _take(self, connection: Connection) -> Any:
+        job = jobs.take(connection, frozenset(self._running))
+        if job is not None:
+            # In the thread that writes, so that no other runner takes it as well.
+            self._running[job.id] = Said()
+        return job
+
+    async def _do(self, job: Any) -> None:
+        secrets = self._secrets.get(job.id, {})
+        if job.secret and not secrets:
+            await self._database.write(jobs.change, job.id, "FAILURE", jobs.RESTARTED)
+            return
+        said, status = await self._work(job, secrets)
+        if said.digest:
+            try:
+                await self._database.write(self._publish, job.id, said)
+                self.published += 1
+            except Unavailable:
+                # Not lost: the row still says that it is unfinished.
+                raise
+            except (UdiError, OSError) as error:
+                await self._end(job, said.replace(error=str(error)))
+            else:
+                self._secrets.pop(job.id, None)
+            return
+        if not said.error:
+            said = said.replace(error=f"the pull's process ended with status {status}", again=True)
+        await self._end(job, said)
+
+    async def _end(self, job: Any, said: Said) -> None:
+        """Try again later what may succeed then; else it has failed."""
+        attempts = job.attempts + 1
+        if said.again and attempts < jobs.ATTEMPTS:
+            pause = jobs.PAUSES[attempts - 1]
+            text = f"attempt {attempts} of {jobs.ATTEMPTS} failed: {said.error}"
+            due = {"due": time.time() + pause}
+            await self._database.write(_change, job.id, "PENDING", text, due)
+            return
+        self._secrets.pop(job.id, None)
+        await self._database.write(jobs.change, job.id, "FAILURE", said.error)
+
+    async def _work(self, job: Any, secrets: Mapping[str, str]) -> tuple[Said, int]:
+        """Run a worker; return the last that it said and its exit status."""
+        argv = program.argv("from rootless_udi.gateway.worker import main; main()")
+        order = {
+            "name": job.name,
+            "platform": job.platform,
+            "store": self._store.root,
+            "secrets": dict(secrets),
+        }
+        process = await trio.lowlevel.open_process(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(os.environ)
+        )
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            await process.stdin.send_all((json.dumps(order) + "\n").encode())
+            await self._listen(job, process.stdout)
+            return self._running[job.id], await process.wait()
+        finally:
+            with trio.CancelScope(shield=True):
+                process.kill()
+                await process.wait()
+                await process.stdin.aclose()
+                await process.stdout.aclose()
+
+    async def _listen(self, job: Any, stream: trio.abc.ReceiveStream) -> None:
+        buffer = b""
+        try:
+            async for data in stream:
+                *lines, buffer = (buffer + data).split(b"\n")
+                for line in lines:
+                    await self._hear(job, json.loads(line))
+                if len(buffer) > _LONGEST_LINE:
+                    return
+        except (trio.BrokenResourceError, ValueError):
+            # The worker ended in the middle of a line.
+            return
+
+    async def _hear(self, job: Any, fields: dict[str, Any]) -> None:
+        before = self._running[job.id]
+        self._running[job.id] = now = before.replace(**fields)
+        if now.state != before.state:
+            await self._database.write(jobs.change, job.id, now.state)
+        self._tell()
+
+    def _publish(self, connection: Connection, number: int, said: Said) -> None:
+        """Let readers read an image that is in the store, give it its name, and end its job."""
+        job = jobs.by_number(connection, number)
+        image = self._store.image(said.digest, job.name)
+        if image is None:
+            raise UdiError(f"image {said.digest} is not in the store after its pull")
+        wanted = wanted_of(job.access)
+        if not said.anonymous or not wanted.public:
+            wanted = wanted.replace(
+                public=said.anonymous and wanted.public, users=(*wanted.users, job.uid)
+            )
+        old = catalogue.by_digest(connection, job.platform, said.digest)
+        if not wanted.public and not (old and old.public) and not self._private:
+            raise UdiError(
+                f"image {job.name} is not public, and the store's file system has no access lists",
+                "ask the site for a store on one that has POSIX access lists (acl(5))",
+            )
+        platform = platform_of_key(job.platform)
+        owner = None if wanted.public else job.uid
+        catalogue.publish(connection, self._store, image, platform, wanted, owner)
+        jobs.change(connection, number, "READY", digest=said.digest)
+
+
+def _change(
+    connection: Connection, number: int, state: str, message: str, values: dict[str, Any]
+) -> None:
+    jobs.change(connection, number, state, message, **values)

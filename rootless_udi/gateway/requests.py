@@ -1,0 +1,140 @@
+"""What comes with a request: its path's words, its body, checked and with bounds."""
+
+import json
+from typing import Any
+
+import trio
+from starlette.requests import ClientDisconnect, Request
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.gateway.catalogue import Wanted
+from rootless_udi.plan.reference import Platform, Reference, parse, parse_platform, platform_of
+from rootless_udi.store import find
+
+BODY_MAX = 64 << 10
+"""Most bytes of a request's body."""
+_BODY_SECONDS = 10
+"""How long a client may take to send it."""
+_NAME_MAX = 240
+"""Most bytes of a name as the store has it: one part of a path (`find.escape`)."""
+_PLATFORM = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+_PLATFORM_MAX = 30
+_IDS_MAX = 200
+"""Most users, and most groups, of one request."""
+_ID_MAX = 2**32 - 2
+
+
+class BadRequest(UdiError):
+    """A request that is wrong, whoever asks."""
+
+
+class TooLarge(BadRequest):
+    """A request that is larger than any needs to be."""
+
+
+class TooSlow(BadRequest):
+    """A body that did not come in time."""
+
+
+async def body(request: Request) -> dict[str, Any]:
+    """Return a request's JSON object; {} where it has no body. Raises BadRequest."""
+    data = bytearray()
+    try:
+        with trio.fail_after(_BODY_SECONDS):
+            async for part in request.stream():
+                data += part
+                if len(data) > BODY_MAX:
+                    raise TooLarge(f"the request's body has more than {BODY_MAX} bytes")
+    except trio.TooSlowError:
+        raise TooSlow(f"the request's body did not come within {_BODY_SECONDS} seconds") from None
+    except ClientDisconnect:
+        raise BadRequest("the request's body was cut off") from None
+    if not data.strip():
+        return {}
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        raise BadRequest("the request's body is no JSON") from None
+    if not isinstance(found, dict):
+        raise BadRequest("the request's body is no JSON object")
+    return found
+
+
+def reference(kind: str, tag: str, registry: str) -> Reference:
+    """Return the image that a path's words mean: "docker" and NAME[:TAG], or "id" and a digest.
+
+    Raises BadRequest. "../" and the like are no names: the grammar is that of all references.
+    """
+    tag = tag.strip("/")
+    if kind not in ("docker", "id"):
+        raise BadRequest(f"images of type {kind[:40]!r} are not kept here", "docker, or id")
+    if len(tag) > _NAME_MAX:
+        raise TooLarge(f"the image's name has more than {_NAME_MAX} characters")
+    try:
+        if kind == "id":
+            found = parse(tag if ":" in tag else f"sha256:{tag}", registry)
+            wanted = "store"
+        else:
+            found = parse(f"docker://{tag}", registry)
+            wanted = "registry"
+    except UdiError as error:
+        raise BadRequest(error.message, error.hint) from None
+    if found.kind != wanted:
+        raise BadRequest(f"{tag!r} names no image of a registry", "NAME[:TAG]")
+    if kind == "docker" and len(find.escape(find.name_of(found))) > _NAME_MAX:
+        raise TooLarge(f"the image's whole name has more than {_NAME_MAX} characters")
+    return found
+
+
+def platform(text: str, machine: str) -> Platform:
+    """Return the platform that a request names, `machine`'s where it names none."""
+    if not text:
+        return platform_of(machine)
+    try:
+        found = parse_platform(text)
+    except UdiError as error:
+        raise BadRequest(error.message, error.hint) from None
+    # It becomes the name of a folder in the store.
+    if found.os != "linux" or set(found.key()) - _PLATFORM or len(found.key()) > _PLATFORM_MAX:
+        raise BadRequest(f"{text!r} is no platform that images are kept for", "linux/amd64")
+    return found
+
+
+def wanted(given: dict[str, Any], uid: int) -> Wanted:
+    """Return who shall read the image: Shifter's `allowed_uids`, `allowed_gids` and who asks.
+
+    Everybody, where the request has neither. Raises BadRequest.
+    """
+    users = _ids(given, "allowed_uids")
+    groups = _ids(given, "allowed_gids")
+    if not users and not groups:
+        return Wanted()
+    return Wanted(False, tuple(sorted({*users, uid})), groups)
+
+
+def _ids(given: dict[str, Any], name: str) -> tuple[int, ...]:
+    value = given.get(name, "")
+    words = value.split(",") if isinstance(value, str) else value
+    if not isinstance(words, list):
+        raise BadRequest(f"{name} is no list of numbers", '"1000,1001"')
+    try:
+        found = tuple(sorted({int(str(word)) for word in words if str(word).strip()}))
+    except ValueError:
+        raise BadRequest(f"{name} is no list of numbers", '"1000,1001"') from None
+    if len(found) > _IDS_MAX or any(not 0 <= one <= _ID_MAX for one in found):
+        raise BadRequest(f"{name}: too many numbers, or one that is no id")
+    return found
+
+
+def secrets(given: dict[str, Any]) -> dict[str, str]:
+    """Return the credentials in a body, as munge's payload has them: {location: "USER:PASSWORD"}.
+
+    Raises BadRequest; no part of them is in its message.
+    """
+    found = given.get("authorized_locations", {})
+    if not isinstance(found, dict) or len(found) > 50:
+        raise BadRequest("authorized_locations is no object of location and USER:PASSWORD")
+    for name, text in found.items():
+        if not isinstance(text, str) or ":" not in text or len(name) > 300:
+            raise BadRequest("authorized_locations is no object of location and USER:PASSWORD")
+    return found

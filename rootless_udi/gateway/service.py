@@ -1,0 +1,218 @@
+"""What the gateway does, whatever interface asks for it: find, pull, expire, count."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import trio
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from starlette.requests import Request
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.process import complain
+from rootless_udi.gateway import access, catalogue, jobs
+from rootless_udi.gateway.catalogue import Entry, Wanted
+from rootless_udi.gateway.database import Database
+from rootless_udi.gateway.limits import Limits
+from rootless_udi.gateway.people import Asker, Forbidden, People
+from rootless_udi.gateway.queue import Queue
+from rootless_udi.gateway.tables import IMAGES, LOOKUPS
+from rootless_udi.plan.reference import Platform, Reference, platform_of
+from rootless_udi.plan.site import Site
+from rootless_udi.store import find
+from rootless_udi.store.store import Store
+
+_KNOWN_MOST = 20_000
+"""Most entries that are kept in memory, so that a lookup of one asks the database nothing."""
+_COUNT_SECONDS = 1.0
+"""Lookups are written together, that often."""
+_COUNTED_MOST = 100_000
+"""Most lookups that wait to be written; where the database does not take them, older ones go."""
+_LOOKUPS_KEPT = 90 * 86400.0
+PEER = "udi.peer"
+"""The key of a request's scope that has the uid of a Unix socket's peer."""
+
+
+class NotFound(UdiError):
+    """What is asked for is not there, or not for who asks."""
+
+
+class Service:
+    """One gateway: a store, its database, its queue, its people."""
+
+    def __init__(
+        self,
+        store: Store,
+        database: Database,
+        site: Site,
+        systems: tuple[str, ...],
+        people: People,
+        workers: int,
+        limits: Limits,
+    ) -> None:
+        self.store, self.database, self.site, self.systems = store, database, site, systems
+        self.machine = os.uname().machine
+        self.private = access.works(store)
+        self.queue = Queue(database, store, workers, self.private)
+        self._people = people
+        self._limits = limits
+        self._known: dict[tuple[str, str], Entry] = {}
+        self._known_at = -1
+        self._counted: deque[dict[str, Any]] = deque(maxlen=_COUNTED_MOST)
+
+    def begin(self) -> None:
+        """Bring the database to what is in the store, and unfinished jobs back into the queue."""
+        self.store.create(0o755)
+        self.database.write_now(catalogue.adopt, self.store)
+        self.database.write_now(jobs.restart)
+
+    async def run(self) -> None:
+        """Do the queue's jobs and write what was counted, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.queue.run)
+            nursery.start_soon(self._count_on)
+
+    async def asker(self, request: Request) -> Asker:
+        """Return who asks. Raises Denied, and Busy where he asks too often."""
+        header = request.headers.get("authentication", "")
+        found = await self._people.asker(request.scope.get(PEER), header)
+        self._limits.spend(found)
+        return found
+
+    async def find(self, platform: str, reference: Reference) -> Entry | None:
+        """Return the image that a reference means on a platform (`Platform.key`), or None."""
+        if self._known_at != self.queue.published:
+            self._known.clear()
+            self._known_at = self.queue.published
+        key = (platform, reference.canonical)
+        if key in self._known:
+            return self._known[key]
+        at = self._known_at
+        named = reference.kind != "store"
+        call = catalogue.by_name if named else catalogue.by_digest
+        what = find.name_of(reference) if named else reference.digest
+        found = await self.database.read(call, platform, what)
+        if found is not None and at == self.queue.published:
+            if len(self._known) >= _KNOWN_MOST:
+                self._known.clear()
+            self._known[key] = found
+        return found
+
+    async def pull(
+        self,
+        asker: Asker,
+        platform: str,
+        reference: Reference,
+        wanted: Wanted,
+        secrets: Mapping[str, str],
+    ) -> tuple[Any, bool]:
+        """Put a pull into the queue; return its job, and whether it is new (`jobs.ask`)."""
+        if not wanted.public and not self.private:
+            raise Forbidden(
+                "private images are not kept here: the store's file system has no access lists",
+                "leave --user and --group out, or pull into a store of your own",
+            )
+        own = {
+            name: text
+            for name, text in secrets.items()
+            if name == reference.registry
+            or (name == "default" and reference.registry == self.site.registry)
+        }
+        name = find.name_of(reference)
+        return await self.queue.ask(platform, name, asker.uid, wanted, own, self._limits.pulls)
+
+    async def expire(self, asker: Asker, reference: Reference, platform: Platform) -> None:
+        """Remove a name, and its image if it has no other. Raises Forbidden and NotFound.
+
+        Administrators may, and who owns a private image with nobody else.
+        """
+        entry = await self.find(platform.key(), reference)
+        visible = entry is not None and (asker.admin or entry.readable(asker.uid, asker.groups))
+        if entry is None or not visible:
+            raise NotFound("image not found")
+        if not asker.admin and (entry.public or entry.owners != (asker.uid,)):
+            raise Forbidden(
+                "only administrators expire images that others use too",
+                "your own private images you may expire",
+            )
+        await self.database.write(self._remove, reference, platform)
+        self.queue.published += 1
+
+    def _remove(self, connection: Connection, reference: Reference, platform: Platform) -> None:
+        # The store first, which is what starts read; `adopt` completes what is interrupted here.
+        self.store.remove(reference, platform)
+        catalogue.forget(connection, self.store)
+
+    async def autoexpire(self, asker: Asker) -> int:
+        """Remove what broken pulls left; return how many files. Raises Forbidden.
+
+        What others did to the store (`udi pull`, `udi rm`) is taken over too.
+        """
+        if not asker.admin:
+            raise Forbidden("only administrators clean up")
+        await self.database.write(catalogue.adopt, self.store)
+        self.queue.published += 1
+        return len(await trio.to_thread.run_sync(self.store.sweep))
+
+    def count(self, asker: Asker, system: str, kind: str, tag: str, digest: str) -> None:
+        """Count a lookup. It is written a little later, with others."""
+        self._counted.append(
+            {
+                "time": time.time(),
+                "uid": asker.uid,
+                "user": asker.user,
+                "system": system,
+                "type": kind,
+                "tag": tag,
+                "digest": digest,
+            }
+        )
+
+    async def _count_on(self) -> None:
+        while True:
+            await trio.sleep(_COUNT_SECONDS)
+            await self.write_counts()
+
+    async def write_counts(self) -> None:
+        """Write the lookups that were counted; where that fails, the next time."""
+        rows = [self._counted.popleft() for _ in range(len(self._counted))]
+        if not rows:
+            return
+        try:
+            await self.database.write(_write_lookups, rows)
+        except UdiError as error:
+            complain("udi gateway", error.message, error.hint)
+            self._counted.extendleft(reversed(rows))
+
+    async def lookups(self, limit: int) -> list[dict[str, Any]]:
+        """Return the last lookups, the oldest first, as Shifter's rows."""
+        await self.write_counts()
+        return await self.database.read(_last_lookups, limit)
+
+
+def _write_lookups(connection: Connection, rows: list[dict[str, Any]]) -> None:
+    connection.execute(insert(LOOKUPS), rows)
+    last = {row["digest"]: row["time"] for row in rows}
+    connection.execute(
+        update(IMAGES).where(IMAGES.c.digest == bindparam("which")).values(used=bindparam("when")),
+        [{"which": digest, "when": when} for digest, when in last.items()],
+    )
+    connection.execute(delete(LOOKUPS).where(LOOKUPS.c.time < time.time() - _LOOKUPS_KEPT))
+
+
+def _last_lookups(connection: Connection, limit: int) -> list[dict[str, Any]]:
+    query = select(LOOKUPS).order_by(LOOKUPS.c.id.desc()).limit(limit)
+    return [
+        {
+            "user": row.user,
+            "uid": row.uid,
+            "system": row.system,
+            "type": row.type,
+            "tag": row.tag,
+            "id": row.digest.partition(":")[2],
+            "time": row.time,
+        }
+        for row in reversed(connection.execute(query).all())
+    ]

@@ -1,0 +1,94 @@
+"""The tables of the gateway's database. `migrations/` has the steps that make them.
+
+Times are Unix seconds. A name is one of `store.find.name_of`, a platform `Platform.key`.
+"""
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+METADATA = MetaData()
+
+IMAGES = Table(
+    "images",
+    METADATA,
+    Column("digest", String(135), primary_key=True),
+    Column("size", Integer, nullable=False),
+    # When it was last pulled, or a pull found that it is still what its name means.
+    Column("pulled", Float, nullable=False),
+    # When it was last looked up.
+    Column("used", Float, nullable=False),
+    # Whether everybody may read it; otherwise `grants` has who may.
+    Column("public", Boolean, nullable=False),
+    # What Shifter's clients ask for, as JSON: env, entry, workdir, labels.
+    Column("facts", Text, nullable=False),
+)
+
+NAMES = Table(
+    "names",
+    METADATA,
+    Column("platform", String(32), primary_key=True),
+    Column("name", String(512), primary_key=True),
+    Column("digest", ForeignKey("images.digest", ondelete="CASCADE"), nullable=False),
+    Column("pulled", Float, nullable=False),
+    Index("names_digest", "digest"),
+)
+
+GRANTS = Table(
+    "grants",
+    METADATA,
+    Column("digest", ForeignKey("images.digest", ondelete="CASCADE"), primary_key=True),
+    # "user" or "group".
+    Column("kind", String(8), primary_key=True),
+    Column("id", Integer, primary_key=True),
+    # Whether the registry let this user have it, who may then share it further.
+    Column("owner", Boolean, nullable=False),
+)
+
+JOBS = Table(
+    "jobs",
+    METADATA,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    # What makes two requests one job: platform and name, and the user where credentials came along.
+    Column("key", String(600), nullable=False),
+    Column("platform", String(32), nullable=False),
+    Column("name", String(512), nullable=False),
+    Column("uid", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("digest", String(135), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    # Not to be begun before this time: the pause after an attempt that failed.
+    Column("due", Float, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("changed", Float, nullable=False),
+    # Whether credentials came with it. They are in the gateway's memory alone.
+    Column("secret", Boolean, nullable=False),
+    # Who shall be able to read the image, as JSON: catalogue.Wanted.
+    Column("access", Text, nullable=False),
+    Index("jobs_key", "key"),
+    Index("jobs_state", "state"),
+)
+
+LOOKUPS = Table(
+    "lookups",
+    METADATA,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("time", Float, nullable=False),
+    Column("uid", Integer, nullable=False),
+    Column("user", String(64), nullable=False),
+    Column("system", String(64), nullable=False),
+    Column("type", String(16), nullable=False),
+    Column("tag", String(512), nullable=False),
+    Column("digest", String(135), nullable=False),
+    Index("lookups_time", "time"),
+)

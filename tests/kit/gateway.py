@@ -1,0 +1,160 @@
+"""A gateway of a test's own, its clients, and a munged."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.conftest import User
+
+SYSTEM = "perlmutter"
+
+
+class Answer(NamedTuple):
+    """What a request was answered: the status, the JSON document or the text."""
+
+    status: int
+    body: Any
+    headers: dict[str, str]
+
+
+class _Local(HTTPConnection):
+    """A connection to a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("gateway", timeout=60)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(60)
+        self.sock.connect(self._path)
+
+
+class Gateway:
+    """`udi gateway serve` for the store `store`, started as `user` by `start`."""
+
+    def __init__(self, user: User, store: Path, *options: object) -> None:
+        self.user, self.store, self.options = user, store, options
+        self.said: list[str] = []
+        self.log = store.parent / f"{store.name}.log"
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, **env: str) -> "Gateway":
+        words = ["udi", "gateway", "serve", f"--store={self.store}", f"--system={SYSTEM}"]
+        words += ["--listen=127.0.0.1:0", f"--listen=unix:{self.socket}", *map(str, self.options)]
+        with open(self.log, "a") as log:
+            self.process = self.user.popen(*words, stdout=subprocess.PIPE, stderr=log, env=env)
+        assert self.process.stdout is not None
+        self.said = [self.process.stdout.readline().strip() for _ in range(2)]
+        assert self.said[-1].endswith(str(self.socket)), (self.said, self.log.read_text())
+        return self
+
+    @property
+    def socket(self) -> Path:
+        return self.store.parent / "socket"
+
+    @property
+    def port(self) -> int:
+        found = re.search(r":(\d+)$", self.said[0])
+        assert found
+        return int(found[1])
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | dict[str, Any] | None = None,
+        loopback: bool = False,
+        **headers: str,
+    ) -> Answer:
+        """Send one request, by the Unix socket unless `loopback`."""
+        one = HTTPConnection("127.0.0.1", self.port) if loopback else _Local(str(self.socket))
+        data = json.dumps(body).encode() if isinstance(body, dict) else body
+        try:
+            one.request(method, path, data, headers)
+            reply = one.getresponse()
+            text = reply.read()
+        finally:
+            one.close()
+        kind = reply.headers.get("Content-Type", "")
+        found = json.loads(text) if kind.startswith("application/json") else text.decode()
+        return Answer(reply.status, found, {k.lower(): v for k, v in reply.headers.items()})
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self.ask("GET", path, None, False, **headers)
+
+    def pull(self, tag: str, **body: Any) -> Answer:
+        return self.ask("POST", f"/api/pull/{SYSTEM}/docker/{tag}/", body)
+
+    def pulled(self, tag: str, *until: str, **body: Any) -> dict[str, Any]:
+        """Ask for a pull, as Shifter's clients do, until it has one of these states."""
+        states = until or ("READY", "FAILURE")
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            found = self.pull(tag, **body)
+            assert found.status == 200, found
+            if found.body["status"] in states:
+                return dict(found.body)
+            time.sleep(0.05)
+        raise AssertionError(f"{tag} is {found.body} after a minute: {self.log.read_text()}")
+
+    def kill(self) -> None:
+        """End it as a crash of its node does."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        if self.process is None or self.process.returncode is not None:
+            return 0
+        self.process.terminate()
+        return self.process.wait(60)
+
+
+@contextlib.contextmanager
+def gateway(user: User, store: Path, *options: object, **env: str) -> Iterator[Gateway]:
+    one = Gateway(user, store, *options)
+    try:
+        yield one.start(**env)
+    finally:
+        one.stop()
+        log = one.log.read_text()
+        assert "Traceback" not in log, log
+
+
+@contextlib.contextmanager
+def munged(folder: Path) -> Iterator[Path]:
+    """A munged with a key of its own; yields its socket."""
+    folder.mkdir(mode=0o755)
+    key, path = folder / "key", folder / "socket"
+    key.write_bytes(os.urandom(128))
+    key.chmod(0o400)
+    program = shutil.which("munged", path="/usr/sbin:/usr/bin") or "munged"
+    words = [program, "--foreground", "--force", f"--key-file={key}", f"--socket={path}"]
+    words += [f"--pid-file={folder}/pid", f"--log-file={folder}/log", f"--seed-file={folder}/seed"]
+    with open(folder / "out", "w") as out:
+        process = subprocess.Popen(words, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 60
+        while not path.exists():
+            assert process.poll() is None and time.monotonic() < end, (folder / "out").read_text()
+            time.sleep(0.02)
+        yield path
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def credential(socket: Path, payload: str = "", *options: str) -> str:
+    """A new munge credential of the caller's."""
+    argv = ["munge", f"--socket={socket}", f"--string={payload}", *options]
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
