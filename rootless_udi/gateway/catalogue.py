@@ -52,7 +52,7 @@ def wanted_of(text: str) -> Wanted:
     return Wanted(public, tuple(users), tuple(groups))
 
 
-class Entry(Record):
+class CatalogueEntry(Record):
     """An image of the catalogue. `names` are those for one platform; `facts` is Shifter's part."""
 
     digest: str
@@ -71,20 +71,20 @@ class Entry(Record):
         return self.public or uid in self.users or bool({*self.groups} & {*groups})
 
 
-def by_name(connection: Connection, platform: str, name: str) -> Entry | None:
+def by_name(connection: Connection, platform: str, name: str) -> CatalogueEntry | None:
     """Return what `name` means on `platform` (`Platform.key`), or None."""
     query = select(NAMES.c.digest).where(NAMES.c.platform == platform, NAMES.c.name == name)
     digest = connection.execute(query).scalar()
     return None if digest is None else by_digest(connection, platform, digest)
 
 
-def by_digest(connection: Connection, platform: str, digest: str) -> Entry | None:
+def by_digest(connection: Connection, platform: str, digest: str) -> CatalogueEntry | None:
     """Return the image with this digest, or None."""
     row = connection.execute(select(IMAGES).where(IMAGES.c.digest == digest)).first()
     return None if row is None else next(_entries(connection, platform, [row]))
 
 
-def named(connection: Connection, platform: str) -> list[Entry]:
+def named(connection: Connection, platform: str) -> list[CatalogueEntry]:
     """Return all images that have a name for `platform`."""
     query = (
         select(IMAGES)
@@ -94,7 +94,7 @@ def named(connection: Connection, platform: str) -> list[Entry]:
     return list(_entries(connection, platform, connection.execute(query).all()))
 
 
-def _entries(connection: Connection, platform: str, rows: Any) -> Iterator[Entry]:
+def _entries(connection: Connection, platform: str, rows: Any) -> Iterator[CatalogueEntry]:
     for at in range(0, len(rows), _AT_ONCE):
         some = rows[at : at + _AT_ONCE]
         digests = [row.digest for row in some]
@@ -111,11 +111,11 @@ def _entries(connection: Connection, platform: str, rows: Any) -> Iterator[Entry
             yield _entry(row, lists.get(row.digest, []), names.get(row.digest, []))
 
 
-def _entry(row: Any, grants: list[Row[Any]], names: list[str]) -> Entry:
+def _entry(row: Any, grants: list[Row[Any]], names: list[str]) -> CatalogueEntry:
     users = tuple(one.id for one in grants if one.kind == "user")
     groups = tuple(one.id for one in grants if one.kind == "group")
     owners = tuple(one.id for one in grants if one.kind == "user" and one.owner)
-    return Entry(
+    return CatalogueEntry(
         row.digest,
         row.size,
         row.pulled,

@@ -13,13 +13,13 @@ from starlette.requests import Request
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import complain
 from rootless_udi.gateway import access, catalogue, jobs
-from rootless_udi.gateway.catalogue import Entry, Wanted
+from rootless_udi.gateway.catalogue import CatalogueEntry, Wanted
 from rootless_udi.gateway.database import Database
 from rootless_udi.gateway.limits import Limits
 from rootless_udi.gateway.people import Asker, Forbidden, People
 from rootless_udi.gateway.queue import Queue
 from rootless_udi.gateway.tables import IMAGES, LOOKUPS
-from rootless_udi.plan.reference import Platform, Reference, platform_of
+from rootless_udi.plan.reference import Platform, Reference
 from rootless_udi.plan.site import Site
 from rootless_udi.store import find
 from rootless_udi.store.store import Store
@@ -58,7 +58,7 @@ class Service:
         self.queue = Queue(database, store, workers, self.private)
         self._people = people
         self._limits = limits
-        self._known: dict[tuple[str, str], Entry] = {}
+        self._known: dict[tuple[str, str], CatalogueEntry] = {}
         self._known_at = -1
         self._counted: deque[dict[str, Any]] = deque(maxlen=_COUNTED_MOST)
 
@@ -81,7 +81,7 @@ class Service:
         self._limits.spend(found)
         return found
 
-    async def find(self, platform: str, reference: Reference) -> Entry | None:
+    async def find(self, platform: str, reference: Reference) -> CatalogueEntry | None:
         """Return the image that a reference means on a platform (`Platform.key`), or None."""
         if self._known_at != self.queue.published:
             self._known.clear()

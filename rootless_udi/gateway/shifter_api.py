@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from rootless_udi.gateway import catalogue, jobs, requests
-from rootless_udi.gateway.catalogue import Entry
+from rootless_udi.gateway.catalogue import CatalogueEntry
 from rootless_udi.gateway.people import Asker, Forbidden
 from rootless_udi.gateway.requests import BadRequest
 from rootless_udi.gateway.service import NotFound, Service
@@ -182,7 +182,7 @@ class _Api:
         )
 
 
-def record(system: str, entry: Entry) -> str:
+def record(system: str, entry: CatalogueEntry) -> str:
     """Return an image's record as JSON, with the fields of Shifter's create_response."""
     facts = entry.facts
     return json.dumps(

@@ -17,11 +17,13 @@ def test_the_page_is_what_the_tree_raises() -> None:
 
 
 @pytest.mark.alike
+@pytest.mark.needs("gateway")
 def test_each_kind_of_error_is_looked_for() -> None:
     def below(kind: type[UdiError]) -> set[str]:
         return {kind.__name__}.union(*map(below, kind.__subclasses__()))
 
     from rootless_udi.base import trust  # noqa: F401  # defines one
+    from rootless_udi.gateway import app  # noqa: F401
     from rootless_udi.launch import hooks  # noqa: F401
     from rootless_udi.mpi_inject.cdi import edits  # noqa: F401
     from rootless_udi.pull import registry, retry  # noqa: F401

@@ -51,13 +51,18 @@ TOPICS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "[will it run there?](forecast.md)",
         ("forecast/", "commands/site", "commands/check"),
     ),
+    ("The gateway", "[the image gateway](gateway.md)", ("gateway/", "commands/gateway")),
     ("Commands of udi", "", ("commands/",)),
     ("shifter and shifterimg", "[Shifter](shifter.md)", ("shifter/",)),
 )
 """Heading, pages with more, and the modules whose messages stand below it: the first that fits."""
 
 
-KINDS = ("UdiError", "Untrusted", "Missing", "WrongContent", "GaveUp", "StaleError", "NotThere")
+KINDS = (
+    *("UdiError", "Untrusted", "Missing", "WrongContent", "GaveUp", "StaleError", "NotThere"),
+    *("BadRequest", "TooLarge", "TooSlow", "Denied", "Forbidden", "NotFound", "TooMany", "Busy"),
+    *("BadCredential", "Unreachable", "Unavailable"),
+)
 
 
 class Message(NamedTuple):
