@@ -33,7 +33,7 @@ _PLUGINS = {
 
 PLUGIN_FOLDERS = tuple(p.rpartition("/")[2] for places in _PLUGINS.values() for p in places)
 
-_READ = {
+READ = {
     "ucx": ("",),
     "libfabric": ("",),
     "openmpi": ("mca_pmix_", "mca_btl_", "mca_mtl_", "mca_pml_"),
@@ -292,7 +292,7 @@ def _extras(
         if tree.kind != "openmpi" and not fabric:
             continue
         for name in tree.files:
-            if name.startswith(_READ.get(tree.kind, ())) and not name.startswith(_PLAIN):
+            if name.startswith(READ.get(tree.kind, ())) and not name.startswith(_PLAIN):
                 path = f"{tree.folder}/{name}"
                 wanted = [n for n in host.needed(path) if is_stack(n) and n not in known]
                 if wanted:

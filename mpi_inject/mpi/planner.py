@@ -137,7 +137,7 @@ def choose(
     profile = next((p for p in chosen if p.family), None)
     found: Iterable[HostMpi]
     if profile:
-        found = [_of_profile(profile, host)]
+        found = [of_profile(profile, host)]
         asked: tuple[str, ...] = (profile.family,)
     else:
         found = discover.find(environ, host)
@@ -173,7 +173,7 @@ def choose(
     raise no_family(must, seen, image)
 
 
-def _of_profile(profile: "Profile", host: HostLibraries) -> HostMpi:
+def of_profile(profile: "Profile", host: HostLibraries) -> HostMpi:
     """Return the MPI of a profile: by the libraries it names, else those below its prefix."""
     origin = f"profile {profile.name}"
     if not profile.libraries:

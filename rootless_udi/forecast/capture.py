@@ -19,7 +19,7 @@ from rootless_udi.host import facts as host
 from rootless_udi.mpi_inject.gpu import amd, intel, nvidia
 from rootless_udi.mpi_inject.gpu.cuda_require import cuda_of
 from rootless_udi.mpi_inject.libraries.rooted import listing, read
-from rootless_udi.mpi_inject.mpi import network
+from rootless_udi.mpi_inject.mpi import network, profiles
 from rootless_udi.plan.modules import BUILT_IN
 from rootless_udi.plan.site import Site
 from rootless_udi.version import VERSION as RELEASE
@@ -74,7 +74,7 @@ def capture(
         "launchers": lambda: _launchers(environ),
         "config": lambda: _config(site, store),
         "libc": lambda: capturempi.glibc(machine, root),
-        "mpi": lambda: capturempi.capture(environ, machine, root),
+        "mpi": lambda: capturempi.capture(environ, machine, root, _profiles(site)),
     }
     read_parts = {key: part() for key, part in parts.items()}
     known = {key: found for key, found in read_parts.items() if found is not None}
@@ -232,7 +232,7 @@ def _config(site: Site, store: str) -> dict[str, Any]:
         "mounts": [[m.source, m.destination, list(m.options)] for m in site.mounts],
         "modules": sorted({*site.modules, *BUILT_IN}),
         "default_modules": list(site.default_modules),
-        "mpi_profiles": sorted(site.mpi),
+        "mpi": {name: dict(table) for name, table in site.mpi.items()},
         "cache_limit": site.cache_limit,
         "cache_paths": list(site.cache_paths),
         "cwd": site.cwd,
@@ -245,6 +245,10 @@ def _config(site: Site, store: str) -> dict[str, Any]:
         usage = os.statvfs(there)
         found["store"] = usage.f_bavail * usage.f_frsize
     return found
+
+
+def _profiles(site: Site) -> list[profiles.Profile]:
+    return [profiles.from_dict(name, table) for name, table in site.mpi.items()]
 
 
 def _asked(program: str, *words: str) -> str:

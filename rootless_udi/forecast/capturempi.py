@@ -16,13 +16,16 @@ Symbol versions are the newest of each series: no more is compared.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from rootless_udi.base.errors import UdiError
 from rootless_udi.mpi_inject.libraries import abi
 from rootless_udi.mpi_inject.libraries.search import Found, HostLibraries, is_stack
 from rootless_udi.mpi_inject.libraries.symbols import Symbols, newest
-from rootless_udi.mpi_inject.mpi import discover, gather
+from rootless_udi.mpi_inject.mpi import discover, gather, planner
+from rootless_udi.mpi_inject.mpi import profiles as profile_list
+from rootless_udi.mpi_inject.mpi.profiles import Profile
 
 MOST = 6
 """Most MPIs that are captured; a machine with modules has one loaded."""
@@ -46,17 +49,20 @@ _PATTERNS = (
 """Names under which an MPI exports one function, the most names first."""
 
 
-def capture(environ: Mapping[str, str], machine: str = "", root: str = "/") -> dict[str, Any]:
-    """Return the section; {"found": []} where there is no MPI."""
+def capture(
+    environ: Mapping[str, str],
+    machine: str = "",
+    root: str = "/",
+    profiles: Iterable[Profile] = (),
+) -> dict[str, Any]:
+    """Return the section; {"found": []} where there is no MPI. `profiles` are the site's MPIs."""
     path = [p for p in environ.get("LD_LIBRARY_PATH", "").split(":") if p.startswith("/")]
     host = HostLibraries(root, path, machine)
     libraries: dict[str, dict[str, Any]] = {}
     trees: dict[str, list[Any]] = {}
     found = []
-    for number, mpi in enumerate(discover.find(environ, host)):
-        if number == MOST:
-            break
-        got = gather.gather(host, mpi, _NOTHING, mpi.families)
+    for mpi, more in _all(environ, host, profiles):
+        got = gather.gather(host, mpi, _NOTHING, mpi.families, more)
         found.append(_told(mpi, got))
         for one in got.libraries:
             libraries.setdefault(one.path, _row(host, one))
@@ -71,9 +77,28 @@ def capture(environ: Mapping[str, str], machine: str = "", root: str = "/") -> d
         "links": _links(environ, root),
         "libraries": list(libraries.values()),
         "trees": list(trees.values()),
-        "plugins": _plugins(host, trees.values(), libraries.values()),
+        "plugins": _plugins(host, trees.values()),
         "fabric": gather.has_fabric(host),
     }
+
+
+def _all(
+    environ: Mapping[str, str], host: HostLibraries, profiles: Iterable[Profile]
+) -> Iterator[tuple[discover.HostMpi, list[str]]]:
+    """Yield the MPIs that are found, and those of profiles with the libraries that these name."""
+    for number, mpi in enumerate(discover.find(environ, host)):
+        if number == MOST:
+            break
+        yield mpi, []
+    known = tuple(profiles)
+    for one in [profile for profile in known if profile.family][:MOST]:
+        try:
+            together = profile_list.together(known, one)
+            search = [folder for profile in together for folder in profile.search]
+            mpi = planner.of_profile(one, HostLibraries(host.root, search, host.machine))
+        except UdiError:
+            continue  # A profile that doesn't fit this node is refused at a launch, too.
+        yield mpi, [path for profile in together for path in profile.dependencies]
 
 
 def _told(mpi: discover.HostMpi, got: gather.Gathered) -> dict[str, str]:
@@ -196,18 +221,16 @@ def _links(environ: Mapping[str, str], root: str) -> list[list[str]]:
     return [[path, real] for path, real in found.items()]
 
 
-def _plugins(
-    host: HostLibraries, trees: Iterable[list[Any]], libraries: Iterable[dict[str, Any]]
-) -> dict[str, list[str]]:
-    """Return the libraries below an MPI that plugins need and `libraries` has not."""
-    known = {one.get("soname") or one["path"].rpartition("/")[2] for one in libraries}
+def _plugins(host: HostLibraries, trees: Iterable[list[Any]]) -> dict[str, list[str]]:
+    """Return the libraries below an MPI that those plugins need of which a launch reads it."""
     found = {}
-    for _kind, folder, files in trees:
+    for kind, folder, files in trees:
         for name in files:
-            path = f"{folder}/{name}"
-            needed = [n for n in host.needed(path) if is_stack(n) and n not in known]
+            if not name.startswith(gather.READ.get(kind, ())):
+                continue
+            needed = [n for n in host.needed(f"{folder}/{name}") if is_stack(n)]
             if needed:
-                found[path] = needed
+                found[f"{folder}/{name}"] = needed
     return found
 
 

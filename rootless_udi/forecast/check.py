@@ -29,6 +29,7 @@ from rootless_udi.forecast import (
     gpucode_check,
     gpucode_cuda,
     machine,
+    mpi,
 )
 from rootless_udi.forecast.asked import Asked
 from rootless_udi.forecast.finding import CheckFinding
@@ -47,6 +48,7 @@ CHECKS: tuple[Check, ...] = (
     abilities.hidden,
     abilities.given_volumes,
     abilities.modules,
+    mpi.look,
     abilities.gpus_given,
     abilities.wants_gpu,
     gpucode_cuda.check,

@@ -20,8 +20,9 @@ A capture is a JSON object; every section and every key may be missing, which me
     gpus      list, one for each: vendor ("nvidia", "amd", "intel"), name, memory (bytes),
               capability ("8.0", NVIDIA), arch ("gfx90a", AMD)
     drivers   vendor -> version ("550.54.15"); for NVIDIA also cuda ("12.4", the newest it offers)
-    config    mounts ([[source, destination, options]]), modules, default_modules, cache_limit
-              (bytes), cache_paths, store (bytes that are free for the user's), cwd, home
+    config    mounts ([[source, destination, options]]), modules, default_modules, mpi (profiles,
+              name -> table), cache_limit (bytes), cache_paths, cwd, home, store (bytes that are
+              free for the user's)
 
 An empty list of GPUs says that there is none, a missing one that nobody has looked.
 """
