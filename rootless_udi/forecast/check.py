@@ -28,6 +28,7 @@ from rootless_udi.forecast import (
     finding,
     gpucode_check,
     gpucode_cuda,
+    isa,
     machine,
     mpi,
 )
@@ -53,6 +54,7 @@ CHECKS: tuple[Check, ...] = (
     abilities.wants_gpu,
     gpucode_cuda.check,
     gpucode_check.check,
+    isa.check,
 )
 """In the order in which a launch would fail: the report keeps it."""
 

@@ -75,9 +75,6 @@ def check(site: Capture, facts: Mapping[str, Any], asked: Asked) -> Iterator[Che
             yield CheckFinding(_NAME, UNKNOWN, what, _files(files), Evidence("gpus", "not known"))
         return
     gpus = site.rows("gpus")
-    if wants and not gpus:
-        yield _refused(asked)
-        return
     if not vendors:
         yield CheckFinding(_NAME, RUNS, "the image's programs have no code for GPUs")
         return
@@ -111,17 +108,6 @@ def _list(words: tuple[str, ...], most: int = 12) -> str:
     return text if len(words) <= most else f"{text} and {len(words) - most} more"
 
 
-def _refused(asked: Asked) -> CheckFinding:
-    return CheckFinding(
-        _NAME,
-        FAILS,
-        "the site has no GPU, and udi-run refuses --gpu where there is none",
-        Evidence("", f"--gpu={asked.request.gpu}" if asked.request.gpu else "--gpu"),
-        Evidence("gpus", "none"),
-        "leave --gpu out, or choose a site with GPUs",
-    )
-
-
 def _elsewhere(
     files: list[Mapping[str, Any]],
     vendors: list[str],
@@ -133,8 +119,10 @@ def _elsewhere(
     have = " and ".join(dict.fromkeys(NAMES.get(g.get("vendor", ""), "unknown") for g in gpus))
     site = Evidence("gpus", f"{have} GPUs" if gpus else "none")
     if wants:
-        what = f"its code is for GPUs of {made}; the site's are of {have}"
-        remedy = f"use an image that was built for {have} GPUs, or a site with those of {made}"
+        what = (
+            f"its code is for GPUs of {made}; the site has {f'those of {have}' if have else 'none'}"
+        )
+        remedy = f"use a site with GPUs of {made}, or an image for those of {have or 'none'}"
         return CheckFinding(_NAME, FAILS, what, _files(files), site, remedy)
     what = (
         f"it has code for GPUs of {made}, which the site has not; no file says whether it does"

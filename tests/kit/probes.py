@@ -104,6 +104,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "fuse-overlayfs": _command("fuse-overlayfs"),
     "fuse2fs": _command("fuse2fs", "mke2fs"),
     "qemu": _command("qemu-system-x86_64", "cpio", "mmdebstrap"),
+    "qemu-user": _command("qemu-x86_64-static"),
     "zsh": _command("zsh"),
     "fish": _command("fish"),
     "tcsh": _command("tcsh"),

@@ -1,0 +1,131 @@
+"""Run a command in its image, here, as udi-run does: as it is, or under qemu as another CPU."""
+
+import os
+import tempfile
+
+from rootless_udi.base.records import Record
+from rootless_udi.forecast import imagetree, isa_shim
+from rootless_udi.forecast.asked import Asked
+from rootless_udi.forecast.isa_process import REFUSED, Outcome, WatchedRun
+from rootless_udi.plan.options import FLAG, LIST, OPTIONS, Request
+
+_INSIDE = "/.udi-check"
+_QEMU, _PREFIX = f"{_INSIDE}/qemu", f"{_INSIDE}/root"
+_KEPT_OPTIONS = (
+    *("volume", "no-cwd", "home", "writable", "env", "env-file", "clearenv", "workdir"),
+    *("module", "fuse", "layer", "platform"),
+)
+"""What of udi-run's options counts here too. MPI and GPUs are another machine's."""
+_LINKERS = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1")
+"""The dynamic linkers of x86-64, by the names in programs."""
+_LINKER = 4 << 20
+
+
+class Emulator(Record):
+    """A static qemu-user, by its path, and what its option -cpu is to be."""
+
+    qemu: str
+    cpu: str
+
+
+class Trial(Record):
+    """What is run: `words`, the command; `static`, its path in the image where it is a static
+    program, which qemu must be put before; the request, image and time of `asked`.
+    """
+
+    asked: Asked
+    words: tuple[str, ...]
+    static: str = ""
+
+
+def run(
+    trial: Trial, emulator: Emulator | None = None, writable: bool = False, log: bool = False
+) -> Outcome:
+    """Run a command; under `emulator`, if one is given, with all programs that it starts.
+
+    `log`: have qemu say which instruction it refuses; that costs time. Raises OSError where no
+    temporary folder can be made, UdiError and needs.Unreadable where the image can't be read.
+    """
+    asked = trial.asked
+    with tempfile.TemporaryDirectory(prefix="udi-check-") as folder:
+        os.chmod(folder, 0o755)
+        words = _options(asked.request.replace(writable=writable or asked.request.writable))
+        command = list(trial.words)
+        environment, logs = [], ""
+        if emulator:
+            words += _emulating(asked, emulator, folder)
+        if emulator and trial.static:
+            before = [_QEMU, "-cpu", emulator.cpu, "-L", _PREFIX, "-0", command[0], trial.static]
+            command[:1] = before
+        if emulator and log:
+            logs = f"{folder}/logs"
+            os.mkdir(logs)
+            environment = ["--env=QEMU_LOG=in_asm", f"--env=QEMU_LOG_FILENAME={_INSIDE}/logs/%d"]
+            words += [f"--volume={logs}:{_INSIDE}/logs"]
+        words += ["--share=off", "--pull=never", *environment, f"--image={asked.image}", "--"]
+        done = WatchedRun(words, command, logs, asked.limit, folder).outcome(writable)
+        if done.state == REFUSED and "/bin/sh" in done.said:
+            done = WatchedRun(words, command, logs, asked.limit, folder, False).outcome(False)
+        return done
+
+
+def native(trial: Trial, writable: bool = False) -> Outcome:
+    """Run a command as it is, once for all checks. Raises as `run`."""
+    key = "run, writable" if writable else "run"
+    memo = trial.asked.memo
+    if key not in memo:
+        memo[key] = run(trial, writable=writable)
+    done = memo[key]
+    assert isinstance(done, Outcome)
+    return done
+
+
+def emulated(trial: Trial, emulator: Emulator) -> Outcome:
+    """Run a command under qemu, once for each CPU; a second time to see what was refused."""
+    key, memo = f"run as {emulator.cpu}", trial.asked.memo
+    if key not in memo:
+        done = run(trial, emulator)
+        if done.illegal:
+            again = run(trial, emulator, log=True)
+            done = again if again.illegal else done
+        memo[key] = done
+    done = memo[key]
+    assert isinstance(done, Outcome)
+    return done
+
+
+def _options(request: Request) -> list[str]:
+    """Return the words for udi-run that make a request of the same kind."""
+    words = []
+    for option in OPTIONS:
+        value = getattr(request, option.field)
+        if option.name not in _KEPT_OPTIONS or (not value and value != ""):
+            continue
+        if option.kind == FLAG:
+            words.append(f"--{option.name}")
+        elif option.kind == LIST:
+            words += [f"--{option.name}={one}" for one in value]
+        else:
+            words.append(f"--{option.name}={value}" if value else f"--{option.name}")
+    return words
+
+
+def _emulating(asked: Asked, emulator: Emulator, folder: str) -> list[str]:
+    """Return the options that put qemu before all dynamic programs of the image."""
+    words = [f"--volume={emulator.qemu}:{_QEMU}:ro", f"--volume={folder}/root:{_PREFIX}:ro"]
+    os.mkdir(f"{folder}/root")
+    with imagetree.opened(asked.path) as tree:
+        for linker in _LINKERS:
+            entry = imagetree.find(tree, linker)
+            content = tree.content(entry.path) if entry else None
+            if content is None:
+                continue
+            os.makedirs(os.path.dirname(f"{folder}/root{linker}"), exist_ok=True)
+            shim = f"{folder}/{linker.rpartition('/')[2]}"
+            made = isa_shim.made(_QEMU, _PREFIX, f"{_PREFIX}{linker}", emulator.cpu)
+            for path, data in ((f"{folder}/root{linker}", content.read(0, _LINKER)), (shim, made)):
+                with open(path, "wb") as file:
+                    file.write(data)
+                os.chmod(path, 0o755)
+            words.append(f"--volume={shim}:{linker}:ro")
+    return words
