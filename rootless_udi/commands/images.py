@@ -44,11 +44,14 @@ def add(commands: Parsers) -> None:
     one.add_argument(
         "--filter", "-f", action="append", default=[], metavar="KEY=VALUE", help=_FILTERS
     )
+    one.add_argument("--site", action="store_true", help="those that the site's gateway has")
 
 
 def images(arguments: Arguments) -> int:
     """udi images: a row for each name, the newest first; the user's store, then the site's."""
     site = load.load(os.environ)
+    if arguments.site:
+        return _of_gateway(arguments, site)
     rows = _rows(site, _filters(arguments.filter))
     if arguments.json:
         page(jsontext.text([_document(row) for row in rows]) + "\n")
@@ -58,6 +61,35 @@ def images(arguments: Arguments) -> int:
             say(text)
     else:
         _print(rows, arguments.digests)
+    return 0
+
+
+def _of_gateway(arguments: Arguments, site: Site) -> int:
+    from rootless_udi.commands.common import over_gateway
+
+    if arguments.filter:
+        raise UdiError("--site and --filter: the gateway's list is not filtered", "pipe it to grep")
+    found = over_gateway.images(over_gateway.client(site))
+    if arguments.json:
+        keys = ("name", "digest", "size", "pulled")
+        page(jsontext.text([dict(zip(keys, row, strict=True)) for row in found]) + "\n")
+    elif arguments.quiet or arguments.names:
+        texts = [names.digits(row[1]) if arguments.quiet else row[0] for row in found]
+        for text in dict.fromkeys(texts):
+            say(text)
+    else:
+        rows = [
+            (
+                plain(name),
+                digest if arguments.digests else names.digits(digest),
+                names.amount(size),
+                names.when(pulled),
+            )
+            for name, digest, size, pulled in found
+        ]
+        head = ("NAME", "DIGEST", "SIZE", "PULLED")
+        for line in names.table(head, rows, shutil.get_terminal_size().columns):
+            say(line)
     return 0
 
 

@@ -40,6 +40,9 @@ def add(commands: Parsers) -> None:
     one.add_argument("--keep-blobs", action="store_true", help="keep the compressed layers")
     one.add_argument("--writer", default="", help="tar2sqfs or mksquashfs, by name or path")
     one.add_argument("--quiet", "-q", action="store_true", help="say nothing but errors")
+    one.add_argument(
+        "--site", action="store_true", help="have the site's gateway pull it, into the site's store"
+    )
 
 
 def pull(arguments: Arguments) -> int:
@@ -57,6 +60,8 @@ def pull(arguments: Arguments) -> int:
             "pip install rootless_udi installs it; images that are there run without it",
         ) from None
 
+    if arguments.site:
+        return _by_gateway(arguments, reference, site)
     options = options_for(reference, site, parsed_platform(arguments), arguments.insecure)
     options = options.replace(
         compression=arguments.compression or options.compression,
@@ -74,6 +79,23 @@ def pull(arguments: Arguments) -> int:
     if piped and not arguments.name:
         tell(f"it is {names.familiar(image.name, site.registry)}")
     say(image.digest)
+    return 0
+
+
+def _by_gateway(arguments: Arguments, reference: Reference, site: Site) -> int:
+    from rootless_udi.commands.common import over_gateway, progress
+
+    given = vars(arguments)
+    for name in ("name", "compression", "insecure", "force", "keep_blobs", "writer"):
+        if given[name]:
+            raise UdiError(
+                f"--site and {name.replace('_', '-')}: the gateway pulls as the site has it",
+                "leave one of them out",
+            )
+    one, platform = over_gateway.client(site), parsed_platform(arguments)
+    with progress.shown(arguments.quiet) as shown:
+        digest = over_gateway.pull(one, reference, str(platform or ""), shown)
+    say(digest)
     return 0
 
 

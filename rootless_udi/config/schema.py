@@ -174,6 +174,19 @@ def _variable(name: str) -> None:
         raise Wrong(f"{name!r} is no name of a variable", "no '=' in it")
 
 
+def gateway(value: Any) -> str:
+    """Check the address of an image gateway."""
+    where = text(value).removesuffix("/")
+    scheme, _, host = where.partition("://")
+    end = host.rpartition("]")[2].partition(":")
+    proper = scheme in ("http", "https") and host and not {*"/?#@"} & {*host}
+    if proper and (not end[1] or end[2].isdecimal()):
+        return where
+    if where.startswith("unix:/") and len(where) > len("unix:/"):
+        return where
+    raise Wrong(f"{value!r} is no gateway's address", "unix:/PATH, http://HOST:PORT, https://HOST")
+
+
 SITE_KEYS: dict[str, tuple[str, Check]] = {
     "site.name": ("name", text),
     "store.path": ("store", path),
@@ -187,6 +200,8 @@ SITE_KEYS: dict[str, tuple[str, Check]] = {
     "cache.paths": ("cache_paths", paths),
     "cache.method": ("cache_method", choice("tmpfs", "file")),
     "cache.limit": ("cache_limit", size),
+    "gateway.address": ("gateway", gateway),
+    "gateway.munge_socket": ("gateway_munge", path),
     "gpu.cdi_spec_dirs": ("cdi_spec_dirs", paths),
     "state.directories": ("state_directories", paths),
     "user.cwd": ("cwd", truth),

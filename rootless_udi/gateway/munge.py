@@ -5,7 +5,6 @@ user once.
 """
 
 import json
-import subprocess
 from collections.abc import Mapping
 
 import trio
@@ -94,16 +93,3 @@ def locations(payload: bytes) -> Mapping[str, str]:
         return {str(name): str(text) for name, text in found.items() if ":" in str(text)}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
-
-
-def encoded(payload: bytes, socket: str = "") -> str:
-    """Return a new credential of the caller's with `payload` in it. Raises Unreachable."""
-    argv = ["munge", *(["--socket", socket] if socket else [])]
-    try:
-        done = subprocess.run(argv, input=payload, capture_output=True, timeout=_SECONDS)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise Unreachable(f"munge failed: {error}", "is munge installed here?") from None
-    if done.returncode:
-        why = done.stderr.decode(errors="replace").strip()
-        raise Unreachable(f"munge failed: {why}", "is munged running here?")
-    return done.stdout.decode().strip()

@@ -20,7 +20,7 @@ from rootless_udi.gateway.people import Asker, Forbidden
 from rootless_udi.gateway.requests import BadRequest
 from rootless_udi.gateway.service import NotFound, Service
 from rootless_udi.plan.reference import parse
-from rootless_udi.shifter.shifterimg import tag_of
+from rootless_udi.shifter.lines import tag_of
 from rootless_udi.store import find
 
 _METRICS_MOST = 10_000

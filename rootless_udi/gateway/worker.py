@@ -20,6 +20,7 @@ from rootless_udi.plan.reference import Platform, Reference, parse, platform_of_
 from rootless_udi.plan.site import Site
 from rootless_udi.pull import pipeline
 from rootless_udi.pull.credentials import Credentials
+from rootless_udi.pull.gateway import IDENTITY
 from rootless_udi.pull.retry import GaveUp, Patience
 from rootless_udi.store.store import Store
 
@@ -195,7 +196,11 @@ def secret_for(secrets: dict[str, str], reference: Reference, site: Site) -> Cre
     if not text and reference.registry == site.registry:
         text = secrets.get("default", "")
     user, colon, password = text.partition(":")
-    return Credentials(user, password, "", "the request") if colon and user else None
+    if not colon or not user:
+        return None
+    if user == IDENTITY:
+        return Credentials("", "", password, "the request")
+    return Credentials(user, password, "", "the request")
 
 
 def compression(site: Site) -> str:

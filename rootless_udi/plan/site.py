@@ -57,6 +57,10 @@ class Site(Record):
     mirrors: tuple[tuple[str, tuple[str, ...]], ...] = ()
     insecure: tuple[str, ...] = ()
     """Registries to be asked over plain HTTP."""
+    gateway: str = ""
+    """The image gateway's address: "unix:/PATH" or a URL; empty: there is none."""
+    gateway_munge: str = ""
+    """The socket of the munged that the gateway's clients ask; empty: munge's usual one."""
     pull: str = "missing"
     """"missing", "never" or "always"."""
     compression: str = "zstd"

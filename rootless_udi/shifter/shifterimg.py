@@ -1,10 +1,13 @@
 """The `shifterimg` command: Shifter's modes and its lines of output, done by our pull and stores.
 
-There is no image gateway: the calling user himself pulls, into a store of his own.
+Where the configuration names an image gateway (`gateway.address`) that is asked, else the calling
+user himself pulls, into a store of his own.
 """
 
 import getpass
+import grp
 import os
+import pwd
 import socket
 import sys
 import time
@@ -12,18 +15,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from rootless_udi.base import calls, program
-from rootless_udi.base.errors import BYTES, UdiError, plain
+from rootless_udi.base.errors import UdiError
 from rootless_udi.base.privilege import refuse_privilege
-from rootless_udi.base.process import complain, guarded, page, say, streams
+from rootless_udi.base.process import guarded, page, say, streams
 from rootless_udi.base.records import Record
 from rootless_udi.config import load
-from rootless_udi.plan.reference import DOCKER_HUB, Reference, parse, platform_of
+from rootless_udi.plan.reference import Reference, parse, platform_of
 from rootless_udi.shifter import options as shifter
+from rootless_udi.shifter.lines import Line, pull_line, row, tag_of
 from rootless_udi.store import resolve
 
 MODES = ("images", "lookup", "pull", "pullnb", "login", "expire", "autoexpire")
 USAGE = """\
-usage: shifterimg [-h|-v] MODE [IMAGE]
+usage: shifterimg [-h|-v] [--user=A,B] [--group=A,B] MODE [IMAGE]
 
   images            list the images of the stores
   lookup IMAGE      print the id of an image
@@ -33,18 +37,11 @@ usage: shifterimg [-h|-v] MODE [IMAGE]
   expire IMAGE      remove an image
   autoexpire        remove what broken pulls left
 
+  --user=A,B        with pull and a gateway: who else may read the image
+  --group=A,B       the same of groups
+
 IMAGE is [TYPE:]NAME[:TAG] as for shifter. See also: udi --help.
 """
-_STATUS = {
-    "resolve": "INIT",
-    "wait": "PENDING",
-    "fetch": "PULLING",
-    "convert": "CONVERSION",
-    "store": "TRANSFER",
-    "present": "READY",
-    "done": "READY",
-}
-"""Stage of a pull -> Shifter's word for it. Its other words are about a gateway."""
 
 
 class ImageCommand(Record):
@@ -54,25 +51,26 @@ class ImageCommand(Record):
     operand: str = ""
     verbose: bool = False
     help: bool = False
+    users: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
 
 def read(argv: Sequence[str]) -> ImageCommand:
-    """Read a command line.
-
-    Raises UdiError for what Shifter refuses, and for its options of access to private images.
-    """
+    """Read a command line. Raises UdiError for what Shifter refuses."""
     mode, operands, verbose = "", [], False
-    for word in argv:
-        name = word.partition("=")[0]
+    people: dict[str, tuple[str, ...]] = {"--user": (), "--group": ()}
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
         if word in ("-h", "--help"):
             return ImageCommand(help=True)
         if word in ("-v", "--verbose"):
             verbose = True
-        elif name in ("--user", "--group"):
-            raise UdiError(
-                f"option {name}: images are files of yours, there are no access lists",
-                "give others access to the store's directory: setfacl(1), or chmod and chgrp",
-            )
+        elif name in people:
+            value = value if equals else next(words, "")
+            people[name] += tuple(one for one in value.split(",") if one)
+            if not people[name]:
+                raise UdiError(f"option {name}: nobody is named", f"{name}=NAME,NAME")
         elif word.startswith("-"):
             raise UdiError(f"unknown option {name}", "see shifterimg --help")
         elif not mode:
@@ -87,72 +85,8 @@ def read(argv: Sequence[str]) -> ImageCommand:
         raise UdiError(f"{mode}: no image is given", f"shifterimg {mode} NAME[:TAG]")
     if len(operands) > (1 if wanted or mode == "login" else 0):
         raise UdiError(f"{mode}: more than it takes: {operands[-1]!r}", "see shifterimg --help")
-    return ImageCommand(mode, operands[0] if operands else "", verbose)
-
-
-def row(system: str, status: str, digest: str, pulled: float, tag: str) -> str:
-    """Return a line of `shifterimg images`."""
-    when = _stamp(pulled)
-    short = digest.partition(":")[2]
-    return f"{system:<10} {'docker':<10} {status:<8} {short:.10}   {when} {tag:<30}"
-
-
-def _stamp(seconds: float) -> str:
-    """Return local time in ISO 8601, as Shifter's lines begin."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(seconds))
-
-
-def pull_line(seconds: float, tag: str, status: str) -> str:
-    """Return a line of `shifterimg pull`."""
-    return f"{_stamp(seconds)} Pulling Image: docker:{tag}, status: {status}"
-
-
-def tag_of(reference: Reference) -> str:
-    """Return an image's name as Shifter's users write it: Docker Hub's own without its prefix."""
-    if reference.kind != "registry":
-        return reference.canonical
-    name = reference.canonical
-    if reference.registry == DOCKER_HUB:
-        name = name.removeprefix(f"{DOCKER_HUB}/").removeprefix("library/")
-    return name
-
-
-class Line:
-    """Shows a pull's status as Shifter does: a line for each change, one line on a terminal.
-
-    Is a `rootless_udi.pull.pipeline.Progress`.
-    """
-
-    def __init__(self, tag: str) -> None:
-        self.tag = tag
-        self.status = ""
-        self.again = sys.stdout.isatty()
-
-    def say(self, status: str) -> None:
-        if status == self.status:
-            return
-        text = pull_line(time.time(), self.tag, status)
-        begin = "\r\x1b[K" if self.again and self.status else ""
-        end = "" if self.again else "\n"
-        self.status = status
-        sys.stdout.write(begin + plain(text, keep=BYTES) + end)
-        sys.stdout.flush()
-
-    def end(self) -> None:
-        if self.again and self.status:
-            sys.stdout.write("\n")
-
-    def stage(self, stage: str, text: str) -> None:
-        self.say(_STATUS.get(stage, self.status))
-
-    def blob(self, digest: str, done: int, total: int, state: str) -> None:
-        pass
-
-    def convert(self, done: int) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        complain("shifterimg", text)
+    image = operands[0] if operands else ""
+    return ImageCommand(mode, image, verbose, False, people["--user"], people["--group"])
 
 
 class _Command:
@@ -258,6 +192,89 @@ class _Command:
         return 0
 
 
+class _OverGateway(_Command):
+    """The modes that the site's gateway does; login is the user's own affair all the same."""
+
+    def __init__(self, given: ImageCommand, environ: Mapping[str, str]) -> None:
+        from rootless_udi.pull.gateway import GatewayClient
+
+        super().__init__(given, environ)
+        self.system = self.site.name or socket.gethostname().partition(".")[0]
+        self.client = GatewayClient(self.site.gateway, self.system, self.site.gateway_munge)
+
+    def people(self) -> tuple[list[int], list[int]]:
+        """Return the ids of --user and --group. Raises UdiError for one that is not known here."""
+        users = [_id(one, lambda name: pwd.getpwnam(name).pw_uid) for one in self.given.users]
+        return users, [
+            _id(one, lambda name: grp.getgrnam(name).gr_gid) for one in self.given.groups
+        ]
+
+    def images(self) -> int:
+        rows = []
+        for one in self.client.images():
+            tags = one.get("tag", [])
+            for tag in tags if isinstance(tags, list) else [tags]:
+                digest, when = f":{one.get('id', '')}", one.get("last_pull")
+                pulled = float(when) if isinstance(when, int | float) else 0.0
+                status = str(one.get("status", ""))
+                rows.append((str(tag), row(self.system, status, digest, pulled, str(tag))))
+        for _, line in sorted(rows):
+            say(line)
+        return 0
+
+    def lookup(self) -> int:
+        say(str(self.client.lookup(self.reference()).get("id", "")))
+        return 0
+
+    def pull(self) -> int:
+        reference = self.reference()
+        users, groups = self.people()
+        line = Line(tag_of(reference))
+        try:
+            self.client.pull(reference, lambda one: line.say(str(one.get("status"))), users, groups)
+        finally:
+            line.end()
+        return 0
+
+    def pullnb(self) -> int:
+        reference = self.reference()
+        found = self.client.ask_to_pull(reference, *self.people())
+        say(pull_line(time.time(), tag_of(reference), str(found.get("status"))))
+        return 0
+
+    def expire(self) -> int:
+        reference = self.reference()
+        self.client.expire(reference)
+        say(f"{tag_of(reference)} EXPIRED")
+        return 0
+
+    def autoexpire(self) -> int:
+        self.client.autoexpire()
+        return 0
+
+
+def _id(name: str, find: Callable[[str], int]) -> int:
+    if name.isascii() and name.isdecimal():
+        return int(name)
+    try:
+        return find(name)
+    except KeyError:
+        raise UdiError(f"{name} is no user or group of this machine", "id NAME shows it") from None
+
+
+def _chosen(given: ImageCommand, environ: Mapping[str, str]) -> _Command:
+    """Return who does a mode. Raises UdiError for access lists without a gateway."""
+    if load.load(environ).gateway:
+        return _OverGateway(given, environ)
+    if given.users or given.groups:
+        name = "--user" if given.users else "--group"
+        raise UdiError(
+            f"option {name}: images are files of yours, there are no access lists",
+            "give others access to the store's directory: setfacl(1), or chmod and chgrp",
+        )
+    return _Command(given, environ)
+
+
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run shifterimg on `argv` (without the program's name); never returns."""
     streams()
@@ -272,7 +289,7 @@ def _run(argv: list[str]) -> int:
         return 0
     refuse_privilege("shifterimg")
     try:
-        command: Callable[[], int] = getattr(_Command(given, dict(os.environ)), given.mode)
+        command: Callable[[], int] = getattr(_chosen(given, dict(os.environ)), given.mode)
         return command()
     except EOFError:
         raise UdiError(f"{given.mode}: no answer") from None

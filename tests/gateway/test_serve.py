@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import User
+from tests.gateway.conftest import CONFIG
 from tests.kit.gateway import SYSTEM, Gateway, credential, gateway, munged
-from tests.kit.images import Layout, busybox_layout, tar
-from tests.kit.pulling import HERE, noise
-from tests.kit.registry import PASSWORD, USER, Registry, basic_registry, flaky, open_registry
+from tests.kit.registry import PASSWORD, USER, Registry, flaky
 
 pytestmark = pytest.mark.needs("registry", "skopeo", "gateway")
 
@@ -23,49 +22,6 @@ FIELDS = {
     *("WORKDIR", "LABELS", "last_pull", "status_message"),
 }
 """The fields of create_response in Shifter's api.py."""
-CONFIG = {
-    "Env": ["PATH=/bin", "A=1"],
-    "Entrypoint": ["/bin/echo"],
-    "WorkingDir": "/usr",
-    "Labels": {"html": "<script>alert(1)</script>"},
-}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("gateway")
-
-
-@pytest.fixture(scope="module")
-def registry(place: Path) -> Iterator[Registry]:
-    with open_registry(place / "r", place / "data") as one:
-        layout = busybox_layout(place / "box", "1", CONFIG)
-        one.push(layout.path, "1", "site/box:1")
-        one.push(layout.path, "1", "site/same:2")
-        big = Layout(place / "big")
-        big.image(
-            "1",
-            [tar([(f"file{n}", noise(n, 3 << 20), {})]) for n in range(3)],
-            {},
-            HERE.architecture,
-        )
-        one.push(big.path, "1", "site/big:1")
-        yield one
-
-
-@pytest.fixture(scope="module")
-def closed(place: Path, registry: Registry) -> Iterator[Registry]:
-    """The same images, for who has a password."""
-    with basic_registry(place / "closed", place / "data") as one:
-        yield one
-
-
-def settings(user: User, *registries: str) -> None:
-    """Name registries that are asked without TLS, for a gateway of this user's."""
-    folder = user.home / ".config/rootless_udi"
-    folder.mkdir(parents=True, exist_ok=True)
-    text = "".join(f'[registry."{one}"]\ninsecure = true\n' for one in registries)
-    (folder / "udi.toml").write_text(text)
 
 
 @pytest.fixture

@@ -118,6 +118,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "buildah": _command("buildah", "newuidmap"),
     "zensical": _module("zensical"),
     "gateway": _gateway,
+    "systemd-analyze": _command("systemd-analyze"),
     "munge": _command("munged", "munge", "unmunge"),
     "tensors": lambda: _module("torch")() or _module("cupy")(),
     "no-gpu": lambda: not _gpu() and not any(map(os.path.exists, ("/dev/kfd", "/dev/dri"))),

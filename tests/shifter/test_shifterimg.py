@@ -57,6 +57,10 @@ def test_names(text: str, tag: str) -> None:
         (["-v", "pull", "a"], ImageCommand("pull", "a", True)),
         (["login"], ImageCommand("login")),
         (["login", "r"], ImageCommand("login", "r")),
+        (
+            ["--user=a,b", "--group", "g", "pull", "x", "--user=c"],
+            ImageCommand("pull", "x", users=("a", "b", "c"), groups=("g",)),
+        ),
         (["--help", "x"], ImageCommand(help=True)),
     ],
 )
@@ -73,8 +77,8 @@ def test_arguments(argv: list[str], given: ImageCommand) -> None:
         (["pull", "a", "b"], "pull: more than it takes: 'b'", ""),
         (["images", "a"], "images: more than it takes: 'a'", ""),
         (["-x"], "unknown option -x", ""),
-        (["--user=a,b", "pull", "x"], "option --user: images are files of yours", "setfacl(1)"),
-        (["--group=g", "pull", "x"], "option --group: images are files", ""),
+        (["pull", "x", "--user"], "option --user: nobody is named", "--user=NAME,NAME"),
+        (["--group=,", "pull", "x"], "option --group: nobody is named", ""),
     ],
 )
 def test_refused(argv: list[str], why: str, hint: str) -> None:
@@ -93,6 +97,10 @@ def test_help_and_errors_end_as_shifter_s(user: User) -> None:
     done = user.run(COMMAND, "lookup", "gone")
     assert done.returncode == 1
     assert "gone is not among the images" in done.stderr
+    for option in ("--user=a,b", "--group=g"):
+        done = user.run(COMMAND, option, "pull", "x")
+        assert f"option {option.partition('=')[0]}: images are files of yours" in done.stderr
+        assert "setfacl(1)" in done.stderr
     done = user.run(COMMAND, "lookup", "/some/path")
     assert "/some/path is a path, not an image" in done.stderr
     assert user.run(COMMAND, "images").stdout == ""

@@ -30,7 +30,7 @@ _ABOUT = {
         "reads the command line and the variables of Shifter's shifter command and does the same "
         "with udi-run. Options may be abbreviated; they end at the first word that is none."
     ),
-    "shifterimg": "does what Shifter's shifterimg does, without an image gateway.",
+    "shifterimg": "does what Shifter's shifterimg does, with or without an image gateway.",
 }
 _STATUS = {
     "udi-run": (

@@ -139,6 +139,8 @@ def _shifterimg() -> Command:
     flags = (
         Opt(("-h", "--help"), "none", "", "print the modes"),
         Opt(("-v", "--verbose"), "none", "", "say more"),
+        Opt(("--user",), "value", "A,B", "who else may read the image, by the gateway"),
+        Opt(("--group",), "value", "A,B", "the same of groups"),
     )
     return Command("shifterimg", "Shifter's image commands", flags, commands=tuple(modes))
 

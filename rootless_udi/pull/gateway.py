@@ -1,0 +1,208 @@
+"""Ask the site's image gateway (docs/gateway.md), by Shifter's REST interface.
+
+On a Unix socket the kernel tells it who asks. Elsewhere a munge credential does, made by the
+program `munge`; a registry's password travels inside that credential, which only the gateway's
+munged can read. A gateway gets the user's credentials for the registry of the image that he pulls,
+as Shifter's does.
+"""
+
+import http.client
+import json
+import socket
+import subprocess
+import time
+import urllib.parse
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.plan.reference import Reference
+from rootless_udi.pull import credentials
+
+ENDED = ("READY", "FAILURE")
+"""The statuses of a pull that change no more."""
+_SECONDS = 60
+_MOST = 256 << 20
+"""Most bytes of an answer: the list of a hundred thousand images."""
+_PAUSE = 0.5
+"""Seconds between two questions how a pull goes, as Shifter's client has it."""
+IDENTITY = "<token>"
+"""The user's name where the password is an identity token, as credential helpers have it."""
+
+
+class _Local(http.client.HTTPConnection):
+    """A connection to a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("gateway", timeout=_SECONDS)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(_SECONDS)
+        self.sock.connect(self._path)
+
+
+class GatewayClient:
+    """The gateway at `address` ("unix:/PATH", "http://HOST:PORT", "https://HOST") for `system`."""
+
+    def __init__(self, address: str, system: str, munge_socket: str = "") -> None:
+        self.address, self.system = address, system
+        self._munge = munge_socket
+
+    def images(self) -> list[dict[str, Any]]:
+        """Return the records of all images that the caller may read. Raises UdiError."""
+        found = self._ask("GET", f"/api/list/{self._system()}/").get("list")
+        return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+    def lookup(self, reference: Reference) -> dict[str, Any]:
+        """Return the record of an image. Raises UdiError where there is none for the caller."""
+        return self._ask("GET", f"/api/lookup/{self._system()}/{_path(reference)}/")
+
+    def ask_to_pull(
+        self,
+        reference: Reference,
+        users: Iterable[int] = (),
+        groups: Iterable[int] = (),
+        platform: str = "",
+    ) -> dict[str, Any]:
+        """Ask for a pull, or how it goes; return the record with its `status`. Raises UdiError.
+
+        The caller's credentials for the registry, if he has any, go along.
+        """
+        body: dict[str, Any] = {}
+        if users := list(users):
+            body["allowed_uids"] = ",".join(map(str, users))
+        if groups := list(groups):
+            body["allowed_gids"] = ",".join(map(str, groups))
+        if platform:
+            body["platform"] = platform
+        found = credentials.find(reference.registry, reference.repository)
+        secrets = {}
+        if found is not None:
+            user, text = (
+                (IDENTITY, found.token) if found.token else (found.username, found.password)
+            )
+            secrets = {reference.registry: f"{user}:{text}"}
+        return self._ask("POST", f"/api/pull/{self._system()}/{_path(reference)}/", body, secrets)
+
+    def pull(
+        self,
+        reference: Reference,
+        tell: Callable[[dict[str, Any]], None],
+        users: Iterable[int] = (),
+        groups: Iterable[int] = (),
+        platform: str = "",
+    ) -> dict[str, Any]:
+        """Ask for a pull and wait until it has ended; `tell` gets each record.
+
+        Raises UdiError, also where the pull failed.
+        """
+        users, groups = list(users), list(groups)
+        while True:
+            record = self.ask_to_pull(reference, users, groups, platform)
+            tell(record)
+            if record.get("status") == "FAILURE":
+                raise UdiError(
+                    f"the gateway could not pull {reference.canonical}: "
+                    f"{record.get('status_message', '')}"
+                )
+            if record.get("status") in ENDED:
+                return record
+            time.sleep(_PAUSE)
+
+    def expire(self, reference: Reference) -> None:
+        """Remove an image's name, and the image with its last. Raises UdiError."""
+        self._ask("GET", f"/api/expire/{self._system()}/{_path(reference)}/")
+
+    def autoexpire(self) -> None:
+        """Have the gateway clean up; for administrators. Raises UdiError."""
+        self._ask("GET", f"/api/autoexpire/{self._system()}/")
+
+    def _system(self) -> str:
+        return urllib.parse.quote(self.system, safe="")
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        secrets: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Send a request; return the JSON object of its answer. Raises UdiError."""
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        given = {"authorized_locations": secrets} if secrets else {}
+        if self.address.startswith("unix:"):
+            body = {**(body or {}), **given} if body is not None else None
+        else:
+            payload = json.dumps(given) if given else ""
+            headers["authentication"] = encoded(payload.encode(), self._munge)
+        data = json.dumps(body).encode() if body is not None else None
+        connection = self._connection()
+        try:
+            connection.request(method, path, data, headers)
+            reply = connection.getresponse()
+            status, text = reply.status, reply.read(_MOST + 1)
+        except (OSError, http.client.HTTPException) as error:
+            why = getattr(error, "strerror", "") or str(error) or type(error).__name__
+            raise UdiError(
+                f"the image gateway at {self.address} can't be asked: {why}",
+                "it may be down: tell the site; images of your own store need no gateway",
+            ) from None
+        finally:
+            connection.close()
+        return self._read(status, text)
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self.address.startswith("unix:"):
+            return _Local(self.address.removeprefix("unix:"))
+        parts = urllib.parse.urlsplit(self.address)
+        secure = parts.scheme == "https"
+        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        return kind(parts.hostname or "", parts.port, timeout=_SECONDS)
+
+    def _read(self, status: int, text: bytes) -> dict[str, Any]:
+        try:
+            found = json.loads(text) if len(text) <= _MOST else None
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise UdiError(
+                f"what answers at {self.address} is no image gateway: status {status}, and no JSON",
+                "gateway.address in the configuration says where it is",
+            )
+        if status != 200:
+            message, hint = (
+                str(found.get("message", f"status {status}")),
+                str(found.get("hint", "")),
+            )
+            raise UdiError(f"the image gateway at {self.address} says: {message}", hint)
+        return found
+
+
+def _path(reference: Reference) -> str:
+    """Return an image as the interface has it: its type and its name, or its digest."""
+    if reference.kind == "store":
+        return f"id/{reference.digest.partition(':')[2]}"
+    if reference.kind != "registry":
+        raise UdiError(
+            f"{reference.canonical} is not in a registry, where the gateway could fetch it",
+            "udi pull puts it into a store of your own",
+        )
+    return f"docker/{urllib.parse.quote(reference.canonical, safe='/:@')}"
+
+
+def encoded(payload: bytes, socket_path: str = "") -> str:
+    """Return a new munge credential of the caller's with `payload` in it. Raises UdiError."""
+    argv = ["munge", *(["--socket", socket_path] if socket_path else [])]
+    try:
+        done = subprocess.run(argv, input=payload, capture_output=True, timeout=_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UdiError(
+            f"making a munge credential failed: {error}",
+            "the gateway's address is not a socket of this host, so munge must be here",
+        ) from None
+    if done.returncode:
+        why = done.stderr.decode(errors="replace").strip()
+        raise UdiError(f"making a munge credential failed: {why}", "munged must run here")
+    return done.stdout.decode().strip()

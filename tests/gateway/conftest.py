@@ -1,0 +1,46 @@
+"""Registries with small images, which the tests of the gateway share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kit.images import Layout, busybox_layout, tar
+from tests.kit.pulling import HERE, noise
+from tests.kit.registry import Registry, basic_registry, open_registry
+
+CONFIG = {
+    "Env": ["PATH=/bin", "A=1"],
+    "Entrypoint": ["/bin/echo"],
+    "WorkingDir": "/usr",
+    "Labels": {"html": "<script>alert(1)</script>"},
+}
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("gateway")
+
+
+@pytest.fixture(scope="session")
+def registry(place: Path) -> Iterator[Registry]:
+    with open_registry(place / "r", place / "data") as one:
+        layout = busybox_layout(place / "box", "1", CONFIG)
+        one.push(layout.path, "1", "site/box:1")
+        one.push(layout.path, "1", "site/same:2")
+        big = Layout(place / "big")
+        big.image(
+            "1",
+            [tar([(f"file{n}", noise(n, 3 << 20), {})]) for n in range(3)],
+            {},
+            HERE.architecture,
+        )
+        one.push(big.path, "1", "site/big:1")
+        yield one
+
+
+@pytest.fixture(scope="session")
+def closed(place: Path, registry: Registry) -> Iterator[Registry]:
+    """The same images, for who has a password."""
+    with basic_registry(place / "closed", place / "data") as one:
+        yield one
