@@ -8,7 +8,7 @@ import pytest
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.plan import reference
-from rootless_udi.shifter import shifterimg
+from rootless_udi.shifter import lines, shifterimg
 from rootless_udi.shifter.shifterimg import ImageCommand
 from tests.conftest import User
 from tests.kit import images
@@ -29,11 +29,11 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
 
 
 def test_lines() -> None:
-    line = shifterimg.row("cori", "READY", "sha256:" + "ab" * 32, 0, "ubuntu:14.04")
+    line = lines.row("cori", "READY", "sha256:" + "ab" * 32, 0, "ubuntu:14.04")
     assert re.fullmatch(
         rf"cori       docker     READY    ababababab   {WHEN} ubuntu:14\.04 {{18}}", line
     )
-    line = shifterimg.pull_line(0, "ubuntu:latest", "PULLING")
+    line = lines.pull_line(0, "ubuntu:latest", "PULLING")
     assert re.fullmatch(rf"{WHEN} Pulling Image: docker:ubuntu:latest, status: PULLING", line)
 
 
@@ -47,7 +47,7 @@ def test_lines() -> None:
     ],
 )
 def test_names(text: str, tag: str) -> None:
-    assert shifterimg.tag_of(reference.parse(text)) == tag
+    assert lines.tag_of(reference.parse(text)) == tag
 
 
 @pytest.mark.parametrize(
