@@ -30,6 +30,7 @@ from rootless_udi.commands import (
     images,
     import_,
     inspect,
+    jupyter,
     login,
     logout,
     mpi,
@@ -56,8 +57,7 @@ COMMANDS = (
     *(run, shell, pull, images, rm, prune, df, verify, tag, export, import_, history),
     *(update, search, tags),
     *(inspect, login, logout, extract, ps, exec_, bundle, profile, optimize, completion),
-    *(config, mpi, gpu, doctor, site, check),
-    gateway,
+    *(config, mpi, gpu, doctor, site, check, jupyter, gateway),
 )
 """The modules of the commands, in the order of --help."""
 
@@ -79,6 +79,9 @@ def do(argv: list[str]) -> int:
     if argv and argv[0] in by_udi_run:
         # Not by argparse, which would take udi-run's options for its own.
         return by_udi_run[argv[0]](Arguments(word=argv[1:]))
+    if argv[:2] == ["jupyter", "install"]:
+        refuse_privilege("udi")
+        return jupyter.install(Arguments(word=argv[2:]))
     if argv[:1] == ["check"]:
         refuse_privilege("udi")
         return check.check(Arguments(word=argv[1:]))
