@@ -38,7 +38,7 @@ from rootless_udi.base.records import Record
 FORMAT, VERSION = "rootless_udi site", 1
 LARGEST = 1 << 20
 """Most bytes of a capture; one of a large machine has a tenth of it."""
-_DEPTH, _ITEMS, _TEXT = 8, 60_000, 16_384
+_DEPTH, _ITEMS, _TEXT = 8, 60_000, 65_536
 """Most levels of lists and tables, values in all of them, characters of a text."""
 
 _OBJECTS = ("system", "cpu", "libc", "mpi", "drivers", "config")
@@ -160,7 +160,7 @@ def _bounded(document: Any, place: str) -> None:
         elif isinstance(value, list):
             todo += [(inner, depth + 1) for inner in value]
         elif isinstance(value, str) and (len(value) > _TEXT or not value.isprintable()):
-            what = "a text of more than 16,384 characters"
+            what = "a text of more than 65,536 characters"
             what = what if len(value) > _TEXT else f"unprintable characters: {plain(value[:60])}"
             raise _refused(place, f"it has {what}")
 

@@ -45,7 +45,7 @@ for _ in range(12):
         (json.dumps(document(x="\x1b[31m")).encode(), r"unprintable characters: \\x1b\[31m"),
         (json.dumps(document(x={"\u202e": 1})).encode(), r"unprintable characters: \\u202e"),
         (json.dumps(document(x="\ud800")).encode(), r"unprintable characters: \\ud800"),
-        (json.dumps(document(x="a" * 20_000)).encode(), "a text of more than 16,384"),
+        (json.dumps(document(x="a" * 70_000)).encode(), "a text of more than 65,536"),
         (json.dumps(document(x=[0] * 70_000)).encode(), "more than 60000 values"),
         (json.dumps(document(x=DEEP)).encode(), "nested more than 8 deep"),
         (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
