@@ -28,8 +28,8 @@ GIB = 1 << 30
 NOTE = (
     "an example, made of public documents, not taken on the machine; symbols of MPI are those of"
     " Debian 11's {build}, symbol versions of glibc those of Debian 11"
-    " (2.31){older}; what libraries need of glibc is taken to be the newest that the system has; versions of kernel,"
-    " driver and batch system are assumed"
+    " (2.31){older}; what libraries need of glibc is taken to be the newest that the system has;"
+    " versions of kernel, driver and batch system are assumed"
 )
 
 
