@@ -13,22 +13,24 @@ OLD = ("bullseye",)
 """Linux 5.10: no overlay for users. It stands for Red Hat 8's 4.18 too, which Debian never had."""
 NEWER = ("bookworm", "trixie", "sid")
 
+EIGHT = """
+    udi-run --share=b $1 sh -c 'echo up >/tmp/up; until [ -e /tmp/go ]; do sleep 0.1; done' &
+    until [ -e /tmp/up ]; do sleep 0.1; done
+    for rank in 1 2 3 4 5 6 7 8; do
+        udi-run --share=b $1 readlink /proc/self/ns/user >/tmp/rank$rank &
+        ranks="$ranks $!"
+    done
+    wait $ranks
+    touch /tmp/go
+    wait
+    cat /tmp/rank?
+    rm /tmp/rank? /tmp/up /tmp/go
+"""
+"""Eight ranks that join a container, while it lives, and say which user namespace they are in."""
+
 
 def steps() -> list[vm.Step]:
     """Return what is run on every kernel; `box` is an image of udi pull."""
-    eight = """
-        udi-run --share=b $1 sh -c 'echo up >/tmp/up; until [ -e /tmp/go ]; do sleep 0.1; done' &
-        until [ -e /tmp/up ]; do sleep 0.1; done
-        for rank in 1 2 3 4 5 6 7 8; do
-            udi-run --share=b $1 readlink /proc/self/ns/user >/tmp/rank$rank &
-            ranks="$ranks $!"
-        done
-        wait $ranks
-        touch /tmp/go
-        wait
-        cat /tmp/rank?
-        rm /tmp/rank? /tmp/up /tmp/go
-    """
     touch = ("touch", "/made", "/etc/made", "/bin/made")
     nested = "grep ' /bin/o ' /proc/self/mountinfo | cut -d ' ' -f 6 | cut -d , -f 1-3"
     cache = "--volume=/home/u:/c:perNodeCache=size=1M"
@@ -37,7 +39,7 @@ def steps() -> list[vm.Step]:
         step("doctor", "udi", "doctor"),
         step("start", "udi-run", IMAGE, "id", "-u"),
         step("volume", "udi-run", "--volume=/opt:/tmp/o", IMAGE, "ls", "/tmp/o"),
-        step("ranks", "sh", "-c", eight, "sh", IMAGE),
+        step("ranks", "sh", "-c", EIGHT, "sh", IMAGE),
         step("ps", "udi", "ps"),
         step("writable", "udi-run", "--writable", IMAGE, "sh", "-c", "echo made >/new; cat /new"),
         step("mount point", "udi-run", "--volume=/opt:/not/there", IMAGE, "ls", "/not/there"),
@@ -52,7 +54,7 @@ def steps() -> list[vm.Step]:
         step("without", "chmod", "0", "/usr/bin/fuse-overlayfs", user=False),
         step("refused", "udi-run", "--writable", "--layer=underlay", IMAGE, "true"),
         step("hide", "mount", "-o", "remount,hidepid=2", "/proc", user=False),
-        step("hidden ranks", "sh", "-c", eight, "sh", IMAGE),
+        step("hidden ranks", "sh", "-c", EIGHT, "sh", IMAGE),
         # What is outside a container ends soon after it.
         step("left", "sh", "-c", "while pgrep -l ^udi-; do sleep 0.5; done", user=False),
     ]
