@@ -9,11 +9,15 @@ demo:
 test:
 	sh tests/run
 
-# What takes minutes each: the matrix of MPIs, ten minutes of fuzzing, other kernels; then Debian sid, with both commands.
+# What takes minutes each: the matrix of MPIs, ten minutes of fuzzing, other kernels; then Debian sid, with both commands,
+# and old images on the C libraries of newer hosts, whose table is in docs/mpi.md.
+PAIRS = sh tests/run -m slow tests/mpi_inject/test_mpi_glibc_run.py
 slow:
 	sh tests/run -m slow
+	.ci/distribution trixie $(PAIRS)
 	.ci/distribution sid make demo
 	.ci/distribution sid sh tests/run -m "not slow and not alike"
+	.ci/distribution sid $(PAIRS)
 
 lint:
 	sh tests/run tests/test_lint.py

@@ -26,16 +26,24 @@ _NAMESPACE = "`allow DOMAIN self:user_namespace create;`"
 _CAPABILITY = "`allow DOMAIN self:cap_userns sys_admin;`"
 _MODULES = {
     # What a security module refuses: the rules that would allow it, SELinux' and AppArmor's.
-    ("unshare", EACCES): (_NAMESPACE, "userns,"),
-    ("unshare", EPERM): (_CAPABILITY, "capability sys_admin,"),
+    ("unshare", EACCES): (_NAMESPACE, "`userns,`"),
+    ("unshare", EPERM): (_CAPABILITY, "`capability sys_admin,`"),
     ("setgroups", EACCES): ("", ""),
     ("setgroups", EPERM): ("", ""),
     ("uid_map", EACCES): ("", ""),
     ("uid_map", EPERM): ("", ""),
     # By the type of the file system, the mount point, or the overlay's own work directory.
-    ("mount", EACCES): ("of the class filesystem, dir or cap_userns", "mount,"),
-    ("mount", EPERM): (_CAPABILITY, "capability sys_admin,"),
+    ("mount", EACCES): ("of the class filesystem, dir or cap_userns", "`mount,`"),
+    ("mount", EPERM): (_CAPABILITY, "`capability sys_admin,`"),
 }
+_FREE = "unconfined"
+"""Such domains lack none: something else refused it (a seccomp filter, a chroot)."""
+_CONTAINERS = ("container", "docker", "cri-containerd", "lxc", "spc_t")
+CONTAINER = (
+    "--security-opt seccomp=unconfined --security-opt apparmor=unconfined "
+    "--security-opt label=disable"
+)
+"""Options of docker run and podman run."""
 SETTINGS = (
     Setting(
         "user.max_user_namespaces",
@@ -94,22 +102,20 @@ def hint(call: str, errno: int | None) -> str:
 
 def _module(answer: "tuple[str, int]") -> str:
     for_selinux, for_apparmor = _MODULES[answer]
-    if kind := domain():
-        rule = f" ({for_selinux.replace('DOMAIN', kind)})" if for_selinux else ""
-        remedy = (
-            "start the container with --security-opt label=disable"
-            if kind.startswith("container")
-            else "the administrator: `ausearch -m AVC -ts recent` shows what was denied"
-        )
-        return f"SELinux is in force: the domain {kind} seems to lack a rule{rule}; {remedy}"
-    if name := profile():
-        rule = f" (`{for_apparmor}`)" if for_apparmor else ""
-        remedy = (
-            "the administrator: the kernel's log shows what was denied; in a container: start it "
-        )
-        remedy += "with --security-opt apparmor=unconfined"
-        return f"AppArmor is in force: the profile {name} seems to lack a rule{rule}; {remedy}"
-    return ""
+    kind, name = domain(), profile()
+    if kind and not kind.startswith(_FREE):
+        module, who, rule = "SELinux", f"the domain {kind}", for_selinux.replace("DOMAIN", kind)
+        log = "`ausearch -m AVC -ts recent`"
+    elif name:
+        module, who, rule = "AppArmor", f"the profile {name}", for_apparmor
+        log = "the kernel's log"
+    else:
+        return ""
+    remedy = f"the administrator: {log} shows what was denied"
+    if (kind or name).startswith(_CONTAINERS):
+        remedy = f"start the container with {CONTAINER}"
+    rule = rule and f" ({rule})"
+    return f"{module} is in force: {who} seems to lack a rule{rule}; {remedy}"
 
 
 def _read(path: str) -> str:

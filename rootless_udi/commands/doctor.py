@@ -146,8 +146,7 @@ def _namespaces() -> Finding:
     """Try to make namespaces, as each launch does; in a chroot that fails (user_namespaces(7))."""
     remedy = (
         "inside a container? it must allow unshare(2) and mount(2): docker run "
-        "--security-opt seccomp=unconfined --security-opt apparmor=unconfined; in a chroot? run "
-        "it outside"
+        f"{refusers.CONTAINER}; in a chroot? run it outside"
     )
     table = [line.split() for line in _read("/proc/self/mountinfo").splitlines()]
     if table and not any(fields[4] == "/" for fields in table):
@@ -155,6 +154,8 @@ def _namespaces() -> Finding:
             "this is a chroot, in which nobody may make user namespaces: run it outside, or enter "
             "the directory by something that calls pivot_root(2) (bwrap, systemd-nspawn)"
         )
+        why, _ = in_child(_try_namespaces)
+        return Finding(FAILURE if why else OK, "user and mount namespaces", why or "works", remedy)
     return _tried("user and mount namespaces", _try_namespaces, remedy)
 
 

@@ -175,4 +175,5 @@ def test_what_it_refuses_is_named(guest: dict[str, Done], what: str, why: str, r
 def test_a_container_that_is_confined(guest: dict[str, Done]) -> None:
     """In one of docker's or podman's the remedy is theirs."""
     assert guest["container"].status == 125
-    assert "--security-opt label=disable" in guest["container"].stderr
+    assert "hint: SELinux is in force" in guest["container"].stderr
+    assert "; start the container with --security-opt" in guest["container"].stderr
