@@ -109,11 +109,13 @@ void enter(const struct record *record, const int spaces[2])
     /* Without room this one is inside as well; whoever comes goes in through another member. */
     if (write(record->fd, line.at, line.length) < 0 && errno != ENOSPC && errno != EDQUOT)
         hand_over();
-    /* EINVAL is what a udi-run inside the container is told: it is there already. */
-    if (setns(spaces[0], CLONE_NEWUSER)) {
-        if (errno != EINVAL)
-            hand_over();
-    } else if (setns(spaces[1], CLONE_NEWNS) && errno != EINVAL) {
+    /* EINVAL is what a udi-run inside is told: in this container, or in another of its launcher's. */
+    struct stat own;
+    bool inside = setns(spaces[0], CLONE_NEWUSER) != 0;
+    if (inside && errno != EINVAL)
+        hand_over();
+    inside = inside && stat("/proc/self/ns/mnt", &own) == 0 && own.st_ino == record->mnt;
+    if (!inside && setns(spaces[1], CLONE_NEWNS) && errno != EINVAL) {
         fail(125, JOIN("setns failed: ", reason(errno)),
              errno == EPERM ? "is this udi-run in a container, and the shared one outside? --share=off"
                             : "");

@@ -100,8 +100,8 @@ GROUPS = {
         "rootless_udi.store.resolve",
         "rootless_udi.launch.facts",
     ),
+    "spaces": ("rootless_udi.idmap.userns",),
     "build": (
-        "rootless_udi.idmap.userns",
         "rootless_udi.plan.mountpoints",
         "rootless_udi.launch.layover",
         "rootless_udi.launch.rootfs",

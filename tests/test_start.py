@@ -18,7 +18,7 @@ from tests.kit.places import TREE
 
 PYTHON = "/usr/bin/python3"
 
-LAUNCH = ("join", "elect", "maps", "serving", "help", "fuse", "publish", "early", "build")
+LAUNCH = ("join", "elect", "maps", "serving", "help", "fuse", "publish", "early", "spaces", "build")
 OURS = {name for group in LAUNCH for name in bundle.GROUPS[group]} - {"rootless_udi"}
 JOINER = set(bundle.GROUPS["join"]) - {"rootless_udi"}
 FOREIGN = {"_ctypes", "_signal", "errno", "stat", "_stat"}

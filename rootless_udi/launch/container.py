@@ -62,11 +62,13 @@ def build(
     found: StartFacts,
     helper: "Helper",
     election: "Election | None" = None,
+    spaces: "tuple[int, int] | None" = None,
 ) -> "NoReturn":
     """Make the container, write its record and become the command.
 
     `place` is where the record goes: path and descriptor of the state directory, and the record's
-    name. `fields` are the record's request, job and token (`node.record`).
+    name. `fields` are the record's request, job and token (`node.record`), `spaces` the launcher's
+    user namespaces (`node.pair`), None for some of its own.
     """
     _bundle()
     path, directory, name = place
@@ -88,7 +90,7 @@ def build(
     if made.hooks:
         # Import before pivot_root(2): afterwards our files may be unreachable.
         from rootless_udi.launch import hooks
-    execute.run(made, helper)
+    execute.run(made, helper, spaces)
     server = helper.answer()
     if made.hooks:
         # Hooks run once in a container; the ranks that join find what they prepared.

@@ -2,7 +2,8 @@
 
 First the process enters a new user namespace, the outer one. There it is root, and may mount FUSE,
 an overlay and binds. At the end it enters a second one, the inner one, in which the caller has his
-own uid again. In between, its root directory is a private tmpfs:
+own uid again. Under a launcher these are the launcher's (`node.pair`). In between, the process's
+root directory is a private tmpfs:
 
     /host      the host's root directory, until the end
     /image     the image: mounted by FUSE, or a bind of a directory
@@ -51,14 +52,18 @@ BASE = "/tmp"
 """A directory that each host has; the private tmpfs is mounted on it until pivot_root(2)."""
 
 
-def run(plan: Plan, helper: "Helper") -> None:
+def run(plan: Plan, helper: "Helper", spaces: "tuple[int, int] | None" = None) -> None:
     """Make the container of `plan`. Afterwards the calling process is in it, at "/", unprivileged.
 
-    `helper` has the image served if the plan mounts it by FUSE. Raises UdiError, OSError; then the
-    caller can just exit, since the kernel removes all mounts with the namespaces.
+    `helper` has the image served if the plan mounts it by FUSE. `spaces` are an outer and an inner
+    user namespace that are there already. Raises UdiError, OSError; then the caller can just exit,
+    since the kernel removes all mounts with the namespaces.
     """
     mask = os.umask(0o022)
-    userns.enter((maps.OUTER, plan.uid), (maps.OUTER, plan.gid))
+    if spaces is None:
+        userns.enter((maps.OUTER, plan.uid), (maps.OUTER, plan.gid))
+    else:
+        userns.join(spaces[0])
     caches = _caches(plan)
     made = _by_itself(plan) if plan.root.server == "fuse-python" else -1
     _base()
@@ -71,7 +76,10 @@ def run(plan: Plan, helper: "Helper") -> None:
     pivot_root(".", ".")
     umount(".", MNT_DETACH)
     os.chdir("/")
-    userns.enter((plan.uid, maps.OUTER), (plan.gid, maps.OUTER))
+    if spaces is None:
+        userns.enter((plan.uid, maps.OUTER), (plan.gid, maps.OUTER))
+    else:
+        userns.join(spaces[1])
     protect()
     os.umask(mask)
 

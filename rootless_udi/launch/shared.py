@@ -5,6 +5,7 @@ container. The others wait for its record, by which they join.
 """
 
 import os
+from sys import modules
 
 from rootless_udi.base import process
 from rootless_udi.base.process import complain
@@ -50,27 +51,48 @@ def run(
                 holding, election = True, None
                 continue
         election = with_room(environ, election)
-    path, directory = election.path, election.directory
-    say_passed_over(environ, path)
+    say_passed_over(environ, election.path)
     try:
-        from rootless_udi.serve.helper import Helper
-
-        me = os.getpid()
-        place = path, directory, name
-        fields = {"request": key, "job": who, "token": f"{me}.{process.started(me)}"}
-        # The helper is started first, as in `rootless_udi.run`: it loads the image server
-        # meanwhile.
-        helper = Helper((path, name, fields["token"]))
-        election.make()
-        from rootless_udi.launch import facts
-
-        known = facts.find(request, environ, who, helper)
-        from rootless_udi.launch import container
-
-        return container.build(request, environ, own, place, fields, known, helper, election)
+        return _build(request, environ, own, who, key, election)
     except BaseException:
+        # Not imported here: it may be inside the container, where our files are not.
+        if "rootless_udi.node.pair" in modules:
+            modules["rootless_udi.node.pair"].give_up()
         election.give_up()
         raise
+
+
+def _build(
+    request: Request,
+    environ: "dict[str, str]",
+    own: "list[Operation]",
+    who: str,
+    key: str,
+    election: Election,
+) -> int:
+    """Make the container, as the one that won the election, and become the command."""
+    from rootless_udi.serve.helper import Helper
+
+    me = os.getpid()
+    place = election.path, election.directory, election.name
+    fields = {"request": key, "job": who, "token": f"{me}.{process.started(me)}"}
+    # The helper is started first, as in `rootless_udi.run`: it loads the image server meanwhile.
+    helper = Helper((election.path, election.name, fields["token"]))
+    election.make()
+    from rootless_udi.idmap import userns
+
+    # In no bundle: each module there is a stat more for all starts.
+    from rootless_udi.node import pair
+
+    # Before it plans: builders of other requests wait no longer than it takes to find it.
+    spaces = pair.take(election, who, lambda: userns.make(os.getuid(), os.getgid()))
+    from rootless_udi.launch import facts
+
+    known = facts.find(request, environ, who, helper)
+    from rootless_udi.launch import container
+
+    more = election, spaces
+    return container.build(request, environ, own, place, fields, known, helper, *more)
 
 
 def _record(election: Election, key: str) -> tuple[NodeRecord, int] | None:

@@ -58,10 +58,10 @@ class Election:
         except OSError as error:
             raise failed(self.path, error) from None
         self._let_go()
-        _take(self.lock)
+        wait_for(self.lock)
         # Whoever ends a container removes its lock file. Then this lock is of a file without a
         # name, and the next rank would lock another.
-        if _same(self.lock, f"{self.name}.lock", self.directory):
+        if is_named(self.lock, f"{self.name}.lock", self.directory):
             return True
         os.close(self.lock)
         self.lock = -1
@@ -216,7 +216,7 @@ def with_room(environ: "dict[str, str]", election: Election) -> Election | None:
     return None
 
 
-def _take(lock: int) -> None:
+def wait_for(lock: int) -> None:
     """Take the lock; if another process keeps it for long, one of the waiting ranks says so."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -278,7 +278,8 @@ def _holder(lock: int) -> tuple[int, bool]:
     return 0, False
 
 
-def _same(fd: int, name: str, directory: int) -> bool:
+def is_named(fd: int, name: str, directory: int) -> bool:
+    """Tell whether an open file is still the one of that name in the directory."""
     try:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:

@@ -93,13 +93,18 @@ def _starter(mark: str) -> tuple[int, int]:
     return pid, started(pid)
 
 
-def key(request: Request, who: str, environ: "Mapping[str, str]") -> tuple[str, str]:
-    """Return (name, text): the record's name, and the text of all that the container depends on.
+def scope(who: str) -> str:
+    """Return the text that stands for the launcher `who`, and begins each of its containers' texts.
 
     The group is part of it (newgrp(1), sg(1)): a user namespace maps one group, and in another
     caller's no file could be made (EOVERFLOW).
     """
-    parts = [f"udi {FORMAT}", who, f"gid {os.getgid()}"]
+    return f"udi {FORMAT}\0{who}\0gid {os.getgid()}"
+
+
+def key(request: Request, who: str, environ: "Mapping[str, str]") -> tuple[str, str]:
+    """Return (name, text): the record's name, and the text of all that the container depends on."""
+    parts = [scope(who)]
     for option in OPTIONS:
         value = getattr(request, option.field)
         if option.shares and option.name != "share" and (value or value == ""):

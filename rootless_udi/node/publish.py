@@ -91,7 +91,8 @@ def _replace(directory: int, path: str, name: str, data: bytes) -> None:
 def end(path: str, name: str, token: str, why: str = "") -> None:
     """Note in the record that its image server has died (`why`), or remove the record.
 
-    The helper calls this. A record with another token is that of a newer container: it stays.
+    The helper calls this. A record with another token is that of a newer container: it stays. The
+    token has the builder's process id and start time.
     """
     try:
         _, directory = places.state([path], make=False)
@@ -113,7 +114,8 @@ def end(path: str, name: str, token: str, why: str = "") -> None:
     finally:
         election.give_up()
         if not why:
-            sweep(directory)
+            pid, _, start = token.partition(".")
+            sweep(directory, (int(pid), int(start)))
         os.close(directory)
 
 

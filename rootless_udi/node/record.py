@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 
 FORMAT = 2
+PAIR = ".pair"
+"""How the files of `node.pair` end, which lie beside the records."""
 TOLD = b"told"
 OPERATIONS = ("set", "unset", "clear", "append", "prepend")
 MOST = 1 << 26
@@ -86,7 +88,7 @@ class NodeRecord:
         A stopped server is normal once all members have ended. If it dies before, its helper notes
         that in the record, unless the helper was killed as well.
         """
-        server = _pair(self.get("server").encode("utf-8", "surrogateescape"))
+        server = member(self.get("server").encode("utf-8", "surrogateescape"))
         if server is not None and not alive(*server):
             return self.get("dead") or "it has ended"
         return self.get("dead")
@@ -116,7 +118,7 @@ class NodeRecord:
     def _backwards(self, end: int) -> "Iterator[tuple[int, int]]":
         while end > 0:
             begin = self._tail.rfind(b"\n", 0, end) + 1
-            pair = _pair(self._tail[begin:end])
+            pair = member(self._tail[begin:end])
             end = begin - 1
             if pair is not None and pair[1]:
                 yield pair
@@ -133,7 +135,7 @@ def _number(text: bytes, digits: int) -> int:
     return int(text)
 
 
-def _pair(line: bytes) -> tuple[int, int] | None:
+def member(line: bytes) -> tuple[int, int] | None:
     """Return "PID START" as numbers; None for what is none, or no process id."""
     pid, _, start = line.partition(b" ")
     if not (pid.isdigit() and start.isdigit() and len(pid) <= 10 and len(start) <= 18):
@@ -217,7 +219,7 @@ def _foreign(data: bytes) -> bool:
     """Tell whether this is a record of another format, of which a member lives."""
     if not data.startswith(b"udi ") or data.startswith(b"udi %d " % FORMAT):
         return False
-    return any(pair and pair[1] and alive(*pair) for pair in map(_pair, data.split(b"\n")))
+    return any(pair and pair[1] and alive(*pair) for pair in map(member, data.split(b"\n")))
 
 
 def _failed(what: str, folder: str, name: str, error: OSError) -> UdiError:
@@ -247,13 +249,17 @@ def join(record: NodeRecord, fd: int) -> bool:
                 folder, _, name = os.readlink(f"/proc/self/fd/{fd}").rpartition("/")
                 raise _failed("joining", folder, name, error) from None
         user, mnt = spaces
+        inside = False
         try:
             setns(user, CLONE_NEWUSER)
-            setns(mnt, CLONE_NEWNS)
         except OSError as error:
-            # EINVAL of setns(2): this udi-run is in that user namespace already.
+            # EINVAL of setns(2): this udi-run is in that user namespace already, in this container
+            # or in another one of its launcher's.
             if error.errno != EINVAL:
                 raise
+            inside = os.stat("/proc/self/ns/mnt").st_ino == record.spaces[1]
+        if not inside:
+            setns(mnt, CLONE_NEWNS)
         os.close(user)
         os.close(mnt)
         protect()

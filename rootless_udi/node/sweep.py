@@ -10,25 +10,36 @@ import fcntl
 import os
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.node.record import FORMAT, living, read_record
+from rootless_udi.node.record import FORMAT, PAIR, living, read_record
 
 _ENDINGS = (".new", ".lock", f".{FORMAT}")
 
 
-def sweep(directory: int) -> list[str]:
+def sweep(directory: int, ended: tuple[int, int] = (0, 0)) -> list[str]:
     """Remove dead records, unfinished ones and their locks; return the containers' names.
+
+    Then the pairs of user namespaces that nobody uses: see `pair.sweep`, also for `ended`.
 
     `directory` is a descriptor of the state directory. A container is dead when nobody holds its
     lock and no member of its record lives; a helper that is still there finds nothing more to do.
     What another version has put there stays, with the lock beside it.
     """
-    names, others = set(), set()
+    names, others, pairs = set(), set(), []
     for file in os.listdir(directory):
+        if file.endswith(PAIR):
+            pairs.append(file)
+            continue
         ending = next((one for one in _ENDINGS if file.endswith(one)), "")
         names.add(file.removesuffix(ending))
         if not ending:
             others |= {file, file.rpartition(".")[0]}
-    return sorted(name for name in names - others if _dead(directory, name))
+    found = sorted(name for name in names - others if _dead(directory, name))
+    for file in pairs:
+        # Only here, since a container outside any launcher has none.
+        from rootless_udi.node import pair
+
+        pair.sweep(directory, file, ended)
+    return found
 
 
 def remove_files(directory: int, name: str) -> None:

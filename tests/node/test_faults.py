@@ -44,8 +44,8 @@ def rank(user: User, image: Path) -> Rank:
 
 
 def record(left: Leftovers) -> Path:
-    """Return the one record of the state directory (beside it lies its lock)."""
-    (path,) = (Path(p) for p in left.files() if not p.endswith((".lock", ".new")))
+    """Return the one record of the state directory (beside it lie its lock and its pair)."""
+    (path,) = (Path(p) for p in left.files() if not p.endswith((".lock", ".new", ".pair")))
     return path
 
 
@@ -106,9 +106,9 @@ def calls(user: User, image: Path, log: Path) -> list[tuple[str, int, str]]:
 
 
 CHANGING = """
-    chdir clone clone3 close execve flock fork inotify_add_watch inotify_init1 mkdir mount
-    mount_setattr openat openat2 pivot_root prctl recvfrom sendmsg socketpair umount2 unlink
-    unshare vfork wait4 write
+    chdir clone clone3 close execve flock fork ftruncate inotify_add_watch inotify_init1 ioctl mkdir
+    mount mount_setattr openat openat2 pivot_root prctl pwrite64 recvfrom recvmsg sendmsg setns
+    socketpair umount2 unlink unshare vfork wait4 write
 """
 """Calls that change more than the caller's memory."""
 

@@ -74,6 +74,26 @@ def test_ranks_apart_cannot_read_each_others_memory(user: User, left: Leftovers)
     assert set(result.vm_readv.values()) == {"EPERM"}
 
 
+def mixed(kind: Kind, iterations: int) -> list[str]:
+    """Return the command line of two ranks, of which the second has a volume of its own."""
+    one = mpiprogs.contained(kind, 1, iterations)
+    other = mpiprogs.contained(kind, 1, iterations, options=("--volume=/tmp:/mnt/other",))
+    return [*one, ":", *other[len(kind.launcher) :]]
+
+
+@kinds
+def test_ranks_of_two_requests_reach_each_others_memory(
+    user: User, left: Leftovers, kind: Kind
+) -> None:
+    """Two containers in one MPI job, and messages of every size arrive."""
+    result = run(user, mixed(kind, 20))
+    assert result.done and sorted(result.namespaces) == [0, 1]
+    assert len({user for user, _ in result.namespaces.values()}) == 1
+    assert len({mnt for _, mnt in result.namespaces.values()}) == 2
+    assert set(result.vm_readv.values()) == {"ok"}
+    assert ("pingpong", 4 << 20) in result.times
+
+
 @kinds
 def test_one_launcher_in_the_container_of_another_is_apart(
     user: User, left: Leftovers, kind: Kind

@@ -86,6 +86,19 @@ def test_one_container_for_each_node_of_a_step(slurm: Slurm, user: User, image: 
     assert found["n0", "0"] != found["n1", "0"]
 
 
+def test_ranks_of_two_requests_have_one_user_namespace(
+    slurm: Slurm, user: User, image: Path
+) -> None:
+    """Each rank has a volume with its number, and so a container of its own."""
+    run = (
+        f"exec udi-run --volume=/tmp:/mnt/$SLURM_PROCID {image} sh -c '{LINE}; {together(user, 3)}'"
+    )
+    found = spaces(ok(slurm.run(user, "srun", "-N1", "-n3", "sh", "-c", run)))
+    (one,) = found.values()
+    assert len({user for user, _ in one}) == 1
+    assert len({mnt for _, mnt in one}) == 3
+
+
 def test_many_ranks_that_end_at_once(slurm: Slurm, user: User, image: Path) -> None:
     argv = ["srun", "--quiet", "-N2", "-n16", "udi-run", image, "true"]  # it may have to queue
     for _ in range(3):

@@ -312,7 +312,7 @@ def test_without_a_runtime_directory_tmp_is_used(
         {{ read user; read mnt; }} < /tmp/said
         test "$user $mnt" = "$($run 'echo $({SHOW})')"
         stat -c '%a %u' /tmp/udi-{user.uid}
-        find /tmp/udi-{user.uid} -type f -not -empty | wc -l
+        find /tmp/udi-{user.uid} -type f -name '*.2' | wc -l
         kill $first; wait $first || true
         for try in $(seq 100); do
             test "$(find /tmp/udi-{user.uid} -type f)" || exit 0
