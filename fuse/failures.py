@@ -4,7 +4,7 @@ import os
 from errno import EINVAL, EIO, EISDIR, ENAMETOOLONG, ENODATA, ENOTDIR, EPROTO, ERANGE
 
 from rootless_udi.base.errors import plain
-from rootless_udi.fuse.format import Corrupt
+from rootless_udi.fuse.format import Corrupt, WrongWindow
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Complaints:
         self.name = name
         self._log = log
         self._lines = 0
+        self._damaged: set[int] = set()
 
     def errno(self, error: Exception, what: str, node: int) -> int:
         """Return the errno to answer for `error`; log it where it is not the caller's mistake.
@@ -43,6 +44,12 @@ class Complaints:
             if error.errno in _CALLERS:
                 return error.errno
             why = f"reading the image failed: {error}"
+        elif isinstance(error, WrongWindow):
+            # Once for each window, and not for each file and each page that needs it.
+            if error.number not in self._damaged:
+                self._damaged.add(error.number)
+                self.note(f"the image is damaged: {error}; `udi verify` checks all of it")
+            return EIO
         elif isinstance(error, Corrupt):
             why = f"the image is damaged: {error}"
         else:

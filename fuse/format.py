@@ -65,6 +65,14 @@ class Corrupt(Exception):
     """The image is damaged; the message says what is wrong and where. Readers get EIO."""
 
 
+class WrongWindow(Corrupt):
+    """A window of the image (`imagefile`) is not what its list says; `number` is the window's."""
+
+    def __init__(self, number: int, where: str) -> None:
+        super().__init__(f"window {number} of 1 MiB ({where}) is not what its list says")
+        self.number = number
+
+
 class Superblock:
     """The first 96 bytes of an image.
 

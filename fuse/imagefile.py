@@ -1,5 +1,6 @@
 """Read ranges of the image's file; where each read is slow, with few and large reads."""
 
+from _thread import allocate_lock
 from os import POSIX_FADV_WILLNEED, posix_fadvise, pread
 from time import monotonic_ns
 
@@ -7,8 +8,21 @@ from rootless_udi.fuse.bounded_cache import Cache
 from rootless_udi.fuse.format import Corrupt
 from rootless_udi.fuse.workers import Workers
 
-_WINDOW = 1 << 20
-"""Bytes that are read at once where reads are slow."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _thread import LockType
+    from collections.abc import Callable
+
+    from rootless_udi.fuse.format import Superblock
+
+    Opener = Callable[[int, Superblock, str], "ImageFile"]
+    """Returns what reads the image that is open at a descriptor, of its superblock and its name for
+    errors. Raises UdiError, Corrupt, OSError."""
+else:
+    Opener = None
+
+WINDOW = 1 << 20
+"""Bytes that are read at once where reads are slow, or are checked (`checkedfile`)."""
 _AHEAD = 6
 """Windows read ahead of the one that a program's start needs."""
 EXPECTED = 4096
@@ -24,14 +38,15 @@ held against them."""
 class ImageFile:
     """Reads of the image open at `fd`.
 
-    Where reads turn out to be slow, whole windows of _WINDOW bytes are read and cached. Things that
+    Where reads turn out to be slow, whole windows of WINDOW bytes are read and cached. Things that
     belong together lie next to each other in an image, so that they then cost one slow read. On a
-    fast file system that would only copy bytes that nobody needs.
+    fast file system that would only copy bytes that nobody needs. A class that needs all its bytes
+    in whole windows sets `slow` and has a `fetch` of its own.
     """
 
-    __slots__ = ("_balance", "_next", "_windows", "_workers", "fd", "size", "slow")
+    __slots__ = ("_balance", "_loading", "_next", "_windows", "_workers", "fd", "size", "slow")
 
-    def __init__(self, fd: int, size: int, windows: int = 16 * _WINDOW) -> None:
+    def __init__(self, fd: int, size: int, windows: int = 16 * WINDOW) -> None:
         """`size` is the image's in bytes; `windows` is how many bytes of windows are cached."""
         self.fd = fd
         self.size = size
@@ -39,6 +54,7 @@ class ImageFile:
         self._balance = 0  # slow reads add 1, fast ones subtract 1
         self._windows: Cache[bytes] = Cache(windows, len)
         self._workers: Workers | None = None
+        self._loading: dict[int, LockType] = {}  # windows that a thread is fetching
         self._next: dict[int, int] = {}  # window -> the one that a start reads after it
 
     def expect(self, ranges: "tuple[tuple[int, int], ...]", workers: Workers | None) -> None:
@@ -50,8 +66,8 @@ class ImageFile:
         self._workers = workers
         order: list[int] = []
         for at, length in ranges:
-            length = min(length, (EXPECTED - len(order)) * _WINDOW)
-            order += range(at // _WINDOW, (at + length - 1) // _WINDOW + 1)
+            length = min(length, (EXPECTED - len(order)) * WINDOW)
+            order += range(at // WINDOW, (at + length - 1) // WINDOW + 1)
             try:
                 posix_fadvise(self.fd, at, length, POSIX_FADV_WILLNEED)
             except OSError:
@@ -92,16 +108,16 @@ class ImageFile:
         return data
 
     def _windowed(self, at: int, size: int) -> bytes:
-        first, last = at // _WINDOW, (at + size - 1) // _WINDOW
+        first, last = at // WINDOW, (at + size - 1) // WINDOW
         parts = []
         for number in range(first, last + 1):
             window = self.window(number)
-            start = number * _WINDOW
+            start = number * WINDOW
             parts.append(window[max(at - start, 0) : at + size - start])
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def window(self, number: int) -> bytes:
-        """Return the window that starts at `number` * _WINDOW, from the cache where it is there."""
+        """Return the window that starts at `number` * WINDOW, from the cache where it is there."""
         workers = self._workers
         if workers is not None:
             ahead = number
@@ -116,11 +132,39 @@ class ImageFile:
         return self.load(number) if data is None else data
 
     def load(self, number: int) -> bytes:
-        """Read the window `number` and cache it. Any thread may call this."""
-        at = number * _WINDOW
-        size = min(_WINDOW, self.size - at)
+        """Fetch the window `number` and cache it. Any thread may call this; one of them fetches."""
+        mine = allocate_lock()
+        mine.acquire()
+        other = self._loading.setdefault(number, mine)
+        if other is not mine:
+            with other:
+                pass
+            data = self._windows.get(number)
+            if data is not None:
+                return data
+            # The other thread has met an error, which this one shall meet too.
+            return self.fetch(number)
+        try:
+            # Another thread may have ended with it just now.
+            data = self._windows.get(number)
+            if data is None:
+                data = self.fetch(number)
+                self._windows.put(number, data)
+            return data
+        finally:
+            del self._loading[number]
+            mine.release()
+
+    def fetch(self, number: int) -> bytes:
+        """Return the window `number`, read anew. Raises Corrupt, OSError."""
+        at = number * WINDOW
+        size = min(WINDOW, self.size - at)
         data = pread(self.fd, size, at)
         if len(data) != size:
             data = self._rest(at, size, data)
-        self._windows.put(number, data)
         return data
+
+
+def plain(fd: int, head: "Superblock", name: str) -> ImageFile:
+    """The usual `Opener`."""
+    return ImageFile(fd, head.bytes_used)

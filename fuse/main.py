@@ -12,6 +12,7 @@ experiments and for tests.
                                           be answered
     --counts=FILE                         write the number of messages by operation to FILE, at the
                                           end and at each SIGUSR1
+    --verify=always                       compare each MiB with the list of the image's windows
     --trace=FILE                          write what was read to FILE, for `udi optimize`
 """
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 USAGE = (__doc__ or "").partition("\n")[0]
-OPTIONS = ("transport", "cache", "threads", "ready-fd", "counts", "trace")
+OPTIONS = ("transport", "cache", "threads", "ready-fd", "counts", "trace", "verify")
 
 
 def main(argv: "list[str] | None" = None) -> int:
@@ -92,6 +93,14 @@ def _run(options: dict[str, str], image: str, where: str) -> None:
         chosen["cache_bytes"] = cache
     if "counts" in options and transport != "raw":
         raise UdiError(f"counting failed on {transport}: only the raw transport counts", USAGE)
+    if options.get("verify", "always") != "always" or ("verify" in options and transport != "raw"):
+        raise UdiError(
+            f"checking failed on --verify={options['verify']}: only always, by raw", USAGE
+        )
+    if "verify" in options:
+        from rootless_udi.fuse.checkedfile import opener
+
+        chosen["opener"] = opener(True)
     serve = _transport(transport)
     _name_process()
     tracer = None

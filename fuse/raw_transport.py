@@ -17,6 +17,7 @@ from rootless_udi.fuse import protocol
 from rootless_udi.fuse.failures import Complaints, to_stderr
 from rootless_udi.fuse.filesystem import CACHE_BYTES, FileSystem
 from rootless_udi.fuse.format import Corrupt
+from rootless_udi.fuse.imagefile import plain
 from rootless_udi.fuse.reader import Reader
 from rootless_udi.fuse.recorder import Notes
 from rootless_udi.fuse.warmup import steps
@@ -25,6 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rootless_udi.fuse.imagefile import Opener
     from rootless_udi.fuse.recorder import Question
 
     Reply = tuple[bytes | memoryview, ...] | None
@@ -48,6 +50,7 @@ def opened(
     cache_bytes: int,
     threads: "int | None",
     filesystem: "Callable[[Reader, int, int], FileSystem]",
+    opener: "Opener" = plain,
 ) -> FileSystem:
     """Return the file system of `image`, by the arguments of `serve`. Raises UdiError, OSError."""
     if isinstance(image, int):
@@ -60,7 +63,7 @@ def opened(
         fd, name = os.open(image, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), image
     helpers = _default_threads() if threads is None else threads
     try:
-        return filesystem(Reader(fd, name), cache_bytes, helpers)
+        return filesystem(Reader(fd, name, opener=opener), cache_bytes, helpers)
     except Corrupt as error:
         raise UdiError(f"mounting failed on {name}: {error}") from None
 
@@ -84,6 +87,7 @@ def serve(
     counts: "dict[int, int] | None" = None,
     program: bytes = b"",
     keep: "Callable[[list[Question]], object] | None" = None,
+    opener: "Opener" = plain,
 ) -> None:
     """Serve `image` (a path or an open descriptor) to the kernel until it is unmounted everywhere.
 
@@ -100,10 +104,11 @@ def serve(
     - `counts`: opcode -> number of messages, counted here.
     - `program`: the first word of the command that will be run, if it is known.
     - `keep`: is called with what that command's start has asked, once the start is over.
+    - `opener`: returns what reads the image's file (`reader.Reader`), as `checkedfile.opener` does.
 
     Raises UdiError where `image` can't be served; OSError.
     """
-    server = Server(opened(image, cache_bytes, threads, filesystem), log, program)
+    server = Server(opened(image, cache_bytes, threads, filesystem, opener), log, program)
     server.notes = Notes(keep) if keep is not None else None
     server.fd = fuse_fd if isinstance(fuse_fd, int) else server.await_connection(fuse_fd)
     ready(ready_fd)

@@ -34,7 +34,7 @@ from rootless_udi.fuse.format import (
     listing_headers,
     superblock,
 )
-from rootless_udi.fuse.imagefile import ImageFile
+from rootless_udi.fuse.imagefile import Opener, plain
 
 WHOLE = 64 << 10
 """Bytes. A listing up to this size is parsed whole, a larger one in segments of about _SEGMENT."""
@@ -67,16 +67,17 @@ class Reader:
     All methods raise Corrupt where the image is damaged, and OSError.
     """
 
-    def __init__(self, fd: int, name: str, cache_bytes: int = 18 * MIB) -> None:
+    def __init__(
+        self, fd: int, name: str, cache_bytes: int = 18 * MIB, opener: Opener = plain
+    ) -> None:
         """Read the superblock of the image open at `fd`; `name` is for errors.
 
         `cache_bytes` is how many bytes of metadata are cached. Raises UdiError where the file is no
-        image or cut short, or this machine can't decompress it; OSError.
+        image, cut short, or can't be decompressed here; OSError, and what `opener` raises.
         """
-        self.name = name
-        self.super = superblock(fd, name)
+        self.name, self.super = name, superblock(fd, name)
         self.decompress = decompressor(self.super.compressor)
-        self.source = ImageFile(fd, self.super.bytes_used)
+        self.source = opener(fd, self.super, name)
         third = cache_bytes // 3
         self._blocks: Cache[tuple[bytes, int]] = Cache(third, lambda pair: len(pair[0]) + 200)
         self._inodes: Cache[Inode] = Cache(third, lambda _: 600)

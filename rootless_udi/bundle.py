@@ -129,6 +129,10 @@ GROUPS = {
         "rootless_udi.fuse.warmup",
         "rootless_udi.fuse.raw_transport",
     ),
+    "checked": (
+        "rootless_udi.base.windows",
+        "rootless_udi.fuse.checkedfile",
+    ),
     "shifter": (
         "rootless_udi.shifter",
         "rootless_udi.shifter.options",

@@ -53,8 +53,12 @@ def receive(sock: "_socket.socket") -> "tuple[str, list[int]]":
     try:
         text, ancillary, flags, _ = sock.recvmsg(_LONGEST, _RIGHTS)
     except ConnectionResetError:
-        # The other process ended before it had read all that was sent.
-        return "", []
+        # The other process ended before it had read all that was sent. The kernel says so first,
+        # and once; what that process has sent is still there.
+        try:
+            text, ancillary, flags, _ = sock.recvmsg(_LONGEST, _RIGHTS)
+        except ConnectionResetError:
+            return "", []
     data = b"".join(data for _, kind, data in ancillary if kind == _socket.SCM_RIGHTS)
     fds = [int.from_bytes(data[i : i + 4], byteorder) for i in range(0, len(data), 4)]
     if flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC):

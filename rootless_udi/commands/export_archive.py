@@ -23,6 +23,7 @@ from rootless_udi.layers.tarreader import DIRECTORY, FIFO, LINK, SYMLINK
 from rootless_udi.layers.tarwriter import TarWriter
 from rootless_udi.plan.image import Image
 from rootless_udi.plan.reference import parse, platform_of
+from rootless_udi.store import windows
 
 _CHUNK = 1 << 20
 _GROWTH, _ALWAYS = 5000, 1 << 30
@@ -85,6 +86,7 @@ def _layer_of(path: str, out: _Hashed) -> None:
     """Write the tree of the squashfs at `path` as a tar. Raises Corrupt."""
     fs = reading(path)
     try:
+        windows.refuse_damage(fs.reader.source.fd, f"exporting failed on {path}")
         room = os.fstat(fs.reader.source.fd).st_size * _GROWTH + _ALWAYS
         writer = TarWriter(out.write)
         first: dict[int, bytes] = {}

@@ -114,7 +114,7 @@ def rewrite(
     old = reading(image)
     partial = f"{target}.{os.urandom(8).hex()}.part"
     try:
-        _refuse_damage(old.reader.source.fd, image)
+        windows.refuse_damage(old.reader.source.fd, f"optimizing failed on {image}")
         progress(f"writing {target}")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with open(os.open(partial, flags, 0o644), "w+b") as out:
@@ -162,19 +162,3 @@ def _write(
     out.flush()
     os.fsync(out.fileno())
     return result.replace(size=out.tell()), listed
-
-
-def _refuse_damage(fd: int, image: str) -> None:
-    """Raise UdiError where the list of windows says that the image at `fd` is damaged.
-
-    The new image gets a new list, which would call the damage right.
-    """
-    size = windows.used(fd)
-    try:
-        known = windows.behind(fd, size)
-        bad = windows.damaged([windows.Checked(fd, known)])[0] if known is not None else []
-        why = windows.said(bad, size) if bad else ""
-    except ValueError as error:
-        why = str(error)
-    if why:
-        raise UdiError(f"optimizing failed on {image}: {why}", "pull it again, with --force")

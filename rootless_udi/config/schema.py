@@ -193,6 +193,7 @@ SITE_KEYS: dict[str, tuple[str, Check]] = {
     "store.site": ("site_stores", paths),
     "image.registry": ("registry", text),
     "image.pull": ("pull", choice("missing", "never", "always")),
+    "image.verify": ("verify", choice("always", "remote", "never")),
     "image.compression": ("compression", choice("zstd", "gzip", "lz4", "xz", "lzo", "none")),
     "image.level": ("compression_level", integer(1, 22)),
     "container.propagation": ("propagation", choice("private", "slave")),

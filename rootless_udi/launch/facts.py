@@ -18,6 +18,7 @@ from rootless_udi.plan.options import Request
 from rootless_udi.plan.site import Site
 from rootless_udi.plan.start import Start
 from rootless_udi.serve import choose
+from rootless_udi.serve.outside import CHECKED, LISTED
 from rootless_udi.store import resolve
 
 TYPE_CHECKING = False
@@ -54,6 +55,7 @@ def find(
     image = resolve.image(request, site, environ, who)
     wanted = "udi" if request.trace else request.fuse or site.server
     root = choose.choose(wanted, host, image)
+    verify = _verify(site, image, root)
     if root.program:
         root = root.replace(options=site.server_options)
     if request.trace:
@@ -65,8 +67,28 @@ def find(
         words = [word for word in (request.entrypoint, *request.command) if word]
         # A longer word can be no path.
         program = words[0] if words and len(words[0]) < 4096 else ""
-        helper.announce(root, program, _start(image, words, environ))
+        start = _start(image, words, environ)
+        helper.announce(root, program, start.replace(verify=verify) if verify else start)
     return StartFacts(site, host, image, root)
+
+
+def _verify(site: Site, image: Image, root: Root) -> str:
+    """Return how the image server checks what it reads, for `Start.verify`.
+
+    Raises UdiError where the site wants an image checked that another server serves.
+    """
+    if site.verify != "always":
+        return ""
+    listed = bool(image.facts.get("windows"))
+    if root.server == "udi":
+        return LISTED if listed else CHECKED
+    if listed:
+        raise UdiError(
+            f"checking image {image.request} failed: image.verify is always, and {root.server} "
+            f"serves it, which does not check what it reads ({root.reason})",
+            'only our own server does (--fuse=udi); image.verify = "remote" leaves it out',
+        )
+    return ""
 
 
 def _start(image: Image, words: "list[str]", environ: "dict[str, str]") -> Start:

@@ -63,6 +63,8 @@ class Site(Record):
     """The socket of the munged that the gateway's clients ask; empty: munge's usual one."""
     pull: str = "missing"
     """"missing", "never" or "always"."""
+    verify: str = "remote"
+    """"always", "remote" or "never": which images' bytes are checked as they are read."""
     compression: str = "zstd"
     compression_level: int = 3
     mounts: tuple[MountRow, ...] = DEFAULT_MOUNTS

@@ -1,17 +1,18 @@
-"""A start's key and its files for prefetching (`serve.prefetch`). Pure."""
+"""What the image server is told of a start: what to prefetch, how to check the image. Pure."""
 
 from rootless_udi.base.records import Record
 
 
 class Start(Record):
-    """What prefetching needs to know of a start.
+    """What prefetching (`serve.prefetch`) needs to know of a start, and how the image is checked.
 
     `key` is a digest of what is run. `keep` is the name of the file to which the reads of this
     start will be written, "" if they are not recorded. `known` is the path of the file with the
     reads of an earlier start; the image's path where they are appended to the image; "" where none
-    are known.
+    are known. `verify` is LISTED or CHECKED of `serve.outside`, "" where nothing is checked.
     """
 
     key: str
     keep: str = ""
     known: str = ""
+    verify: str = ""

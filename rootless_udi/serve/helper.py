@@ -77,7 +77,8 @@ class Helper:
             self.known = start.known
         self._key, self._keep = start.key, start.keep
         try:
-            send(self._source, (root.path, root.trace, program, start.keep, start.key), [])
+            told = root.path, root.trace, program, start.keep, start.key, start.verify
+            send(self._source, told, [])
         except OSError:
             # The server has ended; `failure` will say why.
             pass

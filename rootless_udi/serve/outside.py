@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 HELPER, SERVER, AHEAD = "udi-helper", "udi-image", "udi-ahead"
 """The processes' names in ps(1); at most 15 bytes."""
+LISTED, CHECKED = "listed", "checked"
+"""How our server checks an image's windows: it must have a list of them, or where it has one."""
 BUG = 70
 """Exit status of such a process after a bug (EX_SOFTWARE of sysexits.h)."""
 

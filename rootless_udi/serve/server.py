@@ -6,7 +6,7 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.base.messages import receive, tell
 from rootless_udi.idmap import maps
 from rootless_udi.serve import outside
-from rootless_udi.serve.outside import BUG, SERVER
+from rootless_udi.serve.outside import BUG, LISTED, SERVER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from rootless_udi.fuse.filesystem import Attributes
+    from rootless_udi.fuse.imagefile import Opener
     from rootless_udi.fuse.recorder import Question
     from rootless_udi.serve.outside import Place
 
@@ -93,11 +94,12 @@ def _serve(source: "_socket.socket") -> bool:
     message, _ = receive(source)
     if not message:
         return False
-    path, trace, program, keep, key = message.split("\0")
+    path, trace, program, keep, key, verify = message.split("\0")
+    opener = _opener(verify)
     if trace:
         from rootless_udi.fuse.profile import serve_traced
 
-        serve_traced(path, connection(True), trace, key, log=_log)
+        serve_traced(path, connection(True), trace, key, log=_log, opener=opener)
     else:
         raw_transport.serve(
             path,
@@ -106,8 +108,20 @@ def _serve(source: "_socket.socket") -> bool:
             filesystem=Owned,
             program=os.fsencode(program),
             keep=_keeper(keep) if keep else None,
+            opener=opener,
         )
     return True
+
+
+def _opener(verify: str) -> "Opener":
+    """Return what opens the image's file; `verify` is `plan.start.Start`'s."""
+    if not verify:
+        from rootless_udi.fuse.imagefile import plain
+
+        return plain
+    from rootless_udi.fuse.checkedfile import opener
+
+    return opener(verify == LISTED)
 
 
 def _keeper(name: str) -> "Callable[[list[Question]], object]":

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 
 from rootless_udi.base import windows
-from rootless_udi.base.errors import counted
+from rootless_udi.base.errors import UdiError, counted
 from rootless_udi.base.records import Record
 from rootless_udi.base.superblock import MAGIC, SIZE, USED
 from rootless_udi.base.windows import SUM, WINDOW, WindowList
@@ -134,6 +134,22 @@ def damaged(files: Sequence[Checked]) -> list[list[int]]:
 
     _hash([(one.fd, one.known.size) for one in files], each, lenient=True)
     return [sorted(one) for one in found]
+
+
+def refuse_damage(fd: int, what: str) -> None:
+    """Raise UdiError, which begins with `what`, where the list in the file at `fd` finds damage.
+
+    For who writes the image anew: the new one gets a new list, which would call damage right.
+    """
+    size = used(fd)
+    try:
+        known = behind(fd, size)
+        bad = damaged([Checked(fd, known)])[0] if known is not None else []
+        why = said(bad, size) if bad else ""
+    except ValueError as error:
+        why = str(error)
+    if why:
+        raise UdiError(f"{what}: {why}", "copy it again, or pull it anew (udi pull --force)")
 
 
 def _hash(

@@ -61,7 +61,8 @@ def test_a_pulled_image_is_right_until_a_byte_changes(user: User, named: Path) -
     found = json.loads(done.stdout)[0]
     assert done.returncode == 125 and found["right"] is False and "damaged" in found["why"]
     # What is copied or written anew gets a list of its own, which must not call damage right.
-    for words in (("export", "my/app:1", "x.sqfs"), ("import", named, "other")):
+    archive = ("export", "--format=oci-archive", "my/app:1", "x.tar")
+    for words in (("export", "my/app:1", "x.sqfs"), archive, ("import", named, "other")):
         done = user.run("udi", *words)
         assert done.returncode == 125 and "windows of 1 MiB is damaged" in done.stderr, words
     flip(named, WINDOW + 5)
