@@ -18,6 +18,10 @@ from rootless_udi.plan.site import Site
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
+    from rootless_udi.forecast.asked import Asked
+    from rootless_udi.forecast.check import Answer
     from rootless_udi.forecast.site import Capture
 
 _USAGE = "udi check IMAGE [--site NAME-OR-FILE]... [OPTIONS of udi-run] [-- COMMAND [ARG...]]"
@@ -43,6 +47,10 @@ def _own(parser: argparse.ArgumentParser) -> None:
     )
     add_json(parser)
     parser.add_argument("--all", action="store_true", help="show what is fine too, one by one")
+    parser.add_argument("--report", choices=("html",), help="one page for a site's support")
+    parser.add_argument("--export", choices=("nfd",), help="the needs as a document of NFD")
+    parser.add_argument("--to", metavar="FILE", help="where --report or --export is written")
+    parser.add_argument("--force", action="store_true", help="replace FILE")
 
 
 def check(arguments: Arguments) -> int:
@@ -65,12 +73,39 @@ def check(arguments: Arguments) -> int:
     size = os.stat(path).st_size if image.path else 0
     asked = Asked(request.image, path, request, {}, size)
     answers = tuple(forecast.check(site, facts, asked) for site in sites)
-    if own.json:
+    if own.report or own.export:
+        _write(own, _document(own, facts, asked, answers))
+    elif own.json:
         data = {"image": request.image, "sites": [forecast.as_data(one) for one in answers]}
         page(jsontext.text(data) + "\n")
     else:
         page(report.text(request.image, answers, own.all))
     return forecast.status(answers)
+
+
+def _document(
+    own: Arguments, facts: "dict[str, Any]", asked: "Asked", answers: "tuple[Answer, ...]"
+) -> str:
+    """Return the text of --report or --export."""
+    import time
+
+    from rootless_udi.forecast import nfd, report_html
+    from rootless_udi.version import VERSION
+
+    if own.export:
+        return nfd.yaml(nfd.document(facts, asked)) + "\n"
+    made = f"Made by udi check {VERSION} on {time.strftime('%Y-%m-%d', time.gmtime())}"
+    return report_html.page(asked.image, asked.command, answers, made)
+
+
+def _write(own: Arguments, text: str) -> None:
+    from rootless_udi.commands.common.newfile import writing
+
+    if own.to is None:
+        page(text)
+        return
+    with writing(own.to, own.force) as file:
+        file.write(text.encode())
 
 
 def parsed(words: Sequence[str]) -> tuple[Arguments, Request]:
