@@ -4,7 +4,7 @@ import os
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import say, tell
-from rootless_udi.commands.common import names, newfile
+from rootless_udi.commands.common import enroot, names, newfile
 from rootless_udi.commands.common.given import Arguments, image_stores, opened
 from rootless_udi.commands.common.parsers import Parsers, command
 from rootless_udi.commands.tag import new_name
@@ -92,7 +92,8 @@ def _digest(fd: int) -> str:
 def _store(store: Store, fd: int, digest: str, image: Image, name: str) -> None:
     import hashlib
 
-    facts = {"version": 1, "reference": name, **image.facts, "digest": digest}
+    known = image.facts or enroot.facts(image.path)
+    facts = {"version": 1, "reference": name, **known, "digest": digest}
     facts["imported"] = {"digest": image.digest}
     target = store.temporary("images", digest)
     summed = hashlib.sha256()
