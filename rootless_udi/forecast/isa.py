@@ -86,7 +86,8 @@ def trial(facts: Mapping[str, Any], asked: Asked) -> isa_run.Trial | str:
     if file.entry and file.elf and not file.elf.interp:
         with imagetree.opened(asked.path) as tree:
             content = tree.content(file.entry.path)
-        if content is None or content.head[:4] != b"\x7fELF":
+            program = content is not None and content.head[:4] == b"\x7fELF"
+        if not program:
             return f"the interpreter of {file.entry.path} is a static program, which escapes qemu"
         static = file.entry.path
     return isa_run.Trial(asked, command.argv(facts, asked), static)

@@ -14,6 +14,7 @@ from rootless_udi.forecast.isa_signs import IsaSigns
 from rootless_udi.forecast.needs import ImageEntry
 from rootless_udi.forecast.site import Capture
 from rootless_udi.plan.options import Request
+from tests.conftest import User
 from tests.kit.gpuimages import needed
 
 PROGRAM = """
@@ -155,6 +156,15 @@ def test_a_launch_that_is_refused_is_said(root: Path) -> None:
     capture = Capture("there", {"cpu": {"name": "zen3", "features": sorted(isa._here()[1])}})
     (one,) = isa.check(capture, {"env": ["PATH=/bin"]}, asked)
     assert (one.verdict, "/nowhere" in one.what) == (UNKNOWN, True), one.what
+
+
+@pytest.mark.needs("userns", "fuse", "qemu-user", "busybox")
+def test_a_static_program_of_a_squashfs_image(user: User, box: Path) -> None:
+    """The image is read to its end before it is closed: a file's content is read when asked for."""
+    words = ("--site=perlmutter-like", "--all", "--", "sh", "-c", "true")
+    done = user.run("udi", "check", box, *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "under qemu as zen3" in " ".join(done.stdout.split())
 
 
 @pytest.mark.needs("gcc")
