@@ -2,11 +2,13 @@
 
 import os
 import sys
+import time
 
-from rootless_udi.base.errors import UdiError
-from rootless_udi.base.process import say
+from rootless_udi.base.errors import UdiError, plain
+from rootless_udi.base.process import say, tell
 from rootless_udi.commands.common.given import Arguments
 from rootless_udi.commands.common.parsers import Parsers, command, group
+from rootless_udi.config import load
 
 
 def add(commands: Parsers) -> None:
@@ -38,13 +40,64 @@ def add(commands: Parsers) -> None:
     one.add_argument("--rate", type=float, default=500.0, help="a user's requests a second (500)")
     one.add_argument("--pulls", type=int, default=20, help="a user's pulls in the queue (20)")
 
+    two = command(actions, "token", token, "make a token that proves you to the site's gateway")
+    two.add_argument("--scope", choices=("read", "pull", "all"), default="read")
+    two.add_argument("--days", type=float, default=30.0, help="how long it is good (30)")
+    two.add_argument("--note", default="", help="what it is for, for --list")
+    two.add_argument("--list", action="store_true", help="list your tokens")
+    two.add_argument("--revoke", type=int, metavar="NUMBER", help="take one back")
+    three = command(actions, "audit", audit, "print who gave which images to whom")
+    three.add_argument("--limit", type=int, default=100, help="the last so many (100)")
+
+
+def token(arguments: Arguments) -> int:
+    """udi gateway token: print a new token, the only time that it can be seen."""
+    from rootless_udi.commands.common import names, over_gateway
+
+    client = over_gateway.client(load.load(os.environ))
+    if arguments.revoke is not None:
+        client.tokens({"revoke": arguments.revoke})
+        return 0
+    if arguments.list:
+        rows = client.tokens().get("list", [])
+        cells = [
+            (str(one["id"]), str(one["scope"]), _day(one["expires"]), plain(str(one["note"])))
+            for one in rows
+        ]
+        for line in names.table(("NUMBER", "SCOPE", "UNTIL", "NOTE"), cells, 200):
+            say(line)
+        return 0
+    wanted = {"scope": arguments.scope, "days": arguments.days, "note": arguments.note}
+    found = client.tokens(wanted)
+    tell(f"number {found.get('id')}, to {arguments.scope}, until {_day(found.get('expires'))}")
+    say(str(found.get("token", "")))
+    return 0
+
+
+def audit(arguments: Arguments) -> int:
+    """udi gateway audit: print the log's last rows, the oldest first."""
+    from rootless_udi.commands.common import over_gateway
+
+    for one in over_gateway.client(load.load(os.environ)).audit(arguments.limit):
+        words = (one.get(key, "") for key in ("user", "action", "what", "detail"))
+        say(f"{_moment(one.get('time'))} {' '.join(map(str, words))}".rstrip())
+    return 0
+
+
+def _moment(seconds: object) -> str:
+    known = float(seconds) if isinstance(seconds, int | float) else 0.0
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(known))
+
+
+def _day(seconds: object) -> str:
+    return _moment(seconds).partition("T")[0]
+
 
 def serve(arguments: Arguments) -> int:
     """udi gateway serve: print where it listens, and serve."""
     from rootless_udi.gateway import extra
 
     extra.need()
-    from rootless_udi.config import load
     from rootless_udi.gateway import app, listen
     from rootless_udi.gateway import serve as server
     from rootless_udi.gateway.database import Database

@@ -42,6 +42,7 @@ from rootless_udi.commands import (
     rm,
     run,
     search,
+    share,
     shell,
     site,
     tag,
@@ -57,7 +58,7 @@ COMMANDS = (
     *(run, shell, pull, images, rm, prune, df, verify, tag, export, import_, history),
     *(update, search, tags),
     *(inspect, login, logout, extract, ps, exec_, bundle, profile, optimize, completion),
-    *(config, mpi, gpu, doctor, site, check, jupyter, gateway),
+    *(config, mpi, gpu, doctor, site, check, jupyter, gateway, share),
 )
 """The modules of the commands, in the order of --help."""
 

@@ -9,13 +9,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from rootless_udi.base.errors import UdiError, plain
-from rootless_udi.gateway import munge, shifter_api
+from rootless_udi.gateway import munge, own_api, shifter_api
 from rootless_udi.gateway.database import Unavailable
 from rootless_udi.gateway.jobs import TooMany
 from rootless_udi.gateway.limits import Busy
 from rootless_udi.gateway.people import Denied, Forbidden
 from rootless_udi.gateway.requests import BadRequest, TooLarge, TooSlow
 from rootless_udi.gateway.service import NotFound, Service
+from rootless_udi.gateway.tokens import NoToken
 
 _STATUS: tuple[tuple[type[UdiError], int], ...] = (
     (TooLarge, 413),
@@ -25,6 +26,7 @@ _STATUS: tuple[tuple[type[UdiError], int], ...] = (
     (munge.BadCredential, 401),
     (Forbidden, 403),
     (NotFound, 404),
+    (NoToken, 400),
     (TooMany, 429),
     (Busy, 429),
     (munge.Unreachable, 503),
@@ -35,7 +37,8 @@ _STATUS: tuple[tuple[type[UdiError], int], ...] = (
 def application(service: Service) -> Callable[..., Any]:
     """Return the ASGI application that `service` answers."""
     handlers: dict[Any, Any] = {UdiError: _error, HTTPException: _refused}
-    return Starlette(routes=shifter_api.routes(service), exception_handlers=handlers)
+    routes = shifter_api.routes(service) + own_api.routes(service)
+    return Starlette(routes=routes, exception_handlers=handlers)
 
 
 def status_of(error: UdiError) -> int:

@@ -34,8 +34,9 @@ class Forbidden(UdiError):
 class Asker(Record):
     """Who asks. `uid` is -1 for somebody without a proof, where the site lets such ask.
 
-    `how` is "socket", "munge" or "nobody"; `secrets` are credentials for registries that came
-    within the proof: location -> "USER:PASSWORD".
+    `how` is "socket", "munge", "token" or "nobody"; `scope` is what the proof is good for
+    (`tokens.SCOPES`); `secrets` are credentials for registries that came within the proof:
+    location -> "USER:PASSWORD".
     """
 
     uid: int
@@ -43,6 +44,7 @@ class Asker(Record):
     groups: frozenset[int]
     admin: bool
     how: str
+    scope: str = "all"
     secrets: Mapping[str, str] = {}
 
     def __repr__(self) -> str:
@@ -79,7 +81,7 @@ class People:
             return Asker(-1, "", frozenset(), False, "nobody")
         raise Denied(
             "there is no proof of who asks",
-            "ask by the gateway's Unix socket, or with a munge credential as `authentication`",
+            "ask by the gateway's Unix socket, with a munge credential or with a token",
         )
 
     async def _by_header(self, header: str) -> Asker:

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from rootless_udi.base import program
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import complain
-from rootless_udi.gateway import catalogue, jobs
+from rootless_udi.gateway import audit, catalogue, jobs
 from rootless_udi.gateway.catalogue import wanted_of
 from rootless_udi.gateway.database import Database, Unavailable
 from rootless_udi.gateway.worker import Said
@@ -213,6 +213,8 @@ class Queue:
         platform = platform_of_key(job.platform)
         owner = None if wanted.public else job.uid
         catalogue.publish(connection, self._store, image, platform, wanted, owner)
+        if not said.anonymous:
+            audit.note(connection, job.uid, "pull", job.name, said.digest)
         jobs.change(connection, number, "READY", digest=said.digest)
 
 

@@ -19,6 +19,7 @@ _NAME_MAX = 240
 """Most bytes of a name as the store has it: one part of a path (`find.escape`)."""
 _PLATFORM = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 _PLATFORM_MAX = 30
+_ROWS_MOST = 10_000
 _IDS_MAX = 200
 """Most users, and most groups, of one request."""
 _ID_MAX = 2**32 - 2
@@ -105,14 +106,22 @@ def wanted(given: dict[str, Any], uid: int) -> Wanted:
 
     Everybody, where the request has neither. Raises BadRequest.
     """
-    users = _ids(given, "allowed_uids")
-    groups = _ids(given, "allowed_gids")
+    users = ids(given, "allowed_uids")
+    groups = ids(given, "allowed_gids")
     if not users and not groups:
         return Wanted()
     return Wanted(False, tuple(sorted({*users, uid})), groups)
 
 
-def _ids(given: dict[str, Any], name: str) -> tuple[int, ...]:
+def limit(text: str) -> int:
+    """Return how many rows are asked for. Raises BadRequest."""
+    if not text.isascii() or not text.isdecimal() or len(text) > 9:
+        raise BadRequest("limit is no number")
+    return min(int(text), _ROWS_MOST)
+
+
+def ids(given: dict[str, Any], name: str) -> tuple[int, ...]:
+    """Return the ids of users or groups in a body. Raises BadRequest."""
     value = given.get(name, "")
     words = value.split(",") if isinstance(value, str) else value
     if not isinstance(words, list):

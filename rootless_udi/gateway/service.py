@@ -3,7 +3,7 @@
 import os
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import trio
@@ -12,11 +12,11 @@ from starlette.requests import Request
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import complain
-from rootless_udi.gateway import access, catalogue, jobs
+from rootless_udi.gateway import access, audit, catalogue, jobs, sharing, tokens
 from rootless_udi.gateway.catalogue import CatalogueEntry, Wanted
 from rootless_udi.gateway.database import Database
 from rootless_udi.gateway.limits import Limits
-from rootless_udi.gateway.people import Asker, Forbidden, People
+from rootless_udi.gateway.people import Asker, Denied, Forbidden, People
 from rootless_udi.gateway.queue import Queue
 from rootless_udi.gateway.tables import IMAGES, LOOKUPS
 from rootless_udi.plan.reference import Platform, Reference
@@ -30,6 +30,7 @@ _COUNT_SECONDS = 1.0
 """Lookups are written together, that often."""
 _COUNTED_MOST = 100_000
 """Most lookups that wait to be written; where the database does not take them, older ones go."""
+_TOKENS_MOST = 10_000
 _LOOKUPS_KEPT = 90 * 86400.0
 PEER = "udi.peer"
 """The key of a request's scope that has the uid of a Unix socket's peer."""
@@ -60,12 +61,15 @@ class Service:
         self._limits = limits
         self._known: dict[tuple[str, str], CatalogueEntry] = {}
         self._known_at = -1
+        self._tokens: dict[str, tuple[int, str, float]] = {}
         self._counted: deque[dict[str, Any]] = deque(maxlen=_COUNTED_MOST)
 
     def begin(self) -> None:
         """Bring the database to what is in the store, and unfinished jobs back into the queue."""
         self.store.create(0o755)
         self.database.write_now(catalogue.adopt, self.store)
+        for message in self.database.write_now(sharing.enforce_all, self.store):
+            complain("udi gateway", message)
         self.database.write_now(jobs.restart)
 
     async def run(self) -> None:
@@ -74,12 +78,51 @@ class Service:
             nursery.start_soon(self.queue.run)
             nursery.start_soon(self._count_on)
 
-    async def asker(self, request: Request) -> Asker:
-        """Return who asks. Raises Denied, and Busy where he asks too often."""
+    async def asker(self, request: Request, needed: str = "read") -> Asker:
+        """Return who asks for what a token of the scope `needed` is good for.
+
+        Raises Denied, Forbidden for a token of less, and Busy where he asks too often.
+        """
         header = request.headers.get("authentication", "")
-        found = await self._people.asker(request.scope.get(PEER), header)
+        text = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if header.startswith(tokens.PREFIX):
+            text, header = header, ""
+        if text and not header:
+            found = await self._by_token(text)
+        else:
+            found = await self._people.asker(request.scope.get(PEER), header)
         self._limits.spend(found)
+        if tokens.SCOPES.index(found.scope) < tokens.SCOPES.index(needed):
+            raise Forbidden(
+                f"this token is good to {found.scope}, not for this",
+                f"udi gateway token --scope={needed} makes one that is",
+            )
         return found
+
+    async def _by_token(self, text: str) -> Asker:
+        """Return whose a token is; he is no administrator by it. Raises Denied."""
+        mark = tokens.mark(text)
+        found = self._tokens.get(mark) or await self.database.read(tokens.find, text)
+        if found is None or found[2] <= time.time():
+            raise Denied("this token is not known, or its time is over", "udi gateway token")
+        if len(self._tokens) >= _TOKENS_MOST:
+            self._tokens.clear()
+        self._tokens[mark] = found
+        one = await self._people.known(found[0], "token")
+        return one.replace(admin=False, scope=found[1])
+
+    def forget_tokens(self) -> None:
+        """Have the database asked again whose a token is: one was taken back."""
+        self._tokens.clear()
+
+    async def change(
+        self, call: Callable[..., None], uid: int, digest: str, users: Any, groups: Any
+    ) -> None:
+        """Change an image's access list by `call`, a function of `sharing`. Raises UdiError."""
+        if not self.private:
+            raise _no_lists()
+        await self.database.write(call, self.store, uid, digest, users, groups)
+        self.queue.published += 1
 
     async def find(self, platform: str, reference: Reference) -> CatalogueEntry | None:
         """Return the image that a reference means on a platform (`Platform.key`), or None."""
@@ -110,10 +153,7 @@ class Service:
     ) -> tuple[Any, bool]:
         """Put a pull into the queue; return its job, and whether it is new (`jobs.ask`)."""
         if not wanted.public and not self.private:
-            raise Forbidden(
-                "private images are not kept here: the store's file system has no access lists",
-                "leave --user and --group out, or pull into a store of your own",
-            )
+            raise _no_lists()
         own = {
             name: text
             for name, text in secrets.items()
@@ -137,13 +177,16 @@ class Service:
                 "only administrators expire images that others use too",
                 "your own private images you may expire",
             )
-        await self.database.write(self._remove, reference, platform)
+        await self.database.write(self._remove, reference, platform, asker.uid)
         self.queue.published += 1
 
-    def _remove(self, connection: Connection, reference: Reference, platform: Platform) -> None:
+    def _remove(
+        self, connection: Connection, reference: Reference, platform: Platform, uid: int
+    ) -> None:
         # The store first, which is what starts read; `adopt` completes what is interrupted here.
         self.store.remove(reference, platform)
         catalogue.forget(connection, self.store)
+        audit.note(connection, uid, "expire", reference.canonical)
 
     async def autoexpire(self, asker: Asker) -> int:
         """Remove what broken pulls left; return how many files. Raises Forbidden.
@@ -190,6 +233,13 @@ class Service:
         """Return the last lookups, the oldest first, as Shifter's rows."""
         await self.write_counts()
         return await self.database.read(_last_lookups, limit)
+
+
+def _no_lists() -> Forbidden:
+    return Forbidden(
+        "private images are not kept here: the store's file system has no access lists",
+        "leave --user and --group out, or pull into a store of your own",
+    )
 
 
 def _write_lookups(connection: Connection, rows: list[dict[str, Any]]) -> None:

@@ -23,8 +23,6 @@ from rootless_udi.plan.reference import parse
 from rootless_udi.shifter.lines import tag_of
 from rootless_udi.store import find
 
-_METRICS_MOST = 10_000
-
 
 def routes(service: Service) -> list[Route]:
     """Return the routes, which `service` answers."""
@@ -99,7 +97,7 @@ class _Api:
 
     async def pull(self, request: Request) -> Response:
         """Put a pull into the queue, or say how the one that is there goes."""
-        asker = await self._service.asker(request)
+        asker = await self._service.asker(request, "pull")
         if asker.uid < 0:
             raise Forbidden("only who proves who he is may pull")
         system = self._system(request)
@@ -150,7 +148,7 @@ class _Api:
 
     async def expire(self, request: Request) -> Response:
         """Remove an image's name, and the image if it has no other."""
-        asker = await self._service.asker(request)
+        asker = await self._service.asker(request, "all")
         self._system(request)
         platform = self._platform(request)
         await self._service.expire(asker, self._reference(request), platform)
@@ -158,7 +156,7 @@ class _Api:
 
     async def autoexpire(self, request: Request) -> Response:
         """Remove what broken pulls left; for administrators."""
-        asker = await self._service.asker(request)
+        asker = await self._service.asker(request, "all")
         self._system(request)
         return JSONResponse({"status": True, "removed": await self._service.autoexpire(asker)})
 
@@ -166,12 +164,8 @@ class _Api:
         """Answer with the last lookups; for administrators, as Shifter's: [] for others."""
         asker = await self._service.asker(request)
         self._system(request)
-        text = request.query_params.get("limit", "10")
-        if not text.isascii() or not text.isdecimal() or len(text) > 9:
-            raise BadRequest("limit is no number")
-        if not asker.admin:
-            return JSONResponse([])
-        return JSONResponse(await self._service.lookups(min(int(text), _METRICS_MOST)))
+        limit = requests.limit(request.query_params.get("limit", "10"))
+        return JSONResponse(await self._service.lookups(limit) if asker.admin else [])
 
     async def doimport(self, request: Request) -> Response:
         """Refuse: images come from registries here."""

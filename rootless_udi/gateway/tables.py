@@ -92,3 +92,30 @@ LOOKUPS = Table(
     Column("digest", String(135), nullable=False),
     Index("lookups_time", "time"),
 )
+
+TOKENS = Table(
+    "tokens",
+    METADATA,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    # The SHA-256 of the token, which has 256 random bits: nothing slower is needed.
+    Column("mark", String(64), nullable=False, unique=True),
+    Column("uid", Integer, nullable=False),
+    # One of `tokens.SCOPES`.
+    Column("scope", String(8), nullable=False),
+    Column("note", String(200), nullable=False),
+    Column("created", Float, nullable=False),
+    Column("expires", Float, nullable=False),
+)
+
+AUDIT = Table(
+    "audit",
+    METADATA,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("time", Float, nullable=False),
+    Column("uid", Integer, nullable=False),
+    Column("user", String(64), nullable=False),
+    # "pull" (by a registry's word), "share", "unshare", "expire", "token", "revoke".
+    Column("action", String(16), nullable=False),
+    Column("what", String(512), nullable=False),
+    Column("detail", Text, nullable=False),
+)

@@ -8,6 +8,7 @@ as Shifter's does.
 
 import http.client
 import json
+import os
 import socket
 import subprocess
 import time
@@ -26,6 +27,8 @@ _MOST = 256 << 20
 """Most bytes of an answer: the list of a hundred thousand images."""
 _PAUSE = 0.5
 """Seconds between two questions how a pull goes, as Shifter's client has it."""
+TOKEN = "UDI_GATEWAY_TOKEN"
+"""The variable that has a token of the gateway's, in place of munge."""
 IDENTITY = "<token>"
 """The user's name where the password is an identity token, as credential helpers have it."""
 
@@ -111,6 +114,26 @@ class GatewayClient:
                 return record
             time.sleep(_PAUSE)
 
+    def access(self, reference: Reference) -> dict[str, Any]:
+        """Return who may read an image: `public`, `users` and `groups`. Raises UdiError."""
+        return self._ask("GET", f"/api/v1/access/{self._system()}/{_path(reference)}/")
+
+    def share(
+        self, reference: Reference, users: list[int], groups: list[int], remove: bool
+    ) -> dict[str, Any]:
+        """Let users and groups read a private image, or no longer. Raises UdiError."""
+        body = {"users": users, "groups": groups, "remove": remove}
+        return self._ask("POST", f"/api/v1/access/{self._system()}/{_path(reference)}/", body)
+
+    def tokens(self, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """List the caller's tokens; with `body` make one, or take one back. Raises UdiError."""
+        return self._ask("GET" if body is None else "POST", "/api/v1/tokens/", body)
+
+    def audit(self, limit: int) -> list[dict[str, Any]]:
+        """Return the last rows of the log; for administrators. Raises UdiError."""
+        found = self._ask("GET", f"/api/v1/audit/?limit={limit}").get("list", [])
+        return found if isinstance(found, list) else []
+
     def expire(self, reference: Reference) -> None:
         """Remove an image's name, and the image with its last. Raises UdiError."""
         self._ask("GET", f"/api/expire/{self._system()}/{_path(reference)}/")
@@ -132,8 +155,11 @@ class GatewayClient:
         """Send a request; return the JSON object of its answer. Raises UdiError."""
         headers = {"Content-Type": "application/json"} if body is not None else {}
         given = {"authorized_locations": secrets} if secrets else {}
-        if self.address.startswith("unix:"):
-            body = {**(body or {}), **given} if body is not None else None
+        token = os.environ.get(TOKEN, "")
+        if token:
+            headers["Authorization"] = f"Bearer {self._guarded(token)}"
+        if token or self.address.startswith("unix:"):
+            body = {**body, **given} if body is not None else None
         else:
             payload = json.dumps(given) if given else ""
             headers["authentication"] = encoded(payload.encode(), self._munge)
@@ -152,6 +178,18 @@ class GatewayClient:
         finally:
             connection.close()
         return self._read(status, text)
+
+    def _guarded(self, token: str) -> str:
+        """Return the token. Raises UdiError where others could read it on its way."""
+        host = urllib.parse.urlsplit(self.address).hostname
+        if self.address.startswith("http:") and host not in ("127.0.0.1", "::1", "localhost"):
+            raise UdiError(
+                f"{TOKEN} is not sent to {self.address}: others could read it on its way",
+                "a gateway on another host is reached by https://",
+            )
+        if not token.isascii() or not token.isprintable():
+            raise UdiError(f"{TOKEN} is no token", "udi gateway token makes one")
+        return token
 
     def _connection(self) -> http.client.HTTPConnection:
         if self.address.startswith("unix:"):

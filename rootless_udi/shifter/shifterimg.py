@@ -5,9 +5,7 @@ user himself pulls, into a store of his own.
 """
 
 import getpass
-import grp
 import os
-import pwd
 import socket
 import sys
 import time
@@ -21,6 +19,7 @@ from rootless_udi.base.process import guarded, page, say, streams
 from rootless_udi.base.records import Record
 from rootless_udi.config import load
 from rootless_udi.plan.reference import Reference, parse, platform_of
+from rootless_udi.shifter import accounts
 from rootless_udi.shifter import options as shifter
 from rootless_udi.shifter.lines import Line, pull_line, row, tag_of
 from rootless_udi.store import resolve
@@ -204,10 +203,7 @@ class _OverGateway(_Command):
 
     def people(self) -> tuple[list[int], list[int]]:
         """Return the ids of --user and --group. Raises UdiError for one that is not known here."""
-        users = [_id(one, lambda name: pwd.getpwnam(name).pw_uid) for one in self.given.users]
-        return users, [
-            _id(one, lambda name: grp.getgrnam(name).gr_gid) for one in self.given.groups
-        ]
+        return accounts.users(self.given.users), accounts.groups(self.given.groups)
 
     def images(self) -> int:
         rows = []
@@ -251,15 +247,6 @@ class _OverGateway(_Command):
     def autoexpire(self) -> int:
         self.client.autoexpire()
         return 0
-
-
-def _id(name: str, find: Callable[[str], int]) -> int:
-    if name.isascii() and name.isdecimal():
-        return int(name)
-    try:
-        return find(name)
-    except KeyError:
-        raise UdiError(f"{name} is no user or group of this machine", "id NAME shows it") from None
 
 
 def _chosen(given: ImageCommand, environ: Mapping[str, str]) -> _Command:

@@ -37,7 +37,7 @@ NOBODY = {"doctor", "search", "site.capture", "site.list_sites", "site.show", "t
 """Done by nobody: they need no account, only one that is not root's."""
 REFUSED = {
     *("check", "exec", "login", "logout", "mpi.capture", "profile", "ps", "run", "shell"),
-    "gateway.serve",
+    *("gateway.audit", "gateway.serve", "gateway.token", "share"),
     "site.add_site",
 }
 """An ordinary user's own affair, or a program of an image runs."""

@@ -1,0 +1,138 @@
+"""The gateway's own requests, beside Shifter's: access lists, tokens, the log, images' files.
+
+GET  /api/v1/access/SYSTEM/TYPE/TAG/    who may read it
+POST /api/v1/access/SYSTEM/TYPE/TAG/    {"users": [...], "groups": [...], "remove": false}
+GET  /api/v1/tokens/    POST {"scope", "days", "note"}, or {"revoke": NUMBER}
+GET  /api/v1/audit/?limit=N             for administrators
+GET  /api/v1/images/sha256:HEX          the file, with Range; the digest is its ETag
+"""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from rootless_udi.gateway import audit, requests, sharing, tokens
+from rootless_udi.gateway.catalogue import CatalogueEntry
+from rootless_udi.gateway.people import Asker, Forbidden
+from rootless_udi.gateway.requests import BadRequest
+from rootless_udi.gateway.service import NotFound, Service
+
+_NOTE_MOST = 200
+
+
+def routes(service: Service) -> list[Route]:
+    """Return the routes, which `service` answers."""
+    api = _OwnApi(service)
+    access = "/api/v1/access/{system}/{kind}/{tag:path}"
+    return [
+        Route(access, api.access, methods=["GET"]),
+        Route(access, api.share, methods=["POST"]),
+        Route("/api/v1/tokens/", api.tokens, methods=["GET"]),
+        Route("/api/v1/tokens/", api.token, methods=["POST"]),
+        Route("/api/v1/audit/", api.audit, methods=["GET"]),
+        Route("/api/v1/images/{digest}", api.image, methods=["GET", "HEAD"]),
+    ]
+
+
+class _OwnApi:
+    """A method for each of the gateway's own calls."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def _entry(self, request: Request, asker: Asker) -> CatalogueEntry:
+        words, service = request.path_params, self._service
+        if words["system"] not in service.systems:
+            raise NotFound(f"there is no system {words['system'][:60]!r} here")
+        reference = requests.reference(words["kind"], words["tag"], service.site.registry)
+        text = request.query_params.get("platform", "")
+        platform = requests.platform(text, service.machine)
+        found = await service.find(platform.key(), reference)
+        if found is None or not (asker.admin or found.readable(asker.uid, asker.groups)):
+            raise NotFound("image not found")
+        return found
+
+    async def access(self, request: Request) -> Response:
+        """Say who may read an image, to who may."""
+        asker = await self._service.asker(request)
+        return JSONResponse(sharing.described(await self._entry(request, asker)))
+
+    async def share(self, request: Request) -> Response:
+        """Change an image's list: for its owners, and administrators."""
+        asker = await self._service.asker(request, "all")
+        given = await requests.body(request)
+        entry = await self._entry(request, asker)
+        users, groups = requests.ids(given, "users"), requests.ids(given, "groups")
+        if not users and not groups:
+            raise BadRequest("nobody is named", '{"users": [1000], "groups": []}')
+        if entry.public:
+            raise BadRequest("everybody may read this image already")
+        if not asker.admin and asker.uid not in entry.owners:
+            raise Forbidden(
+                "only who was given the image by its registry may share it",
+                "pull it with your own credentials first",
+            )
+        call = sharing.remove if given.get("remove") is True else sharing.add
+        await self._service.change(call, asker.uid, entry.digest, users, groups)
+        return JSONResponse(sharing.described(await self._entry(request, asker)))
+
+    async def tokens(self, request: Request) -> Response:
+        """List the asker's tokens."""
+        asker = await self._service.asker(request, "all")
+        found = await self._service.database.read(tokens.listed, asker.uid)
+        return JSONResponse({"list": found})
+
+    async def token(self, request: Request) -> Response:
+        """Make a token for the asker himself, or take one back."""
+        asker = await self._service.asker(request, "all")
+        if asker.how not in ("socket", "munge"):
+            raise Forbidden("a token makes no tokens", "ask on the gateway's host, or with munge")
+        given = await requests.body(request)
+        if "revoke" in given:
+            if not isinstance(given["revoke"], int):
+                raise BadRequest("revoke is no number")
+            await self._service.database.write(tokens.revoke, asker.uid, given["revoke"])
+            self._service.forget_tokens()
+            return JSONResponse({"status": True})
+        scope, days, note = (given.get(name) for name in ("scope", "days", "note"))
+        if scope not in tokens.SCOPES:
+            raise BadRequest("scope is none of its words", ", ".join(tokens.SCOPES))
+        if isinstance(days, bool) or not isinstance(days, int | float):
+            raise BadRequest("days is no number")
+        if not 0 < days <= tokens.DAYS_MOST:
+            raise BadRequest(f"days is out of bounds: up to {tokens.DAYS_MOST}")
+        if not isinstance(note, str | None) or len(note or "") > _NOTE_MOST:
+            raise BadRequest(f"note is no text of at most {_NOTE_MOST} characters")
+        made = await self._service.database.write(
+            tokens.make, asker.uid, scope, float(days), note or ""
+        )
+        return JSONResponse(made)
+
+    async def audit(self, request: Request) -> Response:
+        """Answer with the last rows of the log."""
+        asker = await self._service.asker(request, "all")
+        if not asker.admin:
+            raise Forbidden("only administrators read the log")
+        limit = requests.limit(request.query_params.get("limit", "100"))
+        return JSONResponse({"list": await self._service.database.read(audit.last, limit)})
+
+    async def image(self, request: Request) -> Response:
+        """Send an image's file, or the part of it that the request's Range names."""
+        asker = await self._service.asker(request)
+        digest = str(request.path_params["digest"])
+        reference = requests.reference("id", digest, self._service.site.registry)
+        entry: Any = await self._service.find("", reference)
+        if entry is None or not (asker.admin or entry.readable(asker.uid, asker.groups)):
+            raise NotFound("image not found")
+        path = self._service.store.path("images", f"{digest.replace(':', '-', 1)}.sqfs")
+        headers = {
+            # The content of a digest never changes.
+            "ETag": f'"{digest}"',
+            "Cache-Control": "private, max-age=31536000, immutable",
+            "Content-Disposition": "attachment",
+        }
+        if request.headers.get("if-none-match", "") == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        return FileResponse(path, media_type="application/vnd.squashfs", headers=headers)
