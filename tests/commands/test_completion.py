@@ -194,7 +194,7 @@ def tcsh(place: Path, line: str) -> list[str]:
         ("udi pu", ["pull"]),
         ("udi config s", ["show"]),
         ("udi mpi profile ", ["capture"]),
-        ("udi images --d", ["device=", "digests", "display=", "dry-run"]),
+        ("udi images --d", ["days=", "device=", "digests", "display=", "dry-run"]),
         ("udi config import va", ["vars.env"]),
         ("shifter --im", ["image="]),
         ("shifter --image=a", [ALPINE]),
