@@ -184,6 +184,25 @@ def test_what_keeps_a_store_works_for_root(site: Site, user: User, tmp_path: Pat
 
 
 @pytest.mark.root
+@pytest.mark.needs("busybox", "skopeo")
+def test_an_archive_through_roots_pipe(site: Site, user: User, tmp_path: Path) -> None:
+    """root, who may ask Docker's daemon, pipes what the store's owner may not ask for."""
+    images.busybox_layout(tmp_path / "layout")
+    copy = ["skopeo", "copy", "-q", f"oci:{tmp_path}/layout:latest"]
+    archive = tmp_path / "x.tar"
+    subprocess.run([*copy, f"docker-archive:{archive}:app:1"], check=True, capture_output=True)
+    archive.chmod(0o600)
+    argv = [str(TREE / "bin/udi"), "pull", "-"]
+    with open(archive, "rb") as file:
+        done = subprocess.run([*argv, "app:1"], stdin=file, env=site.env, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    data = archive.read_bytes()
+    done = subprocess.run([*argv, "app:2"], input=data, env=site.env, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert {"app:1", "app:2"} <= set(site.root("images", "--names").stdout.split())
+
+
+@pytest.mark.root
 @pytest.mark.needs("busybox")
 def test_no_image_is_read_with_roots_rights(site: Site, user: User, tmp_path: Path) -> None:
     os.chown(site.store, 0, 0)

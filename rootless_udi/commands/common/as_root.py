@@ -12,6 +12,7 @@ import pwd
 import select
 import shutil
 import signal
+import stat
 import sys
 from collections.abc import Callable, Mapping
 
@@ -36,6 +37,7 @@ OWNER = {
 NOBODY = {"doctor", "search", "site.capture", "site.list_sites", "site.show", "tags"}
 """Done by nobody: they need no account, only one that is not root's."""
 REFUSED = {
+    *("jupyter.install", "jupyter.list", "jupyter.remove", "jupyter.start"),
     *("check", "exec", "login", "logout", "mpi.capture", "profile", "ps", "run", "shell"),
     *("gateway.audit", "gateway.serve", "gateway.token", "share"),
     "site.add_site",
@@ -82,7 +84,8 @@ def serve(
     one = _owner(store)
     if not getattr(arguments, "quiet", False):
         tell(f"udi: as user {one.name}, who owns the image store {store}")
-    return run_as(one, words, {"UDI_STORE": store})
+    piped = name == "pull" and arguments.image == "-"
+    return run_as(one, words, {"UDI_STORE": store}, piped)
 
 
 def _store(environ: Mapping[str, str]) -> str:
@@ -132,11 +135,14 @@ def _environment(one: Account, more: Mapping[str, str]) -> dict[str, str]:
     return {**found, "HOME": one.home, "USER": one.name, "LOGNAME": one.name, **more}
 
 
-def run_as(one: Account, words: list[str], more: Mapping[str, str]) -> int:
+def run_as(one: Account, words: list[str], more: Mapping[str, str], piped: bool = False) -> int:
     """Run udi with `words` as another account and return its status; raises OSError.
 
     What it prints is root's terminal's to show, not to obey: it comes through pipes, plain.
+    `piped`: it reads root's standard input, where that is a pipe or a file: neither leads further.
     """
+    kind = os.fstat(0).st_mode if piped else 0
+    given = 0 if stat.S_ISFIFO(kind) or stat.S_ISREG(kind) else -1
     environ = _environment(one, more)
     try:
         here = os.getcwd()
@@ -146,7 +152,8 @@ def run_as(one: Account, words: list[str], more: Mapping[str, str]) -> int:
     pid = os.fork()
     if pid == 0:
         try:
-            for fd, target in ((os.open("/dev/null", os.O_RDWR), 0), (out[1], 1), (err[1], 2)):
+            source = os.open("/dev/null", os.O_RDWR) if given < 0 else given
+            for fd, target in ((source, 0), (out[1], 1), (err[1], 2)):
                 os.dup2(fd, target)
             account.become(one)
             if os.getppid() == parent:
