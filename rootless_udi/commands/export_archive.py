@@ -156,6 +156,7 @@ def _config(facts: dict[str, Any], diff_id: str) -> dict[str, Any]:
         "User": facts.get("user"),
         "Labels": facts.get("labels"),
         "Volumes": {name: {} for name in facts.get("volumes") or ()},
+        "ExposedPorts": {name: {} for name in facts.get("ports") or ()},
     }
     here = platform_of(os.uname().machine)
     found = {

@@ -24,6 +24,7 @@ from typing import Any
 from rootless_udi.base.records import Record
 from rootless_udi.forecast import (
     abilities,
+    asis,
     command,
     finding,
     gpucode_check,
@@ -55,6 +56,9 @@ CHECKS: tuple[Check, ...] = (
     gpucode_cuda.check,
     gpucode_check.check,
     isa.check,
+    asis.run,
+    asis.rights,
+    asis.configuration,
 )
 """In the order in which a launch would fail: the report keeps it."""
 

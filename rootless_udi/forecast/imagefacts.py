@@ -16,6 +16,7 @@ from typing import Any
 
 from rootless_udi.base.process import tell
 from rootless_udi.forecast import imagetree
+from rootless_udi.forecast.asis_facts import AsIsFacts
 from rootless_udi.forecast.gpucode import GpuCode
 from rootless_udi.forecast.isa_signs import IsaSigns
 from rootless_udi.forecast.needs import FileContent, Gatherer, ImageEntry, Unreadable
@@ -23,7 +24,7 @@ from rootless_udi.forecast.programfacts import ProgramFacts
 from rootless_udi.mpi_inject.libraries.image_facts import Inspector
 from rootless_udi.plan.image import Image
 
-GATHERERS: tuple[type[Gatherer], ...] = (ProgramFacts, GpuCode, IsaSigns)
+GATHERERS: tuple[type[Gatherer], ...] = (ProgramFacts, GpuCode, IsaSigns, AsIsFacts)
 """Each is shown all of an image once; `needs` says how."""
 
 _KEPT = 64

@@ -124,7 +124,7 @@ def _tried(theirs: Processor, one: isa_run.Trial, there: Evidence) -> CheckFindi
     """Return the finding of a run."""
     asked = one.asked
     if stands_for(theirs):
-        done = isa_run.native(one)
+        done = isa_run.native(one, isa_run.wants_writable(one))
         if not done.illegal:
             return _seen(done, asked, there, "on this CPU, which has nothing that the site's lacks")
     qemu = asked.memo.setdefault("qemu", isa_qemu.InstalledQemu(isa_qemu.found()))

@@ -6,7 +6,7 @@ import tempfile
 from rootless_udi.base.records import Record
 from rootless_udi.forecast import imagetree, isa_shim
 from rootless_udi.forecast.asked import Asked
-from rootless_udi.forecast.isa_process import REFUSED, Outcome, WatchedRun
+from rootless_udi.forecast.isa_process import ENDED, REFUSED, Outcome, WatchedRun
 from rootless_udi.plan.options import FLAG, LIST, OPTIONS, Request
 
 _INSIDE = "/.udi-check"
@@ -80,13 +80,25 @@ def native(trial: Trial, writable: bool = False) -> Outcome:
     return done
 
 
+def wants_writable(trial: Trial) -> bool:
+    """Tell whether a command ends well only if it may write into the image. Raises as `run`."""
+    first = native(trial)
+    if trial.asked.request.writable or first.fine or first.state != ENDED or first.illegal:
+        return False
+    return native(trial, writable=True).fine
+
+
 def emulated(trial: Trial, emulator: Emulator) -> Outcome:
-    """Run a command under qemu, once for each CPU; a second time to see what was refused."""
+    """Run a command under qemu, once for each CPU; a second time to see what was refused.
+
+    The root is writable where `wants_writable` says so.
+    """
     key, memo = f"run as {emulator.cpu}", trial.asked.memo
     if key not in memo:
-        done = run(trial, emulator)
+        writable = wants_writable(trial)
+        done = run(trial, emulator, writable)
         if done.illegal:
-            again = run(trial, emulator, log=True)
+            again = run(trial, emulator, writable, log=True)
             done = again if again.illegal else done
         memo[key] = done
     done = memo[key]

@@ -36,6 +36,7 @@ def facts(
         "user": config.user,
         "labels": dict(config.labels),
         "volumes": list(config.volumes),
+        "ports": list(config.ports),
         "layers": [layer.digest for layer in resolved.manifest.layers],
         "history": _history(resolved),
         "mount_points": summary.mount_points,

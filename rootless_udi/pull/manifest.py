@@ -86,6 +86,8 @@ class Config(Record):
     user: str = ""
     labels: tuple[tuple[str, str], ...] = ()
     volumes: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
+    """EXPOSE: "80/tcp"."""
     history: tuple[tuple[str, str, bool], ...] = ()
     """(created, created by, has no layer), the lowest first."""
 
@@ -293,6 +295,7 @@ def config(
         user=_text(run.get("User"), "User", what),
         labels=tuple(sorted(labels.items())),
         volumes=tuple(sorted(_keys(run.get("Volumes"), "Volumes", what))),
+        ports=tuple(sorted(_keys(run.get("ExposedPorts"), "ExposedPorts", what))),
         history=_history(document.get("history")),
     )
 
