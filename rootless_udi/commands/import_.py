@@ -4,7 +4,7 @@ import os
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import say, tell
-from rootless_udi.commands.common import enroot, names, newfile
+from rootless_udi.commands.common import enroot, names, newfile, singularity
 from rootless_udi.commands.common.given import Arguments, image_stores, opened
 from rootless_udi.commands.common.parsers import Parsers, command
 from rootless_udi.commands.tag import new_name
@@ -12,13 +12,13 @@ from rootless_udi.config import load
 from rootless_udi.plan.image import Image
 from rootless_udi.plan.reference import Platform, parse_platform, platform_of
 from rootless_udi.plan.site import Site
-from rootless_udi.store import adding, inside, resolve
+from rootless_udi.store import adding, inside, resolve, sif
 from rootless_udi.store.store import Store, discard
 
 
 def add(commands: Parsers) -> None:
     """Add the parser of `udi import`."""
-    one = command(commands, "import", import_, "put a squashfs file into the store")
+    one = command(commands, "import", import_, "put a squashfs or SIF file into the store")
     one.add_argument("file")
     one.add_argument("name", nargs="?", metavar="NAME", help="what the file says it is, without it")
 
@@ -32,10 +32,45 @@ def import_(arguments: Arguments) -> int:
     that image.
     """
     site = load.load(os.environ)
+    store = Store(image_stores(site)[0])
+    if sif.is_sif(arguments.file):
+        return _of_sif(arguments, site, store)
     image = resolve.local(arguments.file, os.path.abspath(arguments.file))
     if not image.path:
         raise UdiError(f"{arguments.file} is a directory", "udi-run takes it as it is")
-    store = Store(image_stores(site)[0])
+    return _put(arguments, site, store, image)
+
+
+def _of_sif(arguments: Arguments, site: Site, store: Store) -> int:
+    """Import the root file system of a SIF file, with what it says of itself."""
+    if not arguments.name:
+        raise UdiError(f"{arguments.file} does not say what image it is of", "udi import FILE NAME")
+    new_name(arguments.name, site)
+    store.create()
+    copy = store.temporary("blobs", f"sha256:{os.urandom(32).hex()}")
+    with opened(arguments.file) as source, newfile.ending():
+        part = sif.primary(source.fileno(), arguments.file)
+        if part.signed:
+            tell("its signatures are not checked")
+        try:
+            with open(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+                source.seek(part.offset)
+                left = part.size
+                while left and (data := source.read(min(left, 1 << 20))):
+                    out.write(data)
+                    left -= len(data)
+            image = resolve.local(arguments.file, copy)
+            facts = singularity.facts(copy)
+            if part.architecture:
+                facts["architecture"] = part.architecture
+            return _put(arguments, site, store, image.replace(facts=facts))
+        except OSError as error:
+            raise store.refused(f"importing {arguments.file}", error) from None
+        finally:
+            discard(copy)
+
+
+def _put(arguments: Arguments, site: Site, store: Store, image: Image) -> int:
     name = _name_for(arguments, image, site)
     store.create()
     with opened(image.path) as source:

@@ -1,5 +1,6 @@
 """udi pull: an image of a registry, layout or archive, into the user's store."""
 
+import argparse
 import os
 import sys
 
@@ -17,6 +18,7 @@ from rootless_udi.commands.tag import new_name
 from rootless_udi.config import load
 from rootless_udi.plan.reference import Platform, Reference
 from rootless_udi.plan.site import Site
+from rootless_udi.store import sif
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,6 +49,10 @@ def add(commands: Parsers) -> None:
 
 def pull(arguments: Arguments) -> int:
     """udi pull: print the digest; everything else is on standard error."""
+    if sif.is_sif(arguments.image):
+        from rootless_udi.commands import import_
+
+        return import_.import_(argparse.Namespace(file=arguments.image, name=arguments.name))
     site = load.load(os.environ)
     piped = arguments.image == "-"
     reference = _PIPE if piped else parsed_reference(arguments.image, site)

@@ -164,6 +164,9 @@ def parse(text: str, default_registry: str = DOCKER_HUB) -> Reference:
     if colon and prefix in ("id", *_DIGEST_LENGTHS) and _is_hex_digest(prefix, rest):
         digest = f"sha256:{rest}" if prefix == "id" else text
         return Reference("store", digest, digest=digest)
+    if text.endswith(".sif"):
+        # No image itself, and no name of one: whoever opens it says what to do.
+        return Reference("path", text, path=text)
     if "://" in text:
         raise UdiError(f"image reference {text!r}: no URL can be used here", _FORMS)
     if text.endswith(SQUASHFS_SUFFIXES):

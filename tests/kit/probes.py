@@ -92,6 +92,8 @@ PROBES: dict[str, Callable[[], bool]] = {
     "gcc": _command("gcc"),
     "aarch64": _command("aarch64-linux-gnu-gcc", "qemu-aarch64-static"),
     "joiner": (TREE / "build/joiner/udi-run").exists,
+    # Put there by bench/get-peers.
+    "apptainer": _command("/opt/peers/root/usr/bin/apptainer"),
     "bwrap": _command("bwrap"),
     "musl": _command("musl-gcc"),
     "slurm": _command("srun", "slurmctld", "slurmd", "munged"),

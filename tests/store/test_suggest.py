@@ -9,7 +9,7 @@ from rootless_udi.store import find, suggest
 from tests.conftest import User
 
 FILES = {
-    "a SIF file": (32, b"SIF_MAGIC", "apptainer sif dump"),
+    "a SIF file": (32, b"SIF_MAGIC", "udi import "),
     "a tar file": (257, b"ustar", "docker-archive:"),
     "an ISO image": (32769, b"CD001", "mount it"),
     "an ext file system": (1080, b"\x53\xef", "mount it"),

@@ -23,6 +23,7 @@ from rootless_udi.base.privilege import refuse_privilege
 from rootless_udi.base.process import complain, tell
 from rootless_udi.commands.common.given import Arguments
 from rootless_udi.config import load
+from rootless_udi.store import sif
 
 ITSELF = {
     *("bundle", "completion", "config.check", "config.compile", "config.import", "config.show"),
@@ -80,6 +81,12 @@ def serve(
         return run_as(account.account(getattr(arguments, "user", "") or "nobody"), words, {})
     if name not in OWNER:
         refuse_privilege("udi")
+    file = getattr(arguments, {"import": "file", "pull": "image"}.get(name, ""), "")
+    if file and sif.is_sif(file):
+        raise UdiError(
+            f"importing {file} runs its environment scripts, and root runs nothing of an image",
+            "do it as an ordinary user; udi export makes a squashfs file of it, which root imports",
+        )
     store = _store(os.environ)
     one = _owner(store)
     if not getattr(arguments, "quiet", False):

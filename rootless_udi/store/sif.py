@@ -1,0 +1,112 @@
+"""Apptainer's and Singularity's files: find the root file system in a SIF file.
+
+https://github.com/apptainer/sif: a header of 128 bytes, descriptors of 585 bytes, and the data that
+they point to; integers are little-endian. Of the data only the primary system partition is of use
+here, a squashfs file. Every number comes from outside and is checked.
+"""
+
+import os
+import struct
+
+from rootless_udi.base import trust
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.records import Record
+
+MAGIC, MAGIC_AT = b"SIF_MAGIC\0", 32
+_HEADER = struct.Struct("<32s10s3s3s16s8q")
+_DESCRIPTOR = struct.Struct("<i?3I7q128s384s")
+_MOST = 4096
+"""Most descriptors that are looked at; apptainer makes files with 48."""
+_PARTITION, _SIGNATURE = 0x4004, 0x4005
+_SQUASHFS, _PRIMARY = 1, 2
+_KINDS = {2: "ext3", 3: "an archive", 4: "raw data", 5: "an encrypted squashfs"}
+_MACHINES = {
+    b"01": "386",
+    b"02": "amd64",
+    b"03": "arm",
+    b"04": "arm64",
+    b"05": "ppc64",
+    b"06": "ppc64le",
+    b"11": "s390x",
+    b"12": "riscv64",
+}
+
+
+class Partition(Record):
+    """A root file system in a SIF file: bytes `offset` to `offset` + `size` are a squashfs file.
+
+    `architecture` is Go's name of the machine, "" for one that is not known. `signed`: the file has
+    signatures, which are not checked.
+    """
+
+    offset: int
+    size: int
+    architecture: str
+    signed: bool
+
+
+def is_sif(path: str) -> bool:
+    """Tell whether a file begins as a SIF file does; False for what can't be read."""
+    try:
+        fd = trust.regular(path)
+    except OSError:
+        return False
+    try:
+        return os.pread(fd, len(MAGIC), MAGIC_AT) == MAGIC
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def primary(fd: int, path: str) -> Partition:
+    """Return the primary system partition of the SIF file open at `fd`.
+
+    Raises UdiError where the file is damaged, has none, or one that is no squashfs; OSError.
+    """
+    length = os.fstat(fd).st_size
+    head = os.pread(fd, _HEADER.size, 0)
+    if len(head) < _HEADER.size or head[MAGIC_AT : MAGIC_AT + len(MAGIC)] != MAGIC:
+        raise _damaged(path, "it has no whole header")
+    _, _, version, _, _, _, _, _, total, at, span, _, _ = _HEADER.unpack(head)
+    if version[:2] != b"01":
+        raise UdiError(
+            f"reading {path} failed: it is a SIF file of version {version[:2]!r}, and 01 is known",
+            "apptainer build NEW.sif OLD.sif writes it anew",
+        )
+    if not 0 <= total <= _MOST or at < _HEADER.size or span < 0:
+        raise _damaged(path, f"its header names {total} descriptors at byte {at}")
+    found: list[Partition] = []
+    other, signed = "", False
+    for number in range(total):
+        data = os.pread(fd, _DESCRIPTOR.size, at + number * _DESCRIPTOR.size)
+        if len(data) < _DESCRIPTOR.size:
+            raise _damaged(path, f"descriptor {number + 1} of {total} is beyond its end")
+        kind, used, _, _, _, offset, size, *_, extra = _DESCRIPTOR.unpack(data)
+        signed = signed or (used and kind == _SIGNATURE)
+        if not used or kind != _PARTITION:
+            continue
+        system, part = struct.unpack_from("<ii", extra)
+        if part != _PRIMARY:
+            continue
+        if offset < _HEADER.size or size <= 0 or offset + size > length:
+            raise _damaged(path, f"its partition is at {offset}+{size}, and it has {length} bytes")
+        if system != _SQUASHFS:
+            other = _KINDS.get(system, f"of type {system}")
+            continue
+        found.append(Partition(offset, size, _MACHINES.get(extra[8:10], ""), False))
+    if len(found) > 1:
+        raise _damaged(path, "it has two primary system partitions")
+    if not found:
+        why = f"its root file system is {other}" if other else "it has no root file system"
+        raise UdiError(
+            f"reading {path} failed: {why}",
+            "build it without encryption: apptainer build NEW.sif OLD.sif"
+            if other
+            else "a SIF file for data alone is no image",
+        )
+    return found[0].replace(signed=signed)
+
+
+def _damaged(path: str, why: str) -> UdiError:
+    return UdiError(f"reading {path} failed: {why}", "the file is damaged: copy it again")
