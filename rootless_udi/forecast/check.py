@@ -54,9 +54,9 @@ CHECKS: tuple[Check, ...] = (
     abilities.gpus_given,
     abilities.wants_gpu,
     gpucode_cuda.check,
-    gpucode_check.check,
     isa.check,
     asis.run,
+    gpucode_check.check,
     asis.rights,
     asis.configuration,
 )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rootless_udi.base.records import Record
-from rootless_udi.forecast import gpucode_cuda
+from rootless_udi.forecast import gpucode_cuda, isa_process
 from rootless_udi.forecast import gpucode_rules as rules
 from rootless_udi.forecast.asked import Asked
 from rootless_udi.forecast.finding import (
@@ -80,7 +80,7 @@ def check(site: Capture, facts: Mapping[str, Any], asked: Asked) -> Iterator[Che
         return
     here = [vendor for vendor in vendors if any(gpu.get("vendor") == vendor for gpu in gpus)]
     if not here:
-        yield _elsewhere(files, vendors, gpus, wants)
+        yield _elsewhere(files, vendors, gpus, wants, asked)
     for vendor in here:
         for gpu in _distinct(gpus, vendor):
             yield from _judge(files, vendor, gpu, wants, gpucode_cuda.driver(site, facts))
@@ -113,6 +113,7 @@ def _elsewhere(
     vendors: list[str],
     gpus: list[dict[str, Any]],
     wants: bool,
+    asked: Asked,
 ) -> CheckFinding:
     """Return the finding for an image whose code is for no maker's GPUs that the site has."""
     made = " and ".join(NAMES[vendor] for vendor in vendors)
@@ -124,6 +125,10 @@ def _elsewhere(
         )
         remedy = f"use a site with GPUs of {made}, or an image for those of {have or 'none'}"
         return CheckFinding(_NAME, FAILS, what, _files(files), site, remedy)
+    ran = asked.memo.get("run")
+    if isinstance(ran, isa_process.Outcome) and ran.fine:
+        what = f"it has code for GPUs of {made}; the command ran here without any, as it will there"
+        return CheckFinding(_NAME, RUNS, what, _files(files), site)
     what = (
         f"it has code for GPUs of {made}, which the site has not; no file says whether it does"
         " without"

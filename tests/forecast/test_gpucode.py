@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rootless_udi.forecast import gpucode_check, gpucode_cuda
+from rootless_udi.forecast import gpucode_check, gpucode_cuda, isa_process
 from rootless_udi.forecast.asked import Asked
 from rootless_udi.forecast.finding import FAILS, RUNS, UNKNOWN, UNLOOKED, WITH, CheckFinding, worst
 from rootless_udi.forecast.gpucode import GpuCode
@@ -348,6 +348,14 @@ def test_options_and_absent_gpus() -> None:
     assert worst(looked(site([{"vendor": "nvidia"}]), code)) == UNKNOWN
     assert worst(looked(site([A100]), None)) == UNKNOWN
     assert worst(looked(site([A100]), gathered())) == RUNS
+
+
+def test_a_command_that_ran_without_a_gpu_does_so_elsewhere() -> None:
+    code = {"forecast": {"gpucode": gathered(library("/a", kit.fatbin("sm_80")))}}
+    for outcome, verdict in (("ended", RUNS), ("running", UNKNOWN)):
+        memo: dict[str, Any] = {"run": isa_process.Outcome(outcome)}
+        asked = Asked("image", "/image", Request(command=("/a",)), memo)
+        assert worst(gpucode_check.check(site([]), code, asked)) == verdict
 
 
 def test_damage_is_no_promise() -> None:
