@@ -4,9 +4,10 @@ import os
 
 from rootless_udi.base import jsontext
 from rootless_udi.base.errors import plain
-from rootless_udi.base.process import page
+from rootless_udi.base.process import complain, page
 from rootless_udi.commands.common.containers import Container, containers, short
 from rootless_udi.commands.common.given import Arguments
+from rootless_udi.commands.common.mixed import mixed
 from rootless_udi.commands.common.parsers import Parsers, add_json, command
 
 
@@ -26,6 +27,13 @@ def ps(arguments: Arguments) -> int:
         page("".join(f"{short(one.name)}\n" for one in found))
     else:
         page(_table(found))
+    for job, rank, pid, program in mixed(found):
+        complain(
+            "udi",
+            f"rank {rank} of {job} (process {pid}, {program}) is in none of its containers: MPI "
+            "can't reach from one into the other's memory",
+            'start it by udi-run too, or see "Ranks outside" in docs/launchers.md',
+        )
     return 0
 
 

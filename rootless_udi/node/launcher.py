@@ -32,11 +32,12 @@ RANKS = ("PMIX_RANK", "PMI_RANK", "PMI_ID", "OMPI_COMM_WORLD_RANK", "PMI_FD")
 """Variables of PMI and PMIx that tell a rank from its launcher."""
 
 
-def launcher(environ: "Mapping[str, str]", share: str) -> str:
+def launcher(environ: "Mapping[str, str]", share: str, parent: int = 0) -> str:
     """Return a name for what started this process and its peers on this node; "" if nothing did.
 
     That is a Slurm or PALS step; else a PBS, Grid Engine or LSF job and the launcher's process;
-    else, where variables of PMI or PMIx are set, the launcher's process alone.
+    else, where variables of PMI or PMIx are set, the launcher's process alone. `environ` may be
+    another process's, with its `parent`.
     """
     if share == "off":
         return ""
@@ -58,21 +59,21 @@ def launcher(environ: "Mapping[str, str]", share: str) -> str:
     elif get("LSB_JOBID"):
         job = f"lsf {get('LSB_JOBID')}.{get('LSB_JOBINDEX', '0')}"
     if ranked is not None:
-        pid, start = _starter(f"{ranked}={environ[ranked]}")
+        pid, start = _starter(f"{ranked}={environ[ranked]}", parent or os.getppid())
     elif job:
-        pid, start = os.getppid(), started(os.getppid())
+        pid = parent or os.getppid()
+        start = started(pid)
     else:
         return ""
     return f"{job or 'mpi'} {pid}.{start}"
 
 
-def _starter(mark: str) -> tuple[int, int]:
+def _starter(mark: str, pid: int) -> tuple[int, int]:
     """Return (pid, start) of the nearest ancestor whose environment lacks `mark`, NAME=VALUE.
 
-    Each rank may have been started by a wrapper script of its own. The launcher is the first
-    process above them that is no rank itself.
+    `pid` is the parent, where the search begins. Each rank may have been started by a wrapper
+    script of its own. The launcher is the first process above them that is no rank itself.
     """
-    pid = os.getppid()
     wanted = mark.encode("utf-8", "surrogateescape")
     while pid > 1:
         try:

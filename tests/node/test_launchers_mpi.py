@@ -11,6 +11,7 @@ from tests.conftest import User
 from tests.kit import mpiprogs
 from tests.kit.mpiprogs import KINDS, Kind, Result, contained, parse
 from tests.kit.nodes import Leftovers, counted, servers
+from tests.kit.places import TREE
 
 pytestmark = pytest.mark.needs("userns", "fuse", "mksquashfs", "mmdebstrap")
 
@@ -92,6 +93,27 @@ def test_ranks_of_two_requests_reach_each_others_memory(
     assert len({mnt for _, mnt in result.namespaces.values()}) == 2
     assert set(result.vm_readv.values()) == {"ok"}
     assert ("pingpong", 4 << 20) in result.times
+
+
+OUTSIDE = {
+    "UCX_POSIX_USE_PROC_LINK": "n",
+    "UCX_TLS": "^cma",
+    "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
+    "OMPI_MCA_smsc": "^cma",
+}
+"""The settings of docs/launchers.md for a bare rank beside one in a container."""
+
+
+@kinds
+def test_a_bare_rank_beside_one_in_a_container(user: User, left: Leftovers, kind: Kind) -> None:
+    """With the settings that keep MPI from the other's memory, messages of every size arrive."""
+    page = (TREE / "docs/launchers.md").read_text()
+    assert all(f"`{name}={value}`" in page for name, value in OUTSIDE.items())
+    user.env |= OUTSIDE
+    other = contained(kind, 1, 2)[len(kind.launcher) :]
+    result = run(user, [*mpiprogs.bare(kind, 1, 2), ":", *other])
+    assert result.done and len(set(result.namespaces.values())) == 2
+    assert "EPERM" in result.vm_readv.values()
 
 
 @kinds

@@ -321,6 +321,32 @@ def test_what_is_swept(tmp_path: Path) -> None:
     os.close(directory)
 
 
+# Ranks outside
+
+
+def test_a_bare_rank_beside_one_in_a_container_is_told(
+    user: User, image: Path, left: Leftovers
+) -> None:
+    """Their launcher is the process that started them: the test."""
+    inside = Rank(user, "udi-run", image, env={"PMI_RANK": "0"}).ready()
+    # Behind a wrapper script, which is no rank apart.
+    script = 'exec 3<&0; udi-run "$0" "$@" <&3 & wait $!'
+    wrapped = Rank(user, "sh", "-c", script, image, env={"PMI_RANK": "1"}).ready()
+    done = user.run("udi", "ps")
+    assert (done.returncode, done.stderr) == (0, "")
+    bare = Rank(user, "env", env={"PMI_RANK": "2"}).ready()
+    apart = Rank(user, "udi-run", "--share=off", image, env={"PMI_RANK": "3"}).ready()
+    for option in ("--json", "--names", ""):
+        done = user.run("udi", "ps", *filter(None, [option]))
+        assert done.returncode == 0 and done.stdout
+        for number, one in ((2, bare), (3, apart)):
+            said = f"(process {one.pid}, sh) is in none of its containers: MPI can't reach"
+            assert f"udi: rank {number} of mpi {os.getpid()}." in done.stderr
+            assert said in done.stderr
+        assert done.stderr.count("hint") == 2 and "start it by udi-run too" in done.stderr
+    end(inside, wrapped, bare, apart)
+
+
 # From inside
 
 
