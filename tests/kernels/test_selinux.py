@@ -2,7 +2,8 @@
 
 Linux 6.12 with a small policy (tests/programs/selinux.cil): a domain that may do all, and others
 that lack one permission each of those that a start needs. Linux 6.1 knows no class user_namespace,
-which came with 6.2.
+which came with 6.2. Then Debian's own policy, with its labels on the files: all that users of an
+unconfined domain do, as users are on most machines with SELinux.
 """
 
 import shutil
@@ -31,6 +32,32 @@ LABELLED = """
     cp -a /srv/tree /home/u/tree
     mksquashfs /home/u/tree /home/u/bare.sqfs -quiet -no-progress -xattrs
 """
+DEBIAN = """
+    set -e
+    mount -t selinuxfs s /sys/fs/selinux
+    load_policy
+    setfiles -F /etc/selinux/default/contexts/files/file_contexts \\
+        /usr /etc /home /opt /var /srv /root /tmp /run /dev
+    stat -c %C /usr/bin/mount /dev/fuse
+"""
+USER = "unconfined_u:unconfined_r:unconfined_t:s0"
+AS_USER = f"""
+    # No login brings the kernel's own domain to a user's, so it is entered while all is allowed.
+    echo 0 >/sys/fs/selinux/enforce
+    rm -f /home/u/go
+    (
+        printf {USER} >/proc/self/attr/exec
+        exec setpriv --reuid=1500 --regid=1500 --clear-groups env -i HOME=/home/u USER=u \\
+            PATH=$PATH UDI_STORE=/home/u/store LANG=C.UTF-8 \\
+            sh -c 'until [ -e /home/u/go ]; do sleep 0.1; done; exec "$@"' sh "$@"
+    ) &
+    until grep -q {USER} /proc/$!/attr/current && [ "$(stat -c %u /proc/$!)" = 1500 ]; do
+        sleep 0.1
+    done
+    echo 1 >/sys/fs/selinux/enforce
+    echo >/home/u/go
+    wait $!
+"""
 AS = 'printf system_u:system_r:$1 >/proc/self/attr/exec || exit 99; shift; exec "$@"'
 LABELS = """
     cat /proc/self/attr/current; echo
@@ -43,12 +70,18 @@ WRITE = """
 """
 
 
+def domain(name: str, kind: str, *argv: str) -> vm.Step:
+    """Return a step that runs in a domain of the small policy."""
+    return step(name, "sh", "-c", AS, "sh", kind, *argv)
+
+
+def unconfined(name: str, *argv: str) -> vm.Step:
+    """Return a step that runs as a user of Debian's policy."""
+    return step(name, "sh", "-c", AS_USER, "sh", *argv, user=False)
+
+
 def steps() -> list[vm.Step]:
-    """Return what is run; each of them in the domain that is its first word."""
-
-    def domain(name: str, kind: str, *argv: str) -> vm.Step:
-        return step(name, "sh", "-c", AS, "sh", kind, *argv)
-
+    """Return what is run under the small policy."""
     cache = "--volume=/home/u:/c:perNodeCache=size=1M"
     return [
         step("uname", "uname", "-r"),
@@ -83,14 +116,31 @@ def steps() -> list[vm.Step]:
     ]
 
 
-@pytest.fixture(scope="module")
-def guest(box: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
-    """Everything that the steps did."""
-    work = tmp_path_factory.mktemp("selinux")
+def debians_steps() -> list[vm.Step]:
+    """Return what is run under Debian's policy."""
+    cache = "--volume=/home/u:/c:perNodeCache=size=1M"
+    return [
+        step("bare", "sh", "-c", LABELLED),
+        step("policy", "sh", "-c", DEBIAN, user=False, seconds=400),
+        unconfined("doctor", "udi", "doctor"),
+        unconfined("start", "udi-run", IMAGE, "sh", "-c", LABELS),
+        unconfined("volume", "udi-run", "--volume=/opt:/not/there:ro", BARE, "ls", "/not/there"),
+        unconfined("underlay", "udi-run", "--layer=underlay", BARE, "id", "-u"),
+        unconfined("writable", "udi-run", "--writable", BARE, "sh", "-c", WRITE),
+        unconfined("cache", "udi-run", cache, BARE, "sh", "-c", "echo 1 >/c/f; cat /c/f"),
+        unconfined("ranks", "sh", "-c", EIGHT, "sh", IMAGE),
+        step("log", "sh", "-c", "dmesg | grep 'avc:  denied' | grep permissive=0", user=False),
+    ]
+
+
+def boot(
+    box: Path, work: Path, wanted: list[vm.Step], packages: tuple[str, ...], words: str
+) -> dict[str, Done]:
+    """Return what the steps did on Linux 6.12 with SELinux."""
     tree = work / "tree"
     (tree / "bin").mkdir(parents=True)
     shutil.copy(shutil.which("busybox") or "", tree / "bin/busybox")
-    for name in ("sh", "id", "cat", "ls", "cp", "mkdir", "grep"):
+    for name in ("sh", "id", "cat", "ls", "cp", "mkdir", "grep", "sleep", "readlink"):
         (tree / "bin" / name).symlink_to("busybox")
     (tree / "etc").mkdir()
     (tree / "etc/note").write_text("of the image\n")
@@ -100,18 +150,25 @@ def guest(box: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done
         "/srv/tree": tree,
         "/srv/selinux.cil": PROGRAMS / "selinux.cil",
     }
-    done = vm.boot(
-        "trixie",
-        steps(),
-        work / "boot",
-        files,
-        root="trixie",
-        packages=("secilc",),
-        words="security=selinux selinux=1",
-    )
+    words = f"security=selinux selinux=1 {words}"
+    target = work / "boot"
+    done = vm.boot("trixie", wanted, target, files, root="trixie", packages=packages, words=words)
     for name, one in done.items():
         print(f"-- {name}: {one.status}\n{one.stdout}{one.stderr}")
     return done
+
+
+@pytest.fixture(scope="module")
+def guest(box: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
+    """Everything that was done under the small policy."""
+    return boot(box, tmp_path_factory.mktemp("small"), steps(), ("secilc",), "")
+
+
+@pytest.fixture(scope="module")
+def debian(box: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
+    """Everything that was done under Debian's policy."""
+    work = tmp_path_factory.mktemp("debian")
+    return boot(box, work, debians_steps(), ("selinux-policy-default",), "enforcing=0")
 
 
 pytestmark = [
@@ -177,3 +234,20 @@ def test_a_container_that_is_confined(guest: dict[str, Done]) -> None:
     assert guest["container"].status == 125
     assert "hint: SELinux is in force" in guest["container"].stderr
     assert "; start the container with --security-opt" in guest["container"].stderr
+
+
+def test_debians_policy(debian: dict[str, Done]) -> None:
+    """All of it runs, and nothing at all was denied."""
+    assert debian["policy"].status == 0, debian["policy"]
+    assert "system_u:object_r:mount_exec_t:s0\n" in debian["policy"].stdout
+    assert debian["doctor"].status == 0, debian["doctor"].stdout
+    assert "SELinux: in force; this is the domain unconfined_t\n" in debian["doctor"].stdout
+    label, mounts, new = debian["start"].stdout.replace("\0", "").split()
+    assert (label, new) == (USER, "new") and int(mounts) > 0
+    assert debian["volume"] == Done(0, "udi\n", "")
+    assert debian["underlay"] == Done(0, "1500\n", "")
+    assert debian["writable"] == Done(0, "of the image\nmore\ncopied\n", "")
+    assert debian["cache"] == Done(0, "1\n", "")
+    ranks = debian["ranks"].stdout.split()
+    assert (len(ranks), len(set(ranks))) == (8, 1), debian["ranks"]
+    assert debian["log"].stdout == ""

@@ -442,10 +442,14 @@ def near(family: str) -> str:
 @cache
 def needed_glibc(host: str) -> int:
     """Return the minor number of the glibc that the library of one of HOSTS needs, if Debian's."""
+    folder = Path("/usr/lib/x86_64-linux-gnu")
     name = {"debian-mpich": "libmpich.so.12", "debian-openmpi": "libmpi.so.40"}.get(host)
     if not name:
         return 0
-    argv = ["readelf", "-VW", f"/usr/lib/x86_64-linux-gnu/{name}"]
+    if host == "debian-openmpi" and (folder / "libopen_mpi.so.40").exists():
+        # In Open MPI 6 the library of that name needs this one, in which the work is done.
+        name = "libopen_mpi.so.40"
+    argv = ["readelf", "-VW", str(folder / name)]
     said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     return max(map(int, re.findall(r"GLIBC_2\.(\d+)", said)))
 
