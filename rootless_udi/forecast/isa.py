@@ -142,14 +142,8 @@ def _tried(theirs: Processor, one: isa_run.Trial, there: Evidence) -> CheckFindi
     if done.illegal:
         return _refused(done, theirs, how, asked, there)
     model = how.cpu.partition(",")[0]
-    gaps = [one for one in isa_models.UNCHECKED if one not in theirs.features]
-    as_what = f"under qemu as {theirs.name} ({model}), with all dynamic programs that it starts"
-    if gaps and done.fine:
-        what = (
-            f"it ran {as_what}; but qemu does not refuse {' and '.join(gaps)}, which that CPU lacks"
-        )
-        return CheckFinding(_NAME, UNKNOWN, what, _of(asked), there)
-    return _seen(done, asked, there, as_what)
+    how_run = f"under qemu as {theirs.name} ({model}), with all dynamic programs that it starts"
+    return _seen(done, asked, there, how_run)
 
 
 def _of(asked: Asked, fact: str = "") -> Evidence:
