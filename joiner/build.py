@@ -22,12 +22,12 @@ sys.path.insert(0, str(HERE.parent))
 from rootless_udi.base import process  # noqa: E402
 from rootless_udi.launch.command import SHELL  # noqa: E402
 from rootless_udi.node import launcher, record  # noqa: E402
-from rootless_udi.plan import environment, options  # noqa: E402
+from rootless_udi.plan import environment, keeping, options  # noqa: E402
 
 SOURCES = sorted(HERE.glob("*.c"))
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wno-sign-conversion")
 FLAGS = ("-std=gnu11", "-O2", *WARNINGS)
-VARIABLES = ("image", "module", "mpi", "gpu", "fuse", "layer", "share", "volume")
+VARIABLES = ("image", "module", "mpi", "gpu", "fuse", "layer", "share", "keep", "volume")
 """Options that UDI_NAME stands for (`options.parse`)."""
 
 
@@ -75,6 +75,8 @@ def tables() -> str:
             "#ifndef TABLES_H\n#define TABLES_H\n",
             f'#define RECORD_FORMAT "{record.FORMAT}"',
             f"#define RECORD_MOST {record.MOST}",
+            f"#define KEEP_MOST {keeping.MOST}",
+            f"#define KEEP_PLAIN {quoted(''.join(sorted(keeping.PLAIN)))}",
             f"#define SHELL {quoted(SHELL)}",
             f"#define DEFAULT_PATH {quoted(environment.DEFAULT_PATH)}",
             f"#define COMMANDS {quoted(options.COMMANDS)}",

@@ -55,23 +55,28 @@ static void variables(struct command *command, const struct request *request,
 }
 
 /* The working directory's names: by $PWD where that is it, and the physical one. */
+void current_names(struct list *names, const struct list *caller)
+{
+    struct stat here, there;
+    const char *real = getcwd(NULL, 0), *logical = get_or(caller, "PWD", "");
+    if (real && *logical == '/' && strcmp(real, logical) != 0 && stat(logical, &there) == 0 &&
+        stat(real, &here) == 0 && here.st_dev == there.st_dev && here.st_ino == there.st_ino)
+        push(names, logical);
+    push(names, real ? real : "/");
+}
+
 static void folders(struct command *command, const struct request *request,
                     const struct record *record, const struct list *caller)
 {
     const struct given *workdir = &request->options[O_workdir];
     const char *image = record->workdir ? record->workdir : "";
-    struct stat here, there;
     if (workdir->set) {
         if (!*workdir->value && !*image)
             hand_over();
         push(&command->cwd, *workdir->value ? workdir->value : image);
         return;
     }
-    const char *real = getcwd(NULL, 0), *logical = get_or(caller, "PWD", "");
-    if (real && *logical == '/' && strcmp(real, logical) != 0 && stat(logical, &there) == 0 &&
-        stat(real, &here) == 0 && here.st_dev == there.st_dev && here.st_ino == there.st_ino)
-        push(&command->cwd, logical);
-    push(&command->cwd, real ? real : "/");
+    current_names(&command->cwd, caller);
 }
 
 void prepare(struct command *command, const struct request *request, const struct record *record,

@@ -63,6 +63,10 @@ char *launcher(const struct list *env, const char *share);
 void container_key(const struct request *request, const char *who, const struct list *env,
                    struct text *key, struct text *name);
 
+/* keep.c: who shares a container that waits for the next start; NULL for nobody. */
+char *keep_owner(const struct request *request, const struct list *env);
+void check_keep(const struct request *request);
+
 /* process.c: /proc/PID/stat. */
 bool start_and_parent(long pid, unsigned long long *start, long *parent);
 unsigned long long started(long pid);
@@ -82,6 +86,7 @@ struct record {
     unsigned long long user, mnt;
     struct list before, after; /* op, name, value, op, name, value, ... */
     struct list entrypoint, cmd;
+    struct list same; /* kind, path, state, kind, path, state, ... */
 };
 bool record_read(int directory, const char *name, struct record *record);
 bool record_fits(const struct record *record, const struct text *key);
@@ -97,6 +102,7 @@ void elect(int directory, const char *name);
 void release(void);
 
 /* command.c: what the rank becomes. */
+void current_names(struct list *names, const struct list *caller);
 struct command {
     struct list argv, env, cwd;
 };

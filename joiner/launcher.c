@@ -129,5 +129,6 @@ void container_key(const struct request *request, const char *who, const struct 
     for (size_t i = 0; PLANNED[i]; i++)
         if (get(env, PLANNED[i]))
             part(key, PLANNED[i], get(env, PLANNED[i]));
+    add(name, starts(who, "keep") ? "keep-" : "");
     digest(key, name);
 }

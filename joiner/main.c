@@ -105,7 +105,7 @@ static void show(const struct request *request, const struct list *env, int dire
 }
 
 static void join_or_elect(const struct request *request, const struct list *env,
-                          const struct text *name, const struct text *key)
+                          const struct text *name, const struct text *key, bool build)
 {
     bool alone;
     int directory = place_find(env, false, &alone);
@@ -116,6 +116,8 @@ static void join_or_elect(const struct request *request, const struct list *env,
         try_to_join(request, env, directory, name, key);
         close(directory);
     }
+    if (!build)
+        return;
     directory = place_find(env, true, &alone);
     if (directory < 0 || !alone)
         return;
@@ -148,10 +150,14 @@ int main(int argc, char **argv)
     environment_read(&env, environ);
     parse(&request, argv + 1, &env);
     const struct given *share = &request.options[O_share];
-    char *who = launcher(&env, share->set ? share->value : "auto");
-    if (who) {
-        container_key(&request, who, &env, &key, &name);
-        join_or_elect(&request, &env, &name, &key);
+    const struct given *keep = &request.options[O_keep];
+    char *who = launcher(&env, share->set ? share->value : "auto"), *kept = NULL;
+    /* Without --keep the site's configuration may have kept one: that can be joined. */
+    if (keep->set ? strspn(keep->value, "0") != strlen(keep->value) : !who)
+        kept = keep_owner(&request, &env);
+    if (kept || who) {
+        container_key(&request, kept ? kept : who, &env, &key, &name);
+        join_or_elect(&request, &env, &name, &key, keep->set || who);
     }
     hand_over();
 }

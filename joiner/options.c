@@ -134,6 +134,7 @@ void parse(struct request *request, char **argv, const struct list *env)
         if (request->options[for_python[i]].set)
             hand_over();
     from_variables(request, env);
+    check_keep(request);
     struct given *image = &request->options[O_image];
     if (!image->set) {
         if (!*rest || !**rest)

@@ -39,6 +39,50 @@ static void operation(struct list *list, char *value, size_t length)
     push(list, text_of(what, length - (size_t)(what - value)));
 }
 
+static void same(struct list *list, char *value, size_t length)
+{
+    char *path = memchr(value, 0, length), *state = NULL;
+    if (path)
+        state = memchr(path + 1, 0, length - (size_t)(path + 1 - value));
+    if (!state)
+        damaged();
+    push(list, value);
+    push(list, path + 1);
+    push(list, text_of(state + 1, length - (size_t)(state + 1 - value)));
+}
+
+/* What tells a file from another one, and a changed one; `state_of` of node/record.py. */
+static char *state_of(const char *kind, const char *path)
+{
+    struct stat found;
+    struct text text = {0};
+    if (strcmp(kind, "variable") == 0)
+        return getenv(path) ? getenv(path) : JOIN("");
+    int flags = strcmp(kind, "link") == 0 ? AT_SYMLINK_NOFOLLOW : 0;
+    if (fstatat(AT_FDCWD, path, &found, flags))
+        return JOIN("-");
+    add_number(&text, found.st_dev);
+    add(&text, " ");
+    add_number(&text, found.st_ino);
+    if (strcmp(kind, "place") == 0)
+        return text.at;
+    add(&text, " ");
+    add_number(&text, (unsigned long long)found.st_size);
+    add(&text, " ");
+    add_number(&text, (unsigned long long)found.st_mtim.tv_sec * 1000000000 +
+                          (unsigned long long)found.st_mtim.tv_nsec);
+    return text.at;
+}
+
+static bool is_unchanged(const struct record *record)
+{
+    const struct list *list = &record->same;
+    for (size_t i = 0; i < list->count; i += 3)
+        if (strcmp(state_of(list->at[i], list->at[i + 1]), list->at[i + 2]) != 0)
+            return false;
+    return true;
+}
+
 static void once(char **where, char *value)
 {
     if (!*where)
@@ -51,6 +95,8 @@ static void field(struct record *record, char *name, char *value, size_t length)
         operation(&record->before, value, length);
     else if (strcmp(name, "after") == 0)
         operation(&record->after, value, length);
+    else if (strcmp(name, "same") == 0)
+        same(&record->same, value, length);
     else if (strcmp(name, "entrypoint") == 0)
         push(&record->entrypoint, text_of(value, length));
     else if (strcmp(name, "cmd") == 0)
@@ -138,7 +184,8 @@ bool record_read(int directory, const char *name, struct record *record)
 bool record_fits(const struct record *record, const struct text *key)
 {
     if (!record->request || record->request_length != key->length ||
-        memcmp(record->request, key->at, key->length) != 0 || (record->dead && *record->dead))
+        memcmp(record->request, key->at, key->length) != 0 || (record->dead && *record->dead) ||
+        !is_unchanged(record))
         return false;
     const char *server = record->server ? record->server : "", *blank = strchr(server, ' ');
     unsigned long long pid, start_time;

@@ -45,19 +45,20 @@ def run(argv: "list[str]") -> int:
 
         request, defined = edf.apply(request, environ)
     own = defined + command.own_variables(request)
-    who = launcher.launcher(environ, request.share or "auto")
-    name, key = launcher.key(request, who, environ) if who else ("", "")
+    who, kept = owners(request, environ)
+    name, key = launcher.key(request, kept or who, environ) if kept or who else ("", "")
     if environ.get("UDI_JOIN_PLAN") == "1":
         from rootless_udi.launch import joinplan
 
         return joinplan.show(request, environ, own, name, key)
-    if who and request.explain is None:
+    if name and request.explain is None:
         # Who comes with the lock has looked, and is to build.
         if "lock" not in sys._xoptions:
             _join(request, environ, own, name, key)
-        from rootless_udi.launch import shared
+        if who or request.keep is not None:
+            from rootless_udi.launch import shared
 
-        return shared.run(request, environ, own, who, name, key)
+            return shared.run(request, environ, own, kept or who, name, key)
     helper = None
     place = "", -1, ""
     fields: dict[str, str] = {}
@@ -71,9 +72,39 @@ def run(argv: "list[str]") -> int:
     from rootless_udi.launch import facts
 
     found = facts.find(request, environ, who, helper)
+    if helper and found.site.keep and request.keep is None:
+        from rootless_udi.node.kept import owner
+
+        if kept := owner(request, environ):
+            # The site keeps containers: this one is to be found by its record, as one of ranks.
+            helper.close()
+            from rootless_udi.launch import shared
+
+            name, key = launcher.key(request, kept, environ)
+            return shared.run(request, environ, own, kept, name, key)
     from rootless_udi.launch import container
 
     return container.run(request, environ, own, place, fields, found, helper)
+
+
+def owners(request: options.Request, environ: "dict[str, str]") -> tuple[str, str]:
+    """Return who shares the request's container: its launcher, and the starts for which it is kept.
+
+    Each is "" for nobody. Whether a start without --keep may join a kept container is looked for
+    only where there is one: the site's configuration, which no joiner reads, has kept it.
+    """
+    who = launcher.launcher(environ, request.share or "auto")
+    plain = not who and request.keep is None and request.share != "off"
+    if plain and environ.get("UDI_JOIN_PLAN") != "1":
+        _, directory = places.find(environ, make=False)
+        plain = directory >= 0 and any(n.startswith("keep-") for n in os.listdir(directory))
+        if directory >= 0:
+            os.close(directory)
+    if not plain and not (request.keep or "").strip("0"):
+        return who, ""
+    from rootless_udi.node import kept
+
+    return who, kept.owner(request, environ)
 
 
 def _alone(environ: "dict[str, str]") -> "tuple[tuple[str, int, str], dict[str, str]]":
@@ -107,7 +138,7 @@ def _join(
     os.close(directory)
     if record is None:
         return
-    if record.get("request") == key and not record.lost():
+    if record.get("request") == key and not record.lost() and not record.changed():
         command.enter(record, fd, request, environ, own)
     os.close(fd)
 

@@ -8,7 +8,7 @@ from rootless_udi.base.errors import BYTES, OURS, UdiError, disk_hint, plain, re
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 
 _THREADS = "a limit of processes may be reached (ulimit -u), or clone3 is refused: see `udi doctor`"
@@ -187,6 +187,25 @@ def say(line: str) -> None:
 def page(text: str) -> None:
     """Print a text, plain but for newlines, tabs and the bytes of files' names."""
     print(plain(text, keep=f"\n\t{BYTES}"), end="")
+
+
+def current(environ: "Mapping[str, str]") -> "list[str]":
+    """Return the names of the working directory: $PWD if that is another name of it, and its path.
+
+    $PWD may lead there through links; the path has none. Return "/" if the directory was deleted.
+    """
+    try:
+        real = os.getcwd()
+    except OSError:
+        return ["/"]
+    logical = environ.get("PWD", "")
+    try:
+        if logical.startswith("/") and logical != real and os.path.samefile(logical, real):
+            return [logical, real]
+    except OSError:
+        # $PWD names a folder that is gone, or that can't be looked at.
+        pass
+    return [real]
 
 
 def start_and_parent(pid: int) -> tuple[int, int]:

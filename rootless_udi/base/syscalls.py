@@ -42,6 +42,8 @@ _OPEN_TREE_CLONE = 1
 _BOTH_EMPTY_PATH = 0x4 | 0x40  # MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
 
 # prctl(2)
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
@@ -60,6 +62,8 @@ Some of them may also be the call's own answer. Then the older way is tried, and
 
 # inotify(7)
 IN_CLOEXEC = os.O_CLOEXEC
+IN_MODIFY = 0x2
+IN_DELETE_SELF = 0x400
 IN_ONLYDIR = 0x01000000
 IN_UNMOUNT = 0x2000
 

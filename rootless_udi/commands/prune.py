@@ -70,8 +70,8 @@ def _chosen(store: Store, found: list[Use], before: float, wanted: int) -> list[
 
 
 def _idle(found: list[Use]) -> list[Use]:
-    """Return those that no container on this node uses now."""
+    """Return those that no container on this node uses now; one that waits will not be joined."""
     from rootless_udi.commands.common.containers import containers
 
-    living = {one.digest for one in containers(dict(os.environ))}
+    living = {one.digest for one in containers(dict(os.environ)) if one.members}
     return [use for use in found if use.entry.image.digest not in living]

@@ -39,7 +39,7 @@ def ps(arguments: Arguments) -> int:
 
 def _table(found: list[Container]) -> str:
     """Return the containers as a table for a person; the header alone where there are none."""
-    rows = [("NAME", "IMAGE", "JOB", "MEMBERS", "AGE", "SERVER", "MEMORY")]
+    rows = [("NAME", "IMAGE", "JOB", "MEMBERS", "AGE", "WAITS", "SERVER", "MEMORY")]
     for one in found:
         rows.append(
             (
@@ -48,6 +48,7 @@ def _table(found: list[Container]) -> str:
                 one.job or "-",
                 str(len(one.members)),
                 age(one.age),
+                "-" if one.waits is None else f"{age(one.waits)} of {age(one.keep)}",
                 one.server if not one.trouble else f"dead: {one.trouble}",
                 f"{one.memory / 1024:.1f} MiB" if one.memory else "-",
             )

@@ -45,6 +45,7 @@ from rootless_udi.commands import (
     share,
     shell,
     site,
+    stop,
     tag,
     tags,
     update,
@@ -57,7 +58,7 @@ from rootless_udi.version import VERSION
 COMMANDS = (
     *(run, shell, pull, images, rm, prune, df, verify, tag, export, import_, history),
     *(update, search, tags),
-    *(inspect, login, logout, extract, ps, exec_, bundle, profile, optimize, completion),
+    *(inspect, login, logout, extract, ps, exec_, stop, bundle, profile, optimize, completion),
     *(config, mpi, gpu, doctor, site, check, jupyter, gateway, share),
 )
 """The modules of the commands, in the order of --help."""

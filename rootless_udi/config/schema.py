@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.plan import modules, sizes, volumes
+from rootless_udi.plan import keeping, modules, sizes, volumes
 from rootless_udi.plan.steps import Env
 
 Check = Callable[[Any], Any]
@@ -207,6 +207,7 @@ SITE_KEYS: dict[str, tuple[str, Check]] = {
     "state.directories": ("state_directories", paths),
     "user.cwd": ("cwd", truth),
     "user.home": ("home", truth),
+    "user.keep": ("keep", integer(0, keeping.MOST)),
     "server.program": ("server", text),
     "server.squashfuse": ("squashfuse", path),
     "server.options": ("server_options", texts),

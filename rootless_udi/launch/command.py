@@ -21,7 +21,7 @@ from errno import (
 )
 
 from rootless_udi.base.errors import NOT_EXECUTABLE, NOT_FOUND, UdiError
-from rootless_udi.base.process import complain
+from rootless_udi.base.process import complain, current
 from rootless_udi.node.record import NodeRecord, first_to_tell, join
 from rootless_udi.plan import environment
 from rootless_udi.plan.options import Request
@@ -171,25 +171,6 @@ def planned(
     words = argv(request, defaults)
     env = variables(environ, request, defaults, own)
     return words, env, workdir(request, defaults, current(environ))
-
-
-def current(environ: "dict[str, str]") -> "list[str]":
-    """Return the names of the working directory: $PWD if that is another name of it, and its path.
-
-    $PWD may lead there through links; the path has none. Return "/" if the directory was deleted.
-    """
-    try:
-        real = os.getcwd()
-    except OSError:
-        return ["/"]
-    logical = environ.get("PWD", "")
-    try:
-        if logical.startswith("/") and logical != real and os.path.samefile(logical, real):
-            return [logical, real]
-    except OSError:
-        # $PWD names a folder that is gone, or that can't be looked at.
-        pass
-    return [real]
 
 
 def arrive(request: Request, names: "list[str]") -> tuple[str, str]:

@@ -3,7 +3,7 @@
 import os
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.base.process import complain
+from rootless_udi.base.process import complain, current
 from rootless_udi.host.facts import look
 from rootless_udi.launch import command, execute, inject
 from rootless_udi.launch.facts import StartFacts
@@ -11,6 +11,7 @@ from rootless_udi.node import publish
 from rootless_udi.plan import folder, planner, volumes
 from rootless_udi.plan.options import Request
 from rootless_udi.plan.planner import Plan
+from rootless_udi.plan.steps import Directory, File, Mount, Symlink
 from rootless_udi.store import find, resolve
 
 TYPE_CHECKING = False
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
+    from rootless_udi.launch.holding import Hold
     from rootless_udi.node.election import Election
     from rootless_udi.plan.environment import Operation
     from rootless_udi.plan.pernodecache import FileCache
     from rootless_udi.plan.site import Site
-    from rootless_udi.plan.steps import Mount
     from rootless_udi.plan.volumes import Volume
     from rootless_udi.serve.helper import Helper
 
@@ -63,15 +64,16 @@ def build(
     helper: "Helper",
     election: "Election | None" = None,
     spaces: "tuple[int, int] | None" = None,
+    keep: int = 0,
 ) -> "NoReturn":
     """Make the container, write its record and become the command.
 
     `place` is where the record goes: path and descriptor of the state directory, and the record's
     name. `fields` are the record's request, job and token (`node.record`), `spaces` the launcher's
-    user namespaces (`node.pair`), None for some of its own.
+    user namespaces (`node.pair`), None for some of its own. The container waits `keep` seconds for
+    the next start.
     """
     _bundle()
-    path, directory, name = place
     made = prepare(request, environ, found)
     for text in () if request.quiet else made.warnings:
         complain("udi-run", f"warning: {text}")
@@ -84,21 +86,22 @@ def build(
     )
     words = command.argv(request, defaults)
     env = command.variables(environ, request, defaults, own)
-    names = command.workdir(request, defaults, command.current(environ))
+    names = command.workdir(request, defaults, current(environ))
     if made.root.server == "directory" and made.digest:
         _extract(made, resolve.all_stores(found.site, environ))
-    if made.hooks:
-        # Import before pivot_root(2): afterwards our files may be unreachable.
+    if made.hooks:  # before pivot_root(2): afterwards our files may be unreachable
         from rootless_udi.launch import hooks
+    hold = _hold(request, environ, found, made, keep) if keep else None
+    helper.keeps = hold is not None
     execute.run(made, helper, spaces)
-    server = helper.answer()
+    helper.answer()
     if made.hooks:
         # Hooks run once in a container; the ranks that join find what they prepared.
         hooks.run(made.hooks, env, request.module is not None, request.verbose)
     folder, lost = command.arrive(request, names)
-    if directory >= 0:
+    if place[1] >= 0:
         try:
-            publish.write(directory, path, name, made, fields, server, told=bool(lost))
+            _publish(place, made, fields, helper, hold, bool(lost))
         except UdiError:
             if election is not None:
                 raise
@@ -106,13 +109,38 @@ def build(
     if election is not None:
         election.release()
     if request.verbose:
-        _say(made)
-        if found.image.facts.get("user"):
-            who = f"USER {found.image.facts['user']} is ignored: you are you"
-            complain("udi-run", f"the image's {who}")
+        _say(made, found)
     if lost:
         complain("udi-run", *command.outside(request, lost, environ))
     command.execute(words, env, folder)
+
+
+def _publish(
+    place: tuple[str, int, str],
+    made: Plan,
+    fields: dict[str, str],
+    helper: "Helper",
+    hold: "Hold | None",
+    told: bool,
+) -> None:
+    """Write the container's record, with the process that keeps it. Raises UdiError."""
+    path, directory, name = place
+    pin = helper.keep(hold.seconds, hold.job) if hold else ""
+    if hold and pin:
+        fields = {**fields, "keep": str(hold.seconds)}
+    same = hold.same if hold else ()
+    publish.write(directory, path, name, made, fields, helper.answer(), told, pin, same)
+
+
+def _hold(
+    request: Request, environ: "dict[str, str]", found: StartFacts, made: Plan, keep: int
+) -> "Hold | None":
+    from rootless_udi.launch import holding
+
+    if any(not isinstance(step, Mount | File | Symlink | Directory) for step in made.steps):
+        # A perNodeCache, in words that `plan.keeping` does not know.
+        return None
+    return holding.hold(request, environ, found, made, keep)
 
 
 def prepare(request: Request, environ: "dict[str, str]", found: StartFacts) -> Plan:
@@ -132,7 +160,7 @@ def prepare(request: Request, environ: "dict[str, str]", found: StartFacts) -> P
 
         injections += (shifterconfig.injection(request, image, found.root, facts),)
     homes = (os.path.realpath(home), os.path.normpath(home))
-    folders = folder.wanted(request, site, command.current(environ), homes)
+    folders = folder.wanted(request, site, current(environ), homes)
     sources = look(planner.wanted(site, mounts, injections, folders))
     caches = _caches(mounts, site, environ)
     return planner.build(
@@ -194,5 +222,8 @@ def _extract(made: Plan, stores: "tuple[str, ...]") -> None:
     find.check_tree(made.root.path, stores)
 
 
-def _say(made: Plan) -> None:
+def _say(made: Plan, found: StartFacts) -> None:
     complain("udi-run", f"image {made.image} ({made.digest or 'no digest'}): {made.root.reason}")
+    if found.image.facts.get("user"):
+        who = f"USER {found.image.facts['user']} is ignored: you are you"
+        complain("udi-run", f"the image's {who}")

@@ -54,4 +54,5 @@ def _record(environ: "dict[str, str]", name: str, key: str) -> NodeRecord | None
     if record is None:
         return None
     os.close(fd)
-    return record if record.get("request") == key and not record.lost() else None
+    fits = record.get("request") == key and not record.lost() and not record.changed()
+    return record if fits else None

@@ -75,23 +75,31 @@ def _build(
 
     me = os.getpid()
     place = election.path, election.directory, election.name
-    fields = {"request": key, "job": who, "token": f"{me}.{process.started(me)}"}
+    waits, job = who.startswith("keep"), who.partition("\n")[0]
+    fields = {"request": key, "job": job, "token": f"{me}.{process.started(me)}"}
     # The helper is started first, as in `rootless_udi.run`: it loads the image server meanwhile.
     helper = Helper((election.path, election.name, fields["token"]))
     election.make()
-    from rootless_udi.idmap import userns
+    spaces = None
+    if not waits:
+        # In no bundle: each module there is a stat more for all starts.
+        from rootless_udi.idmap import userns
+        from rootless_udi.node import pair
 
-    # In no bundle: each module there is a stat more for all starts.
-    from rootless_udi.node import pair
-
-    # Before it plans: builders of other requests wait no longer than it takes to find it.
-    spaces = pair.take(election, who, lambda: userns.make(os.getuid(), os.getgid()))
+        # Before it plans: builders of other requests wait no longer than it takes to find it.
+        spaces = pair.take(election, who, lambda: userns.make(os.getuid(), os.getgid()))
     from rootless_udi.launch import facts
 
-    known = facts.find(request, environ, who, helper)
+    # The starts of a kept container are no ranks: a missing image may be pulled.
+    known = facts.find(request, environ, "" if waits else who, helper)
+    keep = 0
+    if waits or request.keep is not None or known.site.keep:
+        from rootless_udi.launch.holding import seconds
+
+        keep = seconds(request, known.site, environ, election.directory)
     from rootless_udi.launch import container
 
-    more = election, spaces
+    more = election, spaces, keep
     return container.build(request, environ, own, place, fields, known, helper, *more)
 
 
@@ -105,7 +113,7 @@ def _record(election: Election, key: str) -> tuple[NodeRecord, int] | None:
         if record is None:
             continue
         lost = record.lost()
-        if not lost and record.get("request") == key:
+        if not lost and record.get("request") == key and not record.changed():
             return record, fd
         _say_why_rebuilt(record, lost)
         os.close(fd)

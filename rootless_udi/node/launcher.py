@@ -68,6 +68,13 @@ def launcher(environ: "Mapping[str, str]", share: str, parent: int = 0) -> str:
     return f"{job or 'mpi'} {pid}.{start}"
 
 
+def ranked(environ: "Mapping[str, str]") -> bool:
+    """Tell whether this process is a rank: of a step of Slurm or PALS, or by PMI or PMIx."""
+    get = environ.get
+    step = get("SLURM_JOB_ID") and get("SLURM_STEP_ID") and get("SLURM_PROCID")
+    return bool(step or get("PALS_APID")) or any(name in environ for name in RANKS)
+
+
 def _starter(mark: str, pid: int) -> tuple[int, int]:
     """Return (pid, start) of the nearest ancestor whose environment lacks `mark`, NAME=VALUE.
 
@@ -116,7 +123,9 @@ def key(request: Request, who: str, environ: "Mapping[str, str]") -> tuple[str, 
     parts += [f"{name}={environ[name]}" for name in PLANNED if name in environ]
     # What no argument and no variable can hold: no two requests come to one text.
     text = "\0".join(parts)
-    return digest(text.encode("utf-8", "surrogateescape")), text
+    name = digest(text.encode("utf-8", "surrogateescape"))
+    # Who may look for a kept container sees by the names whether there is any.
+    return f"keep-{name}" if who.startswith("keep") else name, text
 
 
 def _relative(image: str) -> bool:

@@ -26,12 +26,15 @@ def write(
     fields: "dict[str, str]",
     server: str,
     told: bool = False,
+    pin: str = "",
+    same: "Iterable[str]" = (),
 ) -> None:
     """Write the record of the caller's container, with the caller as its first member.
 
     `fields` are its keys request, token and job. `server` is "PID START" of the image server, which
     may not be visible from inside the container (proc(5), hidepid). `told`: this rank has said, for
-    all, that its folder is not inside. Raises UdiError where the file can't be written.
+    all, that its folder is not inside. `pin` is "PID START" of the process that keeps a container,
+    `same` the files on which it depends. Raises UdiError where the file can't be written.
     """
     spaces = {kind: os.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("user", "mnt")}
     pairs = [
@@ -48,11 +51,15 @@ def write(
         *(("entrypoint", word) for word in plan.entrypoint),
         *(("cmd", word) for word in plan.command),
         ("workdir", plan.workdir),
+        *([("pin", pin)] if pin else []),
+        *(("same", one) for one in same),
     ]
     me = os.getpid()
     said = TOLD + b"\n" if told else b""
-    tail = b"%d %d\n%s" % (me, process.started(me), said)
-    _replace(directory, path, name, content(pairs, tail))
+    # The pin is the first: a rank that joins tries the last member and the first.
+    first = f"{pin}\n".encode() if pin else b""
+    tail = b"%s%d %d\n%s" % (first, me, process.started(me), said)
+    replace(directory, path, name, content(pairs, tail))
 
 
 def content(pairs: "Iterable[tuple[str, str]]", tail: bytes) -> bytes:
@@ -64,7 +71,8 @@ def content(pairs: "Iterable[tuple[str, str]]", tail: bytes) -> bytes:
     return b"udi %d %d\n%s%s" % (FORMAT, len(head), head, tail)
 
 
-def _replace(directory: int, path: str, name: str, data: bytes) -> None:
+def replace(directory: int, path: str, name: str, data: bytes) -> None:
+    """Write a record in place of what is there. Raises UdiError."""
     new = f"{name}.new"
     try:
         if len(data) > MOST // 2:
@@ -123,7 +131,7 @@ def _mark(directory: int, path: str, name: str, record: NodeRecord, why: str) ->
     head = [(key, value) for key, values in record.lists.items() for value in values]
     members = b"".join(b"%d %d\n" % pair for pair in reversed([*record.newest()]))
     try:
-        _replace(directory, path, name, content([*head, ("dead", why)], members))
+        replace(directory, path, name, content([*head, ("dead", why)], members))
     except UdiError:
         # It can't be noted: without the record nobody joins a container that has no server.
         os.unlink(file_of(name), dir_fd=directory)

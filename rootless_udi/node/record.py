@@ -12,6 +12,9 @@ Keys: request (all that the container depends on), token (of this container), im
 started (seconds), user and mnt (inode numbers of the namespaces), server (PID START), rung
 (its name), before, after (op, name and value of an operation on the environment, with NUL
 between), entrypoint, cmd, workdir. `dead` says how the image server has ended while members live.
+A kept container (`node.kept`) has `keep` (seconds), `pin` (PID START of the process that keeps it,
+its first member) and `same`: kind, path and state of a file, with NUL between; or a variable's name
+and value. Where one of these is not in that state any more, nobody joins.
 Among the members there are lines that begin with `told`: the rank of the first one has said that
 the ranks' folder is not inside.
 
@@ -93,6 +96,15 @@ class NodeRecord:
             return self.get("dead") or "it has ended"
         return self.get("dead")
 
+    def changed(self) -> str:
+        """Return the first file that is not as it was when the container was made; "" for none."""
+        for text in self.lists.get("same", []):
+            kind, _, rest = text.partition("\0")
+            path, _, was = rest.partition("\0")
+            if state_of(kind, path) != was:
+                return path
+        return ""
+
     def _operations(self, key: str) -> list[tuple[str, str, str]]:
         split = [line.split("\0", 2) for line in self.lists.get(key, [])]
         if any(one[0] not in OPERATIONS for one in split):
@@ -122,6 +134,22 @@ class NodeRecord:
             end = begin - 1
             if pair is not None and pair[1]:
                 yield pair
+
+
+def state_of(kind: str, path: str) -> str:
+    """Return what tells a file at `path` from another one, and a changed one; "-" for none.
+
+    `kind` is "file", "link" for the link itself, and "place" for what may change within. For a
+    "variable" it is the value of the one that `path` names.
+    """
+    if kind == "variable":
+        return os.environ.get(path, "")
+    try:
+        found = os.lstat(path) if kind == "link" else os.stat(path)
+    except OSError:
+        return "-"
+    state = f"{found.st_dev} {found.st_ino}"
+    return state if kind == "place" else f"{state} {found.st_size} {found.st_mtime_ns}"
 
 
 def _text(data: bytes) -> str:

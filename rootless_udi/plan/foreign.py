@@ -149,7 +149,7 @@ COMMANDS = {
     "create": "a container begins with its command: udi-run IMAGE COMMAND",
     "start": "a container begins with its command: udi-run IMAGE COMMAND",
     "instance": "a container begins with its command: udi-run IMAGE COMMAND &",
-    "stop": "a container is its command: kill the process, which udi ps names",
+    "stop": "one that is kept: udi stop NAME; else kill the process, which udi ps names",
     "kill": "a container is its command: kill the process, which udi ps names",
     "logs": "a container's output is its command's: redirect it",
     "compose": "each command is run by itself: udi-run IMAGE COMMAND",

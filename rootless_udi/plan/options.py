@@ -107,6 +107,7 @@ OPTIONS = (
     ),
     Option("device", LIST, "VENDOR/CLASS=NAME", "a device by its CDI name"),
     Option("share", VALUE, "HOW", "one container for a node's ranks: auto, off, NAME"),
+    Option("keep", VALUE, "SECONDS", "the container waits so long for the next start to join it"),
     Option(
         "fuse", VALUE, "SERVER", "who serves the image: auto, udi, squashfuse_ll, directory, ..."
     ),
@@ -178,6 +179,7 @@ class Request(Record):
     gpu: str | None = None
     device: tuple[str, ...] = ()
     share: str | None = None
+    keep: str | None = None
     fuse: str | None = None
     layer: str | None = None
     trace: str | None = None
@@ -195,11 +197,12 @@ class Request(Record):
 def parse(argv: "list[str]", environ: "dict[str, str]") -> Request:
     """Return the request of a command line, `argv` without the program's name.
 
-    The variables UDI_IMAGE, UDI_EDF, UDI_VOLUME, UDI_MODULE, UDI_MPI, UDI_GPU, UDI_FUSE, UDI_LAYER
-    and UDI_SHARE stand for options that are not given; a plugin of the workload manager may set
-    them. If --image, --edf or one of their variables names the image, all words after the options
-    are the command. Else the first is the image, and a "--" may follow it. Options and commands of
-    other tools are replaced as `foreign` says. Raises UdiError for what is not understood.
+    The variables UDI_IMAGE, UDI_EDF, UDI_VOLUME, UDI_MODULE, UDI_MPI, UDI_GPU, UDI_FUSE,
+    UDI_LAYER, UDI_SHARE and UDI_KEEP stand for options that are not given; a plugin of the workload
+    manager may set them. If --image, --edf or one of their variables names the image, all words
+    after the options are the command. Else the first is the image, and a "--" may follow it.
+    Options and commands of other tools are replaced as `foreign` says. Raises UdiError for what is
+    not understood.
     """
     values: dict[str, object] = {}
     named = bool(environ.get("UDI_IMAGE") or environ.get("UDI_EDF"))
@@ -209,7 +212,8 @@ def parse(argv: "list[str]", environ: "dict[str, str]") -> Request:
         from rootless_udi.plan import foreign
 
         rest = _options(foreign.command(rest), values, named)
-    for name in ("image", "edf", "module", "mpi", "gpu", "fuse", "layer", "share"):
+    keep = "keep" in values
+    for name in ("image", "edf", "module", "mpi", "gpu", "fuse", "layer", "share", "keep"):
         text = environ.get("UDI_" + name.upper())
         if text and name not in values:
             values[name] = text
@@ -221,6 +225,10 @@ def parse(argv: "list[str]", environ: "dict[str, str]") -> Request:
     request = Request(image=image, command=tuple(rest), **values)  # type: ignore[arg-type]
     if not image and request.edf is None and not (request.help or request.version):
         raise UdiError("no image is given", "udi-run [OPTIONS] IMAGE [COMMAND [ARG...]]")
+    if request.keep is not None:
+        from rootless_udi.plan import keeping
+
+        keeping.check(request, asked=keep)
     return request
 
 

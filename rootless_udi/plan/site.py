@@ -89,6 +89,8 @@ class Site(Record):
     """Whether the caller's folder is mounted at its own path: see `rootless_udi.plan.folder`."""
     home: bool = False
     """Whether the caller's home directory is mounted at its own path."""
+    keep: int = 0
+    """Seconds for which a container waits for the next start: see `rootless_udi.node.kept`."""
     etc: tuple[tuple[str, str], ...] = (
         ("hosts", "/etc/hosts"),
         ("resolv.conf", "/etc/resolv.conf"),

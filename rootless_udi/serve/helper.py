@@ -18,6 +18,7 @@ from rootless_udi.serve.programs import command
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
+    from collections.abc import Callable
 
     from rootless_udi.plan.image import Root
     from rootless_udi.plan.start import Start
@@ -30,7 +31,8 @@ _LIMITS = "a limit may be reached: of processes (ulimit -u, the job's), or of me
 class Helper:
     """udi-run's side of the helper.
 
-    `known` is the path of what an earlier such start read (`serve.prefetch`), "" for none.
+    `known` is the path of what an earlier such start read (`serve.prefetch`), "" for none; `keeps`
+    says, before `hand_over`, that `keep` will be called.
     """
 
     def __init__(self, place: "Place") -> None:
@@ -42,6 +44,7 @@ class Helper:
         self._server = ""
         self._said = ""
         self.known = self._key = self._keep = ""
+        self.keeps = False
         self._mine, theirs = pair()
         self._source, source = pair()
         outside.arguments()
@@ -104,6 +107,7 @@ class Helper:
                 # The server could not open the image, and has sent the reason, which `failure`
                 # reads.
                 pass
+        kinds += "k" if self.keeps else ""
         what = root.server, kinds, root.path, root.program, self.known, self._key, self._keep
         try:
             send(self._mine, (*what, *root.options), fds)
@@ -133,6 +137,25 @@ class Helper:
             if self._said.startswith("pid "):
                 self._server = self._said[4:]
         return self._server
+
+    def keep(self, seconds: int, job: tuple[int, int]) -> str:
+        """Have the caller's container kept for the next start (`serve.keeper`); call this inside.
+
+        `job` is the batch job's first process (pid, start). Returns "PID START" of the process that
+        keeps it; "" where none could be started, or the helper is dead.
+        """
+        spaces = [
+            os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in ("user", "mnt")
+        ]
+        try:
+            send(self._mine, ("keep", str(seconds), *map(str, job)), spaces)
+            said, _ = receive(self._mine)
+        except OSError:
+            return ""
+        finally:
+            for fd in spaces:
+                os.close(fd)
+        return said[len("pin ") :]
 
     def failure(self, root: "Root") -> str:
         """Return why the image server does not serve; for a reader that got ENOTCONN."""
@@ -175,10 +198,11 @@ def work(sock: "_socket.socket", source: "_socket.socket", place: "Place", launc
     fuse = fds.pop(0) if "f" in kinds else None
     if server == "udi":
         tell(sock, f"pid {child} {started(child)}")
-    if known:
-        _, fds = receive(sock)
-        if fds:
-            _ask_ahead(known, path, key, fds, watch)
+    asked = _asked(sock, known, path, key, watch) if known else ("", [])
+
+    hold = _holder(sock, "k" in kinds, asked, place)
+    if server == "udi":
+        hold(child)
     ended, status = os.wait()
     while ended != child:
         ended, status = os.wait()
@@ -195,10 +219,11 @@ def work(sock: "_socket.socket", source: "_socket.socket", place: "Place", launc
             prefetch.drop(place[0], keep, child)
     elif fuse is None:
         tell(sock, "pid ")
+        hold(0)
     else:
         from rootless_udi.plan.image import Root
 
-        why = _program(sock, Root(server, path, program, options=tuple(options)), fuse)
+        why = _program(sock, Root(server, path, program, options=tuple(options)), fuse, hold)
     if why:
         _lost(place, why, sock, launcher)
     sock.close()
@@ -207,6 +232,37 @@ def work(sock: "_socket.socket", source: "_socket.socket", place: "Place", launc
         os.read(watch, 4096)
     if watch is not None or fuse is not None or server == "udi":
         _end(place)
+
+
+def _asked(
+    sock: "_socket.socket", known: str, path: str, key: str, watch: int | None
+) -> tuple[str, list[int]]:
+    """Start the process that prefetches if udi-run asks for it; return the message if it is another
+    one, else ("", [])."""
+    said, fds = receive(sock)
+    if said != "ask":
+        return said, fds
+    _ask_ahead(known, path, key, fds, watch)
+    return "", []
+
+
+def _holder(
+    sock: "_socket.socket", kept: bool, asked: tuple[str, list[int]], place: "Place"
+) -> "Callable[[int], None]":
+    """Return a function that keeps the container where udi-run asks for it, until it is to end.
+
+    `asked` is udi-run's message if it has come, else ("", []). The function gets the id of the
+    image server's process, 0 for none.
+    """
+
+    def hold(served: int) -> None:
+        said, fds = asked if asked[0] or not kept else receive(sock)
+        if said:
+            from rootless_udi.serve import keeper
+
+            keeper.hold(sock, said, fds, place, served)
+
+    return hold
 
 
 def _lost(place: "Place", why: str, sock: "_socket.socket", launcher: int) -> None:
@@ -265,8 +321,11 @@ def _ask_ahead(known: str, image: str, key: str, fds: list[int], watch: int | No
         os.close(fd)
 
 
-def _program(sock: "_socket.socket", root: "Root", fuse: int) -> str:
-    """Run another program as image server on the connection `fuse`; return why it failed, or ""."""
+def _program(sock: "_socket.socket", root: "Root", fuse: int, hold: "Callable[[int], None]") -> str:
+    """Run another program as image server on the connection `fuse`; return why it failed, or "".
+
+    `hold` is called with its process's id once it runs.
+    """
     program, argv = command(root, f"/dev/fd/{fuse}")
     os.set_inheritable(fuse, True)
     # Its standard error goes to memory and not to a pipe, which nobody would read before the end:
@@ -283,6 +342,7 @@ def _program(sock: "_socket.socket", root: "Root", fuse: int) -> str:
     finally:
         os.close(fuse)
     tell(sock, f"pid {pid} {started(pid)}")
+    hold(pid)
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     if code == 0:

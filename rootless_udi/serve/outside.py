@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     """Where a container's record is: (path of the state directory, the record's name, the
     container's token, see `node.record`). The path is "" where there is no record."""
 
-HELPER, SERVER, AHEAD = "udi-helper", "udi-image", "udi-ahead"
+HELPER, SERVER, AHEAD, PIN = "udi-helper", "udi-image", "udi-ahead", "udi-keep"
 """The processes' names in ps(1); at most 15 bytes."""
 LISTED, CHECKED = "listed", "checked"
 """How our server checks an image's windows: it must have a list of them, or where it has one."""

@@ -197,7 +197,16 @@ def test_ps_lists_a_running_container(user: User, box: Path) -> None:
     (row,) = [row for row in rows if row["image"] == str(box)]
     assert row["members"] == [process.pid] and row["memory"] > 0
     table = user.run("udi", "ps").stdout.splitlines()
-    assert table[0].split() == ["NAME", "IMAGE", "JOB", "MEMBERS", "AGE", "SERVER", "MEMORY"]
+    assert table[0].split() == [
+        "NAME",
+        "IMAGE",
+        "JOB",
+        "MEMBERS",
+        "AGE",
+        "WAITS",
+        "SERVER",
+        "MEMORY",
+    ]
     assert any(line.split()[:2] == [f"alone-{process.pid}", str(box)] for line in table)
     process.communicate("\n", timeout=120)
 

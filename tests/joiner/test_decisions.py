@@ -15,10 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from joiner import build
+from rootless_udi import run
 from rootless_udi.base import process
 from rootless_udi.base.errors import UdiError
 from rootless_udi.launch import command, joinplan
 from rootless_udi.node import launcher, publish
+from rootless_udi.node.record import state_of
 from rootless_udi.plan import options
 from tests.kit.places import TREE
 
@@ -71,11 +73,16 @@ def decided(argv: list[str], env: dict[str, str]) -> "tuple[int, Fields]":
         if request.help or request.version:
             return 0, []
         own = command.own_variables(request)
-        who = launcher.launcher(env, request.share or "auto")
-        name, key = launcher.key(request, who, env) if who else ("", "")
+        name, key = called(request, env)
         return 0, fields(joinplan.plan(request, env, own, name, key))
     except UdiError as error:
         return error.status, []
+
+
+def called(request: options.Request, env: dict[str, str]) -> tuple[str, str]:
+    """Return the container's name and the text of what it depends on."""
+    who, kept = run.owners(request, env)
+    return launcher.key(request, kept or who, env) if kept or who else ("", "")
 
 
 def same(argv: list[str], env: dict[str, str]) -> str:
@@ -94,7 +101,22 @@ def same(argv: list[str], env: dict[str, str]) -> str:
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8)
 VALUE = TEXT | st.sampled_from(
-    ["0", "1,2", "all", "none", " void", "a=b", "GPU-1, 1", "/", "/usr", "x.sqfs", "auto", "\u0664"]
+    [
+        "0",
+        "1,2",
+        "all",
+        "none",
+        " void",
+        "a=b",
+        "GPU-1, 1",
+        "30",
+        "-1",
+        "/",
+        "/usr",
+        "x.sqfs",
+        "auto",
+        "\u0664",
+    ]
 )
 BARE = [f"-{o.short}" for o in options.OPTIONS if o.short]
 LONG = [f"--{o.name}" for o in options.OPTIONS if o.name not in ("share", "env-file", "edf")]
@@ -111,7 +133,7 @@ WORD = (
 NAMES = [
     *("PATH", "PWD", "HOME", "LD_PRELOAD"),
     *("CONDA_PREFIX", "BASH_FUNC_ml%%", "PYTHONPATH", "UDI_IMAGE"),
-    *("UDI_VOLUME", "UDI_MPI", "UDI_LAYER", "UDI_MODULE"),
+    *("UDI_VOLUME", "UDI_MPI", "UDI_LAYER", "UDI_MODULE", "UDI_KEEP"),
     *("NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PALS_APID"),
     *("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "SLURMD_NODENAME"),
     *("A", "B"),
@@ -121,10 +143,17 @@ ENVIRON = st.dictionaries(NAME, VALUE, max_size=8)
 OPERATION = st.builds(
     "{}\0{}\0{}".format, st.sampled_from(["set", "unset", "append", "prepend"]), NAME, VALUE
 )
+SAME = st.builds(
+    "{}\0{}\0{}".format,
+    st.sampled_from(["file", "link", "place", "variable", "x"]),
+    st.sampled_from(["/", "/etc/passwd", "/none", "/proc/self/exe"]) | TEXT,
+    st.sampled_from(["-", "1 2", state_of("place", "/"), state_of("file", "/etc/passwd")]) | TEXT,
+)
 RECORD = st.lists(
     st.tuples(st.sampled_from(["before", "after"]), OPERATION)
     | st.tuples(st.sampled_from(["entrypoint", "cmd", "workdir"]), VALUE)
     | st.tuples(st.sampled_from(["dead", "server", "image", "x"]), st.just("") | VALUE)
+    | st.tuples(st.just("same"), SAME)
     | st.tuples(st.just("server"), st.sampled_from([ALIVE, "4194303 7", "1 1 1", "0 1"])),
     max_size=8,
 )
@@ -167,7 +196,7 @@ def test_both_decide_alike(
     env = environment(place, more)
     try:
         request = options.parse(argv, env)
-        name, key = launcher.key(request, launcher.launcher(env, request.share or ""), env)
+        name, key = called(request, env)
     except UdiError:
         name, key = "x", ""
     write(place, name, [("request", key), ("user", "1"), ("mnt", "2"), *record], damage)
@@ -198,11 +227,60 @@ def usual(place: Path, argv: list[str], record: bool) -> dict[str, str]:
     more = {"PWD": "/nowhere", "CUDA_X": "1", "NVIDIA_VISIBLE_DEVICES": " 1 , GPU-x", "B": ""}
     env = environment(place, {**more, "PMI_RANK": "1", "LD_PRELOAD": "x", "LMOD_x": "y"})
     request = options.parse(argv, env)
-    name, key = launcher.key(request, launcher.launcher(env, request.share or ""), env)
+    name, key = called(request, env)
     pairs = [("request", key), ("user", "1"), ("mnt", "2"), ("server", ALIVE), ("workdir", "/w")]
     pairs += [("before", "set\0A\0x"), ("before", "append\0B\0y"), ("after", "prepend\0B\0\0z")]
     write(place, name if record else "other", [*pairs[:-1], ("entrypoint", "/e")], None)
     return env
+
+
+KEPT = [
+    ["--keep=30", "img.sqfs"],
+    ["--keep", "030", "img"],
+    ["--keep=0", "img"],
+    ["img"],
+    ["--share=auto", "--keep=5", "--no-cwd", "img"],
+    ["--keep=5", "--shifter", "img"],
+    ["--keep=5", "--home", "img"],
+    ["--keep=5", "-V.HERE.", "img"],
+    ["--keep=5", "-V.HERE./:.HERE./:ro", "-V/x:/y", "img"],
+    ["--keep=5", "-V.HERE.:/work", "img"],
+    ["--keep=5", "-V/:/", "img"],
+    ["--keep=5", "--share=job", "--writable", "img"],
+    ["--keep=5", "--share=job", "-V/tmp:/x:perNodeCache=size=1M", "img"],
+]
+BY_PYTHON = [
+    ["--keep=-5", "img"],
+    ["--keep=86401", "img"],
+    ["--keep=1.5", "img"],
+    ["--keep=99999999999999999999", "img"],
+    ["--keep=5", "--writable", "img"],
+    ["--keep=5", "--trace=/x", "img"],
+    ["--keep=5", "--pull=always", "img"],
+    ["--keep=5", "--share=off", "img"],
+    ["--keep=5", "-V/tmp:/x:perNodeCache=size=1M", "img"],
+]
+STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}
+JOBS = [{}, {"JOB_ID": "7"}, {"SLURM_JOB_ID": "7"}, STEP, {"PWD": "/tmp"}]
+
+
+@pytest.mark.parametrize("argv", [*KEPT, *BY_PYTHON], ids=" ".join)
+def test_kept_containers_are_found_alike(place: Path, argv: list[str]) -> None:
+    """With what is mounted unchanged, and with something changed; and where nothing is kept."""
+    words = [word.replace(".HERE.", os.getcwd()) for word in argv]
+    mount = str(place.parent)
+    for more in JOBS:
+        for state in (state_of("place", mount), state_of("file", mount), "-", None):
+            env = environment(place, {"PWD": os.getcwd(), **more})
+            try:
+                name, key = called(options.parse(words, env), env)
+            except UdiError:
+                name, key = "x", ""
+            pairs = [("request", key), ("user", "1"), ("mnt", "2")]
+            pairs += [("same", f"place\0{mount}\0{state}")] if state else []
+            write(place, name or "x", pairs, None)
+            by = same(words, env)
+            assert by == ("" if argv in BY_PYTHON else "c" if name else "python")
 
 
 @pytest.mark.slow
@@ -241,9 +319,9 @@ def test_launchers_are_told_alike(place: Path, more: dict[str, str], wrapped: bo
     answers = [asked((*script, *program), ["img"], env) for program in ((C,), PYTHON)]
     who = [found.pop(0)[1] for _, found, _ in answers]
     requests = [dict(found).get("request", "") for _, found, _ in answers]
-    if wrapped and not set(more) & {*launcher.RANKS, "PALS_APID", "SLURM_PROCID"}:
+    if wrapped and "LSB_JOBID" in more:
         # The launcher is the shell above, another one each time.
-        assert bool(requests[0]) is bool(requests[1]) is ("LSB_JOBID" in more)
+        assert requests[0] and requests[1]
     else:
         assert answers[0] == answers[1]
     assert who == ["c" if requests[0] else "python", "python"]

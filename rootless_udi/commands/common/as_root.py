@@ -42,6 +42,7 @@ REFUSED = {
     *("check", "exec", "login", "logout", "mpi.capture", "profile", "ps", "run", "shell"),
     *("gateway.audit", "gateway.serve", "gateway.token", "share"),
     "site.add_site",
+    "stop",
 }
 """An ordinary user's own affair, or a program of an image runs."""
 

@@ -11,7 +11,7 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import complain
 from rootless_udi.base.records import Record
 from rootless_udi.node import places
-from rootless_udi.node.record import NodeRecord, file_of, living, read_record
+from rootless_udi.node.record import NodeRecord, file_of, living, member, read_record
 from rootless_udi.node.sweep import sweep
 
 _DIGITS = 12
@@ -23,7 +23,8 @@ class Container(Record):
 
     `name` and `directory` say where its record is; `members` are process ids, `age` is in seconds,
     `memory` in KiB is that of its image server (0: it has none), `trouble` says how the server has
-    died.
+    died. `keep` is for how many seconds it waits for the next start (0: it is not kept), `waits`
+    for how many it does so now, None while it has members; `pin` is the process that keeps it.
     """
 
     name: str
@@ -36,12 +37,17 @@ class Container(Record):
     memory: int
     directory: str
     trouble: str = ""
+    keep: int = 0
+    waits: int | None = None
+    pin: tuple[int, int] = (0, 0)
 
 
 def short(name: str) -> str:
-    """Return a container's name as `udi ps` shows it: the first digits, or alone-PID."""
-    kind, dash, rest = name.partition("-")
-    return f"{kind}-{rest.partition('-')[0]}" if dash else name[:_DIGITS]
+    """Return a container's name as `udi ps` shows it: its first digits, or alone-PID."""
+    if name.startswith("alone-"):
+        return "-".join(name.split("-")[:2])
+    kind, dash, digits = name.rpartition("-")
+    return f"{kind}{dash}{digits[:_DIGITS]}"
 
 
 def containers(environ: dict[str, str]) -> list[Container]:
@@ -75,11 +81,15 @@ def _container(path: str, directory: int, name: str) -> Container | None:
         return None
     if record is None:
         return None
+    since = os.fstat(fd).st_mtime
     os.close(fd)
     members = living(record)
+    pin = member(record.get("pin").encode()) or (0, 0)
+    keep = _number(record.get("keep")) if pin[0] in members else 0
     pid = _number(record.get("server").partition(" ")[0])
     if not members:
         return None
+    members = [one for one in members if one != pin[0]]
     return Container(
         name=name,
         image=record.get("image"),
@@ -91,6 +101,9 @@ def _container(path: str, directory: int, name: str) -> Container | None:
         memory=_resident(pid) if pid else 0,
         directory=path,
         trouble=record.lost(),
+        keep=keep,
+        waits=max(0, int(time() - since)) if keep and not members else None,
+        pin=pin if keep else (0, 0),
     )
 
 

@@ -54,7 +54,8 @@ _FILES = (
     ("~/.local/share/rootless_udi", "The user's images."),
 )
 _VARIABLES = (
-    ("UDI_IMAGE, UDI_VOLUME, UDI_MODULE, UDI_MPI, UDI_GPU, UDI_FUSE, UDI_LAYER, UDI_SHARE",
+    ("UDI_IMAGE, UDI_VOLUME, UDI_MODULE, UDI_MPI, UDI_GPU, UDI_FUSE, UDI_LAYER, UDI_SHARE, "
+     "UDI_KEEP",
      "Stand for udi-run's options that are not given."),
     ("UDI_STORE", "The user's image store."),
     ("UDI_CONFIG", "One more configuration file, read last."),
