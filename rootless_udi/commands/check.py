@@ -56,7 +56,7 @@ def _own(parser: argparse.ArgumentParser) -> None:
 def check(arguments: Arguments) -> int:
     """udi check: print the forecast for each site. `arguments.word` are all of its words."""
     from rootless_udi.forecast import check as forecast
-    from rootless_udi.forecast import imagefacts, report
+    from rootless_udi.forecast import imagefacts, places, report
     from rootless_udi.forecast.asked import Asked
 
     own, request = parsed(arguments.word)
@@ -65,6 +65,7 @@ def check(arguments: Arguments) -> int:
         _fill(whole)
         page(whole.format_help())
         return 0
+    places.need_archspec()
     config = load.load(os.environ)
     image = _image(request, config)
     sites = _sites(own.site)

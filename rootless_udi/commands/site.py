@@ -40,7 +40,9 @@ def here(name: str = "", on: str = "here") -> "Capture":
     """Return a capture of this machine. Raises UdiError."""
     from rootless_udi.commands import doctor
     from rootless_udi.forecast import capture as reader
+    from rootless_udi.forecast import places
 
+    places.need_archspec()
     environ = dict(os.environ)
     site = load.load(environ)
     findings = [(one.state, one.what, one.found) for one in doctor.findings(environ)]

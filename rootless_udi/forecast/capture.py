@@ -208,18 +208,24 @@ def _launchers(environ: Mapping[str, str]) -> list[dict[str, Any]]:
         listed = re.findall(r"\b(pmi2|pmix(?:_v\d+)?|cray_shasta|cray_alps)\b", _plugins())
         pmi = ["pmi1", *dict.fromkeys(listed)]
         found.append({"name": "slurm", "version": version[1], "pmi": pmi})
-    said = _asked("mpiexec", "--version")
+    for program in ("mpiexec", "mpiexec.hydra", "mpiexec.openmpi"):
+        row = _mpiexec(_asked(program, "--version"))
+        if row and all(row["name"] != one["name"] for one in found):
+            found.append(row)
+    return found
+
+
+def _mpiexec(said: str) -> dict[str, Any] | None:
+    """Return the launcher that says this of its version."""
     if "HYDRA" in said or "Intel" in said:
         number = re.search(r"Version:?\s+(\S+)", said)
-        row = {"name": "hydra", "version": number[1] if number else "", "pmi": ["pmi1", "pmi2"]}
-        found.append(row)
-    elif "Open MPI" in said or "OpenRTE" in said:
+        return {"name": "hydra", "version": number[1] if number else "", "pmi": ["pmi1", "pmi2"]}
+    if "Open MPI" in said or "OpenRTE" in said or "prterun" in said:
         number = re.search(r"(\d+\.\d+\S*)", said)
-        row = {"name": "openmpi", "version": number[1] if number else "", "pmi": ["pmix"]}
-        found.append(row)
-    elif "PALS" in said:
-        found.append({"name": "pals", "version": said.split()[-1], "pmi": ["pmi1", "pmi2"]})
-    return found
+        return {"name": "openmpi", "version": number[1] if number else "", "pmi": ["pmix"]}
+    if "PALS" in said:
+        return {"name": "pals", "version": said.split()[-1], "pmi": ["pmi1", "pmi2"]}
+    return None
 
 
 def _plugins() -> str:

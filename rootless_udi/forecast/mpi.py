@@ -150,10 +150,20 @@ def _host(site: Capture, plan: Injection) -> Evidence:
     """Return the host's MPI that would be put in, by the binds of its libraries."""
     for step in plan.steps:
         if isinstance(step, Mount) and abi.identify(step.target.rpartition("/")[2])[1] == "C":
-            path = step.source.partition("/udi-check-")[2].partition("/")[2]
+            path = step.source.partition(f"/{hosttree.PREFIX}")[2].partition("/")[2]
             row = next((one for one in _found(site) if f"/{path}".startswith(one[0] + "/")), None)
             return Evidence(f"/{path}", row[1] if row else step.reason)
     return Evidence("mpi.found", "; ".join(text for _folder, text in _found(site)))
+
+
+def _family(plan: Injection) -> str:
+    """Return the family of the MPI that a plan puts in, "" where it can't be told."""
+    for step in plan.steps:
+        if isinstance(step, Mount):
+            family, role = abi.identify(step.target.rpartition("/")[2])
+            if role == "C":
+                return family
+    return ""
 
 
 def _found(site: Capture) -> list[tuple[str, str]]:
@@ -177,7 +187,12 @@ def _asked_for(
         there = Evidence("mpi.found", "; ".join(text for _, text in _found(site)) or "no MPI")
         yield CheckFinding(_NAME, FAILS, verdict.why, image, there, verdict.hint or "see docs/mpi")
         return
-    what = f"the site's MPI goes in by --mpi{_notes(verdict.plan)}"
+    launcher, known = pmi.starts(site, _family(verdict.plan))
+    if known and not launcher and image.file:
+        yield pmi.none_starts(site, image, _family(verdict.plan))
+        return
+    by = f", started by {launcher}" if launcher else ""
+    what = f"the site's MPI goes in by --mpi{by}{_notes(verdict.plan)}"
     yield CheckFinding(_NAME, RUNS, what, image, _host(site, verdict.plan))
 
 
@@ -185,7 +200,12 @@ def _not_asked(
     site: Capture, elf: dict[str, Any], image: Evidence, verdict: Verdict
 ) -> Iterator[CheckFinding]:
     if verdict.plan is not None:
+        launcher, known = pmi.starts(site, _family(verdict.plan))
+        if known and not launcher:
+            yield pmi.none_starts(site, image, _family(verdict.plan))
+            return
         what = "the image's MPI programs run on the site's MPI, and its network, with --mpi"
+        what += f", started by {launcher}" if launcher else ""
         notes = _notes(verdict.plan)
         options = ("--mpi",)
         there = _host(site, verdict.plan)

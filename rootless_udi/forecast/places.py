@@ -25,6 +25,17 @@ class KnownSite(Record):
     kind: str
 
 
+def need_archspec() -> None:
+    """Raise UdiError where archspec is not installed: in a checkout that is run as it is."""
+    try:
+        import archspec.cpu  # noqa: F401
+    except ModuleNotFoundError:
+        raise UdiError(
+            "captures of sites need the package archspec, which is not installed",
+            "python3 -m pip install archspec, or install rootless_udi with pip, pipx or uv",
+        ) from None
+
+
 def own_folder(environ: Mapping[str, str]) -> str:
     """Return the folder of the user's captures; raises UdiError where there is no HOME."""
     folder = files.user_directory(environ)

@@ -40,6 +40,33 @@ def wanted(elf: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     return "", ()
 
 
+_HOSTS = {
+    abi.OPENMPI: ("pmix",),
+    abi.MPICH: ("pmi1", "pmi2", "cray_shasta", "cray_alps"),
+    abi.ABI: ("pmi1", "pmi2", "pmix", "cray_shasta", "cray_alps"),
+}
+"""Family of the site's MPI -> interfaces of a launcher that starts its ranks as one job."""
+
+
+def starts(site: Capture, family: str) -> tuple[str, bool]:
+    """Return the launcher that starts ranks on the site's MPI of a family, and if any is known."""
+    rows = [one for one in site.rows("launchers") if isinstance(one.get("pmi"), list)]
+    for row in rows:
+        fits = [word for word in _words(row) if _speaks(word, _HOSTS.get(family, ()))]
+        if fits:
+            slurm = row.get("name") == "slurm"
+            return f"srun --mpi={fits[-1]}" if slurm else str(row.get("name")), True
+    return "", bool(rows)
+
+
+def none_starts(site: Capture, image: Evidence, family: str) -> CheckFinding:
+    """Return the finding for a site whose launchers know nothing of its own MPI."""
+    what = f"the site's {abi.NAMES.get(family, 'MPI')} fits, but no launcher that is known there"
+    what += " starts its ranks: each would be a job of one"
+    remedy = "load the module of that MPI with its mpiexec, and capture the site with it"
+    return CheckFinding(_NAME, FAILS, what, image, _launchers(site), remedy)
+
+
 def look(
     site: Capture, elf: Mapping[str, Any], image: Evidence, refused: str
 ) -> Iterator[CheckFinding]:

@@ -296,6 +296,7 @@ OTHERS = {
         # The packages of mpiprogs' images, whose root file systems are there already.
         Image("slurm-mpich", "bookworm", ("mpich",), "debian-mpich", python=False),
         Image("slurm-openmpi", "bookworm", ("openmpi-bin",), "debian-openmpi", python=False),
+        Image("slurm-newer", "bookworm", ("mpich",), "debian-mpich", python=False, newer=True),
         *(Image(f"tools-{suite}", suite, TOOLS, "", python=False) for suite in SUITES),
     )
 }
