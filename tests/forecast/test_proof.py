@@ -316,4 +316,6 @@ def test_each_forecast_is_what_happens(user: User) -> None:
         page.write_text(before + BEGIN + table + END + after)
     assert wrong["will run"] == []
     assert len(wrong["will not"]) <= 1 and len(wrong["can't tell"]) <= 1, wrong
-    assert table == old or os.environ.get("UDI_DOCS") == "write"
+    # The page's table is of a processor with AVX-512, which the row of -march=x86-64-v4 shows.
+    if "avx512f" in Path("/proc/cpuinfo").read_text():
+        assert table == old or os.environ.get("UDI_DOCS") == "write"
