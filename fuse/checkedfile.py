@@ -21,15 +21,15 @@ _HINT = "`udi verify IMAGE` checks all of it; copy it again, or pull it anew (ud
 
 
 class CheckedFile(ImageFile):
-    """Reads of the image open at `fd`, each window compared with the list `known`.
+    """Reads of the image open at `fd`, each window compared with the list `known`, if there is one.
 
     `place` says where the bytes come from, for messages.
     """
 
     __slots__ = ("known", "place")
 
-    def __init__(self, fd: int, known: WindowList, place: str) -> None:
-        super().__init__(fd, known.size, _CACHED)
+    def __init__(self, fd: int, known: "WindowList | None", place: str, size: int) -> None:
+        super().__init__(fd, size, _CACHED)
         self.slow = True
         self.known = known
         self.place = place
@@ -37,7 +37,7 @@ class CheckedFile(ImageFile):
     def fetch(self, number: int) -> bytes:
         """Return the window `number`, read anew. Raises WrongWindow, Corrupt, OSError."""
         data = super().fetch(number)
-        if sha256(data) != self.known.of(number):
+        if self.known is not None and sha256(data) != self.known.of(number):
             raise WrongWindow(number, f"from byte {number * WINDOW} of {self.place}")
         return data
 
@@ -61,7 +61,7 @@ def opener(listed: bool) -> "Opener":
             if must:
                 raise UdiError(f"mounting failed on {name}: {why}", _HINT)
             return ImageFile(fd, used)
-        found = CheckedFile(fd, known, name)
+        found = CheckedFile(fd, known, name, used)
         # The superblock was read before anything could be checked.
         if found.some(0, len(head.head)) != head.head[:used]:
             raise UdiError(f"mounting failed on {name}: its first bytes have changed", _HINT)

@@ -51,12 +51,13 @@ def opened(
     threads: "int | None",
     filesystem: "Callable[[Reader, int, int], FileSystem]",
     opener: "Opener" = plain,
+    called: str = "",
 ) -> FileSystem:
     """Return the file system of `image`, by the arguments of `serve`. Raises UdiError, OSError."""
     if isinstance(image, int):
-        fd, name = image, f"descriptor {image}"
+        fd, name = image, called or f"descriptor {image}"
         try:
-            name = os.readlink(f"/proc/self/fd/{fd}")
+            name = called or os.readlink(f"/proc/self/fd/{fd}")
         except OSError:
             pass
     else:
@@ -88,6 +89,7 @@ def serve(
     program: bytes = b"",
     keep: "Callable[[list[Question]], object] | None" = None,
     opener: "Opener" = plain,
+    called: str = "",
 ) -> None:
     """Serve `image` (a path or an open descriptor) to the kernel until it is unmounted everywhere.
 
@@ -105,10 +107,11 @@ def serve(
     - `program`: the first word of the command that will be run, if it is known.
     - `keep`: is called with what that command's start has asked, once the start is over.
     - `opener`: returns what reads the image's file (`reader.Reader`), as `checkedfile.opener` does.
+    - `called`: what an open descriptor is called in the log.
 
     Raises UdiError where `image` can't be served; OSError.
     """
-    server = Server(opened(image, cache_bytes, threads, filesystem, opener), log, program)
+    server = Server(opened(image, cache_bytes, threads, filesystem, opener, called), log, program)
     server.notes = Notes(keep) if keep is not None else None
     server.fd = fuse_fd if isinstance(fuse_fd, int) else server.await_connection(fuse_fd)
     ready(ready_fd)

@@ -94,6 +94,7 @@ GROUPS = {
         "rootless_udi.plan.start",
         "rootless_udi.fuse.choice",
         "rootless_udi.serve.choose",
+        "rootless_udi.serve.distant",
         "rootless_udi.base.fastjson",
         "rootless_udi.plan.reference",
         "rootless_udi.store.find",
@@ -133,6 +134,7 @@ GROUPS = {
         "rootless_udi.base.windows",
         "rootless_udi.fuse.checkedfile",
     ),
+    "distant": ("rootless_udi.fuse.remotefile",),
     "shifter": (
         "rootless_udi.shifter",
         "rootless_udi.shifter.options",

@@ -29,6 +29,7 @@ ROOMS = {
     "run": ("base plan node serve launch version", True),
     "layers": ("base plan fuse", False),
     "pull": ("base plan store layers mpi_inject", False),
+    "remote": ("base fuse pull serve", False),
     "shifter": ("base plan config store pull run", False),
     "forecast": ("base plan mpi_inject host config store fuse version", False),
     "gateway": ("base plan config store pull shifter", False),

@@ -194,6 +194,7 @@ SITE_KEYS: dict[str, tuple[str, Check]] = {
     "image.registry": ("registry", text),
     "image.pull": ("pull", choice("missing", "never", "always")),
     "image.verify": ("verify", choice("always", "remote", "never")),
+    "image.timeout": ("timeout", integer(1, 3600)),
     "image.compression": ("compression", choice("zstd", "gzip", "lz4", "xz", "lzo", "none")),
     "image.level": ("compression_level", integer(1, 22)),
     "container.propagation": ("propagation", choice("private", "slave")),

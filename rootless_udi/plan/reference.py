@@ -13,7 +13,7 @@ DOCKER_HUB = "docker.io"
 _FORMS = (
     "one of NAME[:TAG], HOST[:PORT]/NAME[:TAG], NAME@sha256:HEX, oci:DIR[:TAG], "
     "docker-archive:FILE, docker-daemon:NAME, containers-storage:NAME, a .sqfs file, a directory "
-    "(./DIR)"
+    "(./DIR); of udi-run an https:// URL of a .sqfs file, too"
 )
 _HUB_ALIASES = (DOCKER_HUB, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com")
 _OTHER_TRANSPORTS = (

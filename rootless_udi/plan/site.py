@@ -65,6 +65,8 @@ class Site(Record):
     """"missing", "never" or "always"."""
     verify: str = "remote"
     """"always", "remote" or "never": which images' bytes are checked as they are read."""
+    timeout: int = 60
+    """Seconds that a part of an image that is elsewhere may take to come."""
     compression: str = "zstd"
     compression_level: int = 3
     mounts: tuple[MountRow, ...] = DEFAULT_MOUNTS

@@ -105,8 +105,16 @@ class Transport:
     Certificates of `insecure` hosts are not checked; those of hosts that they redirect to are.
     """
 
-    def __init__(self, stop: Stop | None = None, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        stop: Stop | None = None,
+        environ: Mapping[str, str] | None = None,
+        answer: float = ANSWER_SECONDS,
+    ) -> None:
+        """`answer`: most seconds for an answer's status and headers; and for bytes, if fewer than
+        _IDLE_SECONDS."""
         self.stop = stop or Stop()
+        self._answer = answer
         self.reached: set[str] = set()
         self._environ = os.environ if environ is None else environ
         self._proxies = Proxies()
@@ -170,11 +178,11 @@ class Transport:
                 if fresh:
                     connection.connect()
                     if connection.sock is not None:
-                        connection.sock.settimeout(_IDLE_SECONDS)
+                        connection.sock.settimeout(min(_IDLE_SECONDS, self._answer))
                     self.stop.watch(connection)
                 # Kept, since http.client takes it from the connection if the server will close it.
                 sock = connection.sock
-                with within(ANSWER_SECONDS, sock):
+                with within(self._answer, sock):
                     connection.request(method, target, body, headers)
                     response = connection.getresponse()
             except BaseException as error:

@@ -71,17 +71,20 @@ class Helper:
         theirs.close()
         source.close()
 
-    def announce(self, root: "Root", program: str, start: "Start") -> None:
+    def announce(
+        self, root: "Root", program: str, start: "Start", fds: "tuple[int, ...]" = ()
+    ) -> None:
         """Tell our own server what it will serve, so that it opens the image meanwhile.
 
-        `program` is the command's first word: if it is in the image, it will be read next.
+        `program` is the command's first word: if it is in the image, it will be read next. `fds`
+        are a remote image's file and the socket to who fetches it (`distant.opened`).
         """
         if not root.trace:
             self.known = start.known
         self._key, self._keep = start.key, start.keep
         try:
             told = root.path, root.trace, program, start.keep, start.key, start.verify
-            send(self._source, told, [])
+            send(self._source, (*told, str(start.timeout), start.digest), list(fds))
         except OSError:
             # The server has ended; `failure` will say why.
             pass

@@ -91,24 +91,26 @@ def _serve(source: "_socket.socket") -> bool:
 
     # Load the decompressor for zstd while waiting: `udi pull` makes images with it.
     available("zstd")
-    message, _ = receive(source)
+    message, fds = receive(source)
     if not message:
         return False
-    path, trace, program, keep, key, verify = message.split("\0")
-    opener = _opener(verify)
+    path, trace, program, keep, key, verify, *remote = message.split("\0")
+    image = fds[0] if fds else path
+    opener = _remote(fds[1], path, verify, *remote) if fds else _opener(verify)
     if trace:
         from rootless_udi.fuse.profile import serve_traced
 
-        serve_traced(path, connection(True), trace, key, log=_log, opener=opener)
+        serve_traced(image, connection(True), trace, key, log=_log, opener=opener, called=path)
     else:
         raw_transport.serve(
-            path,
+            image,
             connection,
             log=_log,
             filesystem=Owned,
             program=os.fsencode(program),
             keep=_keeper(keep) if keep else None,
             opener=opener,
+            called=path,
         )
     return True
 
@@ -122,6 +124,13 @@ def _opener(verify: str) -> "Opener":
     from rootless_udi.fuse.checkedfile import opener
 
     return opener(verify == LISTED)
+
+
+def _remote(sock: int, url: str, verify: str, timeout: str, digest: str) -> "Opener":
+    """Return what opens a remote image's file; `sock` leads to the process that fetches it."""
+    from rootless_udi.fuse.remotefile import opener
+
+    return opener(sock, url, int(timeout), bool(verify), digest)
 
 
 def _keeper(name: str) -> "Callable[[list[Question]], object]":

@@ -138,7 +138,7 @@ def test_no_window_is_fetched_twice(image: Path) -> None:
             assert go_on.wait(60)
             return super().fetch(number)
 
-    source = Slow(fd, known, "i")
+    source = Slow(fd, known, "i", known.size)
     results: list[bytes] = []
 
     def want() -> None:
@@ -166,7 +166,7 @@ def test_an_error_is_not_kept(image: Path, tmp_path: Path) -> None:
     fd = os.open(path, os.O_RDWR)
     known = windows.behind(fd, used(image))
     assert known is not None
-    source = CheckedFile(fd, known, "i")
+    source = CheckedFile(fd, known, "i", known.size)
     os.pwrite(fd, bytes((data[WINDOW + 7] ^ 1,)), WINDOW + 7)
     for _ in range(2):
         with pytest.raises(

@@ -42,7 +42,7 @@ TOPICS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Several ranks on a node", "[launchers](launchers.md)", ("node/",)),
     ("MPI", "[MPI](mpi.md)", ("mpi_inject/mpi/", "mpi_inject/libraries/")),
     ("GPUs and devices", "[GPUs](gpu.md)", ("mpi_inject/",)),
-    ("Pulling: registries, credentials, archives", "", ("pull/",)),
+    ("Pulling: registries, credentials, archives", "", ("pull/", "remote/")),
     ("Pulling: layers, and the squashfs file", "", ("layers/",)),
     ("The store", "[the store](store.md)", ("store/",)),
     ("Configuration and modules", "[configuration](config.md)", ("config/",)),

@@ -1,0 +1,126 @@
+"""Read an image that is elsewhere: a process fetches its windows into a file, and this asks it to.
+
+The process, and what is said over the socket to it, are in `remote.process`; nothing here knows
+where the bytes come from. A window is asked for once; where it is not what the image's list says,
+once more.
+"""
+
+import _socket
+from _thread import allocate_lock, start_new_thread
+from errno import EIO
+from os import pread
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.windows import WindowList, behind
+from rootless_udi.fuse.checkedfile import CheckedFile
+from rootless_udi.fuse.format import Superblock, WrongWindow
+from rootless_udi.fuse.imagefile import ImageFile
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _thread import LockType
+
+    from rootless_udi.fuse.imagefile import Opener
+
+_GET, _AGAIN = b"g", b"a"
+_MARGIN = 5.0
+"""Seconds beyond its own time after which the process is taken for dead."""
+
+
+class RemoteFile(CheckedFile):
+    """Reads of the image whose windows come into the file at `fd`.
+
+    `sock` is connected to the process that fetches them, which answers within `timeout` seconds.
+    Without a list (`known`) nothing is checked.
+    """
+
+    __slots__ = ("_answers", "_sock", "_there", "_timeout", "_waiting")
+
+    def __init__(
+        self, fd: int, size: int, known: "WindowList | None", place: str, sock: int, timeout: float
+    ) -> None:
+        super().__init__(fd, known, place, size)
+        self._sock = _socket.socket(fileno=sock)
+        self._timeout = timeout
+        self._there: set[int] = {0}
+        self._waiting: dict[int, LockType] = {}
+        self._answers: dict[int, str] = {}
+        start_new_thread(self._listen, ())
+
+    def fetch(self, number: int) -> bytes:
+        """Return the window `number`. Raises WrongWindow, Corrupt, OSError."""
+        if number not in self._there:
+            self._ask(_GET, number)
+        try:
+            return super().fetch(number)
+        except WrongWindow:
+            # A cache on the way may have lied, or a disk: one fresh try.
+            self._ask(_AGAIN, number)
+            return super().fetch(number)
+
+    def _ask(self, what: bytes, number: int) -> None:
+        """Ask for a window and wait until it is in the file. Raises OSError."""
+        done = allocate_lock()
+        done.acquire()
+        # `load` lets only one thread fetch a window.
+        self._waiting[number] = done
+        try:
+            self._sock.send(what + number.to_bytes(8, "little"))
+        except OSError:
+            raise OSError(EIO, self._gone()) from None
+        if not done.acquire(True, self._timeout + _MARGIN):
+            raise OSError(EIO, f"reading {self.place} failed: no answer in time")
+        why = self._answers.pop(number, self._gone())
+        if why:
+            raise OSError(EIO, why)
+        self._there.add(number)
+
+    def _gone(self) -> str:
+        return f"reading {self.place} failed: the process that fetches it has ended"
+
+    def _listen(self) -> None:
+        """Take the answers, each in the name of the thread that waits for it."""
+        while True:
+            try:
+                message = self._sock.recv(2048)
+            except OSError:
+                message = b""
+            if not message:
+                break
+            number = int.from_bytes(message[:8], "little")
+            self._answers[number] = message[8:].decode("utf-8", "replace")
+            done = self._waiting.pop(number, None)
+            if done is not None:
+                done.release()
+        self._sock.close()
+        for number in list(self._waiting):
+            self._waiting.pop(number).release()
+
+
+def opener(sock: int, url: str, timeout: float, check: bool, digest: str) -> "Opener":
+    """Return what opens a remote image's file, to be checked with the list of its windows.
+
+    Its beginning and what is behind its squashfs are there. `digest` is the list's, "" if that is
+    not known. Raises UdiError where the list is missing, damaged or another.
+    """
+
+    def opened(fd: int, head: Superblock, name: str) -> ImageFile:
+        used, known = head.bytes_used, None
+        if check:
+            why, hint = "it has no list of its windows", "`udi export` writes one into the file"
+            try:
+                known = behind(lambda at, size: pread(fd, size, at), used)
+            except ValueError as error:
+                why, hint = str(error), "copy it there again"
+            if known is None:
+                raise UdiError(f"mounting failed on {url}: {why}", hint)
+            if digest and known.digest != digest:
+                why = f"its list of windows is {known.digest}, wanted is {digest}"
+                raise UdiError(f"mounting failed on {url}: {why}", "the file there is another one")
+        found = RemoteFile(fd, used, known, url, sock, timeout)
+        # The superblock was read before anything could be checked.
+        if found.some(0, len(head.head)) != head.head[:used]:
+            raise UdiError(f"mounting failed on {url}: its first bytes have changed")
+        return found
+
+    return opened

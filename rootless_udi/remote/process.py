@@ -1,0 +1,151 @@
+"""The process that fetches a remote image's windows for the image server; its name is udi-remote.
+
+HTTP and TLS are not in the image server, which would need 80 ms to load them, and which stays a
+reader of files: the windows come into a sparse file that both have open, and the two speak over a
+socket. So the server reads one sort of file, and one process of a node fetches for all its ranks.
+
+- first message to udi-run: "ok", with the file's descriptor; or "!", a message and a hint.
+- from the server: an operation (GET or AGAIN) and a window's number, 8 bytes little-endian.
+- to the server: the number, and why the window can't be had, "" if it is in the file now.
+
+It ends when nobody has the other end of the socket any more: with the image server, whatever ended
+that. Nobody ever waits longer than the site's time: an answer is sent then, whatever a thread does.
+"""
+
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+from select import POLLIN, poll
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.messages import send
+from rootless_udi.base.superblock import HEAD, MAGIC, SIZE, USED
+from rootless_udi.base.windows import WINDOW, place
+from rootless_udi.fuse.format import Corrupt, Superblock
+from rootless_udi.remote.kept import Kept
+from rootless_udi.remote.ranges import Ranges
+from rootless_udi.serve import outside
+from rootless_udi.serve.distant import AGAIN, NAME
+
+_BEHIND_MAX = 80 << 20
+"""Most bytes behind a squashfs: its list of windows, its facts and what starts ask."""
+SOCKET = 3
+"""The descriptor of the socket that udi-run gives."""
+
+
+def main() -> None:
+    """Serve windows of the URL sys.argv[1]; [2] is the timeout in seconds, [3] "insecure" or "".
+
+    The process that udi-run started ends at once: its child, which nobody waits for, does the work.
+    """
+    if os.fork():
+        os._exit(0)
+    url, timeout, insecure = sys.argv[1:4]
+    sock = socket.socket(fileno=SOCKET)
+    try:
+        outside.leave(NAME, SOCKET)
+        _Fetcher(sock, url, float(timeout), insecure == "insecure").run()
+    except UdiError as error:
+        _tell(sock, "!", error.message, error.hint)
+    except (OSError, ValueError, RuntimeError) as error:
+        _tell(sock, "!", f"reading {url} failed: {error}", "")
+    finally:
+        os._exit(0)
+
+
+def _tell(sock: socket.socket, *words: str) -> None:
+    try:
+        send(sock, words, [])
+    except OSError:
+        return  # udi-run has ended
+
+
+class _Fetcher:
+    def __init__(self, sock: socket.socket, url: str, timeout: float, insecure: bool) -> None:
+        self._sock = sock
+        self._timeout = timeout
+        self._source = Ranges(url, timeout, insecure)
+        self._waiting: dict[int, float] = {}
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        """Open the image, tell udi-run, and answer the server until it has ended."""
+        fd = _file()
+        head = self._source.begin(WINDOW)
+        name = self._source.shown
+        if len(head) < SIZE or int.from_bytes(head[:4], "little") != MAGIC:
+            raise UdiError(f"image {name} is no squashfs file", "is it the URL of a web page?")
+        used = int.from_bytes(head[USED], "little")
+        behind = self._source.size - place(used)
+        if used > self._source.size or behind > _BEHIND_MAX:
+            raise UdiError(
+                f"image {name} is no whole squashfs file: {self._source.size} bytes of {used}"
+            )
+        os.ftruncate(fd, self._source.size)
+        kept = Kept(self._source, fd, used, self._answer)
+        kept.put(0, head)
+        kept.known(0)
+        if behind > 0:
+            self._source.read(place(used), behind, kept.put)
+        try:
+            hot = Superblock(head[:HEAD]).hot()
+        except Corrupt:
+            hot = ()  # whoever reads the image will say what is wrong
+        kept.start()
+        send(self._sock, ("ok",), [fd])
+        kept.expect(hot)
+        self._serve(kept)
+
+    def _serve(self, kept: Kept) -> None:
+        ready = poll()
+        ready.register(self._sock, POLLIN)
+        while True:
+            if ready.poll(self._patience()):
+                message = self._sock.recv(64)
+                if not message:
+                    return
+                number = int.from_bytes(message[1:9], "little")
+                with self._lock:
+                    self._waiting[number] = time.monotonic() + self._timeout
+                if kept.want(number, fresh=message[:1] == AGAIN):
+                    self._answer(number, "")
+            now = time.monotonic()
+            with self._lock:
+                late = [number for number, end in self._waiting.items() if end <= now]
+            for number in late:
+                why = f"no answer in time ({self._timeout:g} s)"
+                self._answer(number, f"reading {self._source.shown} failed: {why}")
+
+    def _patience(self) -> "float | None":
+        """Return the milliseconds until somebody has waited too long; None where nobody waits."""
+        with self._lock:
+            ends = list(self._waiting.values())
+        return max(min(ends) - time.monotonic(), 0) * 1000 + 1 if ends else None
+
+    def _answer(self, number: int, why: str) -> None:
+        """Answer for a window, if somebody waits for it. Any thread may call this."""
+        with self._lock:
+            if self._waiting.pop(number, None) is None:
+                return
+            try:
+                self._sock.send(number.to_bytes(8, "little") + why.encode()[:1000])
+            except OSError:
+                return  # the server has ended, which the other thread sees
+
+
+def _file() -> int:
+    """Return a new file without a name, for the windows: in TMPDIR, or in memory."""
+    folder = os.environ.get("TMPDIR") or "/tmp"
+    try:
+        return os.open(folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+    except OSError:
+        pass
+    try:
+        fd, path = tempfile.mkstemp(dir=folder, prefix=".udi-remote-")
+    except OSError:
+        return os.memfd_create("udi-remote")
+    os.unlink(path)
+    return fd

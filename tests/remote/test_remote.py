@@ -1,0 +1,300 @@
+"""An image that is elsewhere: each answer that servers give, and starts from a URL."""
+
+import _socket
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.windows import WINDOW, place
+from rootless_udi.fuse.format import WrongWindow
+from rootless_udi.fuse.imagefile import ImageFile
+from rootless_udi.fuse.reader import Reader
+from rootless_udi.fuse.remotefile import opener
+from rootless_udi.remote.kept import Kept
+from rootless_udi.remote.ranges import Ranges
+from rootless_udi.serve import distant
+from rootless_udi.store import windows
+from tests.conftest import User
+from tests.kit import fuseimages, images
+from tests.kit.rangeserver import RangeServer, serving
+from tests.launch.test_run import wait_for
+
+DATA = fuseimages.noise(3 * WINDOW + 1000)
+
+
+@pytest.fixture
+def server() -> Iterator[RangeServer]:
+    with serving(DATA) as one:
+        yield one
+
+
+def read(server: RangeServer, at: int, size: int, timeout: float = 20) -> bytes:
+    """Read a range after the first, which is answered well."""
+    source = Ranges(server.url, timeout)
+    fault, server.fault = server.fault, lambda *_: ""
+    assert source.begin(100) == DATA[:100] and source.size == len(DATA)
+    server.fault = fault
+    out = bytearray()
+    source.read(at, size, lambda _, piece: out.extend(piece))
+    return bytes(out)
+
+
+def test_ranges_of_any_size(server: RangeServer) -> None:
+    for at, size in ((0, 1), (5, WINDOW), (WINDOW, 2 * WINDOW + 1000), (len(DATA) - 1, 1)):
+        assert read(server, at, size) == DATA[at : at + size]
+    assert Ranges(server.url, 5).begin(len(DATA) + 5) == DATA
+
+
+@pytest.mark.parametrize("fault", ("429", "503", "500", "break", "redirect"))
+def test_what_passes_is_tried_again(fault: str, server: RangeServer) -> None:
+    """Twice the fault, then not; after a break only the rest is asked for."""
+    server.fault = lambda number, *_: fault if number in (2, 3) else ""
+    assert read(server, 7, 2 * WINDOW) == DATA[7 : 7 + 2 * WINDOW]
+    if fault == "break":
+        assert [at for at, _ in server.asked[1:]] == [7, 7 + WINDOW, 7 + WINDOW + WINDOW // 2]
+
+
+def test_a_signature_that_has_expired_is_made_anew(server: RangeServer) -> None:
+    faults = iter(("redirect", "expired", "redirect", ""))
+    server.fault = lambda number, *_: next(faults) if number > 1 else ""
+    assert read(server, 0, WINDOW) == DATA[:WINDOW]
+    assert all("Authorization" not in headers for headers in server.headers)
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    (
+        ("whole", "it answers the whole file in answer to a range"),
+        ("416", "the file there has changed"),
+        ("404", "it answers 404"),
+        ("403", "it answers 403"),
+        ("other range", "it answers bytes 11-20 in answer to 10-19"),
+        ("shorter range", "it answers bytes 10-18 in answer to 10-19"),
+        ("no range", "a range that nobody understands"),
+        ("long", "it answers 14 bytes in answer to 10"),
+        ("larger file", "the file there has changed"),
+        ("other version", "the file there has changed"),
+    ),
+)
+def test_what_is_not_that_range_of_that_file_is_refused(
+    fault: str, why: str, server: RangeServer
+) -> None:
+    server.fault = lambda *_: fault
+    with pytest.raises(UdiError) as caught:
+        read(server, 10, 10)
+    assert caught.value.message == f"reading {server.url} failed: {why}" or (
+        why in caught.value.message and server.url in caught.value.message
+    )
+
+
+@pytest.mark.parametrize("fault", ("hang", "503", "break"))
+def test_an_end_within_the_time_that_names_the_source(fault: str, server: RangeServer) -> None:
+    server.fault = lambda *_: fault
+    with pytest.raises(UdiError, match=rf"reading {server.url} failed: .*\(0.5 s\)"):
+        read(server, 10, 1, 0.5)
+
+
+def test_plain_http_is_for_this_machine_and_who_asks_for_it() -> None:
+    with pytest.raises(UdiError, match="nothing proves who answers by plain http"):
+        Ranges("http://name:word@registry.example/x.sqfs?signature=1", 5)
+    one = Ranges("http://name:word@registry.example/x.sqfs?signature=1", 5, insecure=True)
+    assert one.shown == "http://registry.example/x.sqfs"
+
+
+def test_no_window_is_fetched_twice(server: RangeServer, tmp_path: Path) -> None:
+    """Many wishes for windows that are also expected: each byte comes once."""
+    source = Ranges(server.url, 20)
+    source.begin(100)
+    server.asked.clear()
+    fd = os.open(tmp_path / "kept", os.O_RDWR | os.O_CREAT)
+    told: dict[int, str] = {}
+    everything = threading.Event()
+
+    def tell(number: int, why: str) -> None:
+        told[number] = why
+        if len(told) == 4:
+            everything.set()
+
+    kept = Kept(source, fd, len(DATA), tell)
+    for number in (2, 0, 2, 2, 1):
+        assert not kept.want(number)
+    kept.expect(((0, len(DATA)), (WINDOW, 10)))
+    kept.start()
+    assert everything.wait(60) and set(told.values()) == {""}
+    assert os.pread(fd, len(DATA), 0) == DATA
+    assert sorted(server.asked) == [
+        (n * WINDOW, min((n + 1) * WINDOW, len(DATA))) for n in range(4)
+    ]
+    assert kept.want(3) and not kept.want(99) and told[99]
+    os.close(fd)
+
+
+@pytest.fixture
+def exported(user: User, tmp_path: Path) -> Path:
+    """A file of several windows that `udi export` wrote."""
+    layout = images.Layout(tmp_path / "layout")
+    entries = [*images.busybox_entries(), ("noise", fuseimages.noise(4 << 20), {})]
+    layout.image("1", [images.tar(entries)], {"Env": ["FROM=afar", "PATH=/bin"]})
+    name, path = f"oci:{layout.path}:1", user.home / "app.sqfs"
+    for words in (("pull", "-q", name), ("export", name, path), ("rm", name)):
+        done = user.run("udi", *words)
+        assert done.returncode == 0, done.stderr
+    return path
+
+
+RUN = pytest.mark.needs("userns", "fuse", "busybox")
+
+
+@RUN
+def test_a_start_from_a_url(user: User, exported: Path) -> None:
+    data = exported.read_bytes()
+    with serving(data) as server:
+        done = user.run("udi-run", server.url, "sh", "-c", "echo $FROM; ls /")
+        assert done.returncode == 0 and done.stdout.startswith("afar\n"), done.stderr
+        size = place(used(exported))
+        came = sum(stop - at for at, stop in server.asked)
+        assert came < len(data) - 2 * WINDOW  # of 4 MiB of noise nothing is read
+        server.asked.clear()
+        done = user.run("udi-run", server.url, "md5sum", "/noise")
+        assert done.returncode == 0, done.stderr
+        asked = [at // WINDOW for at, stop in server.asked if at < size and stop <= size]
+        assert len(asked) == len(set(asked))
+        digest = listed(exported)
+        assert user.run("udi-run", f"{server.url}#{digest}", "true").returncode == 0
+        other = "sha256:" + "0" * 64
+        done = user.run("udi-run", f"{server.url}#{other}", "true")
+        assert done.returncode == 125 and f"wanted is {other}" in done.stderr
+        done = user.run("udi-run", f"{server.url}#sha256:12", "true")
+        assert done.returncode == 125 and "is no digest of a list of windows" in done.stderr
+        done = user.run("udi-run", "--fuse=squashfuse_ll", server.url, "true")
+        assert done.returncode == 125 and "only our own server" in done.stderr
+        done = user.run("udi-run", "--pull=never", server.url, "true")
+        assert done.returncode == 125 and "--pull=never" in done.stderr
+    done = user.run("udi-run", server.url, "true")
+    assert done.returncode == 125 and f"reading {server.url} failed: Conn" in done.stderr
+    wait_for(lambda: not fetchers())
+
+
+def used(path: Path) -> int:
+    with path.open("rb") as file:
+        return windows.used(file.fileno())
+
+
+def listed(path: Path) -> str:
+    with path.open("rb") as file:
+        known = windows.behind(file.fileno(), used(path))
+    assert known is not None
+    return known.digest
+
+
+def fetchers() -> list[int]:
+    """Return this user's processes that fetch windows."""
+    argv = ["pgrep", "-x", "-u", str(os.getuid()), distant.NAME]
+    return [int(x) for x in subprocess.run(argv, capture_output=True, text=True).stdout.split()]
+
+
+@RUN
+@pytest.mark.parametrize("fault", ("rot once", "rot", "404", "whole", "hang", "cut"))
+def test_a_fault_while_the_command_runs(fault: str, user: User, exported: Path) -> None:
+    """The reader gets EIO within the time that the site allows, and the container ends."""
+    config = user.home / "c.toml"
+    config.write_text("[image]\ntimeout = 1\n")
+    right = user.run("udi-run", exported, "md5sum", "/noise").stdout
+    with serving(exported.read_bytes()) as server:
+        words = ("sh", "-c", "echo up; read x; md5sum /noise; echo $?; ls / >/dev/null && echo on")
+        one = user.popen(
+            "udi-run",
+            server.url,
+            *words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={"UDI_CONFIG": str(config)},
+        )
+        assert one.stdout is not None and one.stdout.readline() == "up\n"
+        begun = len(server.asked)
+        if fault == "cut":
+            server.cut()
+        elif fault == "rot once":
+            server.fault = lambda number, *_: "rot" if number == begun + 1 else ""
+        else:
+            server.fault = lambda *_: fault
+        said, _ = one.communicate("\n", timeout=60)
+        if fault == "rot once":
+            assert said == f"{right}0\non\n"
+            assert any("Cache-Control" in headers for headers in server.headers)
+        else:
+            assert said == "1\non\n"
+    wait_for(lambda: not fetchers())
+
+
+@RUN
+def test_the_process_that_fetches_is_killed(user: User, exported: Path) -> None:
+    with serving(exported.read_bytes()) as server:
+        one = user.popen(
+            "udi-run",
+            server.url,
+            *("sh", "-c", "echo up; read x; md5sum /noise; echo $?"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert one.stdout is not None and one.stdout.readline() == "up\n"
+        for pid in fetchers():
+            os.kill(pid, signal.SIGKILL)
+        assert one.communicate("\n", timeout=60)[0] == "1\n"
+
+
+@RUN
+@pytest.mark.needs("mksquashfs")
+def test_each_window_flipped_on_the_way(tmp_path: Path) -> None:
+    """The same as of a local file: what is read is right, or it is an error."""
+    path = fuseimages.mksquashfs(images.tar([("f", DATA, {})]), tmp_path / "i", "-comp", "gzip")
+    with path.open("r+b", buffering=0) as file:
+        known = windows.append(file.fileno())
+    data = path.read_bytes()
+    for bad in range(1, len(known.sums) // 32):
+        with serving(data) as server:
+            fd, sock = distant.opened(server.url, 5, False)
+            server.fault = rotten(bad)
+            source = reader(fd, sock, server.url)
+            for number in range(len(known.sums) // 32):
+                if number == bad:
+                    where = f"from byte {bad * WINDOW} of {server.url}"
+                    with pytest.raises(WrongWindow, match=where):
+                        source.read(number * WINDOW, 10)
+                else:
+                    at = number * WINDOW
+                    assert source.read(at, 10) == data[at : at + 10]
+            os.close(fd)
+            del source
+
+
+def rotten(bad: int) -> Callable[[int, int, int], str]:
+    return lambda _, at, stop: "rot" if at <= bad * WINDOW < stop else ""
+
+
+def reader(fd: int, sock: "_socket.socket", url: str) -> ImageFile:
+    return Reader(fd, url, opener=opener(sock.detach(), url, 5, True, "")).source
+
+
+@RUN
+def test_what_is_no_image_or_has_no_list(user: User, exported: Path) -> None:
+    with serving(b"<html>" * 10000) as server:
+        done = user.run("udi-run", server.url, "true")
+        assert done.returncode == 125 and f"image {server.url} is no squashfs file" in done.stderr
+    data = exported.read_bytes()
+    with serving(data[: 2 * WINDOW]) as server:
+        done = user.run("udi-run", server.url, "true")
+        assert done.returncode == 125 and "is no whole squashfs file" in done.stderr
+    with serving(data[: place(used(exported))]) as server:
+        done = user.run("udi-run", server.url, "true")
+        assert done.returncode == 125 and "it has no list of its windows" in done.stderr
+        config = user.home / "c.toml"
+        config.write_text('[image]\nverify = "never"\n')
+        done = user.run("udi-run", server.url, "true", env={"UDI_CONFIG": str(config)})
+        assert done.returncode == 0, done.stderr
