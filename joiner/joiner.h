@@ -86,6 +86,7 @@ struct record {
     unsigned long long user, mnt;
     struct list before, after; /* op, name, value, op, name, value, ... */
     struct list entrypoint, cmd;
+    char *again; /* the line of a member who was found behind many that have ended */
     struct list same; /* kind, path, state, kind, path, state, ... */
 };
 bool record_read(int directory, const char *name, struct record *record);
@@ -93,7 +94,7 @@ bool record_fits(const struct record *record, const struct text *key);
 bool record_entering(const struct record *record);
 
 /* members.c: through which process to enter, and the way in. */
-bool find_spaces(const struct record *record, int spaces[2]);
+bool find_spaces(struct record *record, int spaces[2]);
 void enter(const struct record *record, const int spaces[2]);
 bool first_to_tell(const struct record *record);
 

@@ -65,7 +65,7 @@ static bool spaces_of(const struct record *record, long pid, unsigned long long 
 }
 
 /* The namespaces of a member that lives: the last, then the builder, of which one mostly does. */
-bool find_spaces(const struct record *record, int spaces[2])
+bool find_spaces(struct record *record, int spaces[2])
 {
     const struct text *data = &record->data;
     const char *line = memchr(data->at + record->tail, '\n', data->length - record->tail);
@@ -79,9 +79,14 @@ bool find_spaces(const struct record *record, int spaces[2])
     if (member_before(record, &first, &pid, &start_time) &&
         spaces_of(record, pid, start_time, spaces))
         return true;
-    while (member_before(record, &end, &pid, &start_time))
-        if (spaces_of(record, pid, start_time, spaces))
+    while (member_before(record, &end, &pid, &start_time)) {
+        if (spaces_of(record, pid, start_time, spaces)) {
+            /* The next one shall find it as the last at once. */
+            char *number = number_in("", (unsigned long long)pid, " ");
+            record->again = number_in(number, start_time, "\n");
             return true;
+        }
+    }
     return false;
 }
 
@@ -106,6 +111,8 @@ void enter(const struct record *record, const int spaces[2])
     add(&line, " ");
     add_number(&line, started(getpid()));
     add(&line, "\n");
+    if (record->again)
+        add(&line, record->again);
     /* Without room this one is inside as well; whoever comes goes in through another member. */
     if (write(record->fd, line.at, line.length) < 0 && errno != ENOSPC && errno != EDQUOT)
         hand_over();

@@ -264,13 +264,19 @@ def join(record: NodeRecord, fd: int) -> bool:
     that a peer that comes meanwhile finds a living one. Raises UdiError where that can't be
     written.
     """
+    tries = 0
     for pid, start in record.likely():
         spaces = _namespaces(pid, start, record.spaces)
+        tries += 1
         if spaces is None:
             continue
         me = os.getpid()
+        line = b"%d %d\n" % (me, started(me))
+        if tries > 2:
+            # Behind thousands that have ended: the next one shall find it as the last at once.
+            line += b"%d %d\n" % (pid, start)
         try:
-            os.write(fd, b"%d %d\n" % (me, started(me)))
+            os.write(fd, line)
         except OSError as error:
             # With a full disk it enters as well; later ranks join through other members.
             if error.errno not in (ENOSPC, EDQUOT):
@@ -330,7 +336,9 @@ def _namespaces(pid: int, start: int, numbers: tuple[int, ...]) -> tuple[int, in
 
 def living(record: NodeRecord) -> list[int]:
     """Return the members that are alive, whether or not they have entered yet."""
-    return [pid for pid, start in record.newest() if alive(pid, start)][::-1]
+    # Each once: who joins through an old one repeats it.
+    pairs = [*dict.fromkeys(record.newest())]
+    return [pid for pid, start in pairs if alive(pid, start)][::-1]
 
 
 def joinable(record: NodeRecord) -> bool:

@@ -335,3 +335,30 @@ def test_an_image_of_another_root_is_told_apart(
     done = user.run("udi-run", "--share=job", second, "cat", "/word", check=True)
     assert done.stdout == "second\n"
     end(*one)
+
+
+@pytest.mark.needs("strace")
+def test_a_member_behind_many_dead_ones_is_found_once(
+    user: User, image: Path, left: Leftovers, tmp_path: Path
+) -> None:
+    """Who finds it repeats its line, so that the next one tries it first; it is counted once."""
+    first, second = ranks(user, 2, "udi-run", "--share=job", image)
+    (record,) = (user.home / "run/rootless_udi").glob("*.2")
+    with open(record, "ab") as file:
+        file.write(b"".join(b"%d 7\n" % pid for pid in range(4190000, 4190300)))
+    # Not through the builder, who is tried at once.
+    builder = int(record.read_bytes().rpartition(b"4190000 7\n")[0].split()[-4])
+    others = [first, second]
+    others.sort(key=lambda rank: rank.pid != builder)
+    assert others[0].end()[0] == 0
+    opens = []
+    for number in range(2):
+        log = tmp_path / f"log{number}"
+        watch = ["strace", "-f", "-e", "trace=open,openat", "-o", log]
+        done = user.run(*watch, "udi-run", "--share=job", image, "true")
+        assert done.returncode == 0, done.stderr
+        opens.append(log.read_text().count("/ns/user"))
+    assert opens[0] > 300 and opens[1] < 5
+    rows = user.run("udi", "ps").stdout.splitlines()
+    assert len(rows) == 2 and rows[1].split()[4] == "1"
+    end(others[1])
