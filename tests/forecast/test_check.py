@@ -328,3 +328,35 @@ def test_gatherers_have_names_of_their_own() -> None:
     names = [one.NAME for one in imagefacts.GATHERERS]
     assert len(set(names)) == len(names) and "elf" not in names
     assert Image("x", "", "", "/", {}).facts == {}
+
+
+@pytest.mark.needs("mksquashfs")
+def test_a_damaged_image_is_never_promised(user: User, lab: str, root: Path) -> None:
+    target = user.home / "image.sqfs"
+    for number in range(3000):
+        (root / f"opt/file{number}").write_text(str(number))
+    argv: list[str | Path] = ["mksquashfs", root, target, "-noappend", "-quiet", "-no-progress"]
+    subprocess.run(argv, check=True, capture_output=True)
+    data = bytearray(target.read_bytes())
+    # The superblock says where the tables of inodes and folders begin.
+    inodes = int.from_bytes(data[64:72], "little")
+    data[inodes + 2 : inodes + 400] = bytes(398)
+    target.write_bytes(data)
+    done = user.run("udi", "check", target, "--site", lab)
+    assert done.returncode in (1, 3), done.stdout + done.stderr
+    assert "can't be read" in done.stdout and "Traceback" not in done.stderr
+
+
+def test_many_at_once_and_without_anything(user: User, lab: str, root: Path) -> None:
+    """16 that gather the same facts at once; an empty environment."""
+    target = user.home / "image.sqfs"
+    argv: list[str | Path] = ["mksquashfs", root, target, "-noappend", "-quiet", "-no-progress"]
+    subprocess.run(argv, check=True, capture_output=True)
+    words = ("udi", "check", str(target), "--site", lab)
+    many = [user.popen(*words, stdout=subprocess.PIPE) for _ in range(16)]
+    said = {one.communicate()[0] for one in many}
+    assert [one.returncode for one in many] == [0] * 16 and len(said) == 1
+    assert len(list((user.home / ".cache/rootless_udi/forecast").iterdir())) == 1
+    bare = {"HOME": "", "USER": "", "UDI_STORE": "", "XDG_RUNTIME_DIR": "", "LANG": ""}
+    done = user.run(*words, env=bare)
+    assert done.returncode == 0, done.stderr
