@@ -94,7 +94,6 @@ GROUPS = {
         "rootless_udi.plan.start",
         "rootless_udi.fuse.choice",
         "rootless_udi.serve.choose",
-        "rootless_udi.serve.distant",
         "rootless_udi.base.fastjson",
         "rootless_udi.plan.reference",
         "rootless_udi.store.find",
@@ -135,6 +134,10 @@ GROUPS = {
         "rootless_udi.fuse.checkedfile",
     ),
     "distant": ("rootless_udi.fuse.remotefile",),
+    "away": (
+        "rootless_udi.serve.distant",
+        "rootless_udi.launch.away",
+    ),
     "shifter": (
         "rootless_udi.shifter",
         "rootless_udi.shifter.options",

@@ -15,16 +15,15 @@ from rootless_udi.node import places
 from rootless_udi.plan.facts import Host
 from rootless_udi.plan.image import Image, Root
 from rootless_udi.plan.options import Request
+from rootless_udi.plan.reference import REMOTE
 from rootless_udi.plan.site import Site
 from rootless_udi.plan.start import Start
-from rootless_udi.serve import choose, distant
+from rootless_udi.serve import choose
 from rootless_udi.serve.outside import CHECKED, LISTED
 from rootless_udi.store import resolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import _socket
-
     from rootless_udi.serve.helper import Helper
 
 
@@ -54,13 +53,17 @@ def find(
     if request.writable:
         # For kernels that mount no overlay. Only --writable needs it.
         host = host.replace(fuse_overlayfs=facts.which("fuse-overlayfs", environ))
-    remote = distant.is_url(request.image)
-    image, away = (
-        _away(request, site) if remote else (resolve.image(request, site, environ, who), None)
-    )
+    away = None
+    if request.image.startswith(REMOTE):
+        from rootless_udi.launch.away import Away
+
+        away = Away(request, site, environ)
+        image = away.image
+    else:
+        image = resolve.image(request, site, environ, who)
     wanted = "udi" if request.trace else request.fuse or site.server
     root = choose.choose(wanted, host, image)
-    verify = _verify(site, image, root) if away is None else _verify_away(site, request, root)
+    verify = away.verify(root) if away is not None else _verify(site, image, root)
     if root.program:
         root = root.replace(options=site.server_options)
     if request.trace:
@@ -73,46 +76,15 @@ def find(
         # A longer word can be no path.
         program = words[0] if words and len(words[0]) < 4096 else ""
         start = _start(image, words, environ)
+        if verify:
+            start = start.replace(verify=verify)
         if away is None:
-            helper.announce(root, program, start.replace(verify=verify) if verify else start)
+            helper.announce(root, program, start)
         else:
-            digest = request.image.partition("#")[2]
-            start = start.replace(verify=verify, timeout=site.timeout, digest=digest)
-            helper.announce(root, program, start, (away[0], away[1].fileno()))
+            helper.announce(root, program, away.told(start), away.fds)
     if away is not None:
-        os.close(away[0])
-        away[1].close()
+        away.close()
     return StartFacts(site, host, image, root)
-
-
-def _away(request: Request, site: Site) -> "tuple[Image, tuple[int, _socket.socket]]":
-    """Return an image that is named by a URL, its file and the socket to who fetches windows of it.
-
-    Raises UdiError.
-    """
-    url, _, digest = request.image.partition("#")
-    if digest and (not digest.startswith("sha256:") or len(digest) != 71):
-        raise UdiError(
-            f"image {request.image}: {digest!r} is no digest of a list of windows",
-            "URL#sha256:HEX, as `udi inspect FILE` prints it (windows)",
-        )
-    if request.pull == "never":
-        raise UdiError(f"image {url} is in no image store, and --pull=never", "leave that out")
-    host = url.partition("://")[2].partition("/")[0].rpartition("@")[2]
-    away = distant.opened(url, site.timeout, request.insecure or host in site.insecure)
-    # As long as the image, it has all that is looked at here: the first bytes, and the facts.
-    found = resolve.local(request.image, f"/proc/self/fd/{away[0]}")
-    return found.replace(path=url), away
-
-
-def _verify_away(site: Site, request: Request, root: Root) -> str:
-    if root.server != "udi":
-        raise UdiError(
-            f"serving {root.path} failed: only our own server reads an image that is elsewhere, "
-            f"and {root.server} was chosen ({root.reason})",
-            "leave out --fuse; `udi doctor` says what this machine lacks",
-        )
-    return "" if site.verify == "never" and "#" not in request.image else LISTED
 
 
 def _verify(site: Site, image: Image, root: Root) -> str:

@@ -25,6 +25,8 @@ _OTHER_TRANSPORTS = (
     "sif",
     "tarball",
 )
+REMOTE = ("https://", "http://")
+"""How the name of an image begins that is read from a web server; `launch.away` takes these."""
 STORAGES = ("docker-daemon", "containers-storage")
 """Where other tools of this machine keep images: Docker's daemon; podman, buildah and skopeo."""
 _HEX = "0123456789abcdef"

@@ -5,6 +5,7 @@ again. What a start reads first (`fuse.format.Superblock.hot`) is fetched in lar
 all windows that somebody waits for.
 """
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -21,6 +22,8 @@ _THREADS = 6
 _TOGETHER = 4
 """Most windows in one request for what a start reads first."""
 _WANTED, _AHEAD = 0, 1
+_ROW, _ROWS = 4, 8
+"""Bytes of a row of the journal; rows of it for a window at most, since several nodes write it."""
 
 Told = Callable[[int, str], object]
 """Is called with a window's number and why it can't be had ("" if it is there), by any thread."""
@@ -29,10 +32,14 @@ Told = Callable[[int, str], object]
 class Kept:
     """The windows of a squashfs of `size` bytes that `source` has, in the file at `fd`."""
 
-    def __init__(self, source: Ranges, fd: int, size: int, told: Told) -> None:
+    def __init__(self, source: Ranges, fd: int, size: int, told: Told, journal: int = -1) -> None:
+        """`journal` is a file with the numbers of the windows that are there, which grows: 4 bytes
+        each, little-endian. It may be wrong, after a crash or where several nodes write it: whoever
+        reads a window compares it with the list, and asks for it anew."""
         self._source, self._fd, self._size, self._told = source, fd, size, told
         self._lock = threading.Lock()
-        self._there: set[int] = set()
+        self._journal = journal
+        self._there = _read(journal, windows_of(size)) if journal >= 0 else set()
         self._under_way: set[int] = set()
         self._jobs: PriorityQueue[tuple[int, int, int, int, bool]] = PriorityQueue()
         self._turn = count()
@@ -47,7 +54,7 @@ class Kept:
                     raise
                 return
 
-    def put(self, at: int, data: bytes) -> None:
+    def put(self, at: int, data: "bytes | bytearray") -> None:
         """Write bytes of the file, of a window or behind the windows. Raises UdiError."""
         done = 0
         try:
@@ -135,7 +142,18 @@ class Kept:
             self._under_way.discard(number)
             if not why:
                 self._there.add(number)
+        if not why and self._journal >= 0:
+            with contextlib.suppress(OSError):
+                # Without it the window is fetched again by the next start.
+                os.write(self._journal, number.to_bytes(_ROW, "little"))
         self._told(number, why)
+
+
+def _read(journal: int, count: int) -> set[int]:
+    """Return the windows that a journal names, of an image that has `count`."""
+    data = os.pread(journal, _ROW * _ROWS * count, 0)
+    rows = (data[at : at + _ROW] for at in range(0, len(data), _ROW))
+    return {number for row in rows if (number := int.from_bytes(row, "little")) < count}
 
 
 def _runs(numbers: list[int]) -> list[list[int]]:

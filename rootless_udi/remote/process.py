@@ -24,6 +24,7 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.base.messages import send
 from rootless_udi.base.superblock import HEAD, MAGIC, SIZE, USED
 from rootless_udi.base.windows import WINDOW, place
+from rootless_udi.base.windows import behind as behind_of
 from rootless_udi.fuse.format import Corrupt, Superblock
 from rootless_udi.remote.kept import Kept
 from rootless_udi.remote.ranges import Ranges
@@ -39,15 +40,16 @@ SOCKET = 3
 def main() -> None:
     """Serve windows of the URL sys.argv[1]; [2] is the timeout in seconds, [3] "insecure" or "".
 
+    [4] is the folder in which the windows are kept for the next start, "" for none.
     The process that udi-run started ends at once: its child, which nobody waits for, does the work.
     """
     if os.fork():
         os._exit(0)
-    url, timeout, insecure = sys.argv[1:4]
+    url, timeout, insecure, folder = sys.argv[1:5]
     sock = socket.socket(fileno=SOCKET)
     try:
         outside.leave(NAME, SOCKET)
-        _Fetcher(sock, url, float(timeout), insecure == "insecure").run()
+        _Fetcher(sock, url, float(timeout), insecure == "insecure").run(folder)
     except UdiError as error:
         _tell(sock, "!", error.message, error.hint)
     except (OSError, ValueError, RuntimeError) as error:
@@ -71,9 +73,8 @@ class _Fetcher:
         self._waiting: dict[int, float] = {}
         self._lock = threading.Lock()
 
-    def run(self) -> None:
+    def run(self, folder: str) -> None:
         """Open the image, tell udi-run, and answer the server until it has ended."""
-        fd = _file()
         head = self._source.begin(WINDOW)
         name = self._source.shown
         if len(head) < SIZE or int.from_bytes(head[:4], "little") != MAGIC:
@@ -84,12 +85,15 @@ class _Fetcher:
             raise UdiError(
                 f"image {name} is no whole squashfs file: {self._source.size} bytes of {used}"
             )
+        tail = bytearray()
+        if behind > 0:
+            self._source.read(place(used), behind, lambda _, piece: tail.extend(piece))
+        fd, journal = _files(folder, bytes(tail), used, self._source.size)
         os.ftruncate(fd, self._source.size)
-        kept = Kept(self._source, fd, used, self._answer)
+        kept = Kept(self._source, fd, used, self._answer, journal)
         kept.put(0, head)
         kept.known(0)
-        if behind > 0:
-            self._source.read(place(used), behind, kept.put)
+        kept.put(place(used), tail)
         try:
             hot = Superblock(head[:HEAD]).hot()
         except Corrupt:
@@ -136,16 +140,35 @@ class _Fetcher:
                 return  # the server has ended, which the other thread sees
 
 
-def _file() -> int:
-    """Return a new file without a name, for the windows: in TMPDIR, or in memory."""
-    folder = os.environ.get("TMPDIR") or "/tmp"
+def _files(folder: str, tail: bytes, used: int, size: int) -> tuple[int, int]:
+    """Return the file for the windows, and the journal of those that are in it (-1: there is none).
+
+    In `folder` they are named by the image's list, so that the next start finds what is there,
+    whatever ended this one; nothing of it is used before it was compared with the list. Without a
+    folder or a list it is a file without a name, in TMPDIR or in memory.
+    """
     try:
-        return os.open(folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+        known = behind_of(lambda at, most: tail[at - place(used) :][:most], used)
+    except ValueError:
+        known = None
+    if folder and known is not None:
+        name = f"{folder}/{known.digest.replace(':', '-')}.{size}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = os.open(f"{name}.windows", flags, 0o600)
+            # For whoever removes what has not been used for long.
+            os.utime(fd)
+            return fd, os.open(f"{name}.journal", flags | os.O_APPEND, 0o600)
+        except OSError:
+            pass  # the store is another's, or full
+    elsewhere = os.environ.get("TMPDIR") or "/tmp"
+    try:
+        return os.open(elsewhere, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600), -1
     except OSError:
         pass
     try:
-        fd, path = tempfile.mkstemp(dir=folder, prefix=".udi-remote-")
+        fd, path = tempfile.mkstemp(dir=elsewhere, prefix=".udi-remote-")
     except OSError:
-        return os.memfd_create("udi-remote")
+        return os.memfd_create("udi-remote"), -1
     os.unlink(path)
-    return fd
+    return fd, -1

@@ -16,13 +16,12 @@ GET, AGAIN = b"g", b"a"
 """What the image server asks for a window: to have it, and to have it anew."""
 
 
-def is_url(image: str) -> bool:
-    """Tell whether an image is named by a URL."""
-    return image.startswith(("https://", "http://"))
-
-
-def opened(url: str, timeout: int, insecure: bool) -> "tuple[int, _socket.socket]":
+def opened(
+    url: str, timeout: int, insecure: bool, folder: str = ""
+) -> "tuple[int, _socket.socket]":
     """Have a process fetch windows of the image at `url`; return its file and the socket to it.
+
+    In `folder`, if it is there and can be written, it keeps them for the next start.
 
     The file is as long as the image's, and has its first window and what is behind the squashfs.
     Raises UdiError.
@@ -30,7 +29,7 @@ def opened(url: str, timeout: int, insecure: bool) -> "tuple[int, _socket.socket
     from rootless_udi.base import program
 
     ours, theirs = pair()
-    words = url, str(timeout), "insecure" if insecure else ""
+    words = url, str(timeout), "insecure" if insecure else "", folder
     argv = program.argv("from rootless_udi.remote.process import main; main()", *words, site=False)
     try:
         pid = spawn(argv[0], argv, dict(os.environ), [(theirs.fileno(), 3)])

@@ -89,7 +89,7 @@ def _serve(source: "_socket.socket") -> bool:
             os._exit(0)
         return fds[0]
 
-    # Load the decompressor for zstd while waiting: `udi pull` makes images with it.
+    # While waiting: `udi pull` makes images with it.
     available("zstd")
     message, fds = receive(source)
     if not message:
@@ -100,7 +100,8 @@ def _serve(source: "_socket.socket") -> bool:
     if trace:
         from rootless_udi.fuse.profile import serve_traced
 
-        serve_traced(image, connection(True), trace, key, log=_log, opener=opener, called=path)
+        known = {"log": _log, "opener": opener, "called": path}
+        serve_traced(image, connection(True), trace, key, **known)
     else:
         raw_transport.serve(
             image,

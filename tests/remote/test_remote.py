@@ -181,6 +181,44 @@ def test_a_start_from_a_url(user: User, exported: Path) -> None:
     wait_for(lambda: not fetchers())
 
 
+@RUN
+def test_the_next_start_has_what_was_fetched(user: User, exported: Path) -> None:
+    """Also by another URL of the same image, and after a window of it was damaged on the disk."""
+    config = user.home / "c.toml"
+    config.write_text("[image]\ntimeout = 5\n")
+    env = {"UDI_CONFIG": str(config)}
+    data = exported.read_bytes()
+    windows_in = place(used(exported))
+
+    def run(server: RangeServer) -> list[int]:
+        server.asked.clear()
+        done = user.run("udi-run", server.url, "md5sum", "/noise", env=env)
+        assert done.returncode == 0 and done.stdout == right, done.stderr
+        return sorted(at // WINDOW for at, stop in server.asked if stop <= windows_in)
+
+    right = user.run("udi-run", exported, "md5sum", "/noise").stdout
+    with serving(data) as server:
+        assert len(run(server)) == 5
+        # The first window tells which image it is.
+        assert run(server) == [0]
+    with serving(data) as server:
+        assert run(server) == [0]
+        kept = next(Path(user.env["UDI_STORE"], "blobs").glob("sha256-*.windows"))
+        assert kept.read_bytes() == data and kept.stat().st_mode & 0o777 == 0o600
+        with kept.open("r+b", buffering=0) as file:
+            file.seek(2 * WINDOW + 5)
+            file.write(b"rotten")
+        assert run(server) == [0, 2]
+        # A journal that says more than there is, and what is no row.
+        kept.write_bytes(bytes(len(data)))
+        kept.with_suffix(".journal").write_bytes(bytes(range(256)) * 64)
+        assert len(run(server)) >= 4
+        kept.unlink()
+        kept.mkdir()
+        assert len(run(server)) == 5
+    assert user.run("udi", "prune").returncode == 0
+
+
 def used(path: Path) -> int:
     with path.open("rb") as file:
         return windows.used(file.fileno())
