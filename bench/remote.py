@@ -4,7 +4,8 @@
     python3 -m bench.remote IMAGE [--optimize] [--rounds=N]
 
 The links are a server on loopback that answers a request after a delay and sends all answers
-together at a rate. IMAGE is copied with the list of its windows (`udi export` does); with
+together at a rate. Before that the local file is read with each window checked (image.verify) and
+without. IMAGE is copied with the list of its windows (`udi export` does); with
 --optimize it is laid out for this command first. Prints medians, ratios to the local file, and what
 was fetched: requests and bytes, against the windows that were needed.
 """
@@ -91,6 +92,17 @@ def main(argv: list[str]) -> None:
             image = optimised(image, folder)
         path = listed(image, folder / "listed.sqfs")
         first = forgetful(folder)
+        always = folder / "always.toml"
+        always.write_text('[image]\nverify = "always"\n')
+        checked, unchecked = [], []
+        for round_ in range(rounds + 1):
+            one = once([run, path, *COMMAND], first)
+            other = once([run, path, *COMMAND], {**first, "UDI_CONFIG": str(always)})
+            if round_:
+                unchecked.append(one)
+                checked.append(other)
+        ratio = statistics.median(a / b for a, b in zip(checked, unchecked, strict=True))
+        print(f"a local file, image.verify = always: {ratio:.2f} of unchecked")
         for delay, rate in LINKS:
             log = folder / f"log-{delay}"
             port: multiprocessing.Queue[int] = multiprocessing.Queue()

@@ -37,7 +37,10 @@ def opened(
         raise UdiError(f"starting a process failed: {error.strerror}") from None
     finally:
         theirs.close()
-    os.waitpid(pid, 0)
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass  # the caller ignores SIGCHLD: the kernel has reaped it
     text, fds = receive(ours)
     if text == "ok" and fds:
         return fds[0], ours

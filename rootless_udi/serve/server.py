@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-    from rootless_udi.fuse.filesystem import Attributes
+    from rootless_udi.fuse.filesystem import Attributes, FileSystem
     from rootless_udi.fuse.imagefile import Opener
     from rootless_udi.fuse.recorder import Question
     from rootless_udi.serve.outside import Place
@@ -63,18 +63,6 @@ def _serve(source: "_socket.socket") -> bool:
     # Importing takes 4 ms, during which udi-run plans and makes the namespaces.
     from rootless_udi.fuse import raw_transport
     from rootless_udi.fuse.decompress import available
-    from rootless_udi.fuse.filesystem import FileSystem
-
-    class Owned(FileSystem):
-        """The image with all files owned by root of the outer namespace, who is the caller.
-
-        Other owners have no id in that namespace: the overlay could not change their files, nor
-        make a mount point in their folders.
-        """
-
-        def attributes(self, node: int) -> "Attributes":
-            found = super().attributes(node)
-            return (*found[:6], maps.OUTER, maps.OUTER, found[8])
 
     def connection(wait: bool) -> int:
         """Return the FUSE connection, -1 where it is not there yet."""
@@ -107,13 +95,31 @@ def _serve(source: "_socket.socket") -> bool:
             image,
             connection,
             log=_log,
-            filesystem=Owned,
+            filesystem=_owned(),
             program=os.fsencode(program),
             keep=_keeper(keep) if keep else None,
             opener=opener,
             called=path,
         )
     return True
+
+
+def _owned() -> "type[FileSystem]":
+    """Return the class of file systems that udi-run's containers have."""
+    from rootless_udi.fuse.filesystem import FileSystem
+
+    class Owned(FileSystem):
+        """The image with all files owned by root of the outer namespace, who is the caller.
+
+        Other owners have no id in that namespace: the overlay could not change their files, nor
+        make a mount point in their folders.
+        """
+
+        def attributes(self, node: int) -> "Attributes":
+            found = super().attributes(node)
+            return (*found[:6], maps.OUTER, maps.OUTER, found[8])
+
+    return Owned
 
 
 def _opener(verify: str) -> "Opener":

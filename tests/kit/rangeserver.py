@@ -1,10 +1,12 @@
 """An HTTP server of one file with Range requests, which can fail in each way that servers do."""
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 
@@ -21,7 +23,7 @@ class RangeServer(ThreadingHTTPServer):
     def __init__(self, data: bytes) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.data = data
-        self.version = '"one"'
+        self.version, self.scheme = '"one"', "http"
         self.asked: list[tuple[int, int]] = []
         self.headers: list[dict[str, str]] = []
         self.fault: Callable[[int, int, int], str] = lambda number, begin, end: ""
@@ -30,7 +32,7 @@ class RangeServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/image.sqfs"
+        return f"{self.scheme}://127.0.0.1:{self.server_address[1]}/image.sqfs"
 
     def handle_error(self, *_: Any) -> None:
         """Say nothing: clients that go away are what is tested."""
@@ -117,9 +119,16 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(data: bytes) -> Iterator[RangeServer]:
-    """Yield a server of `data` on loopback."""
+def serving(data: bytes, cert: tuple[Path, Path] | None = None) -> Iterator[RangeServer]:
+    """Yield a server of `data` on loopback; with TLS where a certificate and its key are given."""
     server = RangeServer(data)
+    if cert is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*cert)
+        server.socket = context.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
+        server.scheme = "https"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:

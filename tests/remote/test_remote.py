@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.base.windows import WINDOW, place
+from rootless_udi.base.windows import WINDOW, count, place
 from rootless_udi.fuse.format import WrongWindow
 from rootless_udi.fuse.imagefile import ImageFile
 from rootless_udi.fuse.reader import Reader
@@ -23,6 +23,7 @@ from rootless_udi.store import windows
 from tests.conftest import User
 from tests.kit import fuseimages, images
 from tests.kit.rangeserver import RangeServer, serving
+from tests.kit.registry import certificate
 from tests.launch.test_run import wait_for
 
 DATA = fuseimages.noise(3 * WINDOW + 1000)
@@ -189,6 +190,7 @@ def test_the_next_start_has_what_was_fetched(user: User, exported: Path) -> None
     env = {"UDI_CONFIG": str(config)}
     data = exported.read_bytes()
     windows_in = place(used(exported))
+    everything = list(range(count(used(exported))))
 
     def run(server: RangeServer) -> list[int]:
         server.asked.clear()
@@ -198,7 +200,7 @@ def test_the_next_start_has_what_was_fetched(user: User, exported: Path) -> None
 
     right = user.run("udi-run", exported, "md5sum", "/noise").stdout
     with serving(data) as server:
-        assert len(run(server)) == 5
+        assert run(server) == everything
         # The first window tells which image it is.
         assert run(server) == [0]
     with serving(data) as server:
@@ -212,10 +214,10 @@ def test_the_next_start_has_what_was_fetched(user: User, exported: Path) -> None
         # A journal that says more than there is, and what is no row.
         kept.write_bytes(bytes(len(data)))
         kept.with_suffix(".journal").write_bytes(bytes(range(256)) * 64)
-        assert len(run(server)) >= 4
+        assert set(run(server)) <= set(everything)
         kept.unlink()
         kept.mkdir()
-        assert len(run(server)) == 5
+        assert run(server) == everything
     assert user.run("udi", "prune").returncode == 0
 
 
@@ -285,6 +287,50 @@ def test_the_process_that_fetches_is_killed(user: User, exported: Path) -> None:
         for pid in fetchers():
             os.kill(pid, signal.SIGKILL)
         assert one.communicate("\n", timeout=60)[0] == "1\n"
+
+
+@RUN
+def test_the_image_server_is_killed(user: User, exported: Path) -> None:
+    """Whoever fetches for it ends too."""
+    with serving(exported.read_bytes()) as server:
+        one = user.popen(
+            "udi-run",
+            server.url,
+            *("sh", "-c", "echo up; read x; ls /noise"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert one.stdout is not None and one.stdout.readline() == "up\n" and fetchers()
+        subprocess.run(["pkill", "-KILL", "-x", "-u", str(os.getuid()), "udi-image"], check=True)
+        one.communicate("\n", timeout=60)
+        assert one.returncode
+    wait_for(lambda: not fetchers())
+
+
+@RUN
+def test_64_ranks_at_once_on_nothing_local(user: User, exported: Path) -> None:
+    """They share a container, and with it who fetches: each window comes once."""
+    size = place(used(exported))
+    with serving(exported.read_bytes()) as server:
+        env = {"UDI_SHARE": "remote"}
+        words = "udi-run", server.url, "sh", "-c", "cat /noise >/dev/null; sleep 5"
+        ranks = [user.popen(*words, env=env) for _ in range(64)]
+        assert {one.wait(120) for one in ranks} == {0}
+        asked = [at // WINDOW for at, stop in server.asked if stop <= size]
+        assert len(asked) == len(set(asked))
+
+
+@RUN
+@pytest.mark.needs("registry")
+def test_tls_with_a_ca_of_the_site(user: User, exported: Path, tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path, "site")
+    with serving(exported.read_bytes(), (cert, key)) as server:
+        done = user.run("udi-run", server.url, "true")
+        assert done.returncode == 125, done.stderr
+        assert f"reading {server.url} failed: its TLS certificate is not trusted" in done.stderr
+        done = user.run("udi-run", server.url, "true", env={"SSL_CERT_FILE": str(cert)})
+        assert done.returncode == 0, done.stderr
+        assert user.run("udi-run", "--insecure", server.url, "true").returncode == 0
 
 
 @RUN
