@@ -32,7 +32,9 @@ class Away:
             raise UdiError(f"image {url} is in no image store, and --pull=never", "leave that out")
         self._checked = site.verify != "never" or bool(digest)
         self._timeout = site.timeout
-        host = url.partition("://")[2].partition("/")[0].rpartition("@")[2]
+        scheme, _, rest = url.partition("://")
+        where, slash, path = rest.partition("/")
+        host = where.rpartition("@")[2]
         insecure = request.insecure or host in site.insecure
         # Kept with the downloads of pulls, of which those that were not used for a day are removed.
         # Only what is compared with a list before each use may be kept.
@@ -42,7 +44,8 @@ class Away:
         # The file is as long as the image, and has all that is looked at here: its first bytes, and
         # the facts behind it.
         found = resolve.local(request.image, f"/proc/self/fd/{file}")
-        self.image = found.replace(path=url)
+        # Without what may be a secret: a name with a password, and a signature. It is logged.
+        self.image = found.replace(path=f"{scheme}://{host}{slash}{path.partition('?')[0]}")
 
     def verify(self, root: Root) -> str:
         """Return `Start.verify`. Raises UdiError where another server than ours was chosen."""

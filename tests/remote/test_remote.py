@@ -22,9 +22,9 @@ from rootless_udi.serve import distant
 from rootless_udi.store import windows
 from tests.conftest import User
 from tests.kit import fuseimages, images
+from tests.kit.nodes import Leftovers, counted
 from tests.kit.rangeserver import RangeServer, serving
 from tests.kit.registry import certificate
-from tests.launch.test_run import wait_for
 
 DATA = fuseimages.noise(3 * WINDOW + 1000)
 
@@ -153,7 +153,7 @@ RUN = pytest.mark.needs("userns", "fuse", "busybox")
 
 
 @RUN
-def test_a_start_from_a_url(user: User, exported: Path) -> None:
+def test_a_start_from_a_url(user: User, exported: Path, left: Leftovers) -> None:
     data = exported.read_bytes()
     with serving(data) as server:
         done = user.run("udi-run", server.url, "sh", "-c", "echo $FROM; ls /")
@@ -166,6 +166,12 @@ def test_a_start_from_a_url(user: User, exported: Path) -> None:
         assert done.returncode == 0, done.stderr
         asked = [at // WINDOW for at, stop in server.asked if at < size and stop <= size]
         assert len(asked) == len(set(asked))
+        signed = f"{server.url}?signature=secret"
+        assert user.run("udi-run", signed, "true").returncode == 0
+        server.data = server.data[:WINDOW]
+        done = user.run("udi-run", signed, "true")
+        assert done.returncode == 125 and "secret" not in done.stderr, done.stderr
+        server.data = data
         digest = listed(exported)
         assert user.run("udi-run", f"{server.url}#{digest}", "true").returncode == 0
         other = "sha256:" + "0" * 64
@@ -179,7 +185,6 @@ def test_a_start_from_a_url(user: User, exported: Path) -> None:
         assert done.returncode == 125 and "--pull=never" in done.stderr
     done = user.run("udi-run", server.url, "true")
     assert done.returncode == 125 and f"reading {server.url} failed: Conn" in done.stderr
-    wait_for(lambda: not fetchers())
 
 
 @RUN
@@ -233,15 +238,22 @@ def listed(path: Path) -> str:
     return known.digest
 
 
-def fetchers() -> list[int]:
-    """Return this user's processes that fetch windows."""
-    argv = ["pgrep", "-x", "-u", str(os.getuid()), distant.NAME]
-    return [int(x) for x in subprocess.run(argv, capture_output=True, text=True).stdout.split()]
+@pytest.fixture
+def left(user: User) -> Iterator[Leftovers]:
+    """What starts leave behind, which is nothing."""
+    with counted(user) as found:
+        yield found
+
+
+def pid_of(left: Leftovers, name: str) -> int:
+    return next(pid for pid, words in left.processes().items() if words == name)
 
 
 @RUN
 @pytest.mark.parametrize("fault", ("rot once", "rot", "404", "whole", "hang", "cut"))
-def test_a_fault_while_the_command_runs(fault: str, user: User, exported: Path) -> None:
+def test_a_fault_while_the_command_runs(
+    fault: str, user: User, exported: Path, left: Leftovers
+) -> None:
     """The reader gets EIO within the time that the site allows, and the container ends."""
     config = user.home / "c.toml"
     config.write_text("[image]\ntimeout = 1\n")
@@ -270,11 +282,10 @@ def test_a_fault_while_the_command_runs(fault: str, user: User, exported: Path) 
             assert any("Cache-Control" in headers for headers in server.headers)
         else:
             assert said == "1\non\n"
-    wait_for(lambda: not fetchers())
 
 
 @RUN
-def test_the_process_that_fetches_is_killed(user: User, exported: Path) -> None:
+def test_the_process_that_fetches_is_killed(user: User, exported: Path, left: Leftovers) -> None:
     with serving(exported.read_bytes()) as server:
         one = user.popen(
             "udi-run",
@@ -284,13 +295,12 @@ def test_the_process_that_fetches_is_killed(user: User, exported: Path) -> None:
             stdout=subprocess.PIPE,
         )
         assert one.stdout is not None and one.stdout.readline() == "up\n"
-        for pid in fetchers():
-            os.kill(pid, signal.SIGKILL)
+        os.kill(pid_of(left, distant.NAME), signal.SIGKILL)
         assert one.communicate("\n", timeout=60)[0] == "1\n"
 
 
 @RUN
-def test_the_image_server_is_killed(user: User, exported: Path) -> None:
+def test_the_image_server_is_killed(user: User, exported: Path, left: Leftovers) -> None:
     """Whoever fetches for it ends too."""
     with serving(exported.read_bytes()) as server:
         one = user.popen(
@@ -300,11 +310,10 @@ def test_the_image_server_is_killed(user: User, exported: Path) -> None:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        assert one.stdout is not None and one.stdout.readline() == "up\n" and fetchers()
-        subprocess.run(["pkill", "-KILL", "-x", "-u", str(os.getuid()), "udi-image"], check=True)
+        assert one.stdout is not None and one.stdout.readline() == "up\n"
+        os.kill(pid_of(left, "udi-image"), signal.SIGKILL)
         one.communicate("\n", timeout=60)
         assert one.returncode
-    wait_for(lambda: not fetchers())
 
 
 @RUN
