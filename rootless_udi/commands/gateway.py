@@ -4,11 +4,12 @@ import os
 import sys
 import time
 
-from rootless_udi.base.errors import UdiError, plain
+from rootless_udi.base.errors import UdiError, counted, plain
 from rootless_udi.base.process import say, tell
 from rootless_udi.commands.common.given import Arguments
 from rootless_udi.commands.common.parsers import Parsers, command, group
 from rootless_udi.config import load
+from rootless_udi.plan import sizes
 
 
 def add(commands: Parsers) -> None:
@@ -40,6 +41,12 @@ def add(commands: Parsers) -> None:
     one.add_argument("--rate", type=float, default=500.0, help="a user's requests a second (500)")
     one.add_argument("--pulls", type=int, default=20, help="a user's pulls in the queue (20)")
 
+    one.add_argument(
+        "--keep", metavar="DAYS", type=float, default=0.0, help="expire what is unused so long"
+    )
+    one.add_argument("--room", metavar="SIZE", default="", help="expire what does not fit: 500G")
+    four = command(actions, "expire", expire, "remove images by the rules of the site's gateway")
+    four.add_argument("--dry-run", action="store_true", help="only say which")
     two = command(actions, "token", token, "make a token that proves you to the site's gateway")
     two.add_argument("--scope", choices=("read", "pull", "all"), default="read")
     two.add_argument("--days", type=float, default=30.0, help="how long it is good (30)")
@@ -74,6 +81,20 @@ def token(arguments: Arguments) -> int:
     return 0
 
 
+def expire(arguments: Arguments) -> int:
+    """udi gateway expire: print what goes, and remove it unless --dry-run."""
+    from rootless_udi.commands.common import names, over_gateway
+
+    found = over_gateway.client(load.load(os.environ)).apply_rules(arguments.dry_run)
+    for one in found:
+        size, when = int(one.get("size", 0)), float(one.get("used", 0))
+        called = ", ".join(map(str, one.get("names", []))) or str(one.get("digest"))
+        say(f"{called}: {names.amount(size)}, last used {_day(when)}")
+    total = names.amount(sum(int(one.get("size", 0)) for one in found))
+    tell(f"{counted(len(found), 'image')}, {total}" + (" would go" if arguments.dry_run else ""))
+    return 0
+
+
 def audit(arguments: Arguments) -> int:
     """udi gateway audit: print the log's last rows, the oldest first."""
     from rootless_udi.commands.common import over_gateway
@@ -101,12 +122,13 @@ def serve(arguments: Arguments) -> int:
     from rootless_udi.gateway import app, listen
     from rootless_udi.gateway import serve as server
     from rootless_udi.gateway.database import Database
+    from rootless_udi.gateway.expiry import Rules
     from rootless_udi.gateway.limits import Limits
     from rootless_udi.gateway.people import People
     from rootless_udi.gateway.service import Service
     from rootless_udi.store.store import Store
 
-    if arguments.workers < 1 or arguments.pulls < 1 or arguments.rate <= 0:
+    if min(arguments.workers, arguments.pulls, arguments.rate) <= 0 or arguments.keep < 0:
         raise UdiError("--workers, --pulls and --rate are numbers above 0", "leave them out")
     root = os.path.abspath(arguments.store)
     words = arguments.listen or [f"unix:{root}/{listen.SOCKET}"]
@@ -119,7 +141,9 @@ def serve(arguments: Arguments) -> int:
         people = People(arguments.admin or (), arguments.munge, arguments.anonymous)
         systems = tuple(arguments.system or [site.name or os.uname().nodename.partition(".")[0]])
         limits = Limits(arguments.rate, arguments.pulls)
-        service = Service(store, database, site, systems, people, arguments.workers, limits)
+        room = sizes.parse(arguments.room) if arguments.room else 0
+        rules = Rules(arguments.keep * 86400, room)
+        service = Service(store, database, site, systems, people, arguments.workers, limits, rules)
         service.begin()
         sockets = [listen.opened(one) for one in addresses]
         found = [

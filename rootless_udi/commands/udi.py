@@ -45,6 +45,7 @@ from rootless_udi.commands import (
     share,
     shell,
     site,
+    stats,
     stop,
     tag,
     tags,
@@ -59,7 +60,7 @@ COMMANDS = (
     *(run, shell, pull, images, rm, prune, df, verify, tag, export, import_, history),
     *(update, search, tags),
     *(inspect, login, logout, extract, ps, exec_, stop, bundle, profile, optimize, completion),
-    *(config, mpi, gpu, doctor, site, check, jupyter, gateway, share),
+    *(config, mpi, gpu, doctor, site, check, jupyter, gateway, share, stats),
 )
 """The modules of the commands, in the order of --help."""
 

@@ -99,11 +99,12 @@ def _entries(connection: Connection, platform: str, rows: Any) -> Iterator[Catal
         some = rows[at : at + _AT_ONCE]
         digests = [row.digest for row in some]
         names: dict[str, list[str]] = {}
-        query = select(NAMES.c.digest, NAMES.c.name).where(
-            and_(NAMES.c.platform == platform, NAMES.c.digest.in_(digests))
-        )
-        for digest, name in connection.execute(query.order_by(NAMES.c.name)):
-            names.setdefault(digest, []).append(name)
+        # The platform is compared here: SQLite would take its index and look at all names of it.
+        columns = (NAMES.c.digest, NAMES.c.name, NAMES.c.platform)
+        query = select(*columns).where(NAMES.c.digest.in_(digests)).order_by(NAMES.c.name)
+        for digest, name, key in connection.execute(query):
+            if key == platform:
+                names.setdefault(digest, []).append(name)
         lists: dict[str, list[Row[Any]]] = {}
         for grant in connection.execute(select(GRANTS).where(GRANTS.c.digest.in_(digests))):
             lists.setdefault(grant.digest, []).append(grant)

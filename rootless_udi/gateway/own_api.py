@@ -4,16 +4,20 @@ GET  /api/v1/access/SYSTEM/TYPE/TAG/    who may read it
 POST /api/v1/access/SYSTEM/TYPE/TAG/    {"users": [...], "groups": [...], "remove": false}
 GET  /api/v1/tokens/    POST {"scope", "days", "note"}, or {"revoke": NUMBER}
 GET  /api/v1/audit/?limit=N             for administrators
+GET  /api/v1/stats/?days=N              what was asked for; for administrators
+POST /api/v1/expire/                    {"dry_run": true}; for administrators
+GET  /metrics                           for Prometheus
 GET  /api/v1/images/sha256:HEX          the file, with Range; the digest is its ETag
 """
 
+import time
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from rootless_udi.gateway import audit, requests, sharing, tokens
+from rootless_udi.gateway import audit, jobs, requests, sharing, statistics, tokens
 from rootless_udi.gateway.catalogue import CatalogueEntry
 from rootless_udi.gateway.people import Asker, Forbidden
 from rootless_udi.gateway.requests import BadRequest
@@ -32,6 +36,9 @@ def routes(service: Service) -> list[Route]:
         Route("/api/v1/tokens/", api.tokens, methods=["GET"]),
         Route("/api/v1/tokens/", api.token, methods=["POST"]),
         Route("/api/v1/audit/", api.audit, methods=["GET"]),
+        Route("/api/v1/stats/", api.stats, methods=["GET"]),
+        Route("/api/v1/expire/", api.expire, methods=["POST"]),
+        Route("/metrics", api.metrics, methods=["GET"]),
         Route("/api/v1/images/{digest}", api.image, methods=["GET", "HEAD"]),
     ]
 
@@ -117,6 +124,34 @@ class _OwnApi:
             raise Forbidden("only administrators read the log")
         limit = requests.limit(request.query_params.get("limit", "100"))
         return JSONResponse({"list": await self._service.database.read(audit.last, limit)})
+
+    async def stats(self, request: Request) -> Response:
+        """Answer with what was asked for, by day."""
+        asker = await self._service.asker(request, "all")
+        if not asker.admin:
+            raise Forbidden("only administrators read the statistics")
+        days = requests.limit(request.query_params.get("days", "30"))
+        await self._service.write_counts()
+        since = time.time() - days * 86400.0
+        return JSONResponse(await self._service.database.read(statistics.by_day, since))
+
+    async def expire(self, request: Request) -> Response:
+        """Remove what goes by the site's rules, or only say what would."""
+        asker = await self._service.asker(request, "all")
+        dry = (await requests.body(request)).get("dry_run") is not False
+        return JSONResponse({"list": await self._service.apply_rules(asker, dry)})
+
+    async def metrics(self, request: Request) -> Response:
+        """Answer Prometheus: sums alone, nothing of one user or image."""
+        await self._service.asker(request)
+        now = await self._service.database.read(statistics.held)
+        waiting = [
+            job
+            for job in await self._service.database.read(jobs.unfinished)
+            if job.state not in jobs.DONE
+        ]
+        text = self._service.metrics.text({**now, "queue": len(waiting)})
+        return Response(text, media_type="text/plain; version=0.0.4")
 
     async def image(self, request: Request) -> Response:
         """Send an image's file, or the part of it that the request's Range names."""

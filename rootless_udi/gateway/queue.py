@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import trio
@@ -31,11 +31,19 @@ _GLANCE = 5.0
 class Queue:
     """The queue of one gateway. `ask` puts a job into it, `run` does them, for ever."""
 
-    def __init__(self, database: Database, store: Store, workers: int, private: bool) -> None:
+    def __init__(
+        self,
+        database: Database,
+        store: Store,
+        workers: int,
+        private: bool,
+        ended: Callable[[str], None],
+    ) -> None:
         self._database = database
         self._store = store
         self._workers = workers
         self._private = private
+        self._ended = ended
         self._secrets: dict[int, Mapping[str, str]] = {}
         self._salt = os.urandom(32)
         self._marks: dict[tuple[str, str, int], bytes] = {}
@@ -132,6 +140,7 @@ class Queue:
                 await self._end(job, said.replace(error=str(error)))
             else:
                 self._secrets.pop(job.id, None)
+                self._ended("READY")
             return
         if not said.error:
             said = said.replace(error=f"the pull's process ended with status {status}", again=True)
@@ -148,6 +157,7 @@ class Queue:
             return
         self._secrets.pop(job.id, None)
         await self._database.write(jobs.change, job.id, "FAILURE", said.error)
+        self._ended("FAILURE")
 
     async def _work(self, job: Any, secrets: Mapping[str, str]) -> tuple[Said, int]:
         """Run a worker; return the last that it said and its exit status."""

@@ -12,12 +12,14 @@ from starlette.requests import Request
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import complain
-from rootless_udi.gateway import access, audit, catalogue, jobs, sharing, tokens
+from rootless_udi.gateway import access, audit, catalogue, expiry, jobs, sharing, tokens
 from rootless_udi.gateway.catalogue import CatalogueEntry, Wanted
 from rootless_udi.gateway.database import Database
+from rootless_udi.gateway.expiry import Clock, Rules
 from rootless_udi.gateway.limits import Limits
 from rootless_udi.gateway.people import Asker, Denied, Forbidden, People
 from rootless_udi.gateway.queue import Queue
+from rootless_udi.gateway.statistics import Metrics
 from rootless_udi.gateway.tables import IMAGES, LOOKUPS
 from rootless_udi.plan.reference import Platform, Reference
 from rootless_udi.plan.site import Site
@@ -52,11 +54,15 @@ class Service:
         people: People,
         workers: int,
         limits: Limits,
+        rules: Rules | None = None,
     ) -> None:
         self.store, self.database, self.site, self.systems = store, database, site, systems
         self.machine = os.uname().machine
         self.private = access.works(store)
-        self.queue = Queue(database, store, workers, self.private)
+        self.queue = Queue(database, store, workers, self.private, self._ended)
+        self.metrics = Metrics()
+        self.rules = rules or Rules()
+        self._clock = Clock()
         self._people = people
         self._limits = limits
         self._known: dict[tuple[str, str], CatalogueEntry] = {}
@@ -71,6 +77,9 @@ class Service:
         for message in self.database.write_now(sharing.enforce_all, self.store):
             complain("udi gateway", message)
         self.database.write_now(jobs.restart)
+
+    def _ended(self, state: str) -> None:
+        self.metrics.pulls.labels(state).inc()
 
     async def run(self) -> None:
         """Do the queue's jobs and write what was counted, until cancelled."""
@@ -197,10 +206,32 @@ class Service:
             raise Forbidden("only administrators clean up")
         await self.database.write(catalogue.adopt, self.store)
         self.queue.published += 1
+        await self.apply_rules(asker, dry=False)
         return len(await trio.to_thread.run_sync(self.store.sweep))
+
+    async def apply_rules(self, asker: Asker, dry: bool) -> list[dict[str, Any]]:
+        """Remove what goes by the rules (`expiry`), or with `dry` only say what would.
+
+        Raises Forbidden, and UdiError where the clock has jumped.
+        """
+        if not asker.admin:
+            raise Forbidden("only administrators clean up")
+        await self.write_counts()
+        used = await self.database.read(expiry.looked_up)
+        now = self._clock.now()
+        found = await trio.to_thread.run_sync(expiry.chosen, self.store, used, self.rules, now)
+        if not dry:
+            found = [
+                one
+                for one in found
+                if await self.database.write(expiry.remove, self.store, asker.uid, one)
+            ]
+            self.queue.published += 1
+        return [expiry.described(one) for one in found]
 
     def count(self, asker: Asker, system: str, kind: str, tag: str, digest: str) -> None:
         """Count a lookup. It is written a little later, with others."""
+        self.metrics.lookups.inc()
         self._counted.append(
             {
                 "time": time.time(),

@@ -134,6 +134,15 @@ class GatewayClient:
         found = self._ask("GET", f"/api/v1/audit/?limit={limit}").get("list", [])
         return found if isinstance(found, list) else []
 
+    def stats(self, days: int) -> dict[str, Any]:
+        """Return what was asked for, by day; for administrators. Raises UdiError."""
+        return self._ask("GET", f"/api/v1/stats/?days={days}")
+
+    def apply_rules(self, dry: bool) -> list[dict[str, Any]]:
+        """Have images removed by the site's rules; return which. Raises UdiError."""
+        found = self._ask("POST", "/api/v1/expire/", {"dry_run": dry}).get("list", [])
+        return found if isinstance(found, list) else []
+
     def expire(self, reference: Reference) -> None:
         """Remove an image's name, and the image with its last. Raises UdiError."""
         self._ask("GET", f"/api/expire/{self._system()}/{_path(reference)}/")

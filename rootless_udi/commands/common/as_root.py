@@ -40,7 +40,7 @@ NOBODY = {"doctor", "search", "site.capture", "site.list_sites", "site.show", "t
 REFUSED = {
     *("jupyter.install", "jupyter.list", "jupyter.remove", "jupyter.start"),
     *("check", "exec", "login", "logout", "mpi.capture", "profile", "ps", "run", "shell"),
-    *("gateway.audit", "gateway.serve", "gateway.token", "share"),
+    *("gateway.audit", "gateway.expire", "gateway.serve", "gateway.token", "share", "stats"),
     "site.add_site",
     "stop",
 }
