@@ -68,6 +68,7 @@ class Service:
         self._known: dict[tuple[str, str], CatalogueEntry] = {}
         self._known_at = -1
         self._tokens: dict[str, tuple[int, str, float]] = {}
+        self._counting = trio.Lock()
         self._counted: deque[dict[str, Any]] = deque(maxlen=_COUNTED_MOST)
 
     def begin(self) -> None:
@@ -251,14 +252,16 @@ class Service:
 
     async def write_counts(self) -> None:
         """Write the lookups that were counted; where that fails, the next time."""
-        rows = [self._counted.popleft() for _ in range(len(self._counted))]
-        if not rows:
-            return
-        try:
-            await self.database.write(_write_lookups, rows)
-        except UdiError as error:
-            complain("udi gateway", error.message, error.hint)
-            self._counted.extendleft(reversed(rows))
+        # Under a lock: who asks for them to be written waits for those that are being written too.
+        async with self._counting:
+            rows = [self._counted.popleft() for _ in range(len(self._counted))]
+            if not rows:
+                return
+            try:
+                await self.database.write(_write_lookups, rows)
+            except UdiError as error:
+                complain("udi gateway", error.message, error.hint)
+                self._counted.extendleft(reversed(rows))
 
     async def lookups(self, limit: int) -> list[dict[str, Any]]:
         """Return the last lookups, the oldest first, as Shifter's rows."""
