@@ -15,7 +15,6 @@ that. Nobody ever waits longer than the site's time: an answer is sent then, wha
 import os
 import socket
 import sys
-import tempfile
 import threading
 import time
 from select import POLLIN, poll
@@ -166,8 +165,9 @@ def _files(folder: str, tail: bytes, used: int, size: int) -> tuple[int, int]:
         return os.open(elsewhere, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600), -1
     except OSError:
         pass
+    path = f"{elsewhere}/.udi-remote-{os.urandom(8).hex()}"
     try:
-        fd, path = tempfile.mkstemp(dir=elsewhere, prefix=".udi-remote-")
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError:
         return os.memfd_create("udi-remote"), -1
     os.unlink(path)

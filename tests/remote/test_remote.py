@@ -391,3 +391,28 @@ def test_what_is_no_image_or_has_no_list(user: User, exported: Path) -> None:
         config.write_text('[image]\nverify = "never"\n')
         done = user.run("udi-run", server.url, "true", env={"UDI_CONFIG": str(config)})
         assert done.returncode == 0, done.stderr
+
+
+@RUN
+def test_where_no_file_can_be_made(user: User, exported: Path) -> None:
+    """Without a store, and with a TMPDIR that is none, the windows are in memory."""
+    env = {"UDI_STORE": f"{user.home}/none", "TMPDIR": "/proc/nowhere"}
+    with serving(exported.read_bytes()) as server:
+        done = user.run("udi-run", server.url, "md5sum", "/noise", env=env)
+        assert done.returncode == 0, done.stderr
+        assert user.run("udi-run", exported, "md5sum", "/noise").stdout == done.stdout
+
+
+@RUN
+def test_a_caller_that_ignores_its_children(user: User, exported: Path) -> None:
+    with serving(exported.read_bytes()) as server:
+        done = user.run("sh", "-c", f"trap '' CHLD; exec udi-run {server.url} echo on")
+        assert (done.returncode, done.stdout) == (0, "on\n"), done.stderr
+
+
+@RUN
+def test_a_limit_of_file_sizes(user: User, exported: Path) -> None:
+    """It stands for a full disk: the start fails with a line, or the reader gets EIO."""
+    with serving(exported.read_bytes()) as server:
+        done = user.run("sh", "-c", f"ulimit -f 1000; exec udi-run {server.url} true")
+        assert done.returncode == 125 and "File too large" in done.stderr, done.stderr
