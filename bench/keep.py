@@ -26,6 +26,7 @@ from tests.kit.mpiprogs import codename
 from tests.kit.nodes import subreaper
 
 OURS = "udi-run --keep=30"
+USED = "  its processor time, the shell's included"
 LOOP = 'n=$1; shift; i=0; while [ "$i" -lt "$n" ]; do "$@" /bin/true || exit 1; i=$((i+1)); done'
 
 
@@ -34,6 +35,12 @@ def loop(words: Sequence[str], starts: int, env: dict[str, str]) -> float:
     begin = time.perf_counter()
     subprocess.run(["sh", "-c", LOOP, "sh", str(starts), *words], env=env, check=True)
     return time.perf_counter() - begin
+
+
+def processor() -> float:
+    """Return the seconds of processor time that processes of this one have used and ended."""
+    used = os.times()
+    return used.children_user + used.children_system
 
 
 def stop(env: dict[str, str]) -> None:
@@ -47,13 +54,17 @@ def measure_loop(
 ) -> None:
     """Print the time of one start of a loop."""
     times: dict[str, list[float]] = {name: [] for name in runners}
+    used: dict[str, list[float]] = {name: [] for name in runners}
     for _ in range(rounds):
         for name, words in runners.items():
+            before = processor()
             times[name].append(loop(words, starts, env) / starts)
+            used[name].append((processor() - before) / starts)
             if name == OURS:
                 stop(env)
-    medians = {name: statistics.median(found) for name, found in times.items()}
-    peers.table(f"each of {starts} starts in a loop, {rounds} rounds", medians, OURS)
+    title = f"each of {starts} starts in a loop, the first included, {rounds} rounds"
+    for what, found in ((title, times), (USED, used)):
+        peers.table(what, {name: statistics.median(one) for name, one in found.items()}, OURS)
 
 
 def measure_many(image: str, many: int, env: dict[str, str]) -> None:
@@ -62,11 +73,15 @@ def measure_many(image: str, many: int, env: dict[str, str]) -> None:
     loop(old, many, env)
     loop(new, 1, env)
     times: dict[str, list[float]] = {"old": [], "new": []}
-    for _ in range(20):
-        times["old"].append(loop(old, 10, env) / 10)
-        times["new"].append(loop(new, 10, env) / 10)
-    medians = {name: statistics.median(found) for name, found in times.items()}
-    peers.table(f"a join after {many} short commands, against a new container's", medians, "old")
+    used: dict[str, list[float]] = {"old": [], "new": []}
+    for number in range(60):
+        for name, words in (("old", old), ("new", new))[:: 1 if number % 2 else -1]:
+            before = processor()
+            times[name].append(loop(words, 5, env) / 5)
+            used[name].append((processor() - before) / 5)
+    title = f"a join after {many} short commands, against a new container's"
+    for what, found in ((title, times), (USED, used)):
+        peers.table(what, {name: statistics.median(one) for name, one in found.items()}, "old")
     records = sorted(Path(env["XDG_RUNTIME_DIR"]).rglob("*.2"))
     print(f"  records' bytes: {[path.stat().st_size for path in records]}")
     stop(env)

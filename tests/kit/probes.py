@@ -110,6 +110,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "zsh": _command("zsh"),
     "fish": _command("fish"),
     "tcsh": _command("tcsh"),
+    "snakemake": _command("snakemake"),
     "man": _command("man", "groff"),
     "lmod": lambda: bool(lmod()),
     "installers": _installers,

@@ -2,6 +2,7 @@
 
 import os
 import select
+import shutil
 import signal
 import subprocess
 import time
@@ -384,3 +385,28 @@ def test_what_is_no_number_of_seconds(user: User, image: Path, text: str) -> Non
         done = user.run("udi-run", *words, image, "true", env=env)
         assert done.returncode == 125
         assert f"={text}: not a number of seconds from 0 to 86400" in done.stderr
+
+
+SNAKEFILE = """
+rule all:
+    input: expand("{name}.out", name=["a", "b", "c", "d", "e"])
+rule one:
+    output: "{name}.out"
+    shell: "udi-run IMAGE sh -c 'readlink /proc/self/ns/mnt >{output}'"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.needs("snakemake")
+def test_the_steps_of_a_snakemake_workflow(user: User, image: Path, left: Leftovers) -> None:
+    """By the settings of docs/keep.md, with the Snakemake that is on the PATH."""
+    program = shutil.which("snakemake")
+    assert program
+    user.env["PATH"] += f":{os.path.dirname(program)}"
+    flow = user.home / "flow"
+    flow.mkdir()
+    (flow / "Snakefile").write_text(SNAKEFILE.replace("IMAGE", str(image)))
+    done = user.run("snakemake", "--cores", "2", cwd=flow, env={"UDI_KEEP": "600"})
+    assert done.returncode == 0, done.stderr
+    assert len({path.read_text() for path in flow.glob("*.out")}) == 1
+    assert len(helpers(left, "udi-keep")) == 1
