@@ -1,10 +1,11 @@
 """Checks of what an ordinary user may do at the site, and of its configuration."""
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.forecast import command, imagetree
+from rootless_udi.forecast import command, imagetree, isa, isa_process, isa_run
 from rootless_udi.forecast.asked import Asked
 from rootless_udi.forecast.finding import (
     FAILS,
@@ -97,12 +98,41 @@ def hidden(site: Capture, facts: Mapping[str, Any], asked: Asked) -> Findings:
             yield CheckFinding("mounts", verdict, says, Evidence(path, what), there, remedy)
         elif files:
             says = f"the site's mount on {destination} hides files of the image there ({files})"
-            yield CheckFinding("mounts", UNKNOWN, says, Evidence(destination, files), there, remedy)
+            spared = _runs_without(destination, facts, asked)
+            says += "; the command ran here without them" if spared else ""
+            verdict, remedy = (RUNS, "") if spared else (UNKNOWN, remedy)
+            yield CheckFinding("mounts", verdict, says, Evidence(destination, files), there, remedy)
         clean = clean and not below and not files
     if clean:
         places = ", ".join(sorted(covered)) or "nothing but /tmp, /dev, /proc and /sys"
         what = "no mount of the site hides anything of the image"
         yield CheckFinding("mounts", RUNS, what, Evidence(), Evidence("config.mounts", places))
+
+
+def _runs_without(destination: str, facts: Mapping[str, Any], asked: Asked) -> bool:
+    """Tell whether the command ends well here with an empty folder at a path, once for all sites.
+
+    What the site has there instead is not known, and so a command that fails without the image's
+    files may still run.
+    """
+    known: dict[str, bool] = asked.memo.setdefault("runs without", {})
+    if destination not in known:
+        known[destination] = False
+        try:
+            trial = isa.trial(facts, asked)
+            if (
+                isinstance(trial, isa_run.Trial)
+                and isa_run.native(trial).state != isa_process.REFUSED
+            ):
+                writable = isa_run.wants_writable(trial)
+                with tempfile.TemporaryDirectory(prefix="udi-check-") as folder:
+                    volume = f"{volumes.quote(folder)}:{volumes.quote(destination)}:ro"
+                    request = asked.request.replace(volume=(*asked.request.volume, volume))
+                    hidden_there = trial.replace(asked=asked.replace(request=request, memo={}))
+                    known[destination] = isa_run.run(hidden_there, writable=writable).fine
+        except (OSError, UdiError, Unreadable):
+            return False
+    return known[destination]
 
 
 def _wanted(facts: Mapping[str, Any], asked: Asked) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """Forecasts: each kind of finding by what leads to it, and the command itself."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,21 @@ def test_more_about_what_is_asked(root: Path) -> None:
     assert only(found(root, site(gpus=None), facts, ("--gpu",), name="gpus")).verdict == UNKNOWN
     entry = {"entrypoint": ["/bin/true"], "cmd": ["x"]}
     assert only(found(root, site(), entry, ("--entrypoint",), name="command")).verdict == RUNS
+
+
+@pytest.mark.needs("userns", "busybox")
+def test_a_hidden_folder_that_the_command_does_not_need(root: Path) -> None:
+    (root / "opt/sw/file").write_text("x")
+    (root / "bin/busybox").write_bytes(Path(shutil.which("busybox") or "").read_bytes())
+    (root / "bin/busybox").chmod(0o755)
+    memo: dict[str, Any] = {}
+    for word, verdict in (("true", RUNS), ("cat", UNKNOWN)):
+        words = ["--no-cwd", str(root), "--", "/bin/busybox", word, "/opt/sw/file"]
+        asked = Asked(str(root), str(root), parse(words, {}), dict(memo))
+        rows = check.check(site(), {"forecast": {"programs": PROGRAMS}}, asked).findings
+        (row,) = (one for one in rows if one.check == "mounts")
+        assert row.verdict == verdict, row
+        assert ("ran here without them" in row.what) == (verdict == RUNS)
 
 
 def test_an_empty_or_odd_capture_never_promises(root: Path) -> None:

@@ -48,7 +48,7 @@ class ProofSite(Record):
 
 SITES = (
     ProofSite("lab: MPICH 4, this CPU", "debian-mpich", mount="/app/data"),
-    ProofSite("old: MPICH 3.4, Haswell", "mpich-3.4.3", "haswell", "Haswell-noTSX"),
+    ProofSite("old: MPICH 3.4, Nehalem", "mpich-3.4.3", "nehalem", "Nehalem"),
     ProofSite("ompi: Open MPI 4.1, zen3", "openmpi-4.1.8", "zen3", "EPYC-Milan"),
 )
 
