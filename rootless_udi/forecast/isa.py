@@ -82,15 +82,29 @@ def trial(facts: Mapping[str, Any], asked: Asked) -> isa_run.Trial | str:
         return "there is no such program"
     if here != _MACHINE or machine != _MACHINE:
         return f"an image for {machine} is not run on this machine ({here})"
-    static = ""
-    if file.entry and file.elf and not file.elf.interp:
-        with imagetree.opened(asked.path) as tree:
-            content = tree.content(file.entry.path)
-            program = content is not None and content.head[:4] == b"\x7fELF"
-        if not program:
-            return f"the interpreter of {file.entry.path} is a static program, which escapes qemu"
-        static = file.entry.path
-    return isa_run.Trial(asked, command.argv(facts, asked), static)
+    words = command.argv(facts, asked)
+    if not (file.entry and file.elf) or file.elf.interp:
+        return isa_run.Trial(asked, words)
+    with imagetree.opened(asked.path) as tree:
+        return _static(tree, asked, words, file.entry.path)
+
+
+def _static(
+    tree: imagetree.ImageTree, asked: Asked, words: tuple[str, ...], path: str
+) -> isa_run.Trial | str:
+    """Return how a static program is run, or a script for one: qemu must be put before it."""
+    content = tree.content(path)
+    head = content.head[:256] if content else b""
+    if head[:2] == b"#!":
+        # As execve(2) does: the interpreter, at most one argument, the script, its arguments.
+        first = head[2:].partition(b"\n")[0].decode("utf-8", "replace").strip().split(None, 1)
+        entry = imagetree.find(tree, first[0]) if first else None
+        content = tree.content(entry.path) if entry else None
+        if entry and content and content.head[:4] == b"\x7fELF":
+            return isa_run.Trial(asked, (*first, path, *words[1:]), entry.path)
+    if head[:4] == b"\x7fELF":
+        return isa_run.Trial(asked, words, path)
+    return f"the interpreter of {path} is a script for a static program"
 
 
 def _here() -> tuple[str, frozenset[str]]:

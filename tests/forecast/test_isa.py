@@ -66,7 +66,7 @@ def looked(
     return one
 
 
-RUN = pytest.mark.needs("userns", "gcc", "qemu-user")
+RUN = pytest.mark.needs("userns", "gcc", "qemu-user", "busybox")
 
 
 @RUN
@@ -107,6 +107,20 @@ def test_an_image_without_a_shell(root: Path, tmp_path: Path) -> None:
         os.link(root / "bin" / name, alone / "bin" / name)
     assert looked(alone, {"name": "zen3"}, "static-v3").verdict == RUNS
     assert looked(alone, {"name": "zen3"}, "static-v4").verdict == FAILS
+
+
+@RUN
+def test_a_script_of_a_static_shell(root: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    (alone / "bin").mkdir(parents=True)
+    (alone / "bin/sh").write_bytes(Path("/bin/busybox").read_bytes())
+    for name, text in (("script", "#!/bin/sh -e\ntest $1 = x\n"), ("twice", "#!/bin/script\n")):
+        (alone / "bin" / name).write_text(text)
+    for path in (alone / "bin").iterdir():
+        path.chmod(0o755)
+    assert looked(alone, {"name": "zen3"}, "script", "x").verdict == RUNS
+    assert "status 1 here" in looked(alone, {"name": "zen3"}, "script", "y").what
+    assert "is a script for a static program" in looked(alone, {"name": "zen3"}, "twice").what
 
 
 @RUN

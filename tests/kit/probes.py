@@ -107,6 +107,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "fuse2fs": _command("fuse2fs", "mke2fs"),
     "qemu": _command("qemu-system-x86_64", "cpio", "mmdebstrap"),
     "qemu-user": _command("qemu-x86_64-static"),
+    "go-program": _module("lefthook"),
     "zsh": _command("zsh"),
     "fish": _command("fish"),
     "tcsh": _command("tcsh"),
