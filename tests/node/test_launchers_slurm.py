@@ -134,6 +134,17 @@ def test_the_batch_script_itself_is_alone(slurm: Slurm, user: User, image: Path)
     assert len(lines) == 2, lines
 
 
+def test_a_batch_script_keeps_a_container_until_the_job_ends(
+    slurm: Slurm, user: User, image: Path
+) -> None:
+    """Its commands share it, whichever shell of theirs starts them; afterwards nothing remains."""
+    run = f"udi-run --keep=3600 {image} sh -c '{SHOW}'"
+    script = f"#!/bin/sh\n{run}\nsh <<'end'\n{run}\ntrue\nend\nudi ps\n"
+    lines = slurm.batch(user, script, "-N1", "-n1").splitlines()
+    assert lines[:2] == lines[2:4], lines
+    assert "keep SLURM_JOB_ID=" in lines[5] and " of 1h 0m" in lines[5], lines
+
+
 def test_a_rank_has_its_own_variables(slurm: Slurm, user: User, image: Path) -> None:
     script = f"echo $SLURM_PROCID $SLURM_LOCALID $SLURM_NODEID; {together(user, 4)}"
     out = ok(slurm.run(user, "srun", "-N2", "-n4", "udi-run", image, "sh", "-c", script))
