@@ -52,7 +52,9 @@ def load(path: Path, targets: list[str]) -> tuple[float, float, float]:
         one = socket.socket(socket.AF_UNIX)
         one.connect(str(path))
         sockets[one.fileno()] = one
-    epoll, begun, spent = select.epoll(), {}, []
+    epoll = select.epoll()
+    begun: dict[int, float] = {}
+    spent: list[float] = []
     answers: dict[int, bytes] = {}
     heads = [f"GET {target} HTTP/1.1\r\nHost: g\r\n\r\n".encode() for target in targets]
     left = iter(random.Random(1).choices(heads, k=REQUESTS))
