@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Two requests in one MPI job against one: latency and bandwidth between two ranks of a node.
 
-    python bench/mpi_pair.py [--runs 25] [--kinds mpich openmpi]
+    python bench/mpi_pair.py [--runs 40] [--kinds mpich openmpi]
 
 The same program in the same image; in "two" the second rank has a volume of its own, and so a
 container of its own. Runs alternate. Printed are the medians of the runs' medians in microseconds,
@@ -22,7 +22,7 @@ from bench import peers
 from bench.mpi_join import once
 from tests.kit import mpiprogs
 
-ITERATIONS = 300
+ITERATIONS = 100
 SIZES = (8, 65536, 4 << 20)
 
 
@@ -56,7 +56,7 @@ def compare(kind: mpiprogs.Kind, runs: int, env: dict[str, str]) -> None:
 def main() -> None:
     """Run all that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--runs", type=int, default=25)
+    parser.add_argument("--runs", type=int, default=40)
     parser.add_argument(
         "--kinds", nargs="*", choices=sorted(mpiprogs.KINDS), default=sorted(mpiprogs.KINDS)
     )
