@@ -30,6 +30,7 @@ from rootless_udi.forecast import (
     gpucode_check,
     gpucode_cuda,
     isa,
+    libc,
     machine,
     mpi,
 )
@@ -51,6 +52,7 @@ CHECKS: tuple[Check, ...] = (
     abilities.given_volumes,
     abilities.modules,
     mpi.look,
+    libc.look,
     abilities.gpus_given,
     abilities.wants_gpu,
     gpucode_cuda.check,
