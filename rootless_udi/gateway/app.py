@@ -14,6 +14,7 @@ from rootless_udi.gateway.database import Unavailable
 from rootless_udi.gateway.jobs import TooMany
 from rootless_udi.gateway.limits import Busy
 from rootless_udi.gateway.people import Denied, Forbidden
+from rootless_udi.gateway.quick import QuickAnswers
 from rootless_udi.gateway.requests import BadRequest, TooLarge, TooSlow
 from rootless_udi.gateway.service import NotFound, Service
 from rootless_udi.gateway.tokens import NoToken
@@ -37,8 +38,9 @@ _STATUS: tuple[tuple[type[UdiError], int], ...] = (
 def application(service: Service) -> Callable[..., Any]:
     """Return the ASGI application that `service` answers."""
     handlers: dict[Any, Any] = {UdiError: _error, HTTPException: _refused}
-    routes = shifter_api.routes(service) + own_api.routes(service)
-    return Starlette(routes=routes, exception_handlers=handlers)
+    quick = QuickAnswers(service)
+    routes = shifter_api.routes(service, quick) + own_api.routes(service)
+    return quick.around(Starlette(routes=routes, exception_handlers=handlers))
 
 
 def status_of(error: UdiError) -> int:

@@ -104,6 +104,11 @@ class People:
             kept = self._known[uid] = (now + _KEPT_SECONDS, one)
         return kept[1] if how == kept[1].how else kept[1].replace(how=how)
 
+    def remembered(self, uid: int) -> Asker | None:
+        """Return an account at a Unix socket, if it is remembered still."""
+        kept = self._known.get(uid)
+        return kept[1] if kept is not None and kept[0] >= time.monotonic() else None
+
     def _look(self, uid: int) -> Asker:
         try:
             found = pwd.getpwuid(uid)

@@ -109,6 +109,14 @@ class Service:
             )
         return found
 
+    def known_peer(self, uid: int | None) -> Asker | None:
+        """Return who is at the other end of a Unix socket, if that is known without looking."""
+        return None if uid is None else self._people.remembered(uid)
+
+    def spend(self, asker: Asker) -> None:
+        """Count a request of his. Raises Busy."""
+        self._limits.spend(asker)
+
     async def _by_token(self, text: str) -> Asker:
         """Return whose a token is; he is no administrator by it. Raises Denied."""
         mark = tokens.mark(text)

@@ -17,6 +17,7 @@ from starlette.routing import Route
 from rootless_udi.gateway import catalogue, jobs, requests
 from rootless_udi.gateway.catalogue import CatalogueEntry
 from rootless_udi.gateway.people import Asker, Forbidden
+from rootless_udi.gateway.quick import KnownAnswer, QuickAnswers
 from rootless_udi.gateway.requests import BadRequest
 from rootless_udi.gateway.service import NotFound, Service
 from rootless_udi.plan.reference import parse
@@ -24,9 +25,9 @@ from rootless_udi.shifter.lines import tag_of
 from rootless_udi.store import find
 
 
-def routes(service: Service) -> list[Route]:
-    """Return the routes, which `service` answers."""
-    api = _Api(service)
+def routes(service: Service, quick: QuickAnswers) -> list[Route]:
+    """Return the routes, which `service` answers; lookups are remembered in `quick`."""
+    api = _Api(service, quick)
     # The commonest first: Starlette tries one after the other.
     table = (
         ("/api/lookup/{system}/{kind}/{tag:path}", "GET", api.lookup),
@@ -49,8 +50,9 @@ def routes(service: Service) -> list[Route]:
 class _Api:
     """A method for each of Shifter's calls."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, quick: QuickAnswers) -> None:
         self._service = service
+        self._quick = quick
 
     def _system(self, request: Request) -> str:
         system = str(request.path_params["system"])
@@ -78,6 +80,7 @@ class _Api:
         system = self._system(request)
         reference = self._reference(request)
         platform = self._platform(request).key()
+        at = self._service.queue.published
         found = await self._service.find(platform, reference)
         if found is None or not found.readable(asker.uid, asker.groups):
             # The same answer to both: that an image is there is its readers' to know.
@@ -85,7 +88,11 @@ class _Api:
         tag = str(request.path_params["tag"]).strip("/")
         kind = str(request.path_params["kind"])
         self._service.count(asker, system, kind, tag, found.digest)
-        return Response(record(system, found), media_type="application/json")
+        text = record(system, found).encode()
+        if not request.url.query:
+            known = KnownAnswer(found, text, system, kind, tag)
+            self._quick.keep(request.scope.get("raw_path", b""), at, known)
+        return Response(text, media_type="application/json")
 
     async def list(self, request: Request) -> Response:
         """Answer with the records of all images that the asker may read."""
