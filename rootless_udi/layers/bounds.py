@@ -162,6 +162,7 @@ _DOCUMENTS: tuple[tuple[str, int | str, str], ...] = (
     ("User", DOCUMENT, "kept as text"),
     ("Labels", DOCUMENT, "kept as text"),
     ("Volumes", DOCUMENT, "kept as text"),
+    ("ExposedPorts", DOCUMENT, "kept as text"),
     ("history", HISTORY, "the steps that are kept, 400 characters of each"),
     ("created_by", 400, "characters that are kept"),
     ("comment", 400, "in place of created_by"),
