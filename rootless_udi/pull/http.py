@@ -109,10 +109,10 @@ class Transport:
         self,
         stop: Stop | None = None,
         environ: Mapping[str, str] | None = None,
-        answer: float = ANSWER_SECONDS,
+        answer: float | None = None,
     ) -> None:
-        """`answer`: most seconds for an answer's status and headers; and for bytes, if fewer than
-        _IDLE_SECONDS."""
+        """`answer`: most seconds for an answer's status and headers, ANSWER_SECONDS without it; and
+        for bytes, if fewer than _IDLE_SECONDS."""
         self.stop = stop or Stop()
         self._answer = answer
         self.reached: set[str] = set()
@@ -170,6 +170,7 @@ class Transport:
             target = urllib.parse.urlunsplit((scheme, netloc, parts.path, parts.query, ""))
             headers |= parties.for_proxy(proxy)
         headers.setdefault("User-Agent", _USER_AGENT)
+        most = ANSWER_SECONDS if self._answer is None else self._answer
         while True:
             self.stop.check()
             connection, fresh = self._connection(place)
@@ -178,11 +179,11 @@ class Transport:
                 if fresh:
                     connection.connect()
                     if connection.sock is not None:
-                        connection.sock.settimeout(min(_IDLE_SECONDS, self._answer))
+                        connection.sock.settimeout(min(_IDLE_SECONDS, most))
                     self.stop.watch(connection)
                 # Kept, since http.client takes it from the connection if the server will close it.
                 sock = connection.sock
-                with within(self._answer, sock):
+                with within(most, sock):
                     connection.request(method, target, body, headers)
                     response = connection.getresponse()
             except BaseException as error:
