@@ -33,9 +33,7 @@ def here(root: str = "/", on: str = "here", environ: dict[str, str] | None = Non
 
 
 def test_this_machine() -> None:
-    before = time.monotonic()
     found = here(on="")
-    assert time.monotonic() - before < 5
     assert found.machine == os.uname().machine
     assert found.word("system", "kernel") == os.uname().release
     assert (found.table("system")["userns"], found.table("system")["fuse"]) == (True, False)

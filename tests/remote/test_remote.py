@@ -306,7 +306,8 @@ def test_the_image_server_is_killed(user: User, exported: Path, left: Leftovers)
         one = user.popen(
             "udi-run",
             server.url,
-            *("sh", "-c", "echo up; read x; ls /noise"),
+            # What the kernel has not read yet: names and programs it may know still.
+            *("sh", "-c", "echo up; read x; md5sum /noise"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
