@@ -44,7 +44,8 @@ def test_this_machine() -> None:
     assert found.rows("taken")[0]["on"] == "login"
     text = site.text(found)
     assert site.parse(text.encode(), "x").data == json.loads(json.dumps(found.data))
-    assert len(text) < 150_000
+    # Asked are some 100 KB; a machine with two MPIs, their Fortran and UCX has half as much again.
+    assert len(text) < 200_000
 
 
 def test_nothing_of_the_caller_is_in_it(tmp_path: Path) -> None:
