@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import time
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
