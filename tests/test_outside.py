@@ -124,6 +124,6 @@ def test_ranks_share_where_processes_are_hidden(
     assert (done.stderr, done.returncode) == ("", 0)
     first, second, head, row, *rest = done.stdout.splitlines()
     assert first == second and not rest
-    assert head.startswith("IMAGE") and "dead" not in row and " 1 " in row
+    assert head.startswith("NAME") and "dead" not in row and " 1 " in row
     if servers(left):
         left.check()
