@@ -102,7 +102,8 @@ class NodeRecord:
             kind, _, rest = text.partition("\0")
             path, _, was = rest.partition("\0")
             if state_of(kind, path) != was:
-                return path
+                # A damaged record may name nothing, which has changed all the same.
+                return path or "?"
         return ""
 
     def _operations(self, key: str) -> list[tuple[str, str, str]]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from joiner import build
@@ -185,6 +185,7 @@ def environment(place: Path, more: dict[str, str]) -> dict[str, str]:
 
 @settings(max_examples=150, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(argv=st.lists(WORD, max_size=6), more=ENVIRON, record=RECORD, damage=DAMAGE)
+@example(argv=["img"], more={}, record=[("same", "\0".join(("file", "", "1 2")))], damage=None)
 def test_both_decide_alike(
     place: Path,
     argv: list[str],
