@@ -21,7 +21,7 @@ from rootless_udi.base.process import page, say, tell
 from rootless_udi.commands.common import newfile
 from rootless_udi.commands.common.given import Arguments
 from rootless_udi.commands.common.parsers import Parsers, add_json, command, group
-from rootless_udi.commands.run import become
+from rootless_udi.commands.run import become, udi_run
 from rootless_udi.plan import options
 
 _USAGE = "udi jupyter install IMAGE [--name NAME] [OPTIONS of udi-run] [-- COMMAND ...]"
@@ -130,8 +130,7 @@ def _parsed(words: list[str]) -> tuple[Arguments, list[str], str, list[str]]:
 
 def _python(before: list[str], image: str) -> str:
     """Return the version of the image's Python, in which ipykernel can be imported."""
-    beside = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "udi-run")
-    argv = [beside, "--quiet", *before, image, "python3", "-c", _LOOK]
+    argv = udi_run(["--quiet", *before, image, "python3", "-c", _LOOK])
     try:
         done = subprocess.run(
             argv,
@@ -142,7 +141,7 @@ def _python(before: list[str], image: str) -> str:
             timeout=_SECONDS,
         )
     except OSError as error:
-        raise UdiError(f"starting {beside} failed: {error.strerror}") from None
+        raise UdiError(f"starting {argv[0]} failed: {error.strerror}") from None
     except subprocess.TimeoutExpired:
         raise UdiError(
             f"image {image} did not say within {_SECONDS} s what Python it has"

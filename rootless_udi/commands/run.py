@@ -29,9 +29,14 @@ def become(words: Sequence[str]) -> NoReturn:
     """
     from rootless_udi.launch import command as last
 
-    beside = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "udi-run")
-    argv = [beside, *words]
-    if not os.access(beside, os.X_OK):
-        argv = program.argv("from rootless_udi.run import main; main()", *words, site=False)
+    argv = udi_run(words)
     last.signals()
     os.execve(argv[0], argv, last.given())
+
+
+def udi_run(words: Sequence[str]) -> list[str]:
+    """Return the command line of udi-run: the program beside this one, else this package's."""
+    beside = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "udi-run")
+    if os.access(beside, os.X_OK):
+        return [beside, *words]
+    return program.argv("from rootless_udi.run import main; main()", *words, site=False)

@@ -22,13 +22,13 @@ def apply(request: Request, environ: "dict[str, str]") -> "tuple[Request, list[O
     What the command line gives counts more; volumes and devices are added. Raises UdiError.
     """
     assert request.edf
-    files = _read(request.edf, environ, (), os.getcwd())
-    found = edf.merge(files, environ, os.getcwd())
-    workdir = "" if request.workdir is None else request.workdir
-    if request.workdir is None and found.workdir:
+    folder = os.getcwd()
+    found = edf.merge(_read(request.edf, environ, (), folder), environ, folder)
+    workdir = request.workdir
+    if workdir is None:
         workdir = found.workdir
         if workdir.startswith("./") or workdir == ".":
-            workdir = os.path.normpath(f"{os.getcwd()}/{workdir}")
+            workdir = os.path.normpath(f"{folder}/{workdir}")
     entrypoint = request.entrypoint
     if entrypoint is None and found.entrypoint:
         entrypoint = ""

@@ -45,7 +45,7 @@ class Download(Protocol):
     ) -> None: ...
 
 
-def _hash_file(path: str, algorithm: str, stop: Stop, report: Report = lambda done: None) -> str:
+def hash_file(path: str, algorithm: str, stop: Stop, report: Report = lambda done: None) -> str:
     """Return ALGORITHM:HEX of a file; raises OSError."""
     summed, done = hashlib.new(algorithm), 0
     buffer = memoryview(bytearray(_CHUNK))
@@ -157,7 +157,7 @@ class Blobs:
                 if os.stat(path).st_size != descriptor.size:
                     continue
                 algorithm = descriptor.digest.partition(":")[0]
-                if _hash_file(path, algorithm, self._stop, report) == descriptor.digest:
+                if hash_file(path, algorithm, self._stop, report) == descriptor.digest:
                     return path
             except FileNotFoundError:
                 continue
@@ -278,6 +278,6 @@ def verify(path: str, descriptor: Descriptor, what: str, stop: Stop, report: Rep
                 "the copy there is truncated or damaged",
             )
         algorithm = descriptor.digest.partition(":")[0]
-        matches(_hash_file(path, algorithm, stop, report), descriptor.digest, what)
+        matches(hash_file(path, algorithm, stop, report), descriptor.digest, what)
     except OSError as error:
         raise UdiError(f"{what}: {error.strerror}", f"it should be {path}") from None

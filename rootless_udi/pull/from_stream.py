@@ -21,7 +21,7 @@ from rootless_udi.base.errors import UdiError, counted
 from rootless_udi.layers.bounds import DOCUMENT
 from rootless_udi.plan.reference import Platform, Reference
 from rootless_udi.plan.reference import parse as parse_reference
-from rootless_udi.pull.blobs import Blobs, Report
+from rootless_udi.pull.blobs import Blobs, Report, hash_file
 from rootless_udi.pull.from_archive import ArchiveSource, Info, plain
 from rootless_udi.pull.manifest import Descriptor
 from rootless_udi.pull.registry import WrongContent, matches
@@ -230,19 +230,12 @@ class StreamSource(ArchiveSource):
             self._files[name] = file, self._hash(member)
             del self._small[name]
         file, digest = self._files[name]
+        path = f"/proc/self/fd/{file.fileno()}"
         if layer.digest.startswith("sha512:"):
-            digest = self._hash_by("sha512", file)
+            digest = hash_file(path, "sha512", self._stop)
         matches(digest, layer.digest, what)
         report(member.size)
-        return f"/proc/self/fd/{file.fileno()}"
-
-    def _hash_by(self, algorithm: str, file: IO[bytes]) -> str:
-        summed, offset = hashlib.new(algorithm), 0
-        while data := os.pread(file.fileno(), _CHUNK, offset):
-            self._stop.check()
-            summed.update(data)
-            offset += len(data)
-        return f"{algorithm}:{summed.hexdigest()}"
+        return path
 
     def room(self, layers: Sequence[Descriptor]) -> int:
         # They are there already, but for the smallest.

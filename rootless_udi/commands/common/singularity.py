@@ -5,13 +5,12 @@ env/*.sh, which it sources in the image's own sh before each command. Here they 
 when the image is imported: what they set then is the image's ENV from then on.
 """
 
-import os
 import subprocess
-import sys
 from typing import Any
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import tell
+from rootless_udi.commands.run import udi_run
 from rootless_udi.forecast import imagetree
 from rootless_udi.forecast.needs import Unreadable
 
@@ -68,17 +67,17 @@ def _labels(tree: imagetree.ImageTree) -> dict[str, str]:
 
 def _environ(path: str, script: str) -> dict[str, str]:
     """Return the variables of a process of the image after `script`. Raises UdiError."""
-    beside = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "udi-run")
     words = ["--quiet", "--share=off", "--clearenv", "--no-cwd", "--workdir=/", path]
+    argv = udi_run([*words, "/bin/sh", "-c", script])
     try:
         done = subprocess.run(
-            [beside, *words, "/bin/sh", "-c", script],
+            argv,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_SECONDS,
         )
     except OSError as error:
-        raise UdiError(f"starting {beside} failed: {error.strerror}") from None
+        raise UdiError(f"starting {argv[0]} failed: {error.strerror}") from None
     except subprocess.TimeoutExpired:
         raise UdiError(f"they took more than {_SECONDS} s") from None
     if done.returncode:
