@@ -28,7 +28,7 @@ _USAGE = "udi jupyter install IMAGE [--name NAME] [OPTIONS of udi-run] [-- COMMA
 _INSTALL = "write a kernel specification for an image"
 _FILE = "{connection_file}"
 _PYTHON = ("python3", "-m", "ipykernel_launcher", "-f", _FILE)
-_LOOK = "import ipykernel, platform; print(platform.python_version())"
+_VERSION = ("python3", "-c", "import ipykernel, platform; print(platform.python_version())")
 _SECONDS = 300
 """How long an image may take to say which Python it has; it may be pulled first."""
 
@@ -130,7 +130,7 @@ def _parsed(words: list[str]) -> tuple[Arguments, list[str], str, list[str]]:
 
 def _python(before: list[str], image: str) -> str:
     """Return the version of the image's Python, in which ipykernel can be imported."""
-    argv = udi_run(["--quiet", *before, image, "python3", "-c", _LOOK])
+    argv = udi_run(["--quiet", *before, image, *_VERSION])
     try:
         done = subprocess.run(
             argv,

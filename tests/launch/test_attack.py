@@ -12,7 +12,7 @@ import pytest
 
 from rootless_udi.base import process
 from rootless_udi.node import publish
-from rootless_udi.node.record import NodeRecord, living
+from rootless_udi.node.record import PAIR, NodeRecord, living
 from rootless_udi.plan import environment
 from tests.conftest import User
 from tests.kit import fuseimages, probes
@@ -243,7 +243,8 @@ def place(user: User, box: Path, left: Leftovers) -> Path:
     done = user.run("udi-run", "--share=job", box, "ls", user.home / "run/rootless_udi")
     assert done.returncode == 0, done.stderr
     left.check()
-    return user.home / "run/rootless_udi" / done.stdout.split()[0]
+    (name,) = (name for name in done.stdout.split() if not name.endswith(PAIR))
+    return user.home / "run/rootless_udi" / name
 
 
 @pytest.mark.parametrize("kind", ["link", "directory"])
@@ -313,6 +314,8 @@ def test_helper_and_image_server_are_killed(user: User, box: Path, left: Leftove
     assert (done.returncode, done.stdout) == (0, "new\n"), done.stderr
     assert "has lost its image server (it has ended); starting a new one" in done.stderr
     old.kill()
+    # Whose helper was killed leaves the pair's file, which the next start removes.
+    assert user.run("udi-run", "--share=job", box, "true").returncode == 0
 
 
 def test_workers_that_can_not_be_started(user: User, tmp_path: Path) -> None:
