@@ -243,7 +243,7 @@ def place(user: User, box: Path, left: Leftovers) -> Path:
     done = user.run("udi-run", "--share=job", box, "ls", user.home / "run/rootless_udi")
     assert done.returncode == 0, done.stderr
     left.check()
-    (name,) = (name for name in done.stdout.split() if not name.endswith(PAIR))
+    name = next(name for name in done.stdout.split() if not name.endswith(PAIR))
     return user.home / "run/rootless_udi" / name
 
 
