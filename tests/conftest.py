@@ -10,12 +10,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.kit import images, probes
 from tests.kit.places import TREE
+
+if TYPE_CHECKING:
+    from tests.kit.browser import Browser
 
 # A plugin of some modules, which others import before pytest hears of it.
 pytest.register_assert_rewrite("tests.kit.pulling")
@@ -157,3 +161,20 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert done.returncode == 0, done.stderr
     return folder / "store/images" / (done.stdout.strip().replace(":", "-") + ".sqfs")
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Browser"]:
+    """The one Chromium of this run; tests take `browser`."""
+    probes.need("chromium")
+    from tests.kit import browser
+
+    with browser.chromium(tmp_path_factory.mktemp("chromium")) as one:
+        yield one
+
+
+@pytest.fixture
+def browser(chromium: "Browser") -> "Browser":
+    """A Chromium that knows nothing yet: wide, light, with JavaScript."""
+    chromium.reset()
+    return chromium

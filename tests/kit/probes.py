@@ -74,6 +74,11 @@ def _gateway() -> bool:
     return all(_module(name)() for name in extra.MODULES)
 
 
+def _chromium() -> bool:
+    modules = ("selenium", "axe_core_python")
+    return _command("chromium", "chromedriver")() and all(_module(name)() for name in modules)
+
+
 PROBES: dict[str, Callable[[], bool]] = {
     "userns": _userns,
     "fuse": _fuse,
@@ -122,6 +127,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "buildah": _command("buildah", "newuidmap"),
     "zensical": _module("zensical"),
     "gateway": _gateway,
+    "chromium": _chromium,
     "systemd-analyze": _command("systemd-analyze"),
     "munge": _command("munged", "munge", "unmunge"),
     "tensors": lambda: _module("torch")() or _module("cupy")(),
