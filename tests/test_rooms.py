@@ -31,7 +31,7 @@ ROOMS = {
     "pull": ("base plan store layers mpi_inject", False),
     "remote": ("base fuse pull serve", False),
     "shifter": ("base plan config store pull run", False),
-    "forecast": ("base plan mpi_inject host config store fuse version", False),
+    "forecast": ("base idmap plan mpi_inject host config store fuse version", False),
     "gateway": ("base plan config store pull shifter", False),
     "commands": (
         "base idmap plan fuse mpi_inject host store config node serve launch run layers pull "

@@ -34,6 +34,7 @@ MNT_DETACH = 2
 # clone(2), linux/sched.h
 CLONE_NEWNS = 0x20000
 CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
 
 # open_tree(2), move_mount(2), Linux 5.2; the numbers are the same on every architecture
 _SYS_OPEN_TREE = 428

@@ -1,6 +1,5 @@
 """Checks of what an ordinary user may do at the site, and of its configuration."""
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -125,11 +124,7 @@ def _runs_without(destination: str, facts: Mapping[str, Any], asked: Asked) -> b
                 and isa_run.native(trial).state != isa_process.REFUSED
             ):
                 writable = isa_run.wants_writable(trial)
-                with tempfile.TemporaryDirectory(prefix="udi-check-") as folder:
-                    volume = f"{volumes.quote(folder)}:{volumes.quote(destination)}:ro"
-                    request = asked.request.replace(volume=(*asked.request.volume, volume))
-                    hidden_there = trial.replace(asked=asked.replace(request=request, memo={}))
-                    known[destination] = isa_run.run(hidden_there, writable=writable).fine
+                known[destination] = isa_run.run(trial, writable=writable, hide=destination).fine
         except (OSError, UdiError, Unreadable):
             return False
     return known[destination]

@@ -6,18 +6,14 @@ normal, folders and files come before any symbolic link, and a link's target is 
 nothing is written or read outside of the root.
 """
 
-import contextlib
 import os
-import shutil
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from struct import pack
 from typing import Any
 
 from rootless_udi.base.records import Record
-from rootless_udi.forecast import capturempi
+from rootless_udi.forecast import capturempi, room
 from rootless_udi.forecast.elfwriter import WrittenLibrary, possible, write
 from rootless_udi.forecast.site import Capture
 from rootless_udi.mpi_inject.libraries.glibc_names import LOADERS
@@ -25,8 +21,8 @@ from rootless_udi.mpi_inject.libraries.ldcache import PATH as LD_CACHE
 
 _MOST = 4000
 """Most files of a tree."""
-PREFIX = "udi-host-"
-"""How the names of the trees begin; the maker's process follows."""
+FOLDER = "udi-host"
+"""The name of the root's folder."""
 _FLAGS = {"x86_64": 0x0303, "aarch64": 0x0A03, "ppc64": 0x0503, "riscv64": 0x1003}
 """Of an entry of ld.so.cache, by the machine (ldconfig.h)."""
 _SETTINGS = {
@@ -50,11 +46,9 @@ def made(site: Capture) -> Iterator[HostTree | None]:
     if not possible(site.machine):
         yield None
         return
-    # In memory: a hundred files of some bytes, gone at once.
-    memory = os.access("/dev/shm", os.W_OK | os.X_OK)
-    folder = "/dev/shm" if memory else tempfile.gettempdir()
-    _sweep(folder)
-    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", dir=folder) as root:
+    with room.made() as place:
+        root = f"{place.path}/{FOLDER}"
+        os.mkdir(root)
         tree = _Maker(root, site.machine)
         tree.libc(site.table("libc"))
         mpi = site.table("mpi")
@@ -64,22 +58,6 @@ def made(site: Capture) -> Iterator[HostTree | None]:
         rows = found.items() if isinstance(found, dict) else ()
         environ = {str(k): v for k, v in rows if isinstance(v, str)}
         yield HostTree(root, environ)
-
-
-def _sweep(folder: str) -> None:
-    """Remove the trees of ours that killed processes left: of no process that lives, an hour old.
-
-    The hour is for processes of another PID namespace, whose numbers mean nothing here.
-    """
-    old = time.time() - 3600
-    for one in os.scandir(folder):
-        pid = one.name.removeprefix(PREFIX).partition("-")[0]
-        if not one.name.startswith(PREFIX) or not pid.isdigit() or os.path.exists(f"/proc/{pid}"):
-            continue
-        with contextlib.suppress(OSError):
-            found = one.stat(follow_symlinks=False)
-            if found.st_uid == os.getuid() and found.st_mtime < old:
-                shutil.rmtree(one.path)
 
 
 def normal(path: Any) -> str:

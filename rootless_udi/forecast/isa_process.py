@@ -1,4 +1,4 @@
-"""One run of udi-run with a command, watched from outside.
+"""One run of udi-run with a command in a room, watched from outside.
 
 The shell of the image stands around the command: it waits until we are ready, tells the command's
 status, and keeps the container until we have looked at what was written. Where an image has no
@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from rootless_udi.base import program
 from rootless_udi.base.records import Record
 from rootless_udi.forecast import asis_written
+from rootless_udi.forecast.room import Room
 
 ENDED, REFUSED, RUNNING = "ended", "refused", "running"
 """The command ended; udi-run did not start it; it was still running at the end of the time."""
@@ -25,9 +26,9 @@ _SCRIPT = (
     " echo $? >&{out}; read end <&{into}"
 )
 _OUT, _INTO = 9, 8
-"""Descriptors of the shell around the command: it tells, and is told."""
-_TAIL, _LOGS = 8192, 1 << 30
-"""Last bytes of standard error, and of a log, that are read; most bytes of qemu's logs."""
+"""Descriptors of the shell around the command: it tells, behind `room.enter`, and is told."""
+_TAIL = 8192
+"""Last bytes of standard error, and of a log, that are read."""
 _SYSCALL = b"\x0f\x05"
 _ILLEGAL = "uncaught target signal 4"
 
@@ -57,8 +58,8 @@ class Outcome(Record):
 class WatchedRun:
     """A run that ends after `limit` seconds at the latest.
 
-    `words` are udi-run's, `logs` is a folder where qemu logs, or "", `folder` one for temporary
-    files; `shell`: with the image's shell around the command.
+    `words` are udi-run's, `logs` is a folder where qemu logs, or ""; `shell`: with the image's
+    shell around the command.
     """
 
     def __init__(
@@ -67,12 +68,12 @@ class WatchedRun:
         command: list[str],
         logs: str,
         limit: float,
-        folder: str,
+        place: Room,
         shell: bool = True,
     ) -> None:
         self._words, self._command, self._logs = words, command, logs
         self._deadline = time.monotonic() + limit
-        self._folder, self._shell = folder, shell
+        self._room, self._shell = place, shell
         self._texts = {"told": b"", "said": b""}
 
     def outcome(self, look: bool) -> Outcome:
@@ -91,9 +92,13 @@ class WatchedRun:
     def _start(self, out: "_End", into: "_End") -> "subprocess.Popen[bytes]":
         # Some shells know no descriptors above 9.
         # An emulator that ends by a signal writes its program's memory into the current folder.
+        # Without a room udi-run is refused too, and says why.
+        keeper = self._room.keeper
+        enter = f"enter({keeper}, {os.getpid()}, {_OUT})" if keeper else ""
         statement = (
             f"os.dup2({out.fd}, {_OUT}); os.dup2({into.fd}, {_INTO})\n"
             "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
+            f"from rootless_udi.forecast.room import enter\n{enter}\n"
             "from rootless_udi.run import main; main()"
         )
         command = self._command
@@ -123,7 +128,7 @@ class WatchedRun:
         written: tuple[str, ...] | None = None
         while events.get_map():
             left = self._deadline - time.monotonic()
-            if left <= 0 or (self._logs and _size(self._logs) > _LOGS):
+            if left <= 0 or (self._logs and _full(self._logs)):
                 return self._ended(RUNNING, 0, None)
             for key, _ in events.select(min(left, 1.0)):
                 data = os.read(key.fd, 1 << 16)
@@ -133,22 +138,22 @@ class WatchedRun:
                 text = self._texts[key.data] + data
                 self._texts[key.data] = text if key.data == "told" else text[-_TAIL:]
             now = self._texts["told"].count(b"\n")
-            if now >= 1 and lines < 1:
-                since = asis_written.now(self._folder) if look else 0
-                os.write(go, b"go\n")
             if now >= 2 and lines < 2:
-                written = tuple(asis_written.written(process.pid, since)) if look else None
+                since = asis_written.now(self._room.path) if look else 0
+                os.write(go, b"go\n")
+            if now >= 3 and lines < 3:
+                number = int(self._texts["told"].split()[0])
+                written = tuple(asis_written.written(number, since)) if look else None
                 os.write(go, b"end\n")
             lines = now
         status = process.wait()
         if not self._shell:
-            refused = status != 0 and self._texts["said"].startswith(b"udi-run: ")
-            number = 128 - status if status < 0 else status
-            return self._ended(REFUSED if refused else ENDED, number, None)
+            refused = status != 0 and self._texts["said"].startswith((b"udi-run: ", b"udi check: "))
+            return self._ended(REFUSED if refused else ENDED, status, None)
         told = self._texts["told"].split()
-        if len(told) < 2:
+        if len(told) < 3:
             return self._ended(REFUSED, status, None)
-        return self._ended(ENDED, int(told[1]), written)
+        return self._ended(ENDED, int(told[2]), written)
 
     def _ended(self, state: str, status: int, written: "tuple[str, ...] | None") -> Outcome:
         said = self._texts["said"].decode("utf-8", "replace")
@@ -193,9 +198,10 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         process.stderr.close()
 
 
-def _size(folder: str) -> int:
-    """Return the bytes of all files in a folder."""
-    return sum(entry.stat().st_size for entry in os.scandir(folder))
+def _full(folder: str) -> bool:
+    """Tell whether half of the room's memory is used, which has half of the machine's."""
+    status = os.statvfs(folder)
+    return status.f_bfree * 2 < status.f_blocks
 
 
 def _refused(folder: str) -> bytes:

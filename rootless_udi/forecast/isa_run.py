@@ -1,12 +1,12 @@
 """Run a command in its image, here, as udi-run does: as it is, or under qemu as another CPU."""
 
 import os
-import tempfile
 
 from rootless_udi.base.records import Record
-from rootless_udi.forecast import imagetree, isa_shim
+from rootless_udi.forecast import imagetree, isa_shim, room
 from rootless_udi.forecast.asked import Asked
 from rootless_udi.forecast.isa_process import ENDED, REFUSED, Outcome, WatchedRun
+from rootless_udi.plan import volumes
 from rootless_udi.plan.options import FLAG, LIST, OPTIONS, Request
 
 _INSIDE = "/.udi-check"
@@ -39,33 +39,40 @@ class Trial(Record):
 
 
 def run(
-    trial: Trial, emulator: Emulator | None = None, writable: bool = False, log: bool = False
+    trial: Trial,
+    emulator: Emulator | None = None,
+    writable: bool = False,
+    log: bool = False,
+    hide: str = "",
 ) -> Outcome:
     """Run a command; under `emulator`, if one is given, with all programs that it starts.
 
-    `log`: have qemu say which instruction it refuses; that costs time. Raises OSError where no
-    temporary folder can be made, UdiError and needs.Unreadable where the image can't be read.
+    `log`: have qemu say which instruction it refuses; that costs time. `hide` is a path of the
+    image over which an empty folder is mounted. Raises OSError where no temporary folder can be
+    made, UdiError and needs.Unreadable where the image can't be read.
     """
     asked = trial.asked
-    with tempfile.TemporaryDirectory(prefix="udi-check-") as folder:
-        os.chmod(folder, 0o755)
+    with room.made() as place:
         words = _options(asked.request.replace(writable=writable or asked.request.writable))
         command = list(trial.words)
         environment, logs = [], ""
         if emulator:
-            words += _emulating(asked, emulator, folder)
+            words += _emulating(asked, emulator, place)
         if emulator and trial.static:
             before = [_QEMU, "-cpu", emulator.cpu, "-L", _PREFIX, "-0", command[0], trial.static]
             command[:1] = before
         if emulator and log:
-            logs = f"{folder}/logs"
+            logs = f"{place.path}/logs"
             os.mkdir(logs)
             environment = ["--env=QEMU_LOG=in_asm", f"--env=QEMU_LOG_FILENAME={_INSIDE}/logs/%d"]
-            words += [f"--volume={logs}:{_INSIDE}/logs"]
+            words += [f"--volume={_shown(place, 'logs')}:{_INSIDE}/logs"]
+        if hide:
+            os.mkdir(f"{place.path}/empty")
+            words += [f"--volume={_shown(place, 'empty')}:{volumes.quote(hide)}:ro"]
         words += ["--share=off", "--pull=never", *environment, f"--image={asked.image}", "--"]
-        done = WatchedRun(words, command, logs, asked.limit, folder).outcome(writable)
+        done = WatchedRun(words, command, logs, asked.limit, place).outcome(writable)
         if done.state == REFUSED and "/bin/sh" in done.said:
-            done = WatchedRun(words, command, logs, asked.limit, folder, False).outcome(False)
+            done = WatchedRun(words, command, logs, asked.limit, place, False).outcome(False)
         return done
 
 
@@ -122,9 +129,18 @@ def _options(request: Request) -> list[str]:
     return words
 
 
-def _emulating(asked: Asked, emulator: Emulator, folder: str) -> list[str]:
+def _shown(place: room.Room, name: str) -> str:
+    """Return what --volume takes for a file or folder of the room."""
+    return volumes.quote(f"{place.inside}/{name}")
+
+
+def _emulating(asked: Asked, emulator: Emulator, place: room.Room) -> list[str]:
     """Return the options that put qemu before all dynamic programs of the image."""
-    words = [f"--volume={emulator.qemu}:{_QEMU}:ro", f"--volume={folder}/root:{_PREFIX}:ro"]
+    words = [
+        f"--volume={emulator.qemu}:{_QEMU}:ro",
+        f"--volume={_shown(place, 'root')}:{_PREFIX}:ro",
+    ]
+    folder = place.path
     os.mkdir(f"{folder}/root")
     with imagetree.opened(asked.path) as tree:
         for linker in _LINKERS:
@@ -133,11 +149,12 @@ def _emulating(asked: Asked, emulator: Emulator, folder: str) -> list[str]:
             if content is None:
                 continue
             os.makedirs(os.path.dirname(f"{folder}/root{linker}"), exist_ok=True)
-            shim = f"{folder}/{linker.rpartition('/')[2]}"
+            name = linker.rpartition("/")[2]
+            shim = f"{folder}/{name}"
             made = isa_shim.made(_QEMU, _PREFIX, f"{_PREFIX}{linker}", emulator.cpu)
             for path, data in ((f"{folder}/root{linker}", content.read(0, _LINKER)), (shim, made)):
                 with open(path, "wb") as file:
                     file.write(data)
                 os.chmod(path, 0o755)
-            words.append(f"--volume={shim}:{linker}:ro")
+            words.append(f"--volume={_shown(place, name)}:{linker}:ro")
     return words

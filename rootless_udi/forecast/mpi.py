@@ -150,7 +150,7 @@ def _host(site: Capture, plan: Injection) -> Evidence:
     """Return the host's MPI that would be put in, by the binds of its libraries."""
     for step in plan.steps:
         if isinstance(step, Mount) and abi.identify(step.target.rpartition("/")[2])[1] == "C":
-            path = step.source.partition(f"/{hosttree.PREFIX}")[2].partition("/")[2]
+            path = step.source.partition(f"/{hosttree.FOLDER}/")[2]
             row = next((one for one in _found(site) if f"/{path}".startswith(one[0] + "/")), None)
             return Evidence(f"/{path}", row[1] if row else step.reason)
     return Evidence("mpi.found", "; ".join(text for _folder, text in _found(site)))

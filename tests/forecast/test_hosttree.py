@@ -1,8 +1,6 @@
 """What the planner of --mpi says of a captured host is what it says of the host itself."""
 
 import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -183,31 +181,14 @@ def test_a_hostile_capture_stays_in_its_root(tmp_path: Path) -> None:
     with hosttree.made(Capture("x", data)) as tree:
         assert tree is not None
         assert list(outside.iterdir()) == []
-        root = Path(tree.root).resolve()
+        root = Path(tree.root)
         for path in root.rglob("*"):
-            assert path.resolve().is_relative_to(root), path
+            # realpath(3) would leave the room through /proc/PID/root.
+            if path.is_symlink():
+                target = path.readlink()
+                leads = Path(os.path.normpath(path.parent / target))
+                assert not target.is_absolute() and leads.is_relative_to(root), path
         planned(tree.root, tree.environ, h.facts(h.mpich_image()), "")
-
-
-def test_what_killed_processes_left_is_swept() -> None:
-    """An old tree of a process that is gone goes; one of a living process, or a new one, stays."""
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    folders = [
-        Path(f"/dev/shm/{hosttree.PREFIX}{pid}-{name}")
-        for pid, name in ((gone.pid, "test-old"), (gone.pid, "test-new"), (os.getpid(), "test"))
-    ]
-    for path in folders:
-        (path / "etc").mkdir(parents=True)
-    os.utime(folders[0], (0, 0))
-    os.utime(folders[2], (0, 0))
-    try:
-        with hosttree.made(Capture("x", {"system": {"machine": "x86_64"}})) as tree:
-            assert tree is not None and tree.root.startswith("/dev/shm/")
-        assert [path.exists() for path in folders] == [False, True, True]
-    finally:
-        for path in folders:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def test_a_machine_whose_files_are_not_written() -> None:
