@@ -41,7 +41,13 @@ def add(commands: Parsers) -> None:
     )
     one.add_argument("--keep-blobs", action="store_true", help="keep the compressed layers")
     one.add_argument("--writer", default="", help="tar2sqfs or mksquashfs, by name or path")
+    one.add_argument(
+        "--convert", action="store_true", help="of its layers, also if `udi push` left a squashfs"
+    )
     one.add_argument("--quiet", "-q", action="store_true", help="say nothing but errors")
+    one.add_argument(
+        "--verbose", "-v", action="store_true", help="say why a pushed squashfs is used or not"
+    )
     one.add_argument(
         "--site", action="store_true", help="have the site's gateway pull it, into the site's store"
     )
@@ -59,6 +65,7 @@ def pull(arguments: Arguments) -> int:
     try:
         from rootless_udi.commands.common import progress
         from rootless_udi.pull import pipeline
+        from rootless_udi.pull.claims import Believed
         from rootless_udi.store.store import Store
     except ModuleNotFoundError as error:
         raise UdiError(
@@ -76,9 +83,11 @@ def pull(arguments: Arguments) -> int:
         writer=arguments.writer,
         name=new_name(arguments.name, site) if arguments.name else "",
     )
+    if arguments.convert:
+        options = options.replace(believed=Believed())
     stores = image_stores(site)
     try:
-        with progress.shown(arguments.quiet) as shown:
+        with progress.shown(arguments.quiet, arguments.verbose) as shown:
             image = pipeline.pull_sync(reference, Store(stores[0]), options, shown)
     except UdiError as error:
         raise _with_what_is_meant(error, arguments.image, reference, stores) from None
@@ -92,7 +101,7 @@ def _by_gateway(arguments: Arguments, reference: Reference, site: Site) -> int:
     from rootless_udi.commands.common import over_gateway, progress
 
     given = vars(arguments)
-    for name in ("name", "compression", "insecure", "force", "keep_blobs", "writer"):
+    for name in ("name", "compression", "insecure", "force", "keep_blobs", "writer", "convert"):
         if given[name]:
             raise UdiError(
                 f"--site and {name.replace('_', '-')}: the gateway pulls as the site has it",
@@ -125,12 +134,14 @@ def options_for(
 ) -> "pipeline.Options":
     """Return a pull's options by the site's configuration."""
     from rootless_udi.pull import pipeline
+    from rootless_udi.pull.claims import believed
 
     return pipeline.Options(
         platform=platform,
         compression=_compression(site),
         insecure=insecure or reference.registry in site.insecure,
         mirrors=dict(site.mirrors),
+        believed=believed(site),
     )
 
 

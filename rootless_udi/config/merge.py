@@ -34,6 +34,7 @@ class _Merge:
         self.environment: list[Env] = []
         self.mirrors: dict[str, tuple[str, ...]] = {}
         self.insecure: dict[str, bool] = {}
+        self.trusted: dict[str, bool] = {}
         self.etc = dict(Site().etc)
         self.modules: dict[str, Any] = {}
         self.mpi: dict[str, Any] = {}
@@ -152,6 +153,8 @@ class _Merge:
                     self.mirrors[host] = document.check(key, schema.texts, one) or ()
                 elif name == "insecure":
                     self.insecure[host] = bool(document.check(key, schema.truth, one))
+                elif name == "trusted":
+                    self.trusted[host] = bool(document.check(key, schema.truth, one))
                 else:
                     document.unknown(key, schema.REGISTRY)
                     continue
@@ -178,6 +181,7 @@ class _Merge:
             environment=tuple(self.environment),
             mirrors=tuple(self.mirrors.items()),
             insecure=tuple(name for name, yes in self.insecure.items() if yes),
+            trusted=tuple(name for name, yes in self.trusted.items() if yes),
             etc=tuple(self.etc.items()),
             modules=self.modules,
             mpi=self.mpi,

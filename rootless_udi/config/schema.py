@@ -222,7 +222,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "mpi": (),
     "mount": ("source", "destination", "options", "required", "enabled"),
 }
-REGISTRY = ("mirrors", "insecure")
+REGISTRY = ("mirrors", "insecure", "trusted")
 MODULE = (
     "description",
     "enabled",

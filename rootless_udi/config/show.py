@@ -41,9 +41,10 @@ def show(site: Site) -> str:
     for host, mirrors in site.mirrors:
         key = f"registry.{json.dumps(host)}.mirrors"
         rows.append((f"{key} = {_value('', mirrors)}", site.origin(f"registry.{host}.mirrors")))
-    for host in site.insecure:
-        key = f"registry.{json.dumps(host)}.insecure"
-        rows.append((f"{key} = true", site.origin(f"registry.{host}.insecure")))
+    for name, hosts in (("insecure", site.insecure), ("trusted", site.trusted)):
+        for host in hosts:
+            key = f"registry.{json.dumps(host)}.{name}"
+            rows.append((f"{key} = true", site.origin(f"registry.{host}.{name}")))
     for row in site.mounts:
         text = (
             f"source = {json.dumps(row.source)}, destination = {json.dumps(row.destination)}, "

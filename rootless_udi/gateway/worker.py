@@ -19,6 +19,7 @@ from rootless_udi.config import load
 from rootless_udi.plan.reference import Platform, Reference, parse, platform_of_key
 from rootless_udi.plan.site import Site
 from rootless_udi.pull import pipeline
+from rootless_udi.pull.claims import believed
 from rootless_udi.pull.credentials import Credentials
 from rootless_udi.pull.gateway import IDENTITY
 from rootless_udi.pull.retry import GaveUp, Patience
@@ -28,6 +29,7 @@ STATES = {
     "resolve": "PENDING",
     "wait": "PENDING",
     "fetch": "PULLING",
+    "pushed": "PULLING",
     "convert": "CONVERSION",
     "store": "TRANSFER",
     "present": "TRANSFER",
@@ -65,7 +67,7 @@ class Said(Record):
 
 
 class _Teller:
-    """A `pipeline.Progress` that writes to the gateway."""
+    """A `pull.progress.Progress` that writes to the gateway."""
 
     def __init__(self) -> None:
         self._blobs: dict[str, tuple[int, int]] = {}
@@ -107,6 +109,9 @@ class _Teller:
     def note(self, text: str) -> None:
         pass
 
+    def detail(self, text: str) -> None:
+        pass
+
 
 def main() -> None:
     """Do the job of standard input."""
@@ -140,6 +145,7 @@ def _pull(job: dict[str, Any], teller: _Teller) -> tuple[str, bool]:
         insecure=reference.registry in site.insecure,
         mirrors=dict(site.mirrors),
         lookup=_nobody,
+        believed=believed(site),
     )
     store = _UnnamedStore(job["store"])
     given = secret_for(job["secrets"], reference, site)

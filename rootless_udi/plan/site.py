@@ -57,6 +57,8 @@ class Site(Record):
     mirrors: tuple[tuple[str, tuple[str, ...]], ...] = ()
     insecure: tuple[str, ...] = ()
     """Registries to be asked over plain HTTP."""
+    trusted: tuple[str, ...] = ()
+    """Registries and mirrors whose squashfs files for an image are used unsigned (`udi push`)."""
     gateway: str = ""
     """The image gateway's address: "unix:/PATH" or a URL; empty: there is none."""
     gateway_munge: str = ""

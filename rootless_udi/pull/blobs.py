@@ -16,6 +16,7 @@ import hashlib
 import os
 import random
 import secrets
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -227,6 +228,19 @@ class Blobs:
 
         download(descriptor, have, write, restart)
         matches(f"{algorithm}:{summed.hexdigest()}", descriptor.digest, what)
+
+    def take(self, path: str, target: str) -> None:
+        """Make `target` of the blob at `path`: that very file, if it is of no use to others.
+
+        Raises OSError.
+        """
+        for known, lock in self._held.values():
+            if known == path and path.endswith(".part") and not self._keep:
+                if lock.works and not lock.acquire():
+                    break  # another pull uses it
+                os.rename(path, target)
+                return
+        shutil.copyfile(path, target)
 
     def release(self, used: bool) -> None:
         """Release all blobs. `used`: the image was made, so they are removed, or kept if asked for.

@@ -19,9 +19,28 @@ def facts(
     elf: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the facts as JSON's types. `elf` is what was found of programs and libraries."""
-    config = resolved.config
     return {
         "version": _FACTS_VERSION,
+        **of_config(reference, resolved),
+        "mount_points": summary.mount_points,
+        "compression": compression,
+        "size": summary.bytes,
+        "files": summary.files,
+        "left_out": {
+            "devices": len(summary.devices),
+            "device_paths": list(summary.devices[:_NAMED_MAX]),
+            "setuid": len(summary.setuid),
+            "setuid_paths": list(summary.setuid[:_NAMED_MAX]),
+            "xattrs": summary.xattrs,
+        },
+        "elf": elf,
+    }
+
+
+def of_config(reference: Reference, resolved: Resolved) -> dict[str, Any]:
+    """Return the facts that an image's own documents say."""
+    config = resolved.config
+    return {
         "digest": resolved.digest,
         "index": resolved.index,
         "reference": reference.canonical,
@@ -39,18 +58,6 @@ def facts(
         "ports": list(config.ports),
         "layers": [layer.digest for layer in resolved.manifest.layers],
         "history": _history(resolved),
-        "mount_points": summary.mount_points,
-        "compression": compression,
-        "size": summary.bytes,
-        "files": summary.files,
-        "left_out": {
-            "devices": len(summary.devices),
-            "device_paths": list(summary.devices[:_NAMED_MAX]),
-            "setuid": len(summary.setuid),
-            "setuid_paths": list(summary.setuid[:_NAMED_MAX]),
-            "xattrs": summary.xattrs,
-        },
-        "elf": elf,
     }
 
 

@@ -23,10 +23,12 @@ from rootless_udi.layers.bounds import EXTENSION, GLOBAL, MEMBERS
 from rootless_udi.plan.reference import Platform, Reference, platform_of
 from rootless_udi.plan.reference import parse as parse_reference
 from rootless_udi.pull import manifest
+from rootless_udi.pull.artifact import FoundSquashfs
 from rootless_udi.pull.blobs import Blobs, Report
+from rootless_udi.pull.claims import Believed
 from rootless_udi.pull.manifest import Config, Descriptor, Manifest
 from rootless_udi.pull.registry import WrongContent, check
-from rootless_udi.pull.sources import Resolved, from_index, parse
+from rootless_udi.pull.sources import Resolved, Told, from_index, parse
 from rootless_udi.pull.stop import Stop
 
 _CHUNK = 1 << 20
@@ -295,6 +297,9 @@ class ArchiveSource:
                 write(data, offset)
 
         return self._blobs.fetch(layer, copy, report, what)
+
+    def squashfs(self, digest: str, believed: Believed, told: Told) -> FoundSquashfs | None:
+        return None
 
     def order(self, layers: Sequence[Descriptor]) -> list[Descriptor]:
         """Return the layers in the archive's order: so a compressed one is read once, forwards."""

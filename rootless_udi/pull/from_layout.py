@@ -7,10 +7,12 @@ from rootless_udi.base import trust
 from rootless_udi.base.errors import UdiError
 from rootless_udi.plan.reference import Platform, Reference
 from rootless_udi.pull import manifest
+from rootless_udi.pull.artifact import FoundSquashfs
 from rootless_udi.pull.blobs import Report, verify
+from rootless_udi.pull.claims import Believed
 from rootless_udi.pull.manifest import Descriptor
 from rootless_udi.pull.registry import check
-from rootless_udi.pull.sources import Resolved, from_index, parse
+from rootless_udi.pull.sources import Resolved, Told, from_index, parse
 from rootless_udi.pull.stop import Stop
 
 
@@ -61,6 +63,9 @@ class LayoutSource:
         body = self._file("blobs/" + descriptor.digest.replace(":", "/"))
         check(body, descriptor.digest, f"{self.what}: {descriptor.digest}")
         return body
+
+    def squashfs(self, digest: str, believed: Believed, told: Told) -> FoundSquashfs | None:
+        return None
 
     def order(self, layers: Sequence[Descriptor]) -> list[Descriptor]:
         return list(layers)

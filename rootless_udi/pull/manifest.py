@@ -6,6 +6,7 @@ index or a manifest is told by its content, which is guarded by a digest; what C
 index's entry say of it is often wrong. Media types of other things than images are refused by name.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,6 +91,11 @@ class Config(Record):
     """EXPOSE: "80/tcp"."""
     history: tuple[tuple[str, str, bool], ...] = ()
     """(created, created by, has no layer), the lowest first."""
+
+
+def sha256(body: bytes) -> str:
+    """Return the digest of a document."""
+    return f"sha256:{hashlib.sha256(body).hexdigest()}"
 
 
 def _refuse(what: str, why: str, hint: str = "") -> UdiError:

@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import trio
 
@@ -18,12 +18,15 @@ from rootless_udi.base.records import Record
 from rootless_udi.layers import bounds, merge, squashfs_tools
 from rootless_udi.layers.tarwriter import Write
 from rootless_udi.plan.reference import Platform, Reference, platform_of
-from rootless_udi.pull import credentials
+from rootless_udi.pull import credentials, pushed
+from rootless_udi.pull.artifact import FoundSquashfs
 from rootless_udi.pull.authorizer import Lookup
 from rootless_udi.pull.blobs import Blobs
+from rootless_udi.pull.claims import Believed
 from rootless_udi.pull.facts import facts
 from rootless_udi.pull.manifest import LAYERS, Descriptor
 from rootless_udi.pull.open import open_source
+from rootless_udi.pull.progress import Progress, Silent
 from rootless_udi.pull.retry import GaveUp, Patience
 from rootless_udi.pull.sources import Resolved, Source
 from rootless_udi.pull.stop import Stop
@@ -39,48 +42,14 @@ _LEAVE_SECONDS = 0.5
 _Answer = TypeVar("_Answer")
 
 
-class Progress(Protocol):
-    """Is told how a pull goes. All but `stage` is called from worker threads, several at once."""
-
-    def stage(self, stage: str, text: str) -> None:
-        """A step begins: "resolve", "wait", "fetch", "convert", "store", then "present" or "done".
-
-        `text` is the reference, the process that is waited for, or the digest.
-        """
-
-    def blob(self, digest: str, done: int, total: int, state: str) -> None:
-        """A layer: `done` of `total` bytes; state "waiting", "running" or "done"."""
-
-    def convert(self, done: int) -> None:
-        """The merged tar has `done` bytes so far; how many there will be is not known."""
-
-    def note(self, text: str) -> None:
-        """Something a person should see: an attempt that failed and will be repeated."""
-
-
-class Silent:
-    """A `Progress` that says nothing."""
-
-    def stage(self, stage: str, text: str) -> None:
-        pass
-
-    def blob(self, digest: str, done: int, total: int, state: str) -> None:
-        pass
-
-    def convert(self, done: int) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-
 class Options(Record):
     """The options of a pull. `mirrors`: registry -> hosts or URLs that are tried before it.
 
     With `platform` None the best one that this machine can run is chosen. `writer` is tar2sqfs or
     mksquashfs, by name or path, or "" for the one that is there. `name` is the image's full name in
     the store, or "" for that of its reference. `lookup` finds the credentials
-    for a repository; None means those of the process's user.
+    for a repository; None means those of the process's user. `believed` says whose squashfs files
+    for an image are used in place of its layers.
     """
 
     platform: Platform | None = None
@@ -93,6 +62,7 @@ class Options(Record):
     patience: Patience = Patience()
     name: str = ""
     lookup: Lookup | None = None
+    believed: Believed = Believed()
 
 
 def pull_sync(
@@ -153,6 +123,7 @@ class _Pull:
         # without a variant, whatever the CPU has.
         self._named = options.platform or platform_of(os.uname().machine)
         self._blobs = Blobs(store, self.stop, options.keep_blobs, progress.note)
+        self._wanted: list[Descriptor] = []
 
     async def run(self) -> StoredImage:
         options = self._options
@@ -197,8 +168,8 @@ class _Pull:
             raise
         finally:
             source.close(used)
-            if used and resolved is not None:
-                self._blobs.forget(resolved.manifest.layers)
+            if used:
+                self._blobs.forget(self._wanted)
 
     async def _in_thread(self, call: Callable[..., _Answer], *args: Any) -> _Answer:
         """Run `call` in a thread; when cancelled, have it stop and wait a moment for it.
@@ -262,14 +233,15 @@ class _Pull:
         return bool(waited)
 
     async def _make(self, source: Source, resolved: Resolved, name: str) -> StoredImage:
-        blobs = list({x.digest: x for x in resolved.manifest.layers}.values())
-        await trio.to_thread.run_sync(self._check_room, source, blobs)
-        self._progress.stage("fetch", resolved.digest)
-        paths = await self._fetch(source, source.order(blobs))
-        self._progress.stage("convert", resolved.digest)
         target = self._store.temporary("images", resolved.digest)
+        found = resolved.found or await self._in_thread(
+            source.squashfs, resolved.digest, self._options.believed, self._progress.detail
+        )
         try:
-            facts = await trio.to_thread.run_sync(self._convert, resolved, paths, target)
+            if found is not None:
+                facts = await self._take(source, resolved, found, target)
+            else:
+                facts = await self._merge(source, resolved, target)
             self._progress.stage("store", resolved.digest)
             image = await trio.to_thread.run_sync(
                 adding.add, self._store, resolved.digest, target, facts
@@ -282,10 +254,37 @@ class _Pull:
         self._progress.stage("done", resolved.digest)
         return image.replace(name=name)
 
+    async def _take(
+        self, source: Source, resolved: Resolved, found: FoundSquashfs, target: str
+    ) -> dict[str, Any]:
+        """Fetch a pushed squashfs into the file `target`; return the image's facts."""
+        self._progress.detail(f"squashfs {found.artifact} of {found.host}: {found.why}")
+        self._wanted = [found.parts.squashfs, found.parts.facts]
+        await trio.to_thread.run_sync(self._check_room, source, self._wanted)
+        self._progress.stage("pushed", resolved.digest)
+        paths = await self._fetch(source, self._wanted)
+
+        def taken() -> dict[str, Any]:
+            facts = pushed.facts(self._reference, resolved, found, paths[found.parts.facts.digest])
+            self._blobs.take(paths[found.parts.squashfs.digest], target)
+            pushed.check(target, found, f"pulling {self._reference.canonical}")
+            return facts
+
+        return await self._in_thread(taken)
+
+    async def _merge(self, source: Source, resolved: Resolved, target: str) -> dict[str, Any]:
+        """Fetch the layers and make the squashfs file `target`; return the image's facts."""
+        self._wanted = list({x.digest: x for x in resolved.manifest.layers}.values())
+        await trio.to_thread.run_sync(self._check_room, source, self._wanted)
+        self._progress.stage("fetch", resolved.digest)
+        paths = await self._fetch(source, source.order(self._wanted))
+        self._progress.stage("convert", resolved.digest)
+        return await trio.to_thread.run_sync(self._convert, resolved, paths, target)
+
     def _check_room(self, source: Source, blobs: list[Descriptor]) -> None:
         """Raise UdiError where the downloads and half of a usual image's size do not fit."""
         download = source.room(blobs)
-        image = sum(x.size if LAYERS[x.media_type] != "none" else x.size // 3 for x in blobs)
+        image = sum(x.size if LAYERS.get(x.media_type) != "none" else x.size // 3 for x in blobs)
         free = self._store.free()
         if download + image // 2 > free:
             raise UdiError(

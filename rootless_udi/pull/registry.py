@@ -115,13 +115,12 @@ class Endpoint:
         check(body, descriptor.digest, what)
         return body
 
-    def listing(self, path: str, what: str) -> Iterator[bytes]:
+    def listing(self, path: str, what: str, query: str = "") -> Iterator[bytes]:
         """Yield the pages of a list as bytes: "tags/list", or "_catalog" without a repository.
 
         A page names the next one by a URL (Link, rel="next"). Of that only the query is used, so
         that it is a page of this list at this registry. Raises UdiError, also after PAGES of them.
         """
-        query = ""
         for _ in range(PAGES):
             body, headers = self._whole(path + query, DOCUMENT_MAX, what)
             yield body

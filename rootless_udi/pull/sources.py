@@ -13,18 +13,23 @@ from rootless_udi.base.errors import UdiError, counted
 from rootless_udi.base.records import Record
 from rootless_udi.layers.bounds import INDEXES
 from rootless_udi.plan.reference import Platform, platform_of
-from rootless_udi.pull import manifest
+from rootless_udi.pull import artifact, manifest
+from rootless_udi.pull.artifact import Artifact, FoundSquashfs
 from rootless_udi.pull.blobs import Report
+from rootless_udi.pull.claims import Believed
 from rootless_udi.pull.manifest import Config, Descriptor, Manifest
 from rootless_udi.pull.registry import WrongContent
 
 Answer = TypeVar("Answer")
+Told = Callable[[str], object]
 
 
 class Resolved(Record):
     """An image of one platform: `digest` of its manifest, `index` of its index or "".
 
-    `name` is what an archive says that its image is called, or "".
+    `name` is what an archive says that its image is called, or "". `found` is the image's squashfs,
+    if it is one that was pushed as such: then the manifest has no layers, and the config says
+    nothing.
     """
 
     digest: str
@@ -32,6 +37,7 @@ class Resolved(Record):
     config: Config
     index: str = ""
     name: str = ""
+    found: FoundSquashfs | None = None
 
 
 class Source(Protocol):
@@ -45,6 +51,11 @@ class Source(Protocol):
 
     def order(self, layers: Sequence[Descriptor]) -> list[Descriptor]:
         """Return the layers in the order in which they are best fetched."""
+        ...
+
+    def squashfs(self, digest: str, believed: Believed, told: Told) -> FoundSquashfs | None:
+        """Return a squashfs that was pushed for the image `digest`, None where none is to be used;
+        `told` is called with the reasons. Raises UdiError."""
         ...
 
     def fetch(self, layer: Descriptor, report: Report) -> str:
@@ -63,12 +74,14 @@ class Source(Protocol):
 class FoundManifest(Record):
     """The manifest that was chosen for a platform.
 
-    `unnamed` is the platform that counts where its config names none.
+    `unnamed` is the platform that counts where its config names none. `artifact` is what the
+    manifest says if it is a pushed squashfs; `manifest` has no layers then.
     """
 
     digest: str
     manifest: Manifest
     unnamed: Platform
+    artifact: Artifact | None = None
 
 
 def parse(body: bytes, what: str) -> Any:
@@ -110,6 +123,9 @@ def descend(
         document = parse(body, what)
         if manifest.media_type(document, told, what) in manifest.MANIFESTS:
             unnamed = entry or platform_of(os.uname().machine)
+            if artifact.is_one(document):
+                parts = artifact.parsed(document, what)
+                return FoundManifest(digest, Manifest(parts.facts, ()), unnamed, parts)
             return FoundManifest(digest, manifest.manifest(document, what), unnamed)
         chosen = manifest.choose(document, platform, what)
         # A parsed document takes 30 times its bytes of memory: have one at a time.
@@ -128,6 +144,18 @@ def _sized(body: bytes, descriptor: Descriptor, what: str) -> bytes:
             "what refers to it is wrong: push the image again",
         )
     return body
+
+
+def pushed(found: FoundManifest, platform: Platform, top: str, host: str) -> Resolved:
+    """Return the image of its own that a pushed squashfs is: `artifact` says why.
+
+    `top` is the digest by which it was found, `host` what has it.
+    """
+    assert found.artifact is not None
+    why = "the name means it"
+    one = FoundSquashfs(found.digest, found.digest, found.artifact, host, why)
+    index = top if top != found.digest else ""
+    return Resolved(found.digest, found.manifest, Config(platform, ()), index, found=one)
 
 
 def config_of(raw: bytes, found: FoundManifest, platform: Platform, what: str) -> Config:
@@ -180,6 +208,8 @@ def from_index(
     del index, entries, chosen, entry, one
     body = _sized(read(top), top, what)
     found = descend(body, top.media_type, top.digest, platform, what, read, top.platform)
+    if found.artifact is not None:
+        return pushed(found, platform, top.digest, "")
     config = config_of(read(found.manifest.config), found, platform, what)
     index_digest = top.digest if top.digest != found.digest else ""
     return Resolved(found.digest, found.manifest, config, index_digest)

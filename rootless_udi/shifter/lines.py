@@ -11,6 +11,7 @@ _STATUS = {
     "resolve": "INIT",
     "wait": "PENDING",
     "fetch": "PULLING",
+    "pushed": "PULLING",
     "convert": "CONVERSION",
     "store": "TRANSFER",
     "present": "READY",
@@ -49,7 +50,7 @@ def tag_of(reference: Reference) -> str:
 class Line:
     """Shows a pull's status as Shifter does: a line for each change, one line on a terminal.
 
-    Is a `rootless_udi.pull.pipeline.Progress`.
+    Is a `rootless_udi.pull.progress.Progress`.
     """
 
     def __init__(self, tag: str) -> None:
@@ -82,3 +83,6 @@ class Line:
 
     def note(self, text: str) -> None:
         complain("shifterimg", text)
+
+    def detail(self, text: str) -> None:
+        pass

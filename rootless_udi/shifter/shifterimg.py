@@ -126,6 +126,7 @@ class _Command:
 
     def pull(self) -> int:
         from rootless_udi.pull import pipeline
+        from rootless_udi.pull.claims import believed
         from rootless_udi.store.store import Store
 
         reference = self.reference()
@@ -133,6 +134,7 @@ class _Command:
             compression=f"{self.site.compression}:{self.site.compression_level}",
             insecure=reference.registry in self.site.insecure,
             mirrors=dict(self.site.mirrors),
+            believed=believed(self.site),
         )
         line = Line(tag_of(reference))
         try:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from rootless_udi.plan.reference import parse, platform_of
-from rootless_udi.pull.pipeline import Options, Silent, pull_sync
+from rootless_udi.pull.pipeline import Options, pull_sync
+from rootless_udi.pull.progress import Silent
 from rootless_udi.pull.retry import Patience
 from rootless_udi.store.find import StoredImage
 from rootless_udi.store.store import Store

@@ -14,7 +14,15 @@ from rootless_udi.layers.tarfields import FIELDS
 from tests.kit.places import TREE
 
 ROWS = {(row.form, row.field): row for row in bounds.TABLE}
-DOCUMENTS = ("manifest", "sources", "from_layout", "from_registry", "from_archive", "open")
+DOCUMENTS = (
+    "manifest",
+    "artifact",
+    "sources",
+    "from_layout",
+    "from_registry",
+    "from_archive",
+    "open",
+)
 
 
 def parsed(name: str) -> ast.Module:

@@ -7,7 +7,7 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.plan.reference import Reference
 from rootless_udi.plan.site import Site
 from rootless_udi.pull.gateway import GatewayClient
-from rootless_udi.pull.pipeline import Progress
+from rootless_udi.pull.progress import Progress
 
 
 def client(site: Site) -> GatewayClient:

@@ -10,12 +10,13 @@ from typing import Any
 from rootless_udi.base.errors import counted, plain
 from rootless_udi.base.process import tell
 from rootless_udi.commands.common import names
-from rootless_udi.pull.pipeline import Progress, Silent
+from rootless_udi.pull.progress import Progress, Silent
 
 _SAID = {
     "resolve": "resolving {}",
     "wait": "waiting for {}, which is pulling the same image",
     "fetch": "fetching the layers",
+    "pushed": "fetching the squashfs file that was pushed for it",
     "convert": "merging the layers into a squashfs file",
     "store": "putting the image into the store",
     "present": "the image is in the store already",
@@ -38,9 +39,14 @@ class _Total:
 class Lines(Silent):
     """A line for each step, and for each layer that has been fetched."""
 
-    def __init__(self) -> None:
+    def __init__(self, verbose: bool = False) -> None:
+        self._verbose = verbose
         self._lock = threading.Lock()
         self._total = _Total()
+
+    def detail(self, text: str) -> None:
+        if self._verbose:
+            self._say(text)
 
     def _say(self, text: str) -> None:
         with self._lock:
@@ -61,8 +67,9 @@ class Lines(Silent):
 class Bars(Silent):
     """rich's progress bars: one for each layer, and one for the bytes that have been merged."""
 
-    def __init__(self, display: Any) -> None:
+    def __init__(self, display: Any, verbose: bool = False) -> None:
         self._display = display
+        self._verbose = verbose
         self._tasks: dict[str, Any] = {}
         self._total = _Total()
         self._lock = threading.Lock()
@@ -88,6 +95,10 @@ class Bars(Silent):
     def note(self, text: str) -> None:
         self._print(f"note: {text}")
 
+    def detail(self, text: str) -> None:
+        if self._verbose:
+            self._print(text)
+
     def _print(self, text: str) -> None:
         from rich.text import Text
 
@@ -96,13 +107,16 @@ class Bars(Silent):
 
 
 @contextlib.contextmanager
-def shown(quiet: bool = False) -> Iterator[Progress]:
-    """Yield the `Progress` that suits standard error; with `quiet` one that says nothing."""
+def shown(quiet: bool = False, verbose: bool = False) -> Iterator[Progress]:
+    """Yield the `Progress` that suits standard error; with `quiet` one that says nothing.
+
+    `verbose`: also why a squashfs file that was pushed for the image is used, or not.
+    """
     if quiet:
         yield Silent()
         return
     if not sys.stderr.isatty():
-        yield Lines()
+        yield Lines(verbose)
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
@@ -115,4 +129,4 @@ def shown(quiet: bool = False) -> Iterator[Progress]:
         TransferSpeedColumn(),
     )
     with Display(*columns, console=Console(stderr=True)) as display:
-        yield Bars(display)
+        yield Bars(display, verbose)

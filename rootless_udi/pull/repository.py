@@ -1,0 +1,114 @@
+"""A repository of a registry, with the mirrors that the site has for it, which are asked first."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.plan.reference import Reference
+from rootless_udi.pull import credentials, manifest
+from rootless_udi.pull.authorizer import Lookup
+from rootless_udi.pull.http import Transport
+from rootless_udi.pull.manifest import Descriptor
+from rootless_udi.pull.registry import Endpoint, Missing, Note
+from rootless_udi.pull.retry import GaveUp, Patience
+from rootless_udi.pull.sources import Answer, parse
+from rootless_udi.pull.stop import Stop
+
+
+class Repository:
+    """The repository that `reference` names. Calls block; they may come from several threads."""
+
+    def __init__(
+        self,
+        reference: Reference,
+        stop: Stop,
+        insecure: bool = False,
+        mirrors: Mapping[str, Sequence[str]] | None = None,
+        patience: Patience | None = None,
+        note: Note = lambda text: None,
+        lookup: Lookup = credentials.find,
+    ) -> None:
+        self.reference = reference
+        self._note = note
+        self._transport = Transport(stop)
+        hosts = [*(mirrors or {}).get(reference.registry, ()), reference.registry]
+        self.endpoints = [
+            Endpoint(
+                host,
+                reference.repository,
+                self._transport,
+                # A mirror that does not answer is given up soon: there is another after it.
+                patience if host == reference.registry else Patience(attempts=2),
+                insecure and host == reference.registry,
+                note,
+                lookup,
+            )
+            for host in hosts
+        ]
+
+    def first(self, ask: Callable[[Endpoint], Answer]) -> Answer:
+        """Return the answer of the first endpoint that has one; the registry itself comes last."""
+        *mirrors, registry = self.endpoints
+        said: list[str] = []
+        for mirror in mirrors:
+            try:
+                return ask(mirror)
+            except Missing:
+                said.append(f"mirror {mirror.host} does not have it")
+            except UdiError as error:
+                said.append(f"mirror {mirror.host}: {error.message}")
+                self._note(said[-1])
+        try:
+            return ask(registry)
+        except Missing:
+            raise
+        except UdiError as error:
+            if said:
+                error.hint = "; ".join([*said, *([error.hint] if error.hint else [])])
+            raise
+
+    def manifest(self, reference: str) -> tuple[bytes, str]:
+        """Return a manifest's bytes and its media type; `reference` is a tag or a digest."""
+        return self.first(lambda endpoint: endpoint.manifest(reference))
+
+    def document(self, descriptor: Descriptor, part: str) -> bytes:
+        """Return a small blob whole and checked."""
+        return self.first(lambda endpoint: endpoint.document(descriptor, part))
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+def referrers(
+    endpoint: Endpoint, digest: str, kind: str
+) -> list[tuple[dict[str, Any], Descriptor]]:
+    """Return what refers to the manifest `digest` and is of artifactType `kind`, at one endpoint.
+
+    Asked by the referrers API (distribution-spec 1.1, "Listing Referrers"); a registry without it
+    has them in an index under a tag that the digest names. Raises UdiError.
+    """
+    what = f"listing what refers to {endpoint}@{digest}"
+    found = []
+    try:
+        query = f"?artifactType={kind}"
+        bodies = list(endpoint.listing(f"referrers/{digest}", what, query))
+    except GaveUp:
+        raise
+    except UdiError:
+        # 404 by the specification; others answer 400 or 405.
+        try:
+            bodies = [endpoint.manifest(fallback_tag(digest))[0]]
+        except Missing:
+            return []
+    for body in bodies:
+        for entry, one in manifest.entries(parse(body, what), "the index", what)[0]:
+            # The registry may have filtered, and need not.
+            if entry.get("artifactType") == kind:
+                found.append((entry, one))
+    return found
+
+
+def fallback_tag(digest: str) -> str:
+    """Return the tag of the index of referrers (distribution-spec 1.1, "Referrers Tag Schema")."""
+    algorithm, _, text = digest.partition(":")
+    return f"{algorithm[:32]}-{text[:64]}"
