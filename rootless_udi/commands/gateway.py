@@ -18,6 +18,12 @@ def add(commands: Parsers) -> None:
     one = command(actions, "serve", serve, "serve the store DIR until SIGTERM")
     one.add_argument("--store", required=True, metavar="DIR", help="the site's store")
     one.add_argument(
+        "--database",
+        default="",
+        metavar="URL",
+        help="postgresql://HOST/NAME, for several gateways of one store (SQLite in the store)",
+    )
+    one.add_argument(
         "--listen",
         action="append",
         metavar="ADDRESS",
@@ -136,7 +142,8 @@ def serve(arguments: Arguments) -> int:
     os.umask(0o022)
     store, site = Store(root), load.load(os.environ)
     store.create(0o755)
-    database = Database(root)
+    database = Database(root, arguments.database)
+    service = None
     try:
         people = People(arguments.admin or (), arguments.munge, arguments.anonymous)
         systems = tuple(arguments.system or [site.name or os.uname().nodename.partition(".")[0]])
@@ -158,5 +165,7 @@ def serve(arguments: Arguments) -> int:
 
         server.run(app.application(service), service, sockets, ready)
     finally:
+        if service is not None:
+            service.member.leave()
         database.close()
     return 0

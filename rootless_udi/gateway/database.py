@@ -1,10 +1,10 @@
-"""The gateway's database: SQLite in the store, opened by one gateway, written by one thread.
+"""The gateway's database: a file of SQLite in the store, or PostgreSQL for several gateways.
 
-Calls run in trio's threads, each within one transaction. A cancelled request waits for its call to
-end, so that none leaves a transaction open. SQLAlchemy's pysqlite driver would begin transactions
-late, so it is told not to, and they are begun here (SQLAlchemy's documentation, "SQLite").
+Calls run in trio's threads, each within one transaction, of which one writes at a time. A cancelled
+request waits for its call to end, so that none leaves a transaction open.
 """
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Callable
@@ -12,41 +12,49 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import trio
-from sqlalchemy import URL, Connection, Engine, create_engine, event, exc
+from sqlalchemy import Connection, Engine, exc, update
 
 from rootless_udi.base import trust
-from rootless_udi.base.errors import UdiError, disk_hint
+from rootless_udi.base.errors import UdiError, disk_hint, plain
+from rootless_udi.gateway import postgres, sqlite
+from rootless_udi.gateway.tables import CHANGES
 
 FOLDER = "gateway"
 """The folder in the store that only the gateway's account can enter."""
 _FILE = "gateway.sqlite"
 _READERS = 4
 """Connections, and so threads, that read at once."""
-_BUSY_SECONDS = 2
-"""How long a call waits for a lock that another program (a backup) has on the file."""
+_BUGS = (exc.IntegrityError, exc.DataError, exc.ProgrammingError)
+"""What a database says of wrong SQL, and not of itself."""
 
 _Answer = TypeVar("_Answer")
 
 
 class Unavailable(UdiError):
-    """The database can't be used now: locked, full, read-only or damaged."""
+    """The database can't be used now: locked, full, read-only, damaged or not reached."""
 
 
 class Database:
-    """The database of the gateway that keeps `store`. `close` it."""
+    """The database of the gateway that keeps `store`: SQLite, or at the address `url`.
 
-    def __init__(self, store: str) -> None:
+    `shared` tells whether other gateways may have it too; `where` names it. `close` it.
+    """
+
+    def __init__(self, store: str, url: str = "") -> None:
         self.folder = f"{store}/{FOLDER}"
-        self.path = f"{self.folder}/{_FILE}"
-        self._lock = _lock(self.folder)
+        self.url = postgres.parsed(url) if url else None
+        self.shared = self.url is not None
+        path = f"{self.folder}/{_FILE}"
+        self.where = str(self.url.set(drivername="postgresql")) if self.url else path
+        self._hint = postgres.hint if self.url else sqlite.hint
+        self._lock = _lock(self.folder, self.shared)
         try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            os.close(fd)
+            self._writer, self._reader = (
+                postgres.engines(self.url, _READERS) if self.url else sqlite.engines(path, _READERS)
+            )
         except OSError as error:
             os.close(self._lock)
-            raise _refused(self.path, error) from None
-        self._writer = _engine(self.path, "BEGIN IMMEDIATE", 1)
-        self._reader = _engine(self.path, "BEGIN", _READERS)
+            raise _refused(path, error) from None
         try:
             self.write_now(_upgrade)
         except BaseException:
@@ -68,39 +76,55 @@ class Database:
         )
 
     async def write(self, call: Callable[..., _Answer], *args: Any) -> _Answer:
-        """Do as `read`, in the one transaction that may write; it is undone where `call` raises."""
+        """Do as `read`, in the one transaction that may write; it is undone where `call` raises.
+
+        Other gateways of the database hear that something has changed.
+        """
+        return await trio.to_thread.run_sync(
+            self._do, self._writer, call, args, self.shared, limiter=self._writing
+        )
+
+    async def write_quietly(self, call: Callable[..., _Answer], *args: Any) -> _Answer:
+        """Do as `write`, for what other gateways need not hear of at once."""
         return await trio.to_thread.run_sync(
             self._do, self._writer, call, args, limiter=self._writing
         )
 
     def write_now(self, call: Callable[..., _Answer], *args: Any) -> _Answer:
-        """Do as `write`, from code that does not run in trio."""
+        """Do as `write_quietly`, from code that does not run in trio."""
         return self._do(self._writer, call, args)
 
-    def _do(self, engine: Engine, call: Callable[..., _Answer], args: tuple[Any, ...]) -> _Answer:
+    def _do(
+        self,
+        engine: Engine,
+        call: Callable[..., _Answer],
+        args: tuple[Any, ...],
+        tell: bool = False,
+    ) -> _Answer:
+        with self.failures(), engine.begin() as connection:
+            found = call(connection, *args)
+            if tell:
+                tell_others(connection)
+            return found
+
+    @contextlib.contextmanager
+    def failures(self) -> Any:
+        """Raise Unavailable for what a database says of itself."""
         try:
-            with engine.begin() as connection:
-                return call(connection, *args)
-        except exc.DBAPIError as error:
-            if not isinstance(error, exc.OperationalError | exc.DatabaseError):
+            yield
+        except (exc.DBAPIError, exc.TimeoutError) as error:
+            why = str(getattr(error, "orig", None) or error).strip()
+            if isinstance(error, _BUGS) and "permission denied" not in why:
                 raise
-            why = str(error.orig)
             raise Unavailable(
-                f"the gateway's database failed on {self.path}: {why}", _hint(why)
+                f"the gateway's database failed on {self.where}: {plain(why.splitlines()[0])}",
+                self._hint(why),
             ) from None
 
 
-def _hint(why: str) -> str:
-    for word, hint in (
-        ("locked", "another program holds it (a backup?); asked again later it works"),
-        ("full", "make room on its file system"),
-        ("readonly", "the gateway's account must be able to write it and its folder"),
-        ("malformed", "restore the last backup: docs/gateway.md"),
-        ("not a database", "restore the last backup: docs/gateway.md"),
-    ):
-        if word in why:
-            return hint
-    return ""
+def tell_others(connection: Connection) -> None:
+    """Have other gateways of the database look at it: something has changed."""
+    connection.execute(update(CHANGES).values(number=CHANGES.c.number + 1))
 
 
 def _refused(path: str, error: OSError) -> UdiError:
@@ -109,8 +133,11 @@ def _refused(path: str, error: OSError) -> UdiError:
     return UdiError(f"opening the gateway's database failed on {path}: {why}", hint)
 
 
-def _lock(folder: str) -> int:
-    """Take the lock that one gateway of a store has; return its descriptor. Raises UdiError."""
+def _lock(folder: str, shared: bool) -> int:
+    """Take the store's lock, which one gateway has, or all of a `shared` database.
+
+    Returns its descriptor. Raises UdiError.
+    """
     path = f"{folder}/lock"
     try:
         trust.make(folder, 0o700)
@@ -118,39 +145,19 @@ def _lock(folder: str) -> int:
     except OSError as error:
         raise _refused(folder, error) from None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         who = os.pread(fd, 200, 0).decode(errors="replace").strip()
         os.close(fd)
         if not isinstance(error, BlockingIOError):
             raise _refused(path, error) from None
         raise UdiError(
-            f"another gateway has this store: {who or path}", "one gateway serves a store; stop it"
+            f"another gateway has this store: {who or path}",
+            "stop it; several gateways of one store share a PostgreSQL database, all by --database",
         ) from None
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.uname().nodename}, process {os.getpid()}\n".encode(), 0)
     return fd
-
-
-def _engine(path: str, begin: str, connections: int) -> Engine:
-    engine = create_engine(
-        URL.create("sqlite", database=path),
-        pool_size=connections,
-        max_overflow=0,
-        connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},
-    )
-
-    @event.listens_for(engine, "connect")
-    def connect(connection: Any, record: Any) -> None:
-        connection.isolation_level = None
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def start(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
-
-    return engine
 
 
 def _upgrade(connection: Connection) -> None:

@@ -6,6 +6,7 @@ with the request is not: these are kept in memory alone.
 """
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import Connection, and_, func, insert, or_, select, update
@@ -44,13 +45,14 @@ def ask(
     secret: bool,
     most: int,
     other: bool = False,
+    gateway: int = 0,
 ) -> tuple[Any, bool]:
     """Return the job for a request to pull, and whether it is new.
 
     One that is under way is joined, and one that ended a moment ago answers too. With credentials
     (`secret`) each user has a job of his own: what the registry lets him have is asked by him.
-    With `other` credentials than before, an earlier failure is no answer. Raises TooMany where
-    `most` of his jobs wait.
+    With `other` credentials than before, an earlier failure is no answer. `gateway` is the number
+    of who asks, in whose memory credentials are. Raises TooMany where `most` of his jobs wait.
     """
     now = time.time()
     key = f"{platform}/{name}" + (f"#{uid}" if secret else "")
@@ -80,6 +82,7 @@ def ask(
         "changed": now,
         "secret": secret,
         "access": wanted.text(),
+        "gateway": gateway if secret else 0,
     }
     number = connection.execute(insert(JOBS).values(**values)).inserted_primary_key
     assert number is not None
@@ -102,38 +105,71 @@ def _answers(connection: Connection, job: Any, wanted: Wanted, now: float) -> bo
     return bool(asked and {*wanted.users} <= users and {*wanted.groups} <= groups)
 
 
-def take(connection: Connection, running: frozenset[int]) -> Any:
-    """Return the next job to do, or None. `running` are those that are being done."""
+def take(connection: Connection, running: frozenset[int], gateway: int = 0) -> Any:
+    """Return the next job for the gateway of this number to do, or None.
+
+    `running` are those that it is doing. Other gateways can't take it until it is `given_back`.
+    """
     now = time.time()
     # A clock that was set back must not make a pause longer than the longest.
     due = or_(JOBS.c.due <= now, JOBS.c.due > now + max(PAUSES))
-    query = select(JOBS).where(JOBS.c.state.not_in(DONE), JOBS.c.id.not_in(running), due)
-    job = connection.execute(query.order_by(JOBS.c.id).limit(1)).first()
+    free = JOBS.c.gateway.in_((0, gateway))
+    query = select(JOBS).where(JOBS.c.state.not_in(DONE), JOBS.c.id.not_in(running), due, free)
+    query = query.order_by(JOBS.c.id).limit(1).with_for_update(skip_locked=True)
+    job = connection.execute(query).first()
     if job is not None:
-        change(connection, job.id, "PENDING", attempts=job.attempts + 1)
+        values = {"attempts": job.attempts + 1, "gateway": gateway, "done": 0, "total": 0}
+        change(connection, job.id, "PENDING", **values)
     return job
+
+
+def is_of(connection: Connection, number: int, gateway: int) -> bool:
+    """Tell whether a job is this gateway's still, and unfinished."""
+    where = (JOBS.c.id == number, JOBS.c.gateway == gateway, JOBS.c.state.not_in(DONE))
+    return connection.execute(select(JOBS.c.id).where(*where)).first() is not None
 
 
 def change(
     connection: Connection, number: int, state: str, message: str = "", **values: Any
 ) -> None:
     """Set a job's state; `values` are further columns."""
+    # PostgreSQL takes neither, and a registry may answer with both.
+    message = message.encode(errors="replace").decode().replace("\0", "?")
     values |= {"state": state, "message": message, "changed": time.time()}
     connection.execute(update(JOBS).where(JOBS.c.id == number).values(**values))
 
 
 def restart(connection: Connection) -> None:
     """Have a new gateway go on: put unfinished jobs back into the queue, remove old ones."""
-    unfinished = JOBS.c.state.not_in(DONE)
+    _again(connection, JOBS.c.state.not_in(DONE))
+    remove_old(connection)
+
+
+def recover(connection: Connection, gateways: Iterable[int]) -> None:
+    """Put the unfinished jobs of gateways that have died back into the queue."""
+    _again(connection, and_(JOBS.c.state.not_in(DONE), JOBS.c.gateway.in_(list(gateways))))
+
+
+def _again(connection: Connection, which: Any) -> None:
     connection.execute(
         update(JOBS)
-        .where(and_(unfinished, JOBS.c.secret))
-        .values(state="FAILURE", message=RESTARTED, changed=time.time())
+        .where(which, JOBS.c.secret)
+        .values(state="FAILURE", message=RESTARTED, changed=time.time(), gateway=0)
     )
-    connection.execute(update(JOBS).where(unfinished).values(state="PENDING", attempts=0, due=0.0))
-    connection.execute(
-        JOBS.delete().where(JOBS.c.state.in_(DONE), JOBS.c.changed < time.time() - _KEPT_SECONDS)
-    )
+    values = {"state": "PENDING", "attempts": 0, "due": 0.0, "gateway": 0}
+    connection.execute(update(JOBS).where(which, ~JOBS.c.secret).values(**values))
+
+
+def pass_on(connection: Connection, before: int, now: int) -> None:
+    """Give a gateway that has a new number what it had by the number before."""
+    mine = and_(JOBS.c.gateway == before, JOBS.c.state.not_in(DONE))
+    connection.execute(update(JOBS).where(mine).values(gateway=now))
+
+
+def remove_old(connection: Connection) -> None:
+    """Remove jobs that were done long ago."""
+    old = JOBS.c.changed < time.time() - _KEPT_SECONDS
+    connection.execute(JOBS.delete().where(JOBS.c.state.in_(DONE), old))
 
 
 def unfinished(connection: Connection) -> list[Any]:

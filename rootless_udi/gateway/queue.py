@@ -16,7 +16,7 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import complain
 from rootless_udi.gateway import audit, catalogue, jobs
 from rootless_udi.gateway.catalogue import wanted_of
-from rootless_udi.gateway.database import Database, Unavailable
+from rootless_udi.gateway.database import Database, Unavailable, tell_others
 from rootless_udi.gateway.worker import Said
 from rootless_udi.plan.reference import platform_of_key
 from rootless_udi.store.store import Store
@@ -49,14 +49,16 @@ class Queue:
         self._marks: dict[tuple[str, str, int], bytes] = {}
         """What tells one user's credentials for a name from others that he gives later."""
         self._running: dict[int, Said] = {}
+        self.number = 0
+        """This gateway's, among those that share the database (`nodes`)."""
         self._news = trio.Event()
         self.changed = trio.Event()
         self.published = 0
         """How often the catalogue has changed."""
 
-    def said(self, number: int) -> Said:
-        """Return what the worker of a job has said, for its progress."""
-        return self._running.get(number, Said())
+    def said(self, job: Any) -> Said:
+        """Return what the worker of a job has said, for its progress; of another gateway too."""
+        return self._running.get(job.id) or Said(done=job.done, total=job.total)
 
     async def ask(
         self,
@@ -71,8 +73,8 @@ class Queue:
         mark = hmac.digest(self._salt, json.dumps(sorted(secrets.items())).encode(), "sha256")
         which = (platform, name, uid)
         other = bool(secrets) and self._marks.get(which, mark) != mark
-        job, new = await self._database.write(
-            jobs.ask, platform, name, uid, wanted, bool(secrets), most, other
+        job, new = await self._database.write_quietly(
+            _ask, platform, name, uid, wanted, bool(secrets), most, other, self.number
         )
         if secrets:
             if len(self._marks) >= _MARKS:
@@ -83,6 +85,11 @@ class Queue:
                 self._secrets[job.id] = dict(secrets)
             self._wake()
         return job, new
+
+    def heard(self) -> None:
+        """Look for jobs: another gateway has changed something."""
+        self._wake()
+        self._tell()
 
     def _wake(self) -> None:
         self._news.set()
@@ -102,7 +109,7 @@ class Queue:
         while True:
             news = self._news
             try:
-                job = await self._database.write(self._take)
+                job = await self._database.write_quietly(self._take)
                 if job is None:
                     with trio.move_on_after(_GLANCE):
                         await news.wait()
@@ -117,7 +124,7 @@ class Queue:
                 await trio.sleep(_GLANCE)
 
     def _take(self, connection: Connection) -> Any:
-        job = jobs.take(connection, frozenset(self._running))
+        job = jobs.take(connection, frozenset(self._running), self.number)
         if job is not None:
             # In the thread that writes, so that no other runner takes it as well.
             self._running[job.id] = Said()
@@ -126,7 +133,7 @@ class Queue:
     async def _do(self, job: Any) -> None:
         secrets = self._secrets.get(job.id, {})
         if job.secret and not secrets:
-            await self._database.write(jobs.change, job.id, "FAILURE", jobs.RESTARTED)
+            await self._database.write(self._change, job.id, "FAILURE", jobs.RESTARTED, {})
             return
         said, status = await self._work(job, secrets)
         if said.digest:
@@ -152,11 +159,11 @@ class Queue:
         if said.again and attempts < jobs.ATTEMPTS:
             pause = jobs.PAUSES[attempts - 1]
             text = f"attempt {attempts} of {jobs.ATTEMPTS} failed: {said.error}"
-            due = {"due": time.time() + pause}
-            await self._database.write(_change, job.id, "PENDING", text, due)
+            due = {"due": time.time() + pause, "gateway": self.number if job.secret else 0}
+            await self._database.write(self._change, job.id, "PENDING", text, due)
             return
         self._secrets.pop(job.id, None)
-        await self._database.write(jobs.change, job.id, "FAILURE", said.error)
+        await self._database.write(self._change, job.id, "FAILURE", said.error, {})
         self._ended("FAILURE")
 
     async def _work(self, job: Any, secrets: Mapping[str, str]) -> tuple[Said, int]:
@@ -199,12 +206,29 @@ class Queue:
     async def _hear(self, job: Any, fields: dict[str, Any]) -> None:
         before = self._running[job.id]
         self._running[job.id] = now = before.replace(**fields)
-        if now.state != before.state:
-            await self._database.write(jobs.change, job.id, now.state)
+        if now.state != before.state or (self._database.shared and now.done != before.done):
+            progress = {"done": now.done, "total": now.total}
+            await self._database.write_quietly(
+                self._change, job.id, now.state or "PENDING", "", progress
+            )
         self._tell()
+
+    def _change(
+        self,
+        connection: Connection,
+        number: int,
+        state: str,
+        message: str,
+        values: dict[str, Any],
+    ) -> None:
+        # Another gateway has the job where this one was lost for a while.
+        if jobs.is_of(connection, number, self.number):
+            jobs.change(connection, number, state, message, **values)
 
     def _publish(self, connection: Connection, number: int, said: Said) -> None:
         """Let readers read an image that is in the store, give it its name, and end its job."""
+        if not jobs.is_of(connection, number, self.number):
+            raise Unavailable(f"job {number} is another gateway's now")
         job = jobs.by_number(connection, number)
         image = self._store.image(said.digest, job.name)
         if image is None:
@@ -228,7 +252,9 @@ class Queue:
         jobs.change(connection, number, "READY", digest=said.digest)
 
 
-def _change(
-    connection: Connection, number: int, state: str, message: str, values: dict[str, Any]
-) -> None:
-    jobs.change(connection, number, state, message, **values)
+def _ask(connection: Connection, *args: Any) -> tuple[Any, bool]:
+    """Do as `jobs.ask`. Who asks how it goes does so often: others hear of new jobs alone."""
+    job, new = jobs.ask(connection, *args)
+    if new:
+        tell_others(connection)
+    return job, new

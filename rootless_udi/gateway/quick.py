@@ -49,6 +49,8 @@ class QuickAnswers:
         """Answer a request if that can be done at once; return whether it was."""
         if self._at != self._service.queue.published or scope.get("query_string"):
             return False
+        if not self._service.member.current:
+            return False
         known = self._known.get(scope.get("raw_path", b""))
         if known is None or scope.get("method") != "GET":
             return False

@@ -12,11 +12,12 @@ from starlette.requests import Request
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import complain
-from rootless_udi.gateway import access, audit, catalogue, expiry, jobs, sharing, tokens
+from rootless_udi.gateway import access, audit, catalogue, expiry, sharing, tokens
 from rootless_udi.gateway.catalogue import CatalogueEntry, Wanted
 from rootless_udi.gateway.database import Database
 from rootless_udi.gateway.expiry import Clock, Rules
 from rootless_udi.gateway.limits import Limits
+from rootless_udi.gateway.member import Member
 from rootless_udi.gateway.people import Asker, Denied, Forbidden, People
 from rootless_udi.gateway.queue import Queue
 from rootless_udi.gateway.statistics import Metrics
@@ -60,6 +61,7 @@ class Service:
         self.machine = os.uname().machine
         self.private = access.works(store)
         self.queue = Queue(database, store, workers, self.private, self._ended)
+        self.member = Member(database, self.queue, self._complete, self.forget)
         self.metrics = Metrics()
         self.rules = rules or Rules()
         self._clock = Clock()
@@ -74,10 +76,13 @@ class Service:
     def begin(self) -> None:
         """Bring the database to what is in the store, and unfinished jobs back into the queue."""
         self.store.create(0o755)
+        self.member.enter()
+
+    def _complete(self) -> None:
+        """Complete or undo what a gateway that was killed had begun."""
         self.database.write_now(catalogue.adopt, self.store)
         for message in self.database.write_now(sharing.enforce_all, self.store):
             complain("udi gateway", message)
-        self.database.write_now(jobs.restart)
 
     def _ended(self, state: str) -> None:
         self.metrics.pulls.labels(state).inc()
@@ -85,8 +90,13 @@ class Service:
     async def run(self) -> None:
         """Do the queue's jobs and write what was counted, until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.queue.run)
+            nursery.start_soon(self.member.run)
             nursery.start_soon(self._count_on)
+
+    def forget(self) -> None:
+        """Have the database asked again for all that is known of it."""
+        self.queue.published += 1
+        self._tokens.clear()
 
     async def asker(self, request: Request, needed: str = "read") -> Asker:
         """Return who asks for what a token of the scope `needed` is good for.
@@ -120,7 +130,8 @@ class Service:
     async def _by_token(self, text: str) -> Asker:
         """Return whose a token is; he is no administrator by it. Raises Denied."""
         mark = tokens.mark(text)
-        found = self._tokens.get(mark) or await self.database.read(tokens.find, text)
+        kept = self._tokens.get(mark) if self.member.current else None
+        found = kept or await self.database.read(tokens.find, text)
         if found is None or found[2] <= time.time():
             raise Denied("this token is not known, or its time is over", "udi gateway token")
         if len(self._tokens) >= _TOKENS_MOST:
@@ -148,7 +159,7 @@ class Service:
             self._known.clear()
             self._known_at = self.queue.published
         key = (platform, reference.canonical)
-        if key in self._known:
+        if key in self._known and self.member.current:
             return self._known[key]
         at = self._known_at
         named = reference.kind != "store"
@@ -245,7 +256,7 @@ class Service:
             {
                 "time": time.time(),
                 "uid": asker.uid,
-                "user": asker.user,
+                "user": asker.user[:64],
                 "system": system,
                 "type": kind,
                 "tag": tag,
@@ -266,7 +277,7 @@ class Service:
             if not rows:
                 return
             try:
-                await self.database.write(_write_lookups, rows)
+                await self.database.write_quietly(_write_lookups, rows)
             except UdiError as error:
                 complain("udi gateway", error.message, error.hint)
                 self._counted.extendleft(reversed(rows))

@@ -124,7 +124,7 @@ class _Api:
 
     def _job(self, system: str, job: Any, state: str, name: str) -> dict[str, Any]:
         """Return a record of an image that is not there yet, as Shifter's clients read it."""
-        said = self._service.queue.said(job.id)
+        said = self._service.queue.said(job)
         return {
             **dict.fromkeys(("id", "ENV", "ENTRY", "WORKDIR", "LABELS"), "MISSING"),
             "system": system,

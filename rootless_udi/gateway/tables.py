@@ -4,6 +4,7 @@ Times are Unix seconds. A name is one of `store.find.name_of`, a platform `Platf
 """
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     Float,
@@ -22,7 +23,7 @@ IMAGES = Table(
     "images",
     METADATA,
     Column("digest", String(135), primary_key=True),
-    Column("size", Integer, nullable=False),
+    Column("size", BigInteger, nullable=False),
     # When it was last pulled, or a pull found that it is still what its name means.
     Column("pulled", Float, nullable=False),
     # When it was last looked up.
@@ -49,7 +50,7 @@ GRANTS = Table(
     Column("digest", ForeignKey("images.digest", ondelete="CASCADE"), primary_key=True),
     # "user" or "group".
     Column("kind", String(8), primary_key=True),
-    Column("id", Integer, primary_key=True),
+    Column("id", BigInteger, primary_key=True),
     # Whether the registry let this user have it, who may then share it further.
     Column("owner", Boolean, nullable=False),
 )
@@ -62,7 +63,7 @@ JOBS = Table(
     Column("key", String(600), nullable=False),
     Column("platform", String(32), nullable=False),
     Column("name", String(512), nullable=False),
-    Column("uid", Integer, nullable=False),
+    Column("uid", BigInteger, nullable=False),
     Column("state", String(16), nullable=False),
     Column("message", Text, nullable=False),
     Column("digest", String(135), nullable=False),
@@ -75,6 +76,11 @@ JOBS = Table(
     Column("secret", Boolean, nullable=False),
     # Who shall be able to read the image, as JSON: catalogue.Wanted.
     Column("access", Text, nullable=False),
+    # The gateway that does it, or alone can do it (credentials): `nodes`. 0: any.
+    Column("gateway", Integer, nullable=False, server_default="0"),
+    # Bytes of layers that were fetched, and all, as far as other gateways are told.
+    Column("done", BigInteger, nullable=False, server_default="0"),
+    Column("total", BigInteger, nullable=False, server_default="0"),
     Index("jobs_key", "key"),
     Index("jobs_state", "state"),
 )
@@ -84,7 +90,7 @@ LOOKUPS = Table(
     METADATA,
     Column("id", Integer, primary_key=True, autoincrement=True),
     Column("time", Float, nullable=False),
-    Column("uid", Integer, nullable=False),
+    Column("uid", BigInteger, nullable=False),
     Column("user", String(64), nullable=False),
     Column("system", String(64), nullable=False),
     Column("type", String(16), nullable=False),
@@ -99,7 +105,7 @@ TOKENS = Table(
     Column("id", Integer, primary_key=True, autoincrement=True),
     # The SHA-256 of the token, which has 256 random bits: nothing slower is needed.
     Column("mark", String(64), nullable=False, unique=True),
-    Column("uid", Integer, nullable=False),
+    Column("uid", BigInteger, nullable=False),
     # One of `tokens.SCOPES`.
     Column("scope", String(8), nullable=False),
     Column("note", String(200), nullable=False),
@@ -112,10 +118,28 @@ AUDIT = Table(
     METADATA,
     Column("id", Integer, primary_key=True, autoincrement=True),
     Column("time", Float, nullable=False),
-    Column("uid", Integer, nullable=False),
+    Column("uid", BigInteger, nullable=False),
     Column("user", String(64), nullable=False),
     # "pull" (by a registry's word), "share", "unshare", "expire", "token", "revoke".
     Column("action", String(16), nullable=False),
     Column("what", String(512), nullable=False),
     Column("detail", Text, nullable=False),
+)
+
+# Of a database that several gateways share; empty in SQLite.
+GATEWAYS = Table(
+    "gateways",
+    METADATA,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("host", String(255), nullable=False),
+    Column("began", Float, nullable=False),
+)
+
+# One row: which store this database belongs to, and how often it was changed.
+CHANGES = Table(
+    "changes",
+    METADATA,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("store", String(64), nullable=False),
+    Column("number", BigInteger, nullable=False),
 )

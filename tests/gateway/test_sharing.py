@@ -173,7 +173,7 @@ def test_a_token_ends_whatever_the_clock_does(tmp_path: Path) -> None:
     made = one.write_now(tokens.make, 5, "read", 1.0, "")["token"]
     assert one.write_now(tokens.find, made)
     for change in ("expires = 1", "created = 9e9, expires = 9.1e9"):
-        with sqlite3.connect(one.path) as database:
+        with sqlite3.connect(one.where) as database:
             database.execute(f"UPDATE tokens SET {change}")
         database.close()
         assert one.write_now(tokens.find, made) is None

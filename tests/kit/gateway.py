@@ -42,10 +42,10 @@ class _Local(HTTPConnection):
 class Gateway:
     """`udi gateway serve` for the store `store`, started as `user` by `start`."""
 
-    def __init__(self, user: User, store: Path, *options: object) -> None:
-        self.user, self.store, self.options = user, store, options
+    def __init__(self, user: User, store: Path, *options: object, name: str = "") -> None:
+        self.user, self.store, self.options, self.name = user, store, options, name
         self.said: list[str] = []
-        self.log = store.parent / f"{store.name}.log"
+        self.log = store.parent / f"{store.name}{name}.log"
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, **env: str) -> "Gateway":
@@ -60,7 +60,7 @@ class Gateway:
 
     @property
     def socket(self) -> Path:
-        return self.store.parent / "socket"
+        return self.store.parent / f"socket{self.name}"
 
     @property
     def port(self) -> int:
@@ -121,8 +121,11 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def gateway(user: User, store: Path, *options: object, **env: str) -> Iterator[Gateway]:
-    one = Gateway(user, store, *options)
+def gateway(
+    user: User, store: Path, *options: object, name: str = "", **env: str
+) -> Iterator[Gateway]:
+    """A gateway that serves `store`; `name` tells it from others of the same."""
+    one = Gateway(user, store, *options, name=name)
     try:
         yield one.start(**env)
     finally:

@@ -68,6 +68,12 @@ def _module(name: str) -> Callable[[], bool]:
     return probe
 
 
+def postgres_programs() -> str:
+    """Return the folder with initdb and pg_ctl, as Debian has it for each version; "" for none."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return str(found[-1].parent) if found else ""
+
+
 def _gateway() -> bool:
     from rootless_udi.gateway import extra
 
@@ -128,6 +134,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "zensical": _module("zensical"),
     "gateway": _gateway,
     "chromium": _chromium,
+    "postgresql": lambda: bool(postgres_programs()) and _module("psycopg")(),
     "systemd-analyze": _command("systemd-analyze"),
     "munge": _command("munged", "munge", "unmunge"),
     "tensors": lambda: _module("torch")() or _module("cupy")(),

@@ -15,7 +15,7 @@ def upgrade() -> None:
     op.create_table(
         "images",
         sa.Column("digest", sa.String(135), primary_key=True),
-        sa.Column("size", sa.Integer, nullable=False),
+        sa.Column("size", sa.BigInteger, nullable=False),
         sa.Column("pulled", sa.Float, nullable=False),
         sa.Column("used", sa.Float, nullable=False),
         sa.Column("public", sa.Boolean, nullable=False),
@@ -43,7 +43,7 @@ def upgrade() -> None:
             primary_key=True,
         ),
         sa.Column("kind", sa.String(8), primary_key=True),
-        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("id", sa.BigInteger, primary_key=True),
         sa.Column("owner", sa.Boolean, nullable=False),
     )
     _jobs()
@@ -51,7 +51,7 @@ def upgrade() -> None:
         "lookups",
         sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
         sa.Column("time", sa.Float, nullable=False),
-        sa.Column("uid", sa.Integer, nullable=False),
+        sa.Column("uid", sa.BigInteger, nullable=False),
         sa.Column("user", sa.String(64), nullable=False),
         sa.Column("system", sa.String(64), nullable=False),
         sa.Column("type", sa.String(16), nullable=False),
@@ -68,7 +68,7 @@ def _jobs() -> None:
         sa.Column("key", sa.String(600), nullable=False),
         sa.Column("platform", sa.String(32), nullable=False),
         sa.Column("name", sa.String(512), nullable=False),
-        sa.Column("uid", sa.Integer, nullable=False),
+        sa.Column("uid", sa.BigInteger, nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("message", sa.Text, nullable=False),
         sa.Column("digest", sa.String(135), nullable=False),

@@ -1,0 +1,270 @@
+"""Several gateways of one store and one PostgreSQL, each as if on a node of its own."""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rootless_udi.base.errors import UdiError
+from tests.conftest import User
+from tests.kit.gateway import SYSTEM, Gateway, gateway
+from tests.kit.postgres import Cluster, cluster
+from tests.kit.registry import PASSWORD, USER, Registry, flaky
+
+pytestmark = pytest.mark.needs("registry", "skopeo", "gateway", "postgresql")
+
+LOST = "its session with the database is lost: the gateway's database failed on"
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    home = tmp_path_factory.mktemp("pg")
+    (home / "run").mkdir()
+    with cluster(User(home), home / "c") as one:
+        yield one
+
+
+@pytest.fixture
+def url(postgres: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of an empty database."""
+    name = f"d{abs(hash(request.node.name))}"
+    yield postgres.database(name)
+    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def two(user: User, tmp_path: Path, url: str) -> Iterator[tuple[Gateway, Gateway]]:
+    store, option = tmp_path / "site", f"--database={url}"
+    with gateway(user, store, option) as one, gateway(user, store, option, name="2") as other:
+        yield one, other
+
+
+def until(true: Callable[[], bool], log: Path) -> None:
+    """Ask until it is so: another gateway hears of a change within a second or so."""
+    for _ in range(1200):
+        if true():
+            return
+        threading.Event().wait(0.05)
+    raise AssertionError(log.read_text())
+
+
+def status(one: Gateway, tag: str) -> int:
+    return one.get(f"/api/lookup/{SYSTEM}/docker/{tag}/").status
+
+
+def test_what_one_gateway_does_the_other_knows(
+    two: tuple[Gateway, Gateway], registry: Registry
+) -> None:
+    one, other = two
+    tag = f"{registry.host}/site/box:1"
+    assert one.pulled(tag)["status"] == "READY"
+    assert status(other, tag) == 200
+    # Answered from memory now, and not after it is gone.
+    assert status(other, tag) == 200
+    token = other.ask("POST", "/api/v1/tokens/", {"scope": "read", "days": 1}).body
+    bearer = f"Bearer {token['token']}"
+    path = f"/api/list/{SYSTEM}/"
+    assert one.ask("GET", path, loopback=True, authorization=bearer).status == 200
+    assert other.ask("POST", "/api/v1/tokens/", {"revoke": token["id"]}).status == 200
+    until(lambda: one.ask("GET", path, loopback=True, authorization=bearer).status == 401, one.log)
+    assert one.get(f"/api/expire/{SYSTEM}/docker/{tag}/").status == 200
+    until(lambda: status(other, tag) == 404, other.log)
+    rows = other.get(f"/api/metrics/{SYSTEM}/?limit=9").body
+    assert len(rows) == 2 and {row["tag"] for row in rows} == {tag}
+
+
+def test_many_who_ask_both_for_one_image_cause_one_download(
+    two: tuple[Gateway, Gateway], registry: Registry
+) -> None:
+    with flaky(registry.host) as proxy:
+        found: list[str] = []
+
+        def ask(number: int) -> None:
+            name = ("big:1", "box:1", "same:2")[number % 3]
+            found.append(two[number % 2].pulled(f"{proxy.host}/site/{name}")["status"])
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(24)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == ["READY"] * 24
+        blobs = proxy.paths("/blobs/")
+        assert len(blobs) == len(set(blobs))
+
+
+def test_a_pull_of_a_gateway_that_was_killed_is_done_by_the_other(
+    two: tuple[Gateway, Gateway], registry: Registry, closed: Registry
+) -> None:
+    """Its progress is told by the other too; its credentials died with it."""
+    one, other = two
+    with flaky(registry.host) as proxy:
+        # Both are kept busy by a pull each: who has which is seen by the worker's parent.
+        tag, go, cut = f"{proxy.host}/site/big:1", threading.Event(), threading.Event()
+
+        def hold(path: str, sent: int) -> None:
+            if sent > 1 << 20:
+                cut.set()
+                go.wait(60)
+
+        proxy.at_bytes = hold
+        one.pull(tag)
+        assert cut.wait(60)
+        until(lambda: other.pulled(tag, "PULLING")["done"] > 0, other.log)
+        killed, left = (one, other) if children(one) else (other, one)
+        # Its other worker is held too, so that this one waits there.
+        killed.pull(f"{proxy.host}/site/big:2")
+        secret = {closed.host: f"{USER}:{PASSWORD}"}
+        private = f"{closed.host}/site/box:1"
+        killed.pull(private, authorized_locations=secret)
+        killed.kill()
+        go.set()
+        assert left.pulled(tag)["status"] == "READY"
+        assert "another gateway has died: its pulls are done here" in left.log.read_text()
+        # It was ended before the kill, or failed with who had the credentials.
+        rows = left.get(f"/api/queue/{SYSTEM}/").body["list"]
+        found = [row["status_message"] for row in rows if row["image"] == private]
+        assert all("keeps no credentials" in text for text in found)
+
+
+def children(one: Gateway) -> list[str]:
+    assert one.process is not None
+    tasks = Path(f"/proc/{one.process.pid}/task").glob("*/children")
+    return "".join(path.read_text() for path in tasks).split()
+
+
+def test_access_lists_are_in_force_whoever_changes_them(
+    two: tuple[Gateway, Gateway], closed: Registry
+) -> None:
+    one, other = two
+    tag = f"{closed.host}/site/box:1"
+    given = {closed.host: f"{USER}:{PASSWORD}"}
+    ready = one.pulled(tag, authorized_locations=given)
+    path = f"/api/v1/access/{SYSTEM}/docker/{tag}/"
+    assert other.ask("POST", path, {"users": [4_000_000_000]}).status == 200
+    until(lambda: 4_000_000_000 in [u["id"] for u in one.get(path).body["users"]], one.log)
+    image = one.store / f"images/sha256-{ready['id']}.sqfs"
+    data = os.getxattr(image, "system.posix_acl_access")
+    assert (4_000_000_000).to_bytes(4, "little") in data
+
+
+def test_gateways_go_on_when_the_database_is_there_again(
+    two: tuple[Gateway, Gateway], registry: Registry, postgres: Cluster
+) -> None:
+    tag = f"{registry.host}/site/box:1"
+    assert two[0].pulled(tag)["status"] == "READY" and status(two[1], tag) == 200
+    postgres.stop()
+    try:
+        for one in two:
+            until(lambda one=one: status(one, tag) == 503, one.log)  # type: ignore[misc]
+            found = one.pull(tag)
+            assert found.status == 503 and "is PostgreSQL up" in found.body["hint"]
+            until(lambda one=one: LOST in one.log.read_text(), one.log)  # type: ignore[misc]
+    finally:
+        postgres.start()
+    for one in two:
+        until(lambda one=one: status(one, tag) == 200, one.log)  # type: ignore[misc]
+    assert two[0].pulled(f"{registry.host}/site/same:2")["status"] == "READY"
+    until(lambda: status(two[1], f"{registry.host}/site/same:2") == 200, two[1].log)
+
+
+def test_a_sqlite_and_a_shared_one_do_not_mix(
+    two: tuple[Gateway, Gateway], user: User, tmp_path: Path, postgres: Cluster
+) -> None:
+    store = two[0].store
+    done = user.run("udi", "gateway", "serve", f"--store={store}")
+    assert done.returncode == 125 and "another gateway has this store: " in done.stderr
+    assert "share a PostgreSQL database, all by --database" in done.stderr
+    empty = postgres.database("elsewhere")
+    with gateway(user, tmp_path / "b", f"--database={empty}", name="3"):
+        pass
+    words = [f"--store={store}", f"--database={empty}"]
+    done = user.run("udi", "gateway", "serve", *words)
+    assert done.returncode == 125 and "the database belongs to another store: " in done.stderr
+    with gateway(user, tmp_path / "c", name="4"):
+        words = [f"--store={tmp_path}/c", f"--database={empty}"]
+        done = user.run("udi", "gateway", "serve", *words)
+        assert done.returncode == 125 and "another gateway has this store: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("postgresql://host/name?host=/none", "the gateway's database failed on postgresql://"),
+        ("postgresql:///none?host={folder}", 'database "none" does not exist'),
+        ("mysql://host/name", "mysql://host/name is no address of a PostgreSQL database"),
+        ("postgresql://host", "postgresql://host is no address of a PostgreSQL database"),
+        ("nonsense", "nonsense is no address of a database"),
+        ("postgresql://u:secret@host/name", "the database's address has a password"),
+        ("mysql://u:secret@host/name", "that is no address of a PostgreSQL database"),
+    ],
+)
+def test_addresses_that_are_refused(
+    user: User, tmp_path: Path, postgres: Cluster, address: str, why: str
+) -> None:
+    words = [f"--store={tmp_path}/site", f"--database={address.format(folder=postgres.folder)}"]
+    done = user.run("udi", "gateway", "serve", *words)
+    assert done.returncode == 125 and why in done.stderr, done.stderr
+    assert "secret" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_without_the_driver_it_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rootless_udi.gateway import postgres
+
+    monkeypatch.setattr(postgres, "find_spec", lambda name: None)
+    with pytest.raises(UdiError, match="PostgreSQL needs the Python module psycopg") as found:
+        postgres.parsed("postgresql://host/name")
+    assert "pip install 'rootless_udi[gateway,postgresql]'" in found.value.hint
+
+
+def test_the_schema_is_the_same_and_a_later_one_is_refused(
+    user: User, tmp_path: Path, url: str
+) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+
+    from rootless_udi.gateway.database import Database
+    from rootless_udi.gateway.tables import METADATA
+
+    if os.getuid() == 0:
+        pytest.fail("this test is the ordinary user's")
+    one = Database(str(tmp_path), url)
+    try:
+        assert not one.write_now(
+            lambda connection: compare_metadata(MigrationContext.configure(connection), METADATA)
+        )
+        one.write_now(
+            lambda c: c.exec_driver_sql("UPDATE alembic_version SET version_num = '99'") and None
+        )
+    finally:
+        one.close()
+    with pytest.raises(UdiError, match="the gateway's database has schema 99"):
+        Database(str(tmp_path), url)
+
+
+def test_an_older_database_of_sqlite_is_brought_to_the_schema(tmp_path: Path) -> None:
+    """As it was before several gateways could share one; its rows stay."""
+    from sqlalchemy import select
+
+    from rootless_udi.gateway.database import Database
+    from rootless_udi.gateway.tables import JOBS
+
+    one = Database(str(tmp_path))
+    one.close()
+    with sqlite3.connect(one.where) as old:
+        for name in ("gateway", "done", "total"):
+            old.execute(f"ALTER TABLE jobs DROP COLUMN {name}")
+        old.execute("DROP TABLE gateways")
+        old.execute("DROP TABLE changes")
+        old.execute("UPDATE alembic_version SET version_num = '2'")
+        old.execute(
+            "INSERT INTO jobs VALUES (1, 'k', 'amd64', 'n', 5, 'READY', '', 'd', 1, 0, 0, 0, 0, '')"
+        )
+    old.close()
+    again = Database(str(tmp_path))
+    row = again.write_now(lambda connection: connection.execute(select(JOBS)).one())
+    assert (row.name, row.uid, row.gateway, row.done) == ("n", 5, 0, 0)
+    again.close()
