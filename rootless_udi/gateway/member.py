@@ -19,7 +19,7 @@ _LOST_SECONDS = 5.0
 """Without an answer for so long, what is in memory is believed no more."""
 
 
-class Member:
+class GatewayMember:
     """Runs the queue of this gateway. `complete` completes or undoes what a killed one had begun;
     `forget` drops what is kept in memory."""
 

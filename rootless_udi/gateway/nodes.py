@@ -13,7 +13,7 @@ from sqlalchemy import Connection, delete, insert, select, text, update
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.gateway import jobs
-from rootless_udi.gateway.database import Database, Unavailable
+from rootless_udi.gateway.database import Database
 from rootless_udi.gateway.postgres import LOCKS, lasting
 from rootless_udi.gateway.tables import CHANGES, GATEWAYS
 
@@ -22,10 +22,6 @@ _ALIVE = text(
     f"AND classid = {LOCKS} AND objsubid = 2 "
     "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
-
-
-class Lost(UdiError):
-    """The session that tells other gateways of us has ended, and they may do our jobs."""
 
 
 class Presence:
@@ -61,14 +57,11 @@ class Presence:
     def look(self) -> tuple[int, bool]:
         """Return how often the database was changed, and whether another gateway has died.
 
-        Raises Lost.
+        Raises Unavailable: the session has ended, and others may do this gateway's jobs.
         """
-        try:
-            with self._database.failures():
-                number = self._connection.execute(select(CHANGES.c.number)).scalar_one()
-                return int(number), bool(dead(self._connection))
-        except Unavailable as error:
-            raise Lost(error.message, error.hint) from None
+        with self._database.failures():
+            number = self._connection.execute(select(CHANGES.c.number)).scalar_one()
+            return int(number), bool(dead(self._connection))
 
     def close(self) -> None:
         """End the session: what was not done is for others to do."""

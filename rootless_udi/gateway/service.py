@@ -17,7 +17,7 @@ from rootless_udi.gateway.catalogue import CatalogueEntry, Wanted
 from rootless_udi.gateway.database import Database
 from rootless_udi.gateway.expiry import Clock, Rules
 from rootless_udi.gateway.limits import Limits
-from rootless_udi.gateway.member import Member
+from rootless_udi.gateway.member import GatewayMember
 from rootless_udi.gateway.people import Asker, Denied, Forbidden, People
 from rootless_udi.gateway.queue import Queue
 from rootless_udi.gateway.statistics import Metrics
@@ -61,7 +61,7 @@ class Service:
         self.machine = os.uname().machine
         self.private = access.works(store)
         self.queue = Queue(database, store, workers, self.private, self._ended)
-        self.member = Member(database, self.queue, self._complete, self.forget)
+        self.member = GatewayMember(database, self.queue, self._complete, self.forget)
         self.metrics = Metrics()
         self.rules = rules or Rules()
         self._clock = Clock()

@@ -73,7 +73,7 @@ def test_what_one_gateway_does_the_other_knows(
     assert one.get(f"/api/expire/{SYSTEM}/docker/{tag}/").status == 200
     until(lambda: status(other, tag) == 404, other.log)
     rows = other.get(f"/api/metrics/{SYSTEM}/?limit=9").body
-    assert len(rows) == 2 and {row["tag"] for row in rows} == {tag}
+    assert len(rows) >= 2 and {row["tag"] for row in rows} == {tag}
 
 
 def test_many_who_ask_both_for_one_image_cause_one_download(
