@@ -7,7 +7,7 @@ The section "mpi" of a capture:
     found      for people: family, folder, version, by (how it was found)
     libraries  a row for each: path (as it was found), real, soname, needed, rpath, runpath,
                needs (file -> newest symbol versions), defines (the newest), cached (names in
-               ld.so.cache); of MPI's own also exports (see `pack`), numbers, release
+               ld.so.cache); of MPI's own also exports (see `symbolgroups`), numbers, release
     trees      [kind, folder, files] of plugins
     plugins    path -> libraries below an MPI that it needs, where there are any
     fabric     whether there is hardware for which such plugins are read
@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rootless_udi.base.errors import UdiError
+from rootless_udi.forecast import symbolgroups
 from rootless_udi.mpi_inject.libraries import abi
 from rootless_udi.mpi_inject.libraries.search import Found, HostLibraries, is_stack
 from rootless_udi.mpi_inject.libraries.symbols import Symbols, newest
@@ -37,16 +38,6 @@ _NOTHING: dict[str, Any] = {
     "plugins": {},
 }
 """The facts of an image that has nothing: all that the host's MPI needs is then the host's."""
-
-_FORMS = ("mpi_*", "mpi_*_", "mpi_*__", "pmpi_*", "pmpi_*_", "pmpi_*__")
-_PATTERNS = (
-    (*_FORMS, "MPI_^", "PMPI_^"),
-    ("mpix_*", "mpix_*_", "mpix_*__", "MPIX_^"),
-    _FORMS,
-    ("mpi_*_", "pmpi_*_"),
-    ("MPI_*", "PMPI_*"),
-)
-"""Names under which an MPI exports one function, the most names first."""
 
 
 def capture(
@@ -144,57 +135,15 @@ def _mpi(host: HostLibraries, one: Found) -> dict[str, Any]:
     if library.role not in abi.INNER:
         with open(host.real(one.path) if host.root == "/" else _under(host, one), "rb") as file:
             exports = Symbols(file.read()).exported((*abi.PUBLIC, "ompi_", "MPIR_", "MPII_"))
-    return {"exports": pack(exports), "numbers": numbers, "release": release or library.release}
+    return {
+        "exports": symbolgroups.pack(exports),
+        "numbers": numbers,
+        "release": release or library.release,
+    }
 
 
 def _under(host: HostLibraries, one: Found) -> str:
     return f"{host.root.rstrip('/')}{one.real}"
-
-
-def pack(names: Iterable[str]) -> dict[str, str]:
-    """Return symbols in groups that a person can read: "MPI_* PMPI_*" -> "Abort Accumulate ...".
-
-    A key has patterns; with each of them every word of its value makes an exported name: "*" stands
-    for the word, "^" for the word in capitals, as the compilers of Fortran name functions.
-    """
-    left, groups = set(names), {}
-    for patterns in _PATTERNS:
-        stems = sorted(
-            stem
-            for stem in {_stem(patterns[0], name) for name in left} - {""}
-            if all(_name(pattern, stem) in left for pattern in patterns)
-        )
-        if stems:
-            groups[" ".join(patterns)] = " ".join(stems)
-            left -= {_name(pattern, stem) for stem in stems for pattern in patterns}
-    for name in sorted(left):
-        head, line, tail = name.partition("_")
-        key, word = (f"{head}_*", tail) if line and tail else ("*", name)
-        groups[key] = f"{groups[key]} {word}" if key in groups else word
-    return groups
-
-
-def _stem(pattern: str, name: str) -> str:
-    """Return what "*" stands for in a name, "" where it does not fit the pattern."""
-    head, _, tail = pattern.partition("*")
-    if not (name.startswith(head) and name.endswith(tail)) or len(name) <= len(head) + len(tail):
-        return ""
-    stem = name[len(head) : len(name) - len(tail)]
-    # "mpi_send_" is a form of "send", not the word "send_".
-    return "" if head.islower() and not tail and stem.endswith("_") else stem
-
-
-def _name(pattern: str, stem: str) -> str:
-    return pattern.replace("*", stem).replace("^", stem.upper())
-
-
-def unpack(groups: Mapping[str, Any]) -> list[str]:
-    """Return the symbols that `pack` was given, sorted; what isn't `pack`'s form is left out."""
-    found = set()
-    for key, words in groups.items():
-        if isinstance(words, str):
-            found |= {_name(pattern, word) for pattern in key.split() for word in words.split()}
-    return sorted(found)
 
 
 def _environ(environ: Mapping[str, str], path: list[str], root: str) -> dict[str, str]:

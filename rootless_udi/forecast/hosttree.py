@@ -13,7 +13,7 @@ from struct import pack
 from typing import Any
 
 from rootless_udi.base.records import Record
-from rootless_udi.forecast import capturempi, room
+from rootless_udi.forecast import room, symbolgroups
 from rootless_udi.forecast.elfwriter import WrittenLibrary, possible, write
 from rootless_udi.forecast.site import Capture
 from rootless_udi.mpi_inject.libraries.glibc_names import LOADERS
@@ -21,6 +21,8 @@ from rootless_udi.mpi_inject.libraries.ldcache import PATH as LD_CACHE
 
 _MOST = 4000
 """Most files of a tree."""
+_LARGEST = 64 << 20
+"""Bytes of libraries; those of two MPIs have two million."""
 FOLDER = "udi-host"
 """The name of the root's folder."""
 _FLAGS = {"x86_64": 0x0303, "aarch64": 0x0A03, "ppc64": 0x0503, "riscv64": 0x1003}
@@ -79,12 +81,13 @@ class _Maker:
         self.files: dict[str, bytes] = {}
         self.links: dict[str, str] = {}
         self.cache: list[tuple[str, str]] = []
+        self.left = _LARGEST
 
     def library(self, row: dict[str, Any]) -> None:
         """Add a row of "libraries": the file under its real path, a link for how it was found."""
         path = normal(row.get("path"))
         real = normal(row.get("real")) or path
-        if not path:
+        if not path or self.left < 0:
             return
         table = row.get("needs")
         needs = {str(k): _words(v) for k, v in table.items()} if isinstance(table, dict) else {}
@@ -107,10 +110,11 @@ class _Maker:
             _words(row.get("runpath")),
             {file: versions for file, versions in needs.items() if versions},
             _words(row.get("defines")),
-            tuple(capturempi.unpack(groups)) if isinstance(groups, dict) else (),
+            tuple(symbolgroups.unpack(groups)) if isinstance(groups, dict) else (),
             texts,
         )
         self.files[real] = write(one)
+        self.left -= len(self.files[real])
         if real != path:
             self.links[path] = real
         self.cache += [(name, path) for name in _words(row.get("cached"))]

@@ -225,7 +225,8 @@ def _lines(value: Any, indent: str = "  ") -> str:
         rows = [f"{inner}{_json(k)}: {_lines(v, inner)}" for k, v in value.items()]
         return "{\n" + ",\n".join(rows) + f"\n{indent}}}"
     if isinstance(value, list) and value and isinstance(value[0], dict | list):
-        return "[\n" + ",\n".join(f"{inner}{_json(v)}" for v in value) + f"\n{indent}]"
+        rows = [f"{inner}{_lines(v, inner) if len(_json(v)) > 400 else _json(v)}" for v in value]
+        return "[\n" + ",\n".join(rows) + f"\n{indent}]"
     return _json(value)
 
 

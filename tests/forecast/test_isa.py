@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import archspec.cpu
 import pytest
 
 from rootless_udi.forecast import isa, isa_models, isa_process, isa_qemu, isa_shim
@@ -205,6 +206,21 @@ def test_the_shim_s_bytes_are_its_text(tmp_path: Path) -> None:
     assert made[120:].startswith(isa_shim.code())
     with pytest.raises(ValueError, match="model is too long"):
         isa_shim.made("/q", "/p", "/p/ld", "x" * 2000)
+
+
+@pytest.mark.needs("qemu-user")
+def test_the_model_is_one_of_the_qemu_that_is_there() -> None:
+    """7.2 has no model of zen4 and takes its ancestor's, 10.0 has; AVX-512 has neither."""
+    qemu = isa_qemu.InstalledQemu(isa_qemu.found())
+    said = subprocess.run([qemu.path, "-cpu", "help"], capture_output=True, text=True).stdout
+    models = {word for line in said.splitlines() for word in line.split()[:2]}
+    cpu = archspec.cpu.TARGETS["zen4"]
+    names = (cpu.name, *(one.name for one in cpu.ancestors))
+    found = isa_models.choose(names, cpu.features, qemu)
+    assert found
+    assert found.name == next(n for n in names if isa_models.MODELS.get(n) in models)
+    assert found.cpu.partition(",")[0] == isa_models.MODELS[found.name]
+    assert "avx512f" in found.lacks and "avx2" not in found.lacks
 
 
 class Fake:

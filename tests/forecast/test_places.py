@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.forecast import capturempi, hosttree, mpi, places
+from rootless_udi.forecast import hosttree, mpi, places, symbolgroups
 from rootless_udi.forecast.asked import Asked
 from rootless_udi.forecast.finding import FAILS, RUNS, WITH
 from rootless_udi.plan.options import Request, parse
@@ -86,7 +86,7 @@ def test_their_mpis_go_into_images(
 def test_fortran_is_in_them() -> None:
     for name in EXAMPLES:
         rows = places.find(name, {}).table("mpi")["libraries"]
-        symbols = {s for row in rows for s in capturempi.unpack(row.get("exports", {}))}
+        symbols = {s for row in rows for s in symbolgroups.unpack(row.get("exports", {}))}
         assert {"MPI_Send", "PMPI_Send", "mpi_send_", "MPI_Ibcast"} <= symbols
         with hosttree.made(places.find(name, {})) as tree:
             assert tree is not None
