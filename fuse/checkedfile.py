@@ -28,8 +28,10 @@ class CheckedFile(ImageFile):
 
     __slots__ = ("known", "place")
 
-    def __init__(self, fd: int, known: "WindowList | None", place: str, size: int) -> None:
-        super().__init__(fd, size, _CACHED)
+    def __init__(
+        self, fd: int, known: "WindowList | None", place: str, size: int, base: int = 0
+    ) -> None:
+        super().__init__(fd, size, _CACHED, base)
         self.slow = True
         self.known = known
         self.place = place
@@ -52,7 +54,7 @@ def opener(listed: bool) -> "Opener":
         used = head.bytes_used
         why = "its list of windows is gone"
         try:
-            known = behind(lambda at, size: pread(fd, size, at), used)
+            known = behind(lambda at, size: pread(fd, size, head.base + at), used)
         except ValueError as error:
             known, why, must = None, str(error), True
         else:
@@ -60,8 +62,8 @@ def opener(listed: bool) -> "Opener":
         if known is None:
             if must:
                 raise UdiError(f"mounting failed on {name}: {why}", _HINT)
-            return ImageFile(fd, used)
-        found = CheckedFile(fd, known, name, used)
+            return ImageFile(fd, used, base=head.base)
+        found = CheckedFile(fd, known, name, used, head.base)
         # The superblock was read before anything could be checked.
         if found.some(0, len(head.head)) != head.head[:used]:
             raise UdiError(f"mounting failed on {name}: its first bytes have changed", _HINT)

@@ -61,7 +61,9 @@ def decompressor(name: str) -> "Decompress":
 
 
 def available(name: str) -> bool:
-    """Tell whether `name` can be decompressed here."""
+    """Tell whether `name` can be decompressed here; False for a compressor that is not known."""
+    if name not in _CANDIDATES:
+        return False
     try:
         decompressor(name)
     except UdiError:

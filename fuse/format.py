@@ -78,9 +78,11 @@ class Superblock:
 
     The fields that end in `_table` are positions in the image in bytes, NONE64 where there is none.
     `root` is the root directory's reference (see `reader`), `head` the bytes that were parsed.
+    `base` is where in its file the image begins, as one in a SIF file does.
     """
 
     __slots__ = (
+        "base",
         "block_log",
         "block_size",
         "bytes_used",
@@ -108,7 +110,7 @@ class Superblock:
         """Parse `data`. Raises Corrupt, naming what is wrong with it."""
         if len(data) < SUPERBLOCK.size:
             raise Corrupt(f"{len(data)} bytes are too few for a squashfs image")
-        self.head = data
+        self.head, self.base = data, 0
         (
             magic,
             self.inode_count,
@@ -172,8 +174,8 @@ HOT = Struct("<8s4Q")
 HOT_SIZE = HOT.size
 
 
-def superblock(fd: int, name: str) -> Superblock:
-    """Return the superblock of the image open at `fd`, called `name` in errors.
+def superblock(fd: int, name: str, base: int = 0) -> Superblock:
+    """Return the superblock of the image at byte `base` of the file at `fd`, in errors `name`.
 
     Raises UdiError where it is no squashfs 4.0 image, or is cut short; OSError.
     """
@@ -181,10 +183,11 @@ def superblock(fd: int, name: str) -> Superblock:
 
     hint = "pull or copy it again; `udi doctor IMAGE` checks it"
     try:
-        found = Superblock(os.pread(fd, HEAD, 0))
+        found = Superblock(os.pread(fd, HEAD, base))
     except Corrupt as error:
         raise UdiError(f"mounting failed on {name}: {error}", hint) from None
-    size = os.lseek(fd, 0, os.SEEK_END)
+    found.base = base
+    size = os.lseek(fd, 0, os.SEEK_END) - base
     if size < found.bytes_used:
         why = f"it is cut short ({size} of {found.bytes_used} bytes)"
         raise UdiError(f"mounting failed on {name}: {why}", hint)

@@ -44,11 +44,23 @@ class ImageFile:
     in whole windows sets `slow` and has a `fetch` of its own.
     """
 
-    __slots__ = ("_balance", "_loading", "_next", "_windows", "_workers", "fd", "size", "slow")
+    __slots__ = (
+        "_balance",
+        "_loading",
+        "_next",
+        "_windows",
+        "_workers",
+        "base",
+        "fd",
+        "size",
+        "slow",
+    )
 
-    def __init__(self, fd: int, size: int, windows: int = 16 * WINDOW) -> None:
-        """`size` is the image's in bytes; `windows` is how many bytes of windows are cached."""
+    def __init__(self, fd: int, size: int, windows: int = 16 * WINDOW, base: int = 0) -> None:
+        """`size` is the image's in bytes, `base` where in the file it begins; `windows` is how many
+        bytes of windows are cached."""
         self.fd = fd
+        self.base = base
         self.size = size
         self.slow = False
         self._balance = 0  # slow reads add 1, fast ones subtract 1
@@ -69,7 +81,7 @@ class ImageFile:
             length = min(length, (EXPECTED - len(order)) * WINDOW)
             order += range(at // WINDOW, (at + length - 1) // WINDOW + 1)
             try:
-                posix_fadvise(self.fd, at, length, POSIX_FADV_WILLNEED)
+                posix_fadvise(self.fd, self.base + at, length, POSIX_FADV_WILLNEED)
             except OSError:
                 continue  # a file system that can't read ahead; then the workers do
         if order:
@@ -84,7 +96,7 @@ class ImageFile:
         if self.slow:
             return self._windowed(at, size)
         before = monotonic_ns()
-        data = pread(self.fd, size, at)
+        data = pread(self.fd, size, self.base + at)
         if monotonic_ns() - before > _SLOW:
             self._balance += 1
             self.slow = self._balance >= _SLOW_READS
@@ -101,7 +113,7 @@ class ImageFile:
     def _rest(self, at: int, size: int, data: bytes) -> bytes:
         """Read on after a short read, as a network file system may give. Raises Corrupt."""
         while len(data) < size:
-            more = pread(self.fd, size - len(data), at + len(data))
+            more = pread(self.fd, size - len(data), self.base + at + len(data))
             if not more:
                 raise Corrupt(f"the file ends at {at + len(data)}, before the image does")
             data += more
@@ -159,7 +171,7 @@ class ImageFile:
         """Return the window `number`, read anew. Raises Corrupt, OSError."""
         at = number * WINDOW
         size = min(WINDOW, self.size - at)
-        data = pread(self.fd, size, at)
+        data = pread(self.fd, size, self.base + at)
         if len(data) != size:
             data = self._rest(at, size, data)
         return data
@@ -167,4 +179,4 @@ class ImageFile:
 
 def plain(fd: int, head: "Superblock", name: str) -> ImageFile:
     """The usual `Opener`."""
-    return ImageFile(fd, head.bytes_used)
+    return ImageFile(fd, head.bytes_used, base=head.base)

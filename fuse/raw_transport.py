@@ -52,8 +52,11 @@ def opened(
     filesystem: "Callable[[Reader, int, int], FileSystem]",
     opener: "Opener" = plain,
     called: str = "",
+    base: int = 0,
+    metadata: int = 18 << 20,
 ) -> FileSystem:
-    """Return the file system of `image`, by the arguments of `serve`. Raises UdiError, OSError."""
+    """Return the file system of `image`, by the arguments of `serve`; `metadata` bytes of that are
+    cached. Raises UdiError, OSError."""
     if isinstance(image, int):
         fd, name = image, called or f"descriptor {image}"
         try:
@@ -64,7 +67,7 @@ def opened(
         fd, name = os.open(image, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), image
     helpers = _default_threads() if threads is None else threads
     try:
-        return filesystem(Reader(fd, name, opener=opener), cache_bytes, helpers)
+        return filesystem(Reader(fd, name, metadata, opener, base), cache_bytes, helpers)
     except Corrupt as error:
         raise UdiError(f"mounting failed on {name}: {error}") from None
 
@@ -90,6 +93,7 @@ def serve(
     keep: "Callable[[list[Question]], object] | None" = None,
     opener: "Opener" = plain,
     called: str = "",
+    base: int = 0,
 ) -> None:
     """Serve `image` (a path or an open descriptor) to the kernel until it is unmounted everywhere.
 
@@ -108,10 +112,12 @@ def serve(
     - `keep`: is called with what that command's start has asked, once the start is over.
     - `opener`: returns what reads the image's file (`reader.Reader`), as `checkedfile.opener` does.
     - `called`: what an open descriptor is called in the log.
+    - `base`: where in its file the image begins, in bytes.
 
     Raises UdiError where `image` can't be served; OSError.
     """
-    server = Server(opened(image, cache_bytes, threads, filesystem, opener, called), log, program)
+    fs = opened(image, cache_bytes, threads, filesystem, opener, called, base)
+    server = Server(fs, log, program)
     server.notes = Notes(keep) if keep is not None else None
     server.fd = fuse_fd if isinstance(fuse_fd, int) else server.await_connection(fuse_fd)
     ready(ready_fd)
@@ -128,10 +134,16 @@ class Server:
     fd = -1
     notes: Notes | None = None
 
-    def __init__(self, fs: FileSystem, log: "Callable[[str], None]", program: bytes = b"") -> None:
+    def __init__(
+        self,
+        fs: FileSystem,
+        log: "Callable[[str], None]",
+        program: bytes = b"",
+        warm: bool = True,
+    ) -> None:
         self.fs = fs
         fs.offer_to(self._store)
-        self._early = steps(fs, program)
+        self._early = steps(fs, program) if warm else iter(())
         self._complain = Complaints(fs.reader.name, log)
         self._handlers: list[Callable[[int, bytes], Reply] | None] = [None] * 64
         for opcode, handler in (

@@ -68,14 +68,14 @@ class Reader:
     """
 
     def __init__(
-        self, fd: int, name: str, cache_bytes: int = 18 * MIB, opener: Opener = plain
+        self, fd: int, name: str, cache_bytes: int = 18 * MIB, opener: Opener = plain, base: int = 0
     ) -> None:
-        """Read the superblock of the image open at `fd`; `name` is for errors.
+        """Read the superblock of the image at byte `base` of the file at `fd`, in errors `name`.
 
         `cache_bytes` is how many bytes of metadata are cached. Raises UdiError where the file is no
         image, cut short, or can't be decompressed here; OSError, and what `opener` raises.
         """
-        self.name, self.super = name, superblock(fd, name)
+        self.name, self.super = name, superblock(fd, name, base)
         self.decompress = decompressor(self.super.compressor)
         self.source = opener(fd, self.super, name)
         third = cache_bytes // 3

@@ -133,6 +133,12 @@ GROUPS = {
         "rootless_udi.base.windows",
         "rootless_udi.fuse.checkedfile",
     ),
+    "sif": ("rootless_udi.store.sif",),
+    "volumes": (
+        "rootless_udi.launch.squashvolumes",
+        "rootless_udi.serve.volumeserver",
+        "rootless_udi.serve.volumes",
+    ),
     "distant": ("rootless_udi.fuse.remotefile",),
     "away": (
         "rootless_udi.serve.distant",

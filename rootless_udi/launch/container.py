@@ -11,7 +11,7 @@ from rootless_udi.node import publish
 from rootless_udi.plan import folder, planner, volumes
 from rootless_udi.plan.options import Request
 from rootless_udi.plan.planner import Plan
-from rootless_udi.plan.steps import Directory, File, Mount, Symlink
+from rootless_udi.plan.steps import Mount, Squashfs, Step
 from rootless_udi.store import find, resolve
 
 TYPE_CHECKING = False
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from rootless_udi.launch.holding import Hold
     from rootless_udi.node.election import Election
     from rootless_udi.plan.environment import Operation
+    from rootless_udi.plan.facts import HostPath
     from rootless_udi.plan.pernodecache import FileCache
     from rootless_udi.plan.site import Site
     from rootless_udi.plan.volumes import Volume
     from rootless_udi.serve.helper import Helper
+    from rootless_udi.serve.volumes import Volumes
 
 
 def run(
@@ -93,6 +95,7 @@ def build(
         from rootless_udi.launch import hooks
     hold = _hold(request, environ, found, made, keep) if keep else None
     helper.keeps = hold is not None
+    helper.volumes = _volumes(made)
     execute.run(made, helper, spaces)
     helper.answer()
     if made.hooks:
@@ -113,6 +116,16 @@ def build(
     if lost:
         complain("udi-run", *command.outside(request, lost, environ))
     command.execute(words, env, folder)
+
+
+def _volumes(made: Plan) -> "Volumes | None":
+    """Start the processes that serve the plan's squashfs volumes, if it has any."""
+    steps = [step for step in made.steps if isinstance(step, Squashfs)]
+    if not steps:
+        return None
+    from rootless_udi.serve.volumes import Volumes
+
+    return Volumes(steps)
 
 
 def _publish(
@@ -137,7 +150,7 @@ def _hold(
 ) -> "Hold | None":
     from rootless_udi.launch import holding
 
-    if any(not isinstance(step, Mount | File | Symlink | Directory) for step in made.steps):
+    if any(not isinstance(step, Step) for step in made.steps):
         # A perNodeCache, in words that `plan.keeping` does not know.
         return None
     return holding.hold(request, environ, found, made, keep)
@@ -162,7 +175,7 @@ def prepare(request: Request, environ: "dict[str, str]", found: StartFacts) -> P
     homes = (os.path.realpath(home), os.path.normpath(home))
     folders = folder.wanted(request, site, current(environ), homes)
     sources = look(planner.wanted(site, mounts, injections, folders))
-    caches = _caches(mounts, site, environ)
+    caches = _caches(mounts, site, environ) + _squashfs(mounts, sources, request, found)
     return planner.build(
         request,
         site,
@@ -195,6 +208,21 @@ def _caches(
 
     found = cachefacts.gather(mounts, site, environ)
     return pernodecache.plan(mounts, site, found)
+
+
+def _squashfs(
+    mounts: "tuple[Volume, ...]",
+    sources: "dict[str, HostPath]",
+    request: Request,
+    found: StartFacts,
+) -> "tuple[Squashfs, ...]":
+    """Return the steps of squashfs volumes; without any file among the volumes, nothing is read."""
+    binds = (v for v in mounts if v.cache is None)
+    if not any(v.form == "sqfs" or sources[v.source].kind == "file" for v in binds):
+        return ()
+    from rootless_udi.launch import squashvolumes
+
+    return squashvolumes.steps(mounts, sources, request, found)
 
 
 def _bundle() -> None:

@@ -42,7 +42,7 @@ from rootless_udi.idmap import maps, userns
 from rootless_udi.launch import layover
 from rootless_udi.launch.rootfs import Rootfs, write
 from rootless_udi.plan.planner import Plan, layered
-from rootless_udi.plan.steps import Directory, File, Mount, Step, Symlink
+from rootless_udi.plan.steps import File, Mount, Step, Symlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ def _build(plan: Plan, helper: "Helper", caches: dict[str, int], made: int) -> R
         _attach(plan, helper, made)
     else:
         _image(plan, helper)
+    if helper.volumes is not None:
+        caches |= helper.volumes.mount()
     tree, done = _lay(plan, caches)
     for step in plan.steps:
         if step not in done:
@@ -131,7 +133,7 @@ def _caches(plan: Plan) -> dict[str, int]:
     """Make the perNodeCaches in files, while the host's tree is at "/"; return target -> mount."""
     made = {}
     for step in plan.steps:
-        if not isinstance(step, Mount | File | Symlink | Directory):
+        if not isinstance(step, Step):
             # Only starts that have one import this.
             from rootless_udi.serve import cachefile
 

@@ -120,6 +120,8 @@ def _step(step: steps.Step | FileCache) -> tuple[str, str]:
     if isinstance(step, FileCache):
         size = sizes.show(step.size)
         return "cache", f"ext4 in a file of {step.directory} on {step.target} (size={size})"
+    if isinstance(step, steps.Squashfs):
+        return "volume", f"{step.root.path} on {step.target} (squashfs,ro,nosuid,nodev)"
     if isinstance(step, steps.Mount):
         options = f" ({','.join(step.options)})" if step.options else ""
         kind = f"{step.fstype} " if step.fstype else ""

@@ -15,7 +15,7 @@ from rootless_udi.plan import keeping
 from rootless_udi.plan.options import Request
 from rootless_udi.plan.planner import Plan
 from rootless_udi.plan.reference import parse, parse_platform, platform_of
-from rootless_udi.plan.steps import Mount
+from rootless_udi.plan.steps import Mount, Squashfs
 from rootless_udi.store import find, resolve
 
 TYPE_CHECKING = False
@@ -65,6 +65,8 @@ def hold(
     for step in made.steps:
         if isinstance(step, Mount) and not step.fstype and not _is_kernels(step.source):
             rows.append(("place", step.source))
+        elif isinstance(step, Squashfs):
+            rows.append(("file", step.root.path))
     same = [f"{kind}\0{path}\0{state_of(kind, path)}" for kind, path in dict.fromkeys(rows)]
     if not _unchanged(request, environ, found):
         return None

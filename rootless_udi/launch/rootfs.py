@@ -13,6 +13,7 @@ from rootless_udi.base.calls import openat2, restrict
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.syscalls import (
     MS_BIND,
+    MS_MOVE,
     MS_NODEV,
     MS_NOEXEC,
     MS_NOSUID,
@@ -24,7 +25,7 @@ from rootless_udi.base.syscalls import (
     mount,
 )
 from rootless_udi.plan import mountpoints
-from rootless_udi.plan.steps import Directory, File, Mount, Step, Symlink
+from rootless_udi.plan.steps import Directory, File, Mount, Squashfs, Step, Symlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +38,10 @@ _WORDS = {*_FLAGS, "rw", "rec", "private", "slave"}
 
 
 class Rootfs:
-    """The container's tree while it is made, at `root`; `caches`: mounts of perNodeCaches."""
+    """The container's tree while it is made, at `root`.
+
+    `caches` are the mounts of perNodeCaches and of squashfs volumes, by target.
+    """
 
     def __init__(self, root: str, caches: dict[str, int]) -> None:
         self.root = root
@@ -59,6 +63,8 @@ class Rootfs:
                 self.mount_if_empty(step)
             else:
                 self.mount(step)
+        elif isinstance(step, Squashfs):
+            self.served(step)
         elif step.target in self.caches:
             self.cache(step.target)
         elif isinstance(step, File):
@@ -142,6 +148,15 @@ class Rootfs:
         target, found = self.ensure(path, True)
         self.mounts.append((path, found, ""))
         detached.attach(self.caches[path], target)
+        os.close(target)
+
+    def served(self, step: Squashfs) -> None:
+        """Move the mount of a squashfs volume, which `serve.volumes` has made, to its target."""
+        target, found = self.ensure(step.target, True)
+        self.mounts.append((step.target, found, step.root.path))
+        made, fds = self.caches[step.target], "/host/proc/self/fd"
+        mount(f"{fds}/{made}", f"{fds}/{target}", None, MS_MOVE)
+        os.close(made)
         os.close(target)
 
     def file(self, step: File) -> None:

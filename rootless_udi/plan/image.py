@@ -13,7 +13,8 @@ class Root(Record):
     `server` is an image server's name (`rootless_udi.fuse.choice.NAMES`), or "directory". `path` is
     the squashfs file or the directory. `program` is the path of a server that is another program,
     `options` are its further arguments. `reason` says why this server was chosen. `trace` is the
-    file to which our own server writes a profile, "" for none.
+    file to which our own server writes a profile, "" for none. `offset` is where in its file the
+    squashfs begins, in bytes.
     """
 
     server: str
@@ -22,6 +23,7 @@ class Root(Record):
     reason: str = ""
     trace: str = ""
     options: tuple[str, ...] = ()
+    offset: int = 0
 
 
 class Image(Record):

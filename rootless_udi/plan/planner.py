@@ -12,7 +12,7 @@ from rootless_udi.plan import environment, folder, mountpoints
 from rootless_udi.plan.facts import Host, HostPath
 from rootless_udi.plan.image import Image, Root
 from rootless_udi.plan.options import Request
-from rootless_udi.plan.steps import Env, File, Hook, Injection, Mount, Step, Symlink
+from rootless_udi.plan.steps import Env, File, Hook, Injection, Mount, Squashfs, Step, Symlink
 from rootless_udi.plan.volumes import Volume, parents
 
 TYPE_CHECKING = False
@@ -83,13 +83,13 @@ def build(
     volumes: "tuple[Volume, ...]" = (),
     injections: "Iterable[Injection]" = (),
     hooks: "tuple[Hook, ...]" = (),
-    caches: "tuple[Mount | FileCache, ...]" = (),
+    caches: "tuple[Mount | FileCache | Squashfs, ...]" = (),
     folders: tuple[Mount, ...] = (),
 ) -> Plan:
     """Return the plan of a start. Raises UdiError where something that was asked for is impossible.
 
     `root` says how the image is mounted, `sources` what is at the host's paths of `wanted`.
-    `caches` are the steps of perNodeCaches, `folders` the mounts of `folder.wanted`.
+    `caches` are the steps of volumes that are no binds, `folders` the mounts of `folder.wanted`.
     """
     injections = tuple(injections)
     steps: list[Step | FileCache] = []

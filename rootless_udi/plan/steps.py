@@ -8,6 +8,10 @@ file or module asked for it and why, as `--explain` prints it.
 
 from rootless_udi.base.records import Record
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rootless_udi.plan.image import Root
+
 HOOK_SECONDS = 30.0
 """How long a hook may take, unless its module says otherwise."""
 
@@ -58,7 +62,19 @@ class Directory(Record):
     reason: str = ""
 
 
-Step = Mount | File | Symlink | Directory
+class Squashfs(Record):
+    """A squashfs file as data: an image server mounts it at `target`, read-only.
+
+    `root` is how; `verify` is how the server checks what it reads, as in `plan.start.Start`.
+    """
+
+    target: str
+    root: "Root"
+    verify: str = ""
+    reason: str = ""
+
+
+Step = Mount | File | Symlink | Directory | Squashfs
 
 
 class Env(Record):

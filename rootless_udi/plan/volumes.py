@@ -13,6 +13,8 @@ from rootless_udi.plan.mountpoints import within
 
 FLAGS = ("ro", "rw", "rec", "slave", "private")
 """The flags, words of mount(8). In Shifter users may give `ro` only, and administrators all."""
+FORMS = ("sqfs", "bind")
+"""What a file is mounted as: the directory that is in a squashfs file, or the file itself."""
 _CACHE_FLAG = "perNodeCache"
 _CACHE_KEYS = ("size", "bs", "fs", "method")
 PATH_MAX = 4096
@@ -63,6 +65,7 @@ class Volume(Record):
 
     `options` are words of FLAGS in the order given. `cache` is set for a perNodeCache, whose source
     is the directory for its file. `origin` says who asked for it: "--volume", or a file and a key.
+    `form` is a word of FORMS, "" where the file's content and the destination's name decide.
     """
 
     source: str
@@ -70,6 +73,7 @@ class Volume(Record):
     options: tuple[str, ...] = ()
     cache: "PerNodeCache | None" = None
     origin: str = "--volume"
+    form: str = ""
 
 
 def parse(text: str, site: bool = False, origin: str = "--volume") -> tuple[Volume, ...]:
@@ -239,6 +243,7 @@ def _volume(fields: list[str], raw: str, site: bool, origin: str) -> Volume:
     destination = normal(fields[1], f"{what} destination")
     (allowed_for_site if site else allowed)(destination, f"{what} destination")
     options: list[str] = []
+    forms: list[str] = []
     cache: PerNodeCache | None = None
     for flag in fields[2:]:
         name, has_value, value = flag.partition("=")
@@ -249,18 +254,20 @@ def _volume(fields: list[str], raw: str, site: bool, origin: str) -> Volume:
         elif name.lower() in FLAGS and not has_value:
             if name.lower() not in options:
                 options.append(name.lower())
+        elif name.lower() in FORMS and not has_value:
+            forms.append(name.lower())
         else:
             raise UdiError(
                 f"{what} unknown flag {shown(flag)}",
-                f"flags are {', '.join(FLAGS)} and {_CACHE_FLAG}=size=..., each after a ':'",
+                f"flags are {', '.join(FLAGS + FORMS)} and {_CACHE_FLAG}=size=..., each after ':'",
             )
-    _agree(options, cache, what)
-    return Volume(source, destination, tuple(options), cache, origin)
+    _agree([*options, *forms], cache, what)
+    return Volume(source, destination, tuple(options), cache, origin, forms[0] if forms else "")
 
 
 def _agree(options: list[str], cache: "PerNodeCache | None", what: str) -> None:
     """Refuse flags that contradict each other."""
-    for one, two in (("ro", "rw"), ("slave", "private")):
+    for one, two in (("ro", "rw"), ("slave", "private"), FORMS, ("sqfs", "rw")):
         if one in options and two in options:
             raise UdiError(f"{what} {one} and {two} contradict each other", "give one of them")
     others = [option for option in options if option != "rw"]

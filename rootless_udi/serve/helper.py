@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rootless_udi.plan.image import Root
     from rootless_udi.plan.start import Start
     from rootless_udi.serve.outside import Place
+    from rootless_udi.serve.volumes import Volumes
 
 
 _LIMITS = "a limit may be reached: of processes (ulimit -u, the job's), or of memory (ulimit -v)"
@@ -32,7 +33,7 @@ class Helper:
     """udi-run's side of the helper.
 
     `known` is the path of what an earlier such start read (`serve.prefetch`), "" for none; `keeps`
-    says, before `hand_over`, that `keep` will be called.
+    says, before `hand_over`, that `keep` will be called. `volumes` serves the squashfs volumes.
     """
 
     def __init__(self, place: "Place") -> None:
@@ -45,6 +46,7 @@ class Helper:
         self._said = ""
         self.known = self._key = self._keep = ""
         self.keeps = False
+        self.volumes: Volumes | None = None
         self._mine, theirs = pair()
         self._source, source = pair()
         outside.arguments()
@@ -173,6 +175,8 @@ class Helper:
 
     def close(self) -> None:
         """Close the sockets and reap the child, before the command is executed."""
+        if self.volumes is not None:
+            self.volumes.close()
         self._mine.close()
         self._source.close()
         os.waitpid(self._between, 0)

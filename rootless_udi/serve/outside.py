@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     container's token, see `node.record`). The path is "" where there is no record."""
 
 HELPER, SERVER, AHEAD, PIN = "udi-helper", "udi-image", "udi-ahead", "udi-keep"
+VOLUMES, VOLUME = "udi-volumes", "udi-volume"
 """The processes' names in ps(1); at most 15 bytes."""
 LISTED, CHECKED = "listed", "checked"
 """How our server checks an image's windows: it must have a list of them, or where it has one."""

@@ -11,7 +11,8 @@ def command(root: "Root", connection: str) -> tuple[str, list[str]]:
     `connection` is the mounted connection as /dev/fd/N, or a folder to mount on.
     """
     if root.program:
-        return root.program, [root.program, "-f", *root.options, root.path, connection]
+        options = (*root.options, *(("-o", f"offset={root.offset}") if root.offset else ()))
+        return root.program, [root.program, "-f", *options, root.path, connection]
     from rootless_udi.base import program
 
     # A new Python: pyfuse3 and fuse-python are in site-packages, which this one does not read.

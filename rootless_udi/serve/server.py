@@ -41,13 +41,13 @@ def run(source: "_socket.socket", place: "Place") -> "NoReturn":
         why = f"the image server ended: {error}"
         # Send the reason first: udi-run reads it when it sees that the connection has ended.
         tell(source, f"! {why}")
-        _log(why)
+        log(why)
         status = 1
     except Exception as error:
         # A bug, which must not look like a damaged image.
         why = f"the image server failed: {type(error).__name__}: {error}"
         tell(source, f"! {why}")
-        _log(why)
+        log(why)
     finally:
         os._exit(status)
 
@@ -84,27 +84,27 @@ def _serve(source: "_socket.socket") -> bool:
         return False
     path, trace, program, keep, key, verify, *remote = message.split("\0")
     image = fds[0] if fds else path
-    opener = _remote(fds[1], path, verify, *remote) if fds else _opener(verify)
+    reads = _remote(fds[1], path, verify, *remote) if fds else opener(verify)
     if trace:
         from rootless_udi.fuse.profile import serve_traced
 
-        known = {"log": _log, "opener": opener, "called": path}
+        known = {"log": log, "opener": reads, "called": path}
         serve_traced(image, connection(True), trace, key, **known)
     else:
         raw_transport.serve(
             image,
             connection,
-            log=_log,
-            filesystem=_owned(),
+            log=log,
+            filesystem=owned(),
             program=os.fsencode(program),
             keep=_keeper(keep) if keep else None,
-            opener=opener,
+            opener=reads,
             called=path,
         )
     return True
 
 
-def _owned() -> "type[FileSystem]":
+def owned() -> "type[FileSystem]":
     """Return the class of file systems that udi-run's containers have."""
     from rootless_udi.fuse.filesystem import FileSystem
 
@@ -122,15 +122,15 @@ def _owned() -> "type[FileSystem]":
     return Owned
 
 
-def _opener(verify: str) -> "Opener":
+def opener(verify: str) -> "Opener":
     """Return what opens the image's file; `verify` is `plan.start.Start`'s."""
     if not verify:
         from rootless_udi.fuse.imagefile import plain
 
         return plain
-    from rootless_udi.fuse.checkedfile import opener
+    from rootless_udi.fuse import checkedfile
 
-    return opener(verify == LISTED)
+    return checkedfile.opener(verify == LISTED)
 
 
 def _remote(sock: int, url: str, verify: str, timeout: str, digest: str) -> "Opener":
@@ -151,9 +151,9 @@ def _keeper(name: str) -> "Callable[[list[Question]], object]":
     return keep
 
 
-def _log(text: str) -> None:
+def log(text: str, name: str = SERVER) -> None:
     """Write a line to the system's log: this process has left the caller's terminal."""
     import syslog
 
-    syslog.openlog(SERVER, syslog.LOG_PID, syslog.LOG_USER)
+    syslog.openlog(name, syslog.LOG_PID, syslog.LOG_USER)
     syslog.syslog(syslog.LOG_ERR, text)

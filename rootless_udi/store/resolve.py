@@ -204,25 +204,26 @@ def check(path: str, hint: str, owners: "tuple[int, ...]") -> tuple[str, bool]:
 
 
 def examine(
-    path: str, hint: str = "", owners: "tuple[int, ...] | None" = None
+    path: str, hint: str = "", owners: "tuple[int, ...] | None" = None, offset: int = 0
 ) -> tuple[str, bool, bytes]:
     """Return (compressor's name, made by `udi optimize`, facts inside as JSON) of a squashfs file.
 
     With `owners` the file is one of a store: it may be written by the caller, root and these only,
     and facts inside are not looked for, since a store has them in a file beside it. Without,
-    anybody may have written it. Raises UdiError with `hint` where the file is no squashfs 4.0 or
-    cut off, as its superblock tells, or others may have written it.
+    anybody may have written it. `offset` is where in the file the squashfs begins: for one in a SIF
+    file, behind which nothing is looked for. Raises UdiError with `hint` where the file is no
+    squashfs 4.0 or cut off, as its superblock tells, or others may have written it.
     """
     try:
         fd = trust.regular(path)
         try:
             if owners is not None:
                 trust.check(fd, path, owners, "image")
-            head = os.pread(fd, HEAD, 0)
-            size = os.fstat(fd).st_size
+            head = os.pread(fd, HEAD, offset)
+            size = os.fstat(fd).st_size - offset
             used = int.from_bytes(head[USED], "little")
             optimized = OPTIMIZED in head
-            data = _behind(fd, size, used, optimized) if owners is None else b""
+            data = b"" if offset or owners is not None else _behind(fd, size, used, optimized)
         finally:
             os.close(fd)
     except OSError as error:

@@ -12,13 +12,18 @@ from rootless_udi.base import trust
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 MAGIC, MAGIC_AT = b"SIF_MAGIC\0", 32
 _HEADER = struct.Struct("<32s10s3s3s16s8q")
 _DESCRIPTOR = struct.Struct("<i?3I7q128s384s")
 _MOST = 4096
 """Most descriptors that are looked at; apptainer makes files with 48."""
 _PARTITION, _SIGNATURE = 0x4004, 0x4005
-_SQUASHFS, _PRIMARY = 1, 2
+_SQUASHFS = 1
+_SYSTEM, _PRIMARY, _DATA = 1, 2, 3
 _KINDS = {2: "ext3", 3: "an archive", 4: "raw data", 5: "an encrypted squashfs"}
 _MACHINES = {
     b"01": "386",
@@ -64,6 +69,49 @@ def primary(fd: int, path: str) -> Partition:
 
     Raises UdiError where the file is damaged, has none, or one that is no squashfs; OSError.
     """
+    return _only(fd, path, (_PRIMARY,))
+
+
+def data(fd: int, path: str) -> Partition:
+    """Return what a SIF file is as data: its primary system partition, or else the only other one.
+
+    Raises as `primary` does.
+    """
+    return _only(fd, path, (_PRIMARY, _SYSTEM, _DATA))
+
+
+def _only(fd: int, path: str, wanted: "tuple[int, ...]") -> Partition:
+    """Return the partition of the first of the types `wanted` that the file has."""
+    found: dict[int, list[tuple[int, Partition]]] = {}
+    signed = False
+    for kind, offset, size, extra in _descriptors(fd, path):
+        signed = signed or kind == _SIGNATURE
+        if kind != _PARTITION:
+            continue
+        system, part = struct.unpack_from("<ii", extra)
+        one = Partition(offset, size, _MACHINES.get(extra[8:10], ""), False)
+        found.setdefault(part, []).append((system, one))
+    for part in wanted:
+        fit = [one for system, one in found.get(part, ()) if system == _SQUASHFS]
+        if len(fit) > 1:
+            what = "primary system partitions" if part == _PRIMARY else "partitions"
+            raise _damaged(path, f"it has two {what}")
+        if fit:
+            return fit[0].replace(signed=signed)
+    systems = [system for part in wanted for system, _ in found.get(part, ())]
+    if systems:
+        why = f"its root file system is {_KINDS.get(systems[0], f'of type {systems[0]}')}"
+        hint = "build it without encryption: apptainer build NEW.sif OLD.sif"
+    else:
+        why, hint = "it has no root file system", "a SIF file for data alone is no image"
+        if _DATA in found:
+            hint += "; as data: --volume=FILE:/data"
+    raise UdiError(f"reading {path} failed: {why}", hint)
+
+
+def _descriptors(fd: int, path: str) -> "Iterator[tuple[int, int, int, bytes]]":
+    """Yield kind, offset, size and extra of each descriptor in use; of a partition they are
+    checked."""
     length = os.fstat(fd).st_size
     head = os.pread(fd, _HEADER.size, 0)
     if len(head) < _HEADER.size or head[MAGIC_AT : MAGIC_AT + len(MAGIC)] != MAGIC:
@@ -76,36 +124,17 @@ def primary(fd: int, path: str) -> Partition:
         )
     if not 0 <= total <= _MOST or at < _HEADER.size or span < 0:
         raise _damaged(path, f"its header names {total} descriptors at byte {at}")
-    found: list[Partition] = []
-    other, signed = "", False
     for number in range(total):
-        data = os.pread(fd, _DESCRIPTOR.size, at + number * _DESCRIPTOR.size)
-        if len(data) < _DESCRIPTOR.size:
+        row = os.pread(fd, _DESCRIPTOR.size, at + number * _DESCRIPTOR.size)
+        if len(row) < _DESCRIPTOR.size:
             raise _damaged(path, f"descriptor {number + 1} of {total} is beyond its end")
-        kind, used, _, _, _, offset, size, *_, extra = _DESCRIPTOR.unpack(data)
-        signed = signed or (used and kind == _SIGNATURE)
-        if not used or kind != _PARTITION:
+        kind, used, _, _, _, offset, size, *_, extra = _DESCRIPTOR.unpack(row)
+        if not used:
             continue
-        system, part = struct.unpack_from("<ii", extra)
-        if part != _PRIMARY:
-            continue
-        if offset < _HEADER.size or size <= 0 or offset + size > length:
+        bad = offset < _HEADER.size or size <= 0 or offset + size > length
+        if kind == _PARTITION and bad:
             raise _damaged(path, f"its partition is at {offset}+{size}, and it has {length} bytes")
-        if system != _SQUASHFS:
-            other = _KINDS.get(system, f"of type {system}")
-            continue
-        found.append(Partition(offset, size, _MACHINES.get(extra[8:10], ""), False))
-    if len(found) > 1:
-        raise _damaged(path, "it has two primary system partitions")
-    if not found:
-        why = f"its root file system is {other}" if other else "it has no root file system"
-        raise UdiError(
-            f"reading {path} failed: {why}",
-            "build it without encryption: apptainer build NEW.sif OLD.sif"
-            if other
-            else "a SIF file for data alone is no image",
-        )
-    return found[0].replace(signed=signed)
+        yield kind, offset, size, extra
 
 
 def _damaged(path: str, why: str) -> UdiError:

@@ -165,7 +165,7 @@ def test_refused(text: str, why: str) -> None:
 def test_refusals_say_what_to_do() -> None:
     with pytest.raises(UdiError) as caught:
         parse("/a:/b:nosuid")
-    assert "ro, rw, rec, slave, private and perNodeCache=size=" in caught.value.hint
+    assert "ro, rw, rec, slave, private, sqfs, bind and perNodeCache=size=" in caught.value.hint
 
 
 def test_longest_path_is_accepted() -> None:

@@ -1,0 +1,136 @@
+"""Volumes that are squashfs files: which they are, and how each becomes a directory.
+
+A volume whose source is a squashfs or SIF file is mounted as the directory that is in it, unless
+its destination is named as such a file is (`_is_file`). `:sqfs` says that it must be one, `:bind`
+that the file itself is meant. Only starts that have a file among their volumes import this.
+"""
+
+from rootless_udi.base import trust
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.superblock import HEAD, MAGIC
+from rootless_udi.plan.image import Image
+from rootless_udi.plan.options import SQUASHFS_SUFFIXES, Request
+from rootless_udi.plan.steps import Squashfs
+from rootless_udi.plan.volumes import Volume, shown
+from rootless_udi.serve import choose
+from rootless_udi.serve.outside import CHECKED, LISTED
+from rootless_udi.store import resolve, sif
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rootless_udi.launch.facts import StartFacts
+    from rootless_udi.plan.facts import HostPath
+    from rootless_udi.plan.image import Root
+
+_SUFFIXES = (*SQUASHFS_SUFFIXES, ".sif")
+_WHOLE = ":bind mounts the file itself"
+
+
+def steps(
+    volumes: "tuple[Volume, ...]",
+    sources: "Mapping[str, HostPath]",
+    request: Request,
+    found: "StartFacts",
+) -> "tuple[Squashfs, ...]":
+    """Return a step for each of `volumes` that is a squashfs file.
+
+    Raises UdiError where one is damaged, is none in spite of `:sqfs`, or can't be served here.
+    """
+    made = []
+    for volume in volumes:
+        if volume.cache is not None or volume.form == "bind":
+            continue
+        source = sources[volume.source]
+        if source.kind == "directory" and volume.form:
+            raise _refused(volume, "it is a directory, and :sqfs wants a file", "leave :sqfs out")
+        if source.kind != "file" or (not volume.form and _is_file(volume)):
+            continue
+        offset = _offset(volume, source.real)
+        if offset >= 0:
+            made.append(_step(volume, source.real, offset, request, found))
+    return tuple(made)
+
+
+def _is_file(volume: Volume) -> bool:
+    """Tell whether the destination is named as a squashfs file is: then that is what is wanted."""
+    name = volume.destination.rpartition("/")[2]
+    return name.endswith(_SUFFIXES) or name == volume.source.rpartition("/")[2]
+
+
+def _offset(volume: Volume, path: str) -> int:
+    """Return where in the file at `path` its squashfs begins; -1 for a file that has none.
+
+    Raises UdiError where it must have one, or is a SIF file without.
+    """
+    try:
+        fd = trust.regular(path)
+    except OSError as error:
+        if not volume.form:
+            # It can be mounted without being read.
+            return -1
+        raise _refused(volume, error.strerror or "") from None
+    with open(fd, "rb", buffering=0) as file:
+        try:
+            head = file.read(HEAD) or b""
+            if head[: len(MAGIC_BYTES)] == MAGIC_BYTES:
+                return 0
+            if head[sif.MAGIC_AT :].startswith(sif.MAGIC):
+                return sif.data(fd, path).offset
+        except OSError as error:
+            raise _refused(volume, error.strerror or "") from None
+        except UdiError as error:
+            raise _refused(volume, error.message, _WHOLE) from None
+    if volume.form:
+        raise _refused(volume, "it is no squashfs file", "`udi pack DIR FILE` makes one")
+    return -1
+
+
+MAGIC_BYTES = MAGIC.to_bytes(4, "little")
+
+
+def _step(
+    volume: Volume, path: str, offset: int, request: Request, found: "StartFacts"
+) -> Squashfs:
+    if others := [word for word in volume.options if word != "ro"]:
+        why = f"it is a squashfs file, which is mounted read-only: not {', '.join(others)}"
+        raise _refused(volume, why, _WHOLE)
+    try:
+        compressor, _, facts = resolve.examine(path, _WHOLE, None, offset)
+        known = resolve.parsed(facts) if facts else {}
+    except UdiError as error:
+        raise _refused(volume, error.message.partition(": ")[2], error.hint) from None
+    except ValueError as error:
+        raise _refused(
+            volume, f"the facts inside it are damaged: {error}", "copy it again"
+        ) from None
+    wanted = request.fuse or found.site.server
+    if wanted not in ("udi", "squashfuse_ll"):
+        wanted = "auto"
+    image = Image(volume.source, "", path, "", {}, compressor)
+    try:
+        root = choose.choose(wanted, found.host, image).replace(offset=offset)
+    except UdiError as error:
+        raise _refused(volume, error.message, error.hint) from None
+    if root.program:
+        root = root.replace(options=found.site.server_options)
+    verify = _verify(volume, found.site.verify == "always", bool(known.get("windows")), root)
+    return Squashfs(volume.destination, root, verify, f"volume ({volume.origin}); {root.reason}")
+
+
+def _verify(volume: Volume, always: bool, listed: bool, root: "Root") -> str:
+    """Return how the server checks what it reads, as `launch.facts` does for the image."""
+    if not always:
+        return ""
+    if root.server == "udi":
+        return LISTED if listed else CHECKED
+    if listed:
+        why = f"image.verify is always, and {root.server} does not check what it reads"
+        raise _refused(volume, f"{why} ({root.reason})", "only our own server does (--fuse=udi)")
+    return ""
+
+
+def _refused(volume: Volume, why: str, hint: str = "") -> UdiError:
+    source, target = shown(volume.source), shown(volume.destination)
+    return UdiError(f"mounting {source} on {target} failed: {why}", hint)
