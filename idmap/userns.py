@@ -6,10 +6,6 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.base.syscalls import CLONE_NEWNS, CLONE_NEWUSER, CallError, setns, unshare
 from rootless_udi.idmap.maps import OUTER, entry
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import _socket
-
 _LIMITS = "a limit may be reached: of processes (ulimit -u, the job's), or of memory (ulimit -v)"
 
 
@@ -35,48 +31,51 @@ def join(space: int) -> None:
     os.close(space)
 
 
-def make(uid: int, gid: int) -> tuple[int, int]:
-    """Make an outer and an inner user namespace for the caller; return descriptors of both.
+class Maker:
+    """Makes an outer and an inner user namespace in a process that is about to end.
 
-    A process of its own makes them, and ends: who has entered the inner one can't go back to the
-    outer one (setns(2)). Raises UdiError where no such process can run; CallError.
+    Who has entered the inner one can't go back to the outer one (setns(2)). `work` is called in
+    that process, a fork of the caller's, and `made` in the caller.
     """
-    # Imported here: a run without a launcher makes none.
-    from rootless_udi.base.messages import pair, receive
 
-    mine, theirs = pair()
-    try:
-        child = os.fork()
-    except OSError as error:
-        raise UdiError(f"starting a process failed: {error.strerror}", _LIMITS) from None
-    if child == 0:
+    def __init__(self) -> None:
+        # Imported here: a run without a launcher makes none.
+        from rootless_udi.base.messages import pair
+
+        self._mine, self._theirs = pair()
+        self._uid, self._gid = os.getuid(), os.getgid()
+
+    def work(self) -> None:
+        """Make both, and send descriptors of them."""
+        from rootless_udi.base.messages import send
+
         try:
-            mine.close()
-            _make(theirs, uid, gid)
-        finally:
-            os._exit(0)
-    theirs.close()
-    said, fds = receive(mine)
-    mine.close()
-    os.waitpid(child, 0)
-    if len(fds) == 2:
-        return fds[0], fds[1]
-    if said:
-        number, call, path = said.split("\0")
-        raise CallError(int(number), os.strerror(int(number)), call, path or None)
-    raise UdiError("the process that makes user namespaces was killed", _LIMITS)
+            enter((OUTER, self._uid), (OUTER, self._gid), 0)
+            outer = _own()
+            enter((self._uid, OUTER), (self._gid, OUTER), 0)
+            send(self._theirs, ("made",), [outer, _own()])
+        except CallError as error:
+            send(self._theirs, (str(error.errno), error.call, error.filename or ""), [])
 
+    def made(self) -> tuple[int, int]:
+        """Return the descriptors, once they are there. Raises CallError for what was refused,
+        UdiError where that process was killed."""
+        from rootless_udi.base.messages import receive
 
-def _make(sock: "_socket.socket", uid: int, gid: int) -> None:
-    from rootless_udi.base.messages import send
+        self._theirs.close()
+        said, fds = receive(self._mine)
+        self.close()
+        if len(fds) == 2:
+            return fds[0], fds[1]
+        if said:
+            number, call, path = said.split("\0")
+            raise CallError(int(number), os.strerror(int(number)), call, path or None)
+        raise UdiError("the process that makes user namespaces was killed", _LIMITS)
 
-    try:
-        enter((OUTER, uid), (OUTER, gid), 0)
-        outer = _own()
-        enter((uid, OUTER), (gid, OUTER), 0)
-        send(sock, ("made",), [outer, _own()])
-    except CallError as error:
-        send(sock, (str(error.errno), error.call, error.filename or ""), [])
+    def close(self) -> None:
+        """Forget what was made: nobody is in it."""
+        self._mine.close()
+        self._theirs.close()
 
 
 def _own() -> int:

@@ -60,12 +60,13 @@ GROUPS = {
         "rootless_udi.node.election",
         "rootless_udi.launch.shared",
     ),
-    "maps": (
-        "rootless_udi.idmap",
-        "rootless_udi.idmap.maps",
-    ),
-    "serving": ("rootless_udi.serve",),
+    "pair": ("rootless_udi.node.pair",),
     "help": (
+        "rootless_udi.idmap",
+        "rootless_udi.fuse",
+        "rootless_udi.serve",
+        "rootless_udi.idmap.maps",
+        "rootless_udi.idmap.userns",
         "rootless_udi.base.calls",
         "rootless_udi.base.messages",
         "rootless_udi.base.superblock",
@@ -74,11 +75,11 @@ GROUPS = {
         "rootless_udi.serve.helper",
     ),
     "server": ("rootless_udi.serve.server",),
-    "fuse": ("rootless_udi.fuse",),
     "starts": ("rootless_udi.serve.prefetch",),
-    "publish": (
+    "publish": ("rootless_udi.node.publish",),
+    "end": (
         "rootless_udi.node.sweep",
-        "rootless_udi.node.publish",
+        "rootless_udi.node.ending",
     ),
     "early": (
         "rootless_udi.config",
@@ -100,7 +101,6 @@ GROUPS = {
         "rootless_udi.store.resolve",
         "rootless_udi.launch.facts",
     ),
-    "spaces": ("rootless_udi.idmap.userns",),
     "build": (
         "rootless_udi.plan.mountpoints",
         "rootless_udi.launch.layover",
@@ -153,8 +153,8 @@ GROUPS = {
 """What is imported together, each module after those that it imports itself. A test compares."""
 
 FILES = {
-    "udi-run": ("join", "elect"),
-    "udi-start": tuple(name for name in GROUPS if name not in ("join", "elect")),
+    "udi-run": ("join", "elect", "pair"),
+    "udi-start": tuple(name for name in GROUPS if name not in ("join", "elect", "pair")),
 }
 """Which groups are in which bundle; the launcher script reads the first."""
 
@@ -261,7 +261,8 @@ def _content(
 
 
 def _compiled(source: bytes, file: str) -> "CodeType":
-    """Compile a module without docstrings and types; a class's fields keep theirs (`records`)."""
+    """Compile a module without docstrings and types; a class's fields keep their names
+    (`base.records`)."""
     import ast
 
     tree = ast.parse(source, file)
@@ -270,6 +271,32 @@ def _compiled(source: bytes, file: str) -> "CodeType":
             node.returns = None
         elif isinstance(node, ast.arg):
             node.annotation = None
+        elif isinstance(node, ast.AnnAssign):
+            node.annotation = ast.copy_location(ast.Constant(None), node.annotation)
         elif isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
             node.body = [ast.copy_location(ast.Pass(), node)]
-    return compile(tree, file, "exec", dont_inherit=True, optimize=2)
+    return narrow(compile(tree, file, "exec", dont_inherit=True, optimize=2))
+
+
+_NO_COLUMN, _NO_LINE = 13, 15
+"""Kinds of entries in a code object's table of positions (CPython's Objects/locations.md)."""
+
+
+def narrow(code: "CodeType") -> "CodeType":
+    """Return the code without the columns of its positions, a fifth of its size; lines remain."""
+    table, line = bytearray(), code.co_firstlineno
+    for begin, end, number in code.co_lines():
+        for at in range(begin, end, 16):
+            length = (min(16, end - at) + 1) // 2 - 1
+            if number is None:
+                table.append(0x80 | _NO_LINE << 3 | length)
+                continue
+            table.append(0x80 | _NO_COLUMN << 3 | length)
+            delta, line = number - line, number
+            rest = -delta << 1 | 1 if delta < 0 else delta << 1
+            while rest > 63:
+                table.append(0x40 | rest & 63)
+                rest >>= 6
+            table.append(rest)
+    within = (narrow(one) if isinstance(one, type(code)) else one for one in code.co_consts)
+    return code.replace(co_linetable=bytes(table), co_consts=tuple(within))

@@ -77,17 +77,23 @@ def _build(
     place = election.path, election.directory, election.name
     waits, job = who.startswith("keep"), who.partition("\n")[0]
     fields = {"request": key, "job": job, "token": f"{me}.{process.started(me)}"}
-    # The helper is started first, as in `rootless_udi.run`: it loads the image server meanwhile.
-    helper = Helper((election.path, election.name, fields["token"]))
-    election.make()
-    spaces = None
+    maker = None
     if not waits:
-        # In no bundle: each module there is a stat more for all starts.
+        # In the other bundle, since runs without a launcher need none of both.
         from rootless_udi.idmap import userns
         from rootless_udi.node import pair
 
+        maker = userns.Maker()
+    # The helper is started first, as in `rootless_udi.run`: it loads the image server meanwhile.
+    helper = Helper(
+        (election.path, election.name, fields["token"]), None if maker is None else maker.work
+    )
+    election.make()
+    spaces = None
+    if maker is not None:
         # Before it plans: builders of other requests wait no longer than it takes to find it.
-        spaces = pair.take(election, who, lambda: userns.make(os.getuid(), os.getgid()))
+        spaces = pair.take(election, who, maker.made)
+        maker.close()
     from rootless_udi.launch import facts
 
     # The starts of a kept container are no ranks: a missing image may be pulled.

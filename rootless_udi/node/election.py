@@ -14,9 +14,10 @@ import sys
 from errno import EDQUOT, ENOSPC
 from time import sleep
 
-from rootless_udi.base.errors import UdiError, disk_hint
+from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import complain
 from rootless_udi.node import places
+from rootless_udi.node.places import failed
 from rootless_udi.node.record import NodeRecord, entering, file_of, read_record
 
 _SILENT = 5.0
@@ -285,13 +286,6 @@ def is_named(fd: int, name: str, directory: int) -> bool:
     except FileNotFoundError:
         return False
     return os.path.samestat(os.fstat(fd), status)
-
-
-def failed(path: str, error: OSError) -> UdiError:
-    return UdiError(
-        f"writing a record in the state directory {path} failed: {error.strerror}",
-        disk_hint(error.errno, "set XDG_RUNTIME_DIR to another directory, or use --share=off"),
-    )
 
 
 def say_passed_over(environ: "dict[str, str]", chosen: str) -> None:

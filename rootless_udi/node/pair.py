@@ -26,8 +26,9 @@ from rootless_udi.base import trust
 from rootless_udi.base.digest import digest
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import started
-from rootless_udi.node.election import Election, failed, is_named, wait_for
+from rootless_udi.node.election import Election, is_named, wait_for
 from rootless_udi.node.launcher import scope
+from rootless_udi.node.places import failed
 from rootless_udi.node.record import FORMAT as RECORD_FORMAT
 from rootless_udi.node.record import PAIR, alive, member, read_record
 

@@ -214,6 +214,14 @@ def _make(path: str, others: list[str]) -> bool:
     return True
 
 
+def failed(path: str, error: OSError) -> UdiError:
+    """Return the error that a record in the state directory `path` can't be written."""
+    return UdiError(
+        f"writing a record in the state directory {path} failed: {error.strerror}",
+        disk_hint(error.errno, "set XDG_RUNTIME_DIR to another directory, or use --share=off"),
+    )
+
+
 def _failed(path: str, error: OSError) -> UdiError:
     return UdiError(
         f"making the state directory {path} failed: {error.strerror}",

@@ -36,11 +36,11 @@ class Helper:
     says, before `hand_over`, that `keep` will be called. `volumes` serves the squashfs volumes.
     """
 
-    def __init__(self, place: "Place") -> None:
+    def __init__(self, place: "Place", beside: "Callable[[], None] | None" = None) -> None:
         """Start the helper. It loads the image server while udi-run gathers facts and plans.
 
-        When the container has ended, it removes the record at `place`. Raises UdiError where no
-        process can be started.
+        When the container has ended, it removes the record at `place`. `beside` is called in a
+        process that ends afterwards. Raises UdiError where no process can be started.
         """
         self._server = ""
         self._said = ""
@@ -59,6 +59,8 @@ class Helper:
             status = BUG
             try:
                 if os.fork():
+                    if beside is not None:
+                        beside()
                     os._exit(0)
                 outside.leave(HELPER, theirs.fileno(), source.fileno())
                 work(theirs, source, place, launcher)
@@ -68,7 +70,7 @@ class Helper:
         # The kernel often puts the child on this very CPU, where it would wait for the end of our
         # time slice (3 ms) while another CPU is idle. Yielding lets it start at once.
         os.sched_yield()
-        # This child only forks the helper and ends; `close` reaps it.
+        # This child forks the helper, does what is asked for beside, and ends; `close` reaps it.
         self._between = child
         theirs.close()
         source.close()
@@ -288,9 +290,9 @@ def _lost(place: "Place", why: str, sock: "_socket.socket", launcher: int) -> No
 def _end(place: "Place", why: str = "") -> None:
     """Remove the container's record, or write into it `why` the image server has ended."""
     if place[0]:
-        from rootless_udi.node import publish
+        from rootless_udi.node import ending
 
-        publish.end(*place, why)
+        ending.end(*place, why)
 
 
 def _ask_ahead(known: str, image: str, key: str, fds: list[int], watch: int | None) -> None:

@@ -33,9 +33,9 @@ def run(source: "_socket.socket", place: "Place") -> "NoReturn":
         # record's lock meanwhile.
         source.close()
         if served and place[0]:
-            from rootless_udi.node import publish
+            from rootless_udi.node import ending
 
-            publish.end(*place)
+            ending.end(*place)
         status = 0
     except (OSError, UdiError, ValueError) as error:
         why = f"the image server ended: {error}"
