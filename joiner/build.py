@@ -23,6 +23,7 @@ from rootless_udi.base import process  # noqa: E402
 from rootless_udi.launch.command import SHELL  # noqa: E402
 from rootless_udi.node import launcher, record  # noqa: E402
 from rootless_udi.plan import environment, keeping, options  # noqa: E402
+from rootless_udi.shifter import options as shifter  # noqa: E402
 
 SOURCES = sorted(HERE.glob("*.c"))
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wno-sign-conversion")
@@ -45,6 +46,18 @@ def array(words: Iterable[str]) -> str:
     return "{" + ", ".join([*map(quoted, words), "NULL"]) + "}"
 
 
+def shifter_rows() -> Iterator[str]:
+    """Yield Shifter's options: name, letter, kind, which of ours it is."""
+    kinds = {shifter.NONE: "FLAG", shifter.REQUIRED: "VALUE", shifter.OPTIONAL: "OPTIONAL"}
+    names = {key: name for name, (key, _) in shifter.LONG.items() if len(key) == 1}
+    for name, (key, kind) in shifter.LONG.items():
+        short = key if len(key) == 1 else ""
+        field = names.get(key, key).replace("-", "_")
+        yield f"    {{{quoted(name)}, {letter(short)}, {kinds[kind]}, O_{field}}},"
+    for short in shifter.SHORT.keys() - names:
+        yield f'    {{"", {letter(short)}, {kinds[shifter.SHORT[short]]}, OPTION_COUNT}},'
+
+
 def tables() -> str:
     """Return tables.h: what C has of the Python tables."""
     rows = [
@@ -63,6 +76,7 @@ def tables() -> str:
         "HOST_ONLY": environment.HOST_ONLY,
         "HOST_PREFIXES": environment.HOST_PREFIXES,
         "OPERATIONS": record.OPERATIONS,
+        "SHIFTER_TYPES": shifter.TYPES,
     }
     reasons = [
         f"#ifdef {name}\n    {{{name}, {quoted(os.strerror(number))}}},\n#endif"
@@ -89,6 +103,10 @@ def tables() -> str:
             *rows,
             "};",
             *(f"TABLE char *const {name}[] = {array(words)};" for name, words in lists.items()),
+            "TABLE struct shifter {\n    const char *name;\n    char letter;\n    enum kind kind;",
+            "    int option;\n} SHIFTER[] = {",
+            *shifter_rows(),
+            "    {NULL, 0, FLAG, 0},\n};",
             "TABLE struct {\n    const char *name;\n    int option;\n} VARIABLES[] = {",
             *variables,
             "    {NULL, 0},\n};",

@@ -38,10 +38,13 @@ static void variables(struct command *command, const struct request *request,
                       const struct record *record, const struct list *caller)
 {
     struct list *env = &command->env, *own = &request->options[O_env].values;
+    const struct list *files = &request->options[O_env_file].values;
     for (size_t i = 0; i < caller->count; i++)
         push(env, caller->at[i]);
     without_host(env, request->options[O_clearenv].set, request->options[O_shifter].set);
     operations(env, &record->before);
+    for (size_t i = 0; i < files->count; i++)
+        apply_file(env, files->at[i]);
     for (size_t i = 0; i < own->count; i++) {
         struct text name = {0};
         add_bytes(&name, own->at[i], strcspn(own->at[i], "="));

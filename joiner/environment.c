@@ -123,18 +123,6 @@ void apply(struct list *env, const char *op, const char *name, const char *value
         set(env, name, JOIN(value, ":", old));
 }
 
-static const char BLANK[] = " \t\n\v\f\r\x1c\x1d\x1e\x1f";
-
-/* A word without the blanks around it; its length. */
-static size_t stripped(const char **word, size_t length)
-{
-    while (length && strchr(BLANK, **word) && **word)
-        (*word)++, length--;
-    while (length && strchr(BLANK, (*word)[length - 1]))
-        length--;
-    return length;
-}
-
 /* Set CUDA_VISIBLE_DEVICES to a list of cards; tell whether a word of it is a number. */
 static bool select_words(struct list *env, const char *at, size_t length)
 {

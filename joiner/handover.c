@@ -113,6 +113,6 @@ _Noreturn void hand_over(void)
     for (char **word = start.argv[0] ? start.argv + 1 : start.argv; *word; word++)
         push(&argv, *word);
     here ? execv(beside, argv.at) : execvp("python3", argv.at);
-    fail(start.shifter ? 1 : 125, JOIN("executing ", argv.at[0], " failed: ", reason(errno)),
+    fail(125, JOIN("executing ", argv.at[0], " failed: ", reason(errno)),
          "it needs Python 3.11 or newer, beside it or on the PATH");
 }

@@ -31,6 +31,8 @@ char *number_in(const char *before, unsigned long long number, const char *after
 void push(struct list *list, const char *string);
 bool starts(const char *string, const char *with);
 bool ends(const char *string, const char *with);
+bool is_one_of(const char *string, const char *const *list);
+size_t stripped(const char **word, size_t length);
 bool digits(const char *at, size_t length, size_t most, unsigned long long *number);
 
 #define JOIN(...) joined((const char *const[]){__VA_ARGS__, NULL})
@@ -45,6 +47,9 @@ void without_host(struct list *env, bool clear, bool shifter);
 void apply(struct list *env, const char *op, const char *name, const char *value);
 void select_gpus(const struct list *caller, struct list *env);
 
+/* envfile.c: the variables of --env-file. */
+void apply_file(struct list *env, const char *path);
+
 /* options.c: the command line, by the table of plan/options.py. */
 struct given {
     bool set;
@@ -56,7 +61,11 @@ struct request {
     char *image;
     struct list command;
 };
+void give(struct request *request, int option, char *value);
 void parse(struct request *request, char **argv, const struct list *env);
+
+/* shifter.c: the same of Shifter's words; returns the command. */
+char **shifter_parse(struct request *request, char **argv, const struct list *env);
 
 /* launcher.c: who started this rank, and the container's name. */
 char *launcher(const struct list *env, const char *share);

@@ -38,13 +38,12 @@ static bool has_capabilities(void)
 /* Before anything else is done: what is executed from here on is found by the caller's PATH. */
 static void refuse_privilege(void)
 {
-    int status = start.shifter ? 1 : 125;
     const char *name = start.shifter ? "shifter" : "udi-run";
     if (getuid() != geteuid() || getgid() != getegid())
-        fail(status, JOIN(name, " is setuid or setgid, and refuses to run so"),
+        fail(125, JOIN(name, " is setuid or setgid, and refuses to run so"),
              "it needs no privilege: chmod ug-s it");
     if (getauxval(AT_SECURE) && has_capabilities())
-        fail(status, JOIN(name, " has file capabilities, and refuses to run so"),
+        fail(125, JOIN(name, " has file capabilities, and refuses to run so"),
              "it needs no privilege: setcap -r it");
     if (getuid() == 0 || getgid() == 0)
         hand_over();
@@ -145,7 +144,7 @@ int main(int argc, char **argv)
     const char *slash = argc > 0 ? strrchr(argv[0], '/') : NULL;
     start.shifter = argc > 0 && strcmp(slash ? slash + 1 : argv[0], "shifter") == 0;
     refuse_privilege();
-    if (start.shifter || argc < 2)
+    if (!start.shifter && argc < 2)
         hand_over();
     environment_read(&env, environ);
     parse(&request, argv + 1, &env);

@@ -2,14 +2,13 @@
  * Only texts that `printable` has seen come here; all others are handed over before. */
 #include "joiner.h"
 #include "tables.h"
-#include "tables.h"
 
 #include <stdlib.h>
 #include <string.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
-static const char *speaker;
+static const char *rank = "";
 
 /* The C libraries have words of their own for some. */
 const char *reason(int number)
@@ -35,15 +34,15 @@ void speak_as(const struct list *env)
 {
     struct utsname node;
     for (size_t i = 0; RANK_VARIABLES[i]; i++) {
-        const char *rank = get_or(env, RANK_VARIABLES[i], NULL);
-        if (!rank)
+        const char *number = get_or(env, RANK_VARIABLES[i], NULL);
+        if (!number)
             continue;
         const char *name = get_or(env, "SLURMD_NODENAME", NULL);
         if (!name)
             name = uname(&node) ? "" : node.nodename;
-        if (!printable(rank) || !printable(name))
+        if (!printable(number) || !printable(name))
             hand_over();
-        speaker = JOIN("udi-run: rank ", rank, " on ", name);
+        rank = JOIN(": rank ", number, " on ", name);
         return;
     }
 }
@@ -51,9 +50,9 @@ void speak_as(const struct list *env)
 static void tell(const char *who, const char *message, const char *hint)
 {
     struct text text = {0};
-    add(&text, JOIN(who, ": ", message, "\n"));
+    add(&text, JOIN(who, rank, ": ", message, "\n"));
     if (*hint)
-        add(&text, JOIN(who, ": hint: ", hint, "\n"));
+        add(&text, JOIN(who, rank, ": hint: ", hint, "\n"));
     if (write(2, text.at, text.length) < 0)
         return; /* standard error is closed: the exit status remains */
 }
@@ -63,12 +62,15 @@ void complain(const char *message, const char *hint)
     tell("udi-run", message, hint);
 }
 
+/* `status` is udi-run's; Shifter has others (shifter/options.py). */
 _Noreturn void fail(int status, const char *message, const char *hint)
 {
     static bool failing;
+    if (start.shifter)
+        status = status == 125 ? 1 : 127;
     if (failing)
         _exit(status); /* no memory for the words either */
     failing = true;
-    tell(speaker ? speaker : start.shifter ? "shifter" : "udi-run", message, hint);
+    tell(start.shifter ? "shifter" : "udi-run", message, hint);
     exit(status);
 }

@@ -47,20 +47,23 @@ static bool is_value(const struct option *option, const char *word)
     return false;
 }
 
+/* Take an option with its value; a list has all. */
+void give(struct request *request, int option, char *value)
+{
+    struct given *one = &request->options[option];
+    one->set = true;
+    one->value = value;
+    if (OPTIONS[option].kind == LIST)
+        push(&one->values, value);
+}
+
 static void take(struct request *request, const struct option *option, char *given)
 {
-    struct given *one = &request->options[option - OPTIONS];
-    bool known = !option->choices[0];
     if (option->kind == FLAG ? given != NULL : option->kind != OPTIONAL && (!given || !*given))
         hand_over();
-    for (const char *const *choice = option->choices; *choice; choice++)
-        known = known || strcmp(*choice, given ? given : "") == 0;
-    if (option->kind != FLAG && !known)
+    if (option->choices[0] && !is_one_of(given ? given : "", option->choices))
         hand_over();
-    one->set = true;
-    one->value = given ? given : (char *)"";
-    if (option->kind == LIST)
-        push(&one->values, one->value);
+    give(request, (int)(option - OPTIONS), given ? given : (char *)"");
 }
 
 /* Reads the leading options; returns what follows them. `named`: the image is known. */
@@ -108,25 +111,20 @@ static char **options(struct request *request, char **argv, bool named)
 static void from_variables(struct request *request, const struct list *env)
 {
     for (size_t i = 0; VARIABLES[i].name; i++) {
-        struct given *one = &request->options[VARIABLES[i].option];
         const char *text = get_or(env, VARIABLES[i].name, NULL);
-        if (!text || one->set)
-            continue;
-        one->set = true;
-        one->value = (char *)text;
-        if (OPTIONS[VARIABLES[i].option].kind == LIST)
-            push(&one->values, text);
+        if (text && !request->options[VARIABLES[i].option].set)
+            give(request, VARIABLES[i].option, (char *)text);
     }
 }
 
 void parse(struct request *request, char **argv, const struct list *env)
 {
-    static const int for_python[] = {O_explain, O_help, O_version, O_env_file, O_edf};
+    static const int for_python[] = {O_explain, O_help, O_version, O_edf};
     request->options = memory(OPTION_COUNT * sizeof *request->options);
     bool named = get_or(env, "UDI_IMAGE", NULL) != NULL;
     if (get_or(env, "UDI_EDF", NULL))
         hand_over();
-    char **rest = options(request, argv, named);
+    char **rest = start.shifter ? shifter_parse(request, argv, env) : options(request, argv, named);
     if (*rest && !named && !request->options[O_image].set &&
         strstr(COMMANDS, JOIN(" ", *rest, " ")))
         hand_over();

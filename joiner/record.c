@@ -24,12 +24,9 @@ static char *text_of(char *value, size_t length)
 static void operation(struct list *list, char *value, size_t length)
 {
     char *op = value, *name = memchr(op, 0, length), *what = NULL;
-    bool known = false;
     if (name)
         what = memchr(name + 1, 0, length - (size_t)(name + 1 - value));
-    for (size_t i = 0; OPERATIONS[i]; i++)
-        known = known || strcmp(OPERATIONS[i], op) == 0;
-    if (!what || !known)
+    if (!what || !is_one_of(op, OPERATIONS))
         damaged();
     name++, what++;
     if (strchr(name, '=') || (!*name && strcmp(op, "clear") != 0))

@@ -82,10 +82,29 @@ bool starts(const char *string, const char *with)
     return strncmp(string, with, strlen(with)) == 0;
 }
 
+bool is_one_of(const char *string, const char *const *list)
+{
+    while (*list && strcmp(*list, string) != 0)
+        list++;
+    return *list;
+}
+
 bool ends(const char *string, const char *with)
 {
     size_t all = strlen(string), part = strlen(with);
     return all >= part && strcmp(string + all - part, with) == 0;
+}
+
+static const char BLANK[] = " \t\n\v\f\r\x1c\x1d\x1e\x1f";
+
+/* A word without the blanks around it; its length. */
+size_t stripped(const char **word, size_t length)
+{
+    while (length && strchr(BLANK, **word) && **word)
+        (*word)++, length--;
+    while (length && strchr(BLANK, (*word)[length - 1]))
+        length--;
+    return length;
 }
 
 /* A decimal number of 1 to `most` digits (19 at most, which fit), and nothing else. */

@@ -26,7 +26,7 @@ LONG = {
     "volume": ("V", REQUIRED),
     "workdir": ("w", OPTIONAL),
 }
-_SHORT = {
+SHORT = {
     "E": NONE,
     "V": REQUIRED,
     "e": REQUIRED,
@@ -37,7 +37,7 @@ _SHORT = {
     "v": NONE,
     "w": OPTIONAL,
 }
-_TYPES = ("docker", "id", "custom", "local")
+TYPES = ("docker", "id", "custom", "local")
 _SHELL = "/bin/sh"
 FAILED, NOT_STARTED = 1, 127
 """Shifter's exit statuses: for its own errors, and for a command that can't be executed."""
@@ -154,7 +154,7 @@ def reference(text: str) -> str:
     Raises UdiError.
     """
     kind, colon, name = text.partition(":")
-    if not colon or kind not in _TYPES:
+    if not colon or kind not in TYPES:
         return text
     if not name:
         raise UdiError(f"image {text!r}: nothing after {kind}:", "write docker:NAME[:TAG]")
@@ -208,7 +208,7 @@ def _long(name: str) -> tuple[str, str]:
 def _short(values: dict[str, list[str]], letters: str, words: list[str]) -> None:
     while letters:
         letter, letters = letters[0], letters[1:]
-        kind = _SHORT.get(letter)
+        kind = SHORT.get(letter)
         if kind is None:
             raise UdiError(f"unknown option -{letter}", "see shifter --help")
         if kind == NONE:

@@ -22,11 +22,13 @@ from rootless_udi.launch import command, joinplan
 from rootless_udi.node import launcher, publish
 from rootless_udi.node.record import state_of
 from rootless_udi.plan import options
+from rootless_udi.shifter import options as shifter
 from tests.kit.places import TREE
 
 pytestmark = pytest.mark.needs("joiner")
 
 C = str(TREE / "build/joiner/udi-run")
+SHIFTER = str(TREE / "build/joiner/shifter")
 PYTHON = (sys.executable, "-I", "-S", "-X", "utf8=1", "-X", "ignored=", str(TREE / "bin/udi-run"))
 ALIVE = f"{os.getpid()} {process.started(os.getpid())}"
 Fields = list[tuple[str, str]]
@@ -85,15 +87,25 @@ def called(request: options.Request, env: dict[str, str]) -> tuple[str, str]:
     return launcher.key(request, kept or who, env) if kept or who else ("", "")
 
 
-def same(argv: list[str], env: dict[str, str]) -> str:
+def decided_by_shifter(argv: list[str], env: dict[str, str]) -> "tuple[int, Fields]":
+    """Return what the Python program called `shifter` prints."""
+    try:
+        words = shifter.translate(argv, env)
+    except UdiError as error:
+        return error.status, []
+    status, found = (0, []) if words is None else decided(["--shifter", *words], env)
+    return shifter.status(status), found
+
+
+def same(argv: list[str], env: dict[str, str], program: str = C) -> str:
     """Compare both; return who answered where C was asked."""
-    status, found, error = asked((C,), argv, env)
+    status, found, error = asked((program,), argv, env)
+    wanted = (decided if program == C else decided_by_shifter)(argv, env)
     if found and found[0][0] == "by":
         by = found.pop(0)[1]
-        wanted = decided(argv, env)
         assert (status, found) == (wanted[0], wanted[1][1:]), error
         return by
-    assert status == decided(argv, env)[0], error
+    assert status == wanted[0], error
     return ""
 
 
@@ -202,6 +214,103 @@ def test_both_decide_alike(
         name, key = "x", ""
     write(place, name, [("request", key), ("user", "1"), ("mnt", "2"), *record], damage)
     same(argv, env)
+
+
+FILE = st.binary(max_size=40) | st.lists(
+    st.sampled_from(
+        [b"A=1", b"B=", b"#", b"\n", b"\r\n", b" ", b"=", b"\xc2\xa0", b"\xff", b"\x1c", b"Z= x "]
+    ),
+    max_size=9,
+).map(b"".join)
+
+
+@settings(max_examples=100, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(content=FILE, more=ENVIRON)
+def test_files_of_variables_are_read_alike(
+    place: Path, content: bytes, more: dict[str, str]
+) -> None:
+    file = place.parent / "variables"
+    file.write_bytes(content)
+    argv = ["--share=job", "--env-file", str(file), "--env=A=own", "img"]
+    env = environment(place, {name: more[name] for name in more if name != "UDI_IMAGE"})
+    try:
+        name, key = called(options.parse(argv, env), env)
+    except UdiError:
+        name, key = "x", ""
+    write(place, name, [("request", key), ("user", "1"), ("mnt", "2")], None)
+    same(argv, env)
+
+
+def test_a_file_of_variables_is_read_in_c(place: Path) -> None:
+    file = place.parent / "variables"
+    file.write_bytes("# two\n\n A=1 \nB=é  x\r\nC==\n".encode())
+    env = usual(place, ["--share=job", f"--env-file={file}", "img"], True)
+    assert same(["--share=job", f"--env-file={file}", "img"], env) == "c"
+    for other in ("/nowhere", "/dev/null", "/"):
+        assert same(["--share=job", f"--env-file={other}", "img"], env) != "c"
+
+
+SHIFTER_LONG = [f"--{name[:n]}" for name in shifter.LONG for n in (len(name) - 1, len(name))]
+SHIFTER_IMAGE = st.sampled_from(
+    ["img", "docker:img", "custom:/x.sqfs", "local:/x", "local:x", "id:" + "aB" * 32, "id:7", "id:"]
+)
+SHIFTER_WORD = (
+    st.sampled_from(["--", "-", "-Ev", "-n", "-nE", "-wA", "-w", "-eA=1", "-e", "A=", "A=b=", "-h"])
+    | st.sampled_from(SHIFTER_LONG)
+    | st.builds("{}={}".format, st.sampled_from(SHIFTER_LONG), VALUE | SHIFTER_IMAGE)
+    | st.sampled_from(["--en", "--entry=/x", "-i", "-m", "none", "-V", "/a:/b", "/x/slurm_script"])
+    | SHIFTER_IMAGE
+    | VALUE
+)
+SHIFTER_NAMES = [
+    *("SHIFTER_IMAGETYPE", "SHIFTER_IMAGE", "SHIFTER_IMAGEREQUEST", "SHIFTER_VOLUME"),
+    *("SHIFTER_MODULE", "SLURM_SPANK_SHIFTER_IMAGEREQUEST", "SLURM_SPANK_SHIFTER_VOLUME"),
+    *("SHELL", "SLURM_JOB_ID", "UDI_IMAGE", "UDI_VOLUME", "UDI_SHARE", "UDI_KEEP"),
+]
+SHIFTER_ENVIRON = st.dictionaries(
+    st.sampled_from(SHIFTER_NAMES) | NAME,
+    VALUE | SHIFTER_IMAGE | st.sampled_from(["id", "docker", "/bin/sh", "/bin/bash"]),
+    max_size=6,
+)
+
+
+@settings(max_examples=150, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(argv=st.lists(SHIFTER_WORD, max_size=5), more=SHIFTER_ENVIRON, image=st.booleans())
+def test_shifter_decides_alike(
+    place: Path, argv: list[str], more: dict[str, str], image: bool
+) -> None:
+    argv = ["--image=docker:img", *argv] if image else argv
+    env = environment(place, {"UDI_SHARE": "job", **more})
+    name, key = "", ""
+    try:
+        words = shifter.translate(argv, env)
+        if words is not None:
+            name, key = called(options.parse(["--shifter", *words], env), env)
+    except UdiError:
+        pass
+    write(place, name or "x", [("request", key), ("user", "1"), ("mnt", "2")], None)
+    same(argv, env, SHIFTER)
+
+
+@pytest.mark.parametrize(
+    ("argv", "more"),
+    [
+        (["--image=docker:img:1", "--volume=/a:/b;/c:/d", "a", "-x"], {}),
+        (["-EV", "/a:/b", "--mod=gpu", "-i", "custom:x.sqfs", "--", "a"], {}),
+        (["a"], {"SHIFTER_IMAGETYPE": "id", "SHIFTER_IMAGE": "AB" * 32, "SHIFTER_MODULE": "mpich"}),
+        ([], {"SLURM_SPANK_SHIFTER_IMAGEREQUEST": "img", "SHELL": "/bin/bash"}),
+        (["--entry=/e", "-eA=b", "-w/x", "a"], {"UDI_IMAGE": "img"}),
+    ],
+)
+def test_what_is_usual_of_shifter_is_decided_in_c(
+    place: Path, argv: list[str], more: dict[str, str]
+) -> None:
+    env = environment(place, {"UDI_SHARE": "job", **more})
+    words = shifter.translate(argv, env)
+    assert words is not None
+    name, key = called(options.parse(["--shifter", *words], env), env)
+    write(place, name, [("request", key), ("user", "1"), ("mnt", "2")], None)
+    assert same(argv, env, SHIFTER) == "c"
 
 
 USUAL = [

@@ -52,6 +52,31 @@ def test_a_join_opens_at_most_8_files_and_no_interpreter(
     assert not any("python" in line for line in calls[:joined])
 
 
+@pytest.mark.needs("strace")
+def test_shifter_joins_too(user: User, image: Path, tmp_path: Path) -> None:
+    """Without an interpreter, with its exit statuses, its variables and those of a file."""
+    user.env["PATH"] = f"{TREE}/build/joiner:{user.env['PATH']}"
+    words = ("shifter", f"--image=custom:{image}", "--env-file=variables", "--env=B=own")
+    (tmp_path / "variables").write_text("A=1\nB=2\n")
+    env = {"UDI_SHARE": "job", "MODULEPATH": "kept"}
+    log = tmp_path / "log"
+    with counted(user):
+        holder = user.popen(
+            *words, "sh", "-c", "echo; read x", stdin=-1, stdout=-1, env=env, cwd=tmp_path
+        )
+        assert holder.stdout is not None and holder.stdout.readline()
+        shell = "echo $A $B $MODULEPATH $SHIFTER_RUNTIME; exit 9"
+        strace = ("strace", "-f", "-o", log, "-e", "trace=execve")
+        done = user.run(*strace, *words, "sh", "-c", shell, env=env, cwd=tmp_path)
+        assert (done.stdout, done.returncode) == ("1 own kept 1\n", 9), done.stderr
+        assert "python" not in log.read_text()
+        done = user.run(*words, "nowhere", env={**env, "PMI_RANK": "3"}, cwd=tmp_path)
+        assert done.returncode == 127 and done.stderr.startswith("shifter: rank 3 on ")
+        done = user.run(*words, "/etc", env=env, cwd=tmp_path)
+        assert done.returncode == 127 and done.stderr.startswith("shifter: /etc: not executable")
+        holder.communicate("\n", timeout=60)
+
+
 def test_closed_descriptors_stay_closed(user: User, image: Path, one: Rank) -> None:
     """No file of ours gets the number of a standard one; the command finds it closed."""
     words = f"exec {' '.join(JOIN)} {image} sh -c 'readlink /proc/self/fd/0 || echo closed' <&-"

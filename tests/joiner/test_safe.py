@@ -15,6 +15,7 @@ from joiner import build
 from rootless_udi.base import process
 from rootless_udi.node import launcher, publish
 from rootless_udi.plan import options
+from rootless_udi.shifter import options as shifter
 
 pytestmark = pytest.mark.needs("gcc")
 
@@ -33,12 +34,32 @@ WORDS = [
         "\x01",
         "-x",
         "--shifter",
+        "--env-file=variables",
         "a" * 99,
     ),
+]
+SHIFTER_WORDS = [
+    *(
+        "--",
+        "-",
+        "-n",
+        "-nEe",
+        "A=b",
+        "--e",
+        "--env=",
+        "--entry",
+        "-wx",
+        "-w",
+        "--=",
+        "-V",
+        "/a:/b",
+    ),
+    *("--im=id:" + "aB" * 32, "-iid:", "-ilocal:x", "-i", "--module", "--env-f=variables", "\xff"),
 ]
 NAMES = [
     *("PATH", "PWD", "HOME", "UDI_IMAGE", "UDI_SHARE", "UDI_VOLUME", "NVIDIA_VISIBLE_DEVICES"),
     *("CUDA_VISIBLE_DEVICES", "PMI_RANK", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID"),
+    *("SHIFTER_IMAGE", "SHIFTER_IMAGETYPE", "SHIFTER_IMAGEREQUEST", "SHIFTER_VOLUME", "SHELL"),
     *("PBS_JOBID", "JOB_ID", "SGE_TASK_ID", "LD_PRELOAD", "CONDA_", "BASH_FUNC_ml", "A", ""),
 ]
 VALUES = [
@@ -108,12 +129,22 @@ def one(program: Path, place: Path, seed: int) -> None:
     """Run the program once; nothing but a clean end may come of it."""
     chance = random.Random(seed)
     env = environment(chance, place)
+    called = chance.choice((b"udi-run", b"udi-run", b"/x/shifter"))
     argv = [b"--share=job", *words(chance, 3), b"img", *words(chance, 4)]
     argv = argv[chance.randrange(5) == 0 :]
+    if called.endswith(b"shifter"):
+        env |= {b"UDI_SHARE": b"job"}
+        argv = [os.fsencode(chance.choice(SHIFTER_WORDS)) for _ in range(chance.randrange(5))]
+        argv = [b"--image=docker:img", *argv][chance.randrange(5) == 0 :]
+    (place / "variables").write_bytes(
+        chance.choice((b"A=1\n\r B=x ", b"#\n=", chance.randbytes(9)))
+    )
     text = [os.fsdecode(word) for word in argv]
     name, key = "x", ""
     try:
         seen = {os.fsdecode(k): os.fsdecode(v) for k, v in env.items()}
+        if called.endswith(b"shifter"):
+            text = ["--shifter", *(shifter.translate(text, seen) or ())]
         request = options.parse(text, seen)
         name, key = launcher.key(request, "name job", seen)
     except Exception:
@@ -124,11 +155,11 @@ def one(program: Path, place: Path, seed: int) -> None:
         old.unlink()
     (state / f"{name}.2").touch(mode=0o600)
     (state / f"{name}.2").write_bytes(record(chance, key))
-    argv = [] if chance.randrange(99) == 0 else [b"udi-run", *argv]
+    argv = [] if chance.randrange(99) == 0 else [called, *argv]
     # With a folder to start in: posix_spawn(3), by Python 3.13 and later, takes no empty argv[0].
     argv = argv or [b""]
     done = subprocess.run(argv, executable=program, env=env, cwd=place, capture_output=True)
-    assert done.returncode in (0, 125), (seed, done.returncode, done.stderr)
+    assert done.returncode in (0, 125, 1), (seed, done.returncode, done.stderr)
     assert b"Sanitizer" not in done.stderr and b"runtime error" not in done.stderr, seed
 
 
