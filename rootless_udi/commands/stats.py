@@ -10,7 +10,7 @@ from rootless_udi.commands.common.given import Arguments
 from rootless_udi.commands.common.parsers import Parsers, add_json, command
 from rootless_udi.config import load
 
-_COLUMNS = ("day", "lookups", "users", "images", "pulls", "failures")
+_COLUMNS = ("day", "lookups", "starts", "users", "images", "pulls", "failures")
 
 
 def add(commands: Parsers) -> None:

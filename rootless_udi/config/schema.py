@@ -4,6 +4,7 @@ A check is a function that takes a value as `tomllib` gives it. It returns the v
 holds it, or raises `Wrong`.
 """
 
+import ipaddress
 from collections.abc import Callable
 from typing import Any
 
@@ -187,6 +188,24 @@ def gateway(value: Any) -> str:
     raise Wrong(f"{value!r} is no gateway's address", "unix:/PATH, http://HOST:PORT, https://HOST")
 
 
+def datagrams(value: Any) -> str:
+    """Check an address for datagrams. Names of hosts are refused: a start would ask for them."""
+    where = text(value)
+    host, _, port = where.rpartition(":")
+    if where.startswith("unix:/"):
+        return where
+    try:
+        ipaddress.ip_address(host[1:-1] if host[:1] == "[" else host)
+        if port.isascii() and port.isdecimal() and 0 < int(port) < 65536:
+            return where
+    except ValueError:
+        pass
+    raise Wrong(
+        f"{value!r} is no address for datagrams",
+        "unix:/PATH, or an IP address and a port: 10.1.2.3:7007",
+    )
+
+
 SITE_KEYS: dict[str, tuple[str, Check]] = {
     "site.name": ("name", text),
     "store.path": ("store", path),
@@ -204,6 +223,8 @@ SITE_KEYS: dict[str, tuple[str, Check]] = {
     "cache.limit": ("cache_limit", size),
     "gateway.address": ("gateway", gateway),
     "gateway.munge_socket": ("gateway_munge", path),
+    "gateway.starts": ("gateway_starts", datagrams),
+    "gateway.starts_user": ("gateway_starts_user", truth),
     "gpu.cdi_spec_dirs": ("cdi_spec_dirs", paths),
     "state.directories": ("state_directories", paths),
     "user.cwd": ("cwd", truth),

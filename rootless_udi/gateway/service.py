@@ -20,6 +20,7 @@ from rootless_udi.gateway.limits import Limits
 from rootless_udi.gateway.member import GatewayMember
 from rootless_udi.gateway.people import Asker, Denied, Forbidden, People
 from rootless_udi.gateway.queue import Queue
+from rootless_udi.gateway.starts import StartCounter
 from rootless_udi.gateway.statistics import Metrics
 from rootless_udi.gateway.tables import IMAGES, LOOKUPS
 from rootless_udi.plan.reference import Platform, Reference
@@ -56,6 +57,7 @@ class Service:
         workers: int,
         limits: Limits,
         rules: Rules | None = None,
+        starts: StartCounter | None = None,
     ) -> None:
         self.store, self.database, self.site, self.systems = store, database, site, systems
         self.machine = os.uname().machine
@@ -64,6 +66,7 @@ class Service:
         self.member = GatewayMember(database, self.queue, self._complete, self.forget)
         self.metrics = Metrics()
         self.rules = rules or Rules()
+        self.starts = starts or StartCounter(database, None)
         self._clock = Clock()
         self._people = people
         self._limits = limits
@@ -92,6 +95,7 @@ class Service:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.member.run)
             nursery.start_soon(self._count_on)
+            nursery.start_soon(self.starts.run)
 
     def forget(self) -> None:
         """Have the database asked again for all that is known of it."""
@@ -270,7 +274,8 @@ class Service:
             await self.write_counts()
 
     async def write_counts(self) -> None:
-        """Write the lookups that were counted; where that fails, the next time."""
+        """Write lookups and starts that were counted; where that fails, the next time."""
+        await self.starts.write()
         # Under a lock: who asks for them to be written waits for those that are being written too.
         async with self._counting:
             rows = [self._counted.popleft() for _ in range(len(self._counted))]

@@ -6,7 +6,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from sqlalchemy import Connection, func, select
 
-from rootless_udi.gateway.tables import IMAGES, JOBS, LOOKUPS
+from rootless_udi.gateway.tables import IMAGES, JOBS, LOOKUPS, STARTS
 
 _TOP = 10
 
@@ -22,6 +22,9 @@ def by_day(connection: Connection, since: float) -> dict[str, Any]:
         _row(days, day)["lookups"] += 1
         users.setdefault(day, set()).add(uid)
         images.setdefault(day, set()).add(digest)
+    starts = select(STARTS.c.time).where(STARTS.c.time >= since)
+    for (when,) in connection.execute(starts):
+        _row(days, _day(when))["starts"] += 1
     ended = select(JOBS.c.changed, JOBS.c.state).where(JOBS.c.changed >= since)
     for when, state in connection.execute(ended.where(JOBS.c.state.in_(("READY", "FAILURE")))):
         _row(days, _day(when))["pulls" if state == "READY" else "failures"] += 1
@@ -55,7 +58,7 @@ def _day(seconds: float) -> str:
 
 
 def _row(days: dict[str, dict[str, Any]], day: str) -> dict[str, Any]:
-    empty = {"day": day, "lookups": 0, "pulls": 0, "failures": 0}
+    empty = {"day": day, "lookups": 0, "starts": 0, "pulls": 0, "failures": 0}
     return days.setdefault(day, empty)
 
 

@@ -99,6 +99,19 @@ LOOKUPS = Table(
     Index("lookups_time", "time"),
 )
 
+STARTS = Table(
+    "starts",
+    METADATA,
+    # What tells one datagram from another; one that arrives twice is one row.
+    Column("id", String(32), primary_key=True),
+    Column("time", Float, nullable=False),
+    # A uid, its hash ("h..."), or "-" where the site does not want to know.
+    Column("user", String(32), nullable=False),
+    # The digest of an image of the catalogue, "" for any other.
+    Column("digest", String(135), nullable=False),
+    Index("starts_time", "time"),
+)
+
 TOKENS = Table(
     "tokens",
     METADATA,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
+    from rootless_udi.launch.counted import Count
     from rootless_udi.launch.holding import Hold
     from rootless_udi.node.election import Election
     from rootless_udi.plan.environment import Operation
@@ -79,13 +80,8 @@ def build(
     made = prepare(request, environ, found)
     for text in () if request.quiet else made.warnings:
         complain("udi-run", f"warning: {text}")
-    defaults = command.Defaults(
-        _operations(made.before),
-        _operations(made.after),
-        made.entrypoint,
-        made.command,
-        made.workdir,
-    )
+    around = (_operations(made.before), _operations(made.after))
+    defaults = command.Defaults(*around, made.entrypoint, made.command, made.workdir)
     words = command.argv(request, defaults)
     env = command.variables(environ, request, defaults, own)
     names = command.workdir(request, defaults, current(environ))
@@ -93,6 +89,7 @@ def build(
         _extract(made, resolve.all_stores(found.site, environ))
     if made.hooks:  # before pivot_root(2): afterwards our files may be unreachable
         from rootless_udi.launch import hooks
+    count = _counter(found.site)
     hold = _hold(request, environ, found, made, keep) if keep else None
     helper.keeps = hold is not None
     helper.volumes = _volumes(made)
@@ -111,6 +108,8 @@ def build(
     helper.close()
     if election is not None:
         election.release()
+    if count is not None:
+        count.send(made.digest, made.image)
     if request.verbose:
         _say(made, found)
     if lost:
@@ -235,6 +234,15 @@ def _bundle() -> None:
         from rootless_udi import bundle
 
         bundle.write(package)
+
+
+def _counter(site: "Site") -> "Count | None":
+    """Return what tells the gateway of this start; before pivot_root(2)."""
+    if not site.gateway_starts:
+        return None
+    from rootless_udi.launch import counted
+
+    return counted.begin(site)
 
 
 def _operations(environment: "Sequence[object]") -> "list[Operation]":

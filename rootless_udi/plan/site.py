@@ -63,6 +63,10 @@ class Site(Record):
     """The image gateway's address: "unix:/PATH" or a URL; empty: there is none."""
     gateway_munge: str = ""
     """The socket of the munged that the gateway's clients ask; empty: munge's usual one."""
+    gateway_starts: str = ""
+    """Where each start sends a datagram, to be counted: "unix:/PATH" or "ADDRESS:PORT"."""
+    gateway_starts_user: bool = True
+    """Whether the datagram says who starts."""
     pull: str = "missing"
     """"missing", "never" or "always"."""
     verify: str = "remote"

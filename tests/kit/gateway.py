@@ -54,8 +54,12 @@ class Gateway:
         with open(self.log, "a") as log:
             self.process = self.user.popen(*words, stdout=subprocess.PIPE, stderr=log, env=env)
         assert self.process.stdout is not None
-        self.said = [self.process.stdout.readline().strip() for _ in range(2)]
-        assert self.said[-1].endswith(str(self.socket)), (self.said, self.log.read_text())
+        lines = 3 if any(str(one).startswith("--starts") for one in self.options) else 2
+        self.said = [self.process.stdout.readline().strip() for _ in range(lines)]
+        assert self.said[-1].endswith(str(self.socket)) or lines == 3, (
+            self.said,
+            self.log.read_text(),
+        )
         return self
 
     @property
