@@ -39,6 +39,7 @@ from rootless_udi.commands import (
     prune,
     ps,
     pull,
+    push,
     rm,
     run,
     search,
@@ -58,7 +59,7 @@ from rootless_udi.version import VERSION
 
 COMMANDS = (
     *(run, shell, pull, images, rm, prune, df, verify, tag, export, import_, history),
-    *(update, search, tags),
+    *(update, search, tags, push),
     *(inspect, login, logout, extract, ps, exec_, stop, bundle, profile, optimize, completion),
     *(config, mpi, gpu, doctor, site, check, jupyter, gateway, share, stats),
 )

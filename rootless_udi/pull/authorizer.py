@@ -174,10 +174,10 @@ class Authorizer:
         """Get a token from the token server; return it and how many seconds it is good for."""
         found = self._lookup(self.registry, self.repository)
         realm = parameters["realm"]
-        asked = {}
+        asked: dict[str, Any] = {}
         if self._scope:
             # Not the challenge's scope: this is all that is wanted.
-            asked["scope"] = self._scope
+            asked["scope"] = self._scope.split()
         if parameters.get("service"):
             asked["service"] = parameters["service"]
         insecure = parties.lenient(self._insecure, realm, base)
@@ -188,13 +188,14 @@ class Authorizer:
         headers = {"Accept": "application/json"}
         if found and found.token:
             form = {**asked, "grant_type": "refresh_token", "client_id": "rootless_udi"}
-            form["refresh_token"] = found.token
+            form |= {"refresh_token": found.token, "scope": self._scope}
             headers["Content-Type"] = "application/x-www-form-urlencoded"
             data = urllib.parse.urlencode(form).encode()
             reply = self._transport.get(realm, headers, given, insecure, "POST", data)
         else:
             mark = "&" if "?" in realm else "?"
-            url = realm + mark + urllib.parse.urlencode(asked)
+            # A scope each, as Docker does.
+            url = realm + mark + urllib.parse.urlencode(asked, doseq=True)
             reply = self._transport.get(url, headers, given, insecure)
         try:
             body = reply.read_all(_TOKEN_MAX, what).decode("utf-8", "replace")

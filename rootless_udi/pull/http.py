@@ -11,7 +11,7 @@ import socket
 import ssl
 import threading
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.pull import parties, proxies
@@ -34,6 +34,8 @@ _BUNDLES = (
 )
 
 
+Body = bytes | Iterable[bytes]
+"""What is sent. It is gone through again where it is sent again, and so is no iterator."""
 _Place = tuple[Origin, bool, str]
 """Where a connection leads, whether its certificate went unchecked, and through which proxy."""
 
@@ -129,7 +131,7 @@ class Transport:
         given: Pass = parties.NOTHING,
         insecure: bool = False,
         method: str = "GET",
-        body: bytes | None = None,
+        body: Body | None = None,
     ) -> Reply:
         """Return the answer after redirects, whatever its status.
 
@@ -152,11 +154,11 @@ class Transport:
             location = reply.headers.get("Location", "")
             reply.read_some(1 << 16)
             reply.close()
-            url = _target(url, location, insecure, visited[0])
+            url = target(url, location, insecure, visited[0])
         raise UdiError(f"GET {url} failed: more than {_REDIRECTS_MAX} redirects")
 
     def _once(
-        self, method: str, url: str, headers: dict[str, str], body: bytes | None, insecure: bool
+        self, method: str, url: str, headers: dict[str, str], body: Body | None, insecure: bool
     ) -> Reply:
         scheme, host, port = origin(url)
         proxy = self._proxies.of(scheme, host, port)
@@ -190,8 +192,10 @@ class Transport:
                 self._drop(connection)
                 if isinstance(error, UnicodeError):
                     raise UdiError(f"GET {url} failed: {host!r} is no host name") from None
-                # A kept connection, which the server may have closed meanwhile: try a new one.
-                if not fresh and isinstance(error, OSError | http.client.HTTPException):
+                # A kept connection, which the server may have closed meanwhile: try a new one. Of a
+                # PATCH the server may have taken a part, which it would have twice.
+                again = not fresh and method != "PATCH"
+                if again and isinstance(error, OSError | http.client.HTTPException):
                     continue
                 self.stop.check()
                 raise
@@ -274,20 +278,20 @@ class Transport:
         return context
 
 
-def _target(url: str, location: str, insecure: bool, asked: str) -> str:
-    """Return where a redirect leads; `insecure` is about the host of `asked`, the first URL."""
+def target(url: str, location: str, insecure: bool, asked: str, method: str = "GET") -> str:
+    """Return where a Location leads; `insecure` is about the host of `asked`, the first URL."""
     if not location:
-        raise UdiError(f"GET {url} failed: it redirects to nowhere")
+        raise UdiError(f"{method} {url} failed: it redirects to nowhere")
     # http.client decodes headers as Latin-1; these are the bytes that were sent.
     location = urllib.parse.quote(location.encode("latin-1", "replace"), safe=_SAFE)
     try:
         target = urllib.parse.urljoin(url, location)
     except ValueError as error:
-        raise UdiError(f"GET {url} failed: it redirects to {location!r}: {error}") from None
+        raise UdiError(f"{method} {url} failed: it redirects to {location!r}: {error}") from None
     secure = origin(url)[0] == "https" and origin(target)[0] != "https"
     if secure and not parties.lenient(insecure, target, asked):
         raise UdiError(
-            f"GET {url} failed: it redirects from https to plain http",
+            f"{method} {url} failed: it redirects from https to plain http",
             "--insecure allows it on the registry's own host",
         )
     return target

@@ -148,6 +148,7 @@ class _Pull:
         resolved: Resolved | None = None
         try:
             resolved = await self._in_thread(source.resolve, self._platform)
+            self._wanted = list({x.digest: x for x in resolved.manifest.layers}.values())
             name = name or resolved.name
             if not name:
                 raise UdiError(
@@ -274,7 +275,6 @@ class _Pull:
 
     async def _merge(self, source: Source, resolved: Resolved, target: str) -> dict[str, Any]:
         """Fetch the layers and make the squashfs file `target`; return the image's facts."""
-        self._wanted = list({x.digest: x for x in resolved.manifest.layers}.values())
         await trio.to_thread.run_sync(self._check_room, source, self._wanted)
         self._progress.stage("fetch", resolved.digest)
         paths = await self._fetch(source, source.order(self._wanted))

@@ -27,7 +27,7 @@ _CHUNK = 1 << 18
 _SLOW_BYTES = 1 << 16
 PAGES = 1000
 """Most pages of a list of tags or repositories that are read."""
-_RENEWALS = 2
+RENEWALS = 2
 """How often a request is repeated with another Authorization: the first had none, the second one
 that had expired."""
 
@@ -235,7 +235,7 @@ class Endpoint:
             if not parties.at_home(reply.visited, base):
                 self._elsewhere(reply, body, tries, what)
                 continue
-            if reply.status in (400, 401, 403) and renewals < _RENEWALS:
+            if reply.status in (400, 401, 403) and renewals < RENEWALS:
                 renewals += 1
                 if self._authorizer.refused(reply, base, right):
                     continue

@@ -41,6 +41,7 @@ REFUSED = {
     *("jupyter.install", "jupyter.list", "jupyter.remove", "jupyter.start"),
     *("check", "exec", "login", "logout", "mpi.capture", "profile", "ps", "run", "shell"),
     *("gateway.audit", "gateway.expire", "gateway.serve", "gateway.token", "share", "stats"),
+    "push",
     "site.add_site",
     "stop",
 }

@@ -24,6 +24,11 @@ _SAID = {
 }
 
 
+def _label(digest: str) -> str:
+    """Return what a blob is called: a layer by its digest, what is pushed by its name."""
+    return f"layer {names.digits(digest)}" if ":" in digest else digest
+
+
 class _Total:
     """What was fetched and how long it took, as text for the last line."""
 
@@ -58,7 +63,7 @@ class Lines(Silent):
     def blob(self, digest: str, done: int, total: int, state: str) -> None:
         self._total.layers[digest] = total
         if state == "done":
-            self._say(f"layer {names.digits(digest)}: {total / 1e6:.1f} MB")
+            self._say(f"{_label(digest)}: {total / 1e6:.1f} MB")
 
     def note(self, text: str) -> None:
         self._say(f"note: {text}")
@@ -86,7 +91,7 @@ class Bars(Silent):
 
     def blob(self, digest: str, done: int, total: int, state: str) -> None:
         self._total.layers[digest] = total
-        task = self._task(digest, f"layer {names.digits(digest)}", total)
+        task = self._task(digest, _label(digest), total)
         self._display.update(task, completed=done)
 
     def convert(self, done: int) -> None:
