@@ -1,9 +1,10 @@
 """A directory behind a network that takes 1 ms for each metadata operation: an NFS-like backing.
 
-    slowfs.py [--ms=1] BACKING MOUNTPOINT COMMAND [ARG...]
+    slowfs.py [--ms=1] [--reads] BACKING MOUNTPOINT COMMAND [ARG...]
 
 runs COMMAND in namespaces of its own, as the caller, with BACKING at MOUNTPOINT through a FUSE
-server that sleeps before each look-up, stat, create, open, rename and remove; data passes freely.
+server that sleeps before each look-up, stat, create, open, rename and remove; data passes freely,
+or with --reads at the same cost for each read of a file or of a folder.
 It speaks the raw protocol (linux/fuse.h), since fuse libraries need more to be installed.
 """
 
@@ -76,6 +77,10 @@ class Server:
             27: self.opendir,
             35: self.create,
         }
+
+    def slow_reads(self) -> None:
+        for opcode in (15, 28):
+            self.slow[opcode] = self.quick.pop(opcode)
 
     def serve(self, fuse: int) -> None:
         while True:
@@ -253,7 +258,8 @@ class Server:
 def main() -> None:
     words = sys.argv[1:]
     seconds = float(words.pop(0)[5:]) / 1000 if words[0].startswith("--ms=") else 0.001
-    backing, mountpoint, *command = words
+    reads = words[0] == "--reads"
+    backing, mountpoint, *command = words[reads:]
     uid, gid = os.getuid(), os.getgid()
     root = os.open(backing, os.O_RDONLY | os.O_DIRECTORY)
     check(LIBC.unshare(0x10000000 | 0x20000), "unshare")
@@ -278,7 +284,10 @@ def main() -> None:
         os.set_inheritable(root, False)
         # It lives in the mount's own namespace, so only the command's end can end it.
         check(LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL), "prctl")
-        Server(f"/proc/self/fd/{root}/.", seconds).serve(fuse)
+        server = Server(f"/proc/self/fd/{root}/.", seconds)
+        if reads:
+            server.slow_reads()
+        server.serve(fuse)
         os._exit(0)
     os.close(fuse)
     os.close(root)

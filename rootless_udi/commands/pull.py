@@ -138,14 +138,15 @@ def options_for(
 
     return pipeline.Options(
         platform=platform,
-        compression=_compression(site),
+        compression=compression_of(site),
         insecure=insecure or reference.registry in site.insecure,
         mirrors=dict(site.mirrors),
         believed=believed(site),
     )
 
 
-def _compression(site: Site) -> str:
+def compression_of(site: Site) -> str:
+    """Return the site's compression in the words of --compression."""
     # none and lz4 have no levels.
     plain = site.compression in ("none", "lz4")
     return site.compression if plain else f"{site.compression}:{site.compression_level}"

@@ -35,6 +35,7 @@ from rootless_udi.commands import (
     logout,
     mpi,
     optimize,
+    pack,
     profile,
     prune,
     ps,
@@ -58,7 +59,7 @@ from rootless_udi.commands.common.given import Arguments
 from rootless_udi.version import VERSION
 
 COMMANDS = (
-    *(run, shell, pull, images, rm, prune, df, verify, tag, export, import_, history),
+    *(run, shell, pull, images, rm, prune, df, verify, tag, export, pack, import_, history),
     *(update, search, tags, push),
     *(inspect, login, logout, extract, ps, exec_, stop, bundle, profile, optimize, completion),
     *(config, mpi, gpu, doctor, site, check, jupyter, gateway, share, stats),

@@ -48,33 +48,34 @@ class Again(Exception):
     """Raised by a feed: what it wrote is to be thrown away, and the feed called once more."""
 
 
-def build(target: str, compression: str, feed: Feed, writer: str = "") -> None:
+def build(target: str, compression: str, feed: Feed, writer: str = "", called: str = "") -> None:
     """Write the squashfs file `target` from the tar that `feed` writes through its argument.
 
     `compression` is "zstd[:1-22]", "gzip[:1-9]", "lzo[:1-9]", "lz4", "xz" or "none"; zstd is level
-    3 where none is given. `writer` is the path or name of a tar2sqfs or mksquashfs to use. Raises
-    UdiError where there is no writer, it fails, or the disk is full; what `feed` raises passes
-    through; then there is no `target`. The caller chooses a name that nobody reads yet, and has the
-    file flushed to disk (fsync(2)).
+    3 where none is given. `writer` is the path or name of a tar2sqfs or mksquashfs to use; `called`
+    is the file's name in errors, if `target` is the link of an open one in /proc. Raises UdiError
+    where there is no writer, it fails, or the disk is full; what `feed` raises passes through; then
+    there is no `target`. The caller chooses a name that nobody reads yet, and has the file flushed
+    to disk (fsync(2)).
     """
     argv = command(target, compression, writer or find(compression))
     try:
         while True:
             try:
-                _write(argv, target, feed)
+                _write(argv, target, feed, called or target)
                 break
             except Again:
                 _unlink(target)
         if not _is_tar2sqfs(argv[0]):
             _settle_root(target)
-        check(target)
+        check(target, called)
     except BaseException:
         _unlink(target)
         raise
 
 
 def _unlink(path: str) -> None:
-    if os.path.lexists(path):
+    if os.path.lexists(path) and not path.startswith("/proc/"):
         os.unlink(path)
 
 
@@ -141,7 +142,7 @@ def _is_tar2sqfs(writer: str) -> bool:
     return "tar2sqfs" in os.path.basename(writer)
 
 
-def _write(argv: list[str], target: str, feed: Feed) -> None:
+def _write(argv: list[str], target: str, feed: Feed, called: str) -> None:
     env = {**os.environ, "LC_ALL": "C"}
     env.pop("SOURCE_DATE_EPOCH", None)  # fatal to mksquashfs together with -mkfs-time
     said = os.memfd_create("stderr")
@@ -177,7 +178,7 @@ def _write(argv: list[str], target: str, feed: Feed) -> None:
         if status and "I/O error" in text:
             text += _write_error(output)  # tar2sqfs does not say which error
     if status or broken:
-        raise _failure(os.path.basename(argv[0]), "writing", target, status, text)
+        raise _failure(os.path.basename(argv[0]), "writing", called, status, text)
 
 
 def _close(pipe: object) -> None:
@@ -237,7 +238,7 @@ def _write_error(file: FileIO) -> str:
     return ""
 
 
-def check(path: str) -> None:
+def check(path: str, called: str = "") -> None:
     """Raise UdiError where `path` is no squashfs 4.0 file, or shorter than it says it is.
 
     Looks at the superblock alone (Documentation/filesystems/squashfs.rst of the kernel).
@@ -254,7 +255,7 @@ def check(path: str) -> None:
         why = str(error)
     if why:
         raise UdiError(
-            f"reading {path} failed: corrupt squashfs: {why}",
+            f"reading {called or path} failed: corrupt squashfs: {why}",
             "remove the image and pull it again, or copy the file again",
         )
 

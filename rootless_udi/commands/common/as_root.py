@@ -39,7 +39,7 @@ NOBODY = {"doctor", "search", "site.capture", "site.list_sites", "site.show", "t
 """Done by nobody: they need no account, only one that is not root's."""
 REFUSED = {
     *("jupyter.install", "jupyter.list", "jupyter.remove", "jupyter.start"),
-    *("check", "exec", "login", "logout", "mpi.capture", "profile", "ps", "run", "shell"),
+    *("check", "exec", "login", "logout", "mpi.capture", "pack", "profile", "ps", "run", "shell"),
     *("gateway.audit", "gateway.expire", "gateway.serve", "gateway.token", "share", "stats"),
     "push",
     "site.add_site",
