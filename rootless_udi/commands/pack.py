@@ -30,7 +30,7 @@ def add(commands: Parsers) -> None:
 
 def pack(arguments: Arguments) -> int:
     """udi pack: write the file, with the list of its windows, and print its path."""
-    from rootless_udi.layers import packing, squashfs_tools
+    from rootless_udi.layers import packing, squashfs_tools, tarwriter
     from rootless_udi.store import windows
 
     top, target = arguments.directory, arguments.file
@@ -49,7 +49,7 @@ def pack(arguments: Arguments) -> int:
         found = packing.look(top)
         total = 0
 
-        def feed(write: packing.Write) -> None:
+        def feed(write: tarwriter.Write) -> None:
             nonlocal total
             total = packing.write(top, found, first, write)
 

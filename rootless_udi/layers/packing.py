@@ -17,7 +17,7 @@ _PIECE = 1 << 20
 _AGAIN = "pack it when nobody writes there"
 
 
-class Found(Record):
+class Listed(Record):
     """The tree's names, below its top. `left_out` are sockets, FIFOs and devices."""
 
     directories: tuple[bytes, ...]
@@ -26,9 +26,9 @@ class Found(Record):
     left_out: tuple[bytes, ...]
 
 
-def look(top: str) -> Found:
+def look(top: str) -> Listed:
     """Return what is below the directory `top`; raises UdiError where it can't all be listed."""
-    kinds: dict[str, list[bytes]] = {name: [] for name in Found.FIELDS}
+    kinds: dict[str, list[bytes]] = {name: [] for name in Listed.FIELDS}
     folders = [b""]
     while folders:
         folder = folders.pop()
@@ -46,10 +46,10 @@ def look(top: str) -> Found:
                 folders.append(name)
             else:
                 kinds["files" if entry.is_file() else "left_out"].append(name)
-    return Found(*(tuple(sorted(kinds[name])) for name in Found.FIELDS))
+    return Listed(*(tuple(sorted(kinds[name])) for name in Listed.FIELDS))
 
 
-def write(top: str, found: Found, first: "Iterable[bytes]", out: Write) -> int:
+def write(top: str, found: Listed, first: "Iterable[bytes]", out: Write) -> int:
     """Write the tree to `out` as a tar, with the files `first` before others; return their bytes.
 
     Raises UdiError where a file can't be read, or changes meanwhile.
