@@ -33,9 +33,10 @@ ROOMS = {
     "shifter": ("base plan config store pull run", False),
     "forecast": ("base idmap plan mpi_inject host config store fuse version", False),
     "gateway": ("base plan config store pull shifter", False),
+    "ssh": ("base plan node serve launch", False),
     "commands": (
         "base idmap plan fuse mpi_inject host store config node serve launch run layers pull "
-        "shifter forecast gateway bundle version",
+        "shifter forecast gateway ssh bundle version",
         False,
     ),
     "__main__": ("commands", False),

@@ -5,10 +5,10 @@ import os
 from collections.abc import Sequence
 
 from rootless_udi.base import jsontext
-from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import page
 from rootless_udi.commands.common.given import Arguments, any_image
 from rootless_udi.commands.common.parsers import Parsers, add_json, command
+from rootless_udi.commands.common.words import split
 from rootless_udi.config import load
 from rootless_udi.plan import options
 from rootless_udi.plan.image import Image
@@ -114,26 +114,10 @@ def parsed(words: Sequence[str]) -> tuple[Arguments, Request]:
 
     Both kinds of options may stand before and after the image; behind "--" is the command.
     """
-    words = list(words)
-    end = words.index("--") if "--" in words else len(words)
-    before, behind = words[:end], words[end + 1 :]
     own = argparse.ArgumentParser(prog="udi check", add_help=False, allow_abbrev=False)
     _own(own)
-    arguments, rest = own.parse_known_args(before)
-    if not rest:
-        raise UdiError("udi check: no image is given", _USAGE)
-    request = options.parse(rest, {})
-    tail = list(request.command)
-    if tail and tail[0].startswith("-"):
-        ahead = rest[: len(rest) - len(tail) - 1]
-        request = options.parse([*ahead, "--image", request.image, *tail], {})
-        tail = list(request.command)
-    if tail and behind:
-        raise UdiError(
-            f"udi check: the command is given twice: {tail[0]} and {behind[0]}",
-            _USAGE,
-        )
-    return arguments, request.replace(command=tuple(tail or behind))
+    found = split(words, own, _USAGE)
+    return found.own, options.parse([*found.run(), *found.command], {})
 
 
 def _image(request: Request, config: Site) -> Image:

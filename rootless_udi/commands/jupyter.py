@@ -21,8 +21,8 @@ from rootless_udi.base.process import page, say, tell
 from rootless_udi.commands.common import newfile
 from rootless_udi.commands.common.given import Arguments
 from rootless_udi.commands.common.parsers import Parsers, add_json, command, group
+from rootless_udi.commands.common.words import split
 from rootless_udi.commands.run import become, udi_run
-from rootless_udi.plan import options
 
 _USAGE = "udi jupyter install IMAGE [--name NAME] [OPTIONS of udi-run] [-- COMMAND ...]"
 _INSTALL = "write a kernel specification for an image"
@@ -107,25 +107,20 @@ def _parsed(words: list[str]) -> tuple[Arguments, list[str], str, list[str]]:
 
     Both kinds of options may stand before and after the image. Raises UdiError.
     """
-    end = words.index("--") if "--" in words else len(words)
-    words, kernel = words[:end], words[end + 1 :]
     parser = argparse.ArgumentParser(prog="udi jupyter install", add_help=False, allow_abbrev=False)
     _options(parser)
-    own, words = parser.parse_known_args(words)
-    _, rest = options.leading(words)
-    if not rest:
+    found = split(words, parser, _USAGE)
+    kernel = list(found.command)
+    if kernel and not found.marked:
+        raise UdiError(f"udi jupyter install: {kernel[0]}: what is that?", _USAGE)
+    if not found.image:
         raise UdiError("udi jupyter install: no image is given", _USAGE)
-    before, image = words[: len(words) - len(rest)], rest[0]
-    _, behind = options.leading(rest[1:])
-    before += rest[1 : len(rest) - len(behind)]
-    if behind:
-        raise UdiError(f"udi jupyter install: {behind[0]}: what is that?", _USAGE)
     if kernel and not any(_FILE in word for word in kernel):
         raise UdiError(
             f"udi jupyter install: the command has no {_FILE}",
             f"it stands for the file that tells the kernel where to listen: CMD {_FILE}",
         )
-    return own, before, image, kernel
+    return found.own, list(found.words), found.image, kernel
 
 
 def _python(before: list[str], image: str) -> str:

@@ -47,6 +47,7 @@ from rootless_udi.commands import (
     share,
     shell,
     site,
+    sshd,
     stats,
     stop,
     tag,
@@ -62,7 +63,7 @@ COMMANDS = (
     *(run, shell, pull, images, rm, prune, df, verify, tag, export, pack, import_, history),
     *(update, search, tags, push),
     *(inspect, login, logout, extract, ps, exec_, stop, bundle, profile, optimize, completion),
-    *(config, mpi, gpu, doctor, site, check, jupyter, gateway, share, stats),
+    *(config, mpi, gpu, doctor, site, check, jupyter, sshd, gateway, share, stats),
 )
 """The modules of the commands, in the order of --help."""
 
@@ -87,6 +88,8 @@ def do(argv: list[str]) -> int:
     if argv[:2] == ["jupyter", "install"]:
         refuse_privilege("udi")
         return jupyter.install(Arguments(word=argv[2:]))
+    if argv[:1] == ["sshd"]:
+        return sshd.sshd(Arguments(word=argv[1:]))
     if argv[:1] == ["check"]:
         refuse_privilege("udi")
         return check.check(Arguments(word=argv[1:]))

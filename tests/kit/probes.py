@@ -99,6 +99,10 @@ PROBES: dict[str, Callable[[], bool]] = {
     "mmdebstrap": _command("mmdebstrap"),
     "busybox": _command("busybox"),
     "zstd": _command("zstd"),
+    "sshd": lambda: (
+        bool(shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")) and _command("ssh", "sftp")()
+    ),
+    "rsync": _command("rsync"),
     "strace": _command("strace"),
     "gcc": _command("gcc"),
     "aarch64": _command("aarch64-linux-gnu-gcc", "qemu-aarch64-static"),
