@@ -30,7 +30,7 @@ from rootless_udi.launch import command as last
 from rootless_udi.node import places
 from rootless_udi.node.record import alive, member
 from rootless_udi.ssh import folder, place, serve, texts
-from rootless_udi.ssh.place import Place
+from rootless_udi.ssh.place import JobNode
 
 _TEXT = "ssh into a container on each node of a job, with no sshd in the image"
 _USAGE = "udi sshd [--port N[-M]] [--authorize FILE] [OPTIONS of udi-run] IMAGE [COMMAND [ARG...]]"
@@ -81,7 +81,7 @@ class _Node:
 
     def __init__(self, asked: Split, environ: dict[str, str]) -> None:
         self.asked, self.environ = asked, environ
-        self.place: Place = place.here(environ)
+        self.place: JobNode = place.here(environ)
         self.account = _account()
         self.sshd, self.keygen = _program("sshd"), _program("ssh-keygen")
         self.share = str(asked.given.get("share") or f"ssh-{self.place.job}-{self.place.node}")
@@ -166,10 +166,10 @@ class _Node:
         listen = [self.sshd, "-i", "-e", "-f", config]
         return serve.Work(sock, listen, holder, self.environ, errors, self.clean)
 
-    def _node(self, port: int) -> texts.Node:
+    def _node(self, port: int) -> texts.SshNode:
         key = folder.public(f"{self.local}/host_key")
         here = self.place
-        return texts.Node(
+        return texts.SshNode(
             here.job, here.names, here.host, port, self.account.pw_name, key, here.rank, *self.owner
         )
 

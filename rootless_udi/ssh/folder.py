@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from rootless_udi.ssh.texts import Node
+    from rootless_udi.ssh.texts import SshNode
 
 _MOST = 4096
 """Bytes of a node's block."""
@@ -106,7 +106,7 @@ def public(path: str) -> str:
         raise _failed("reading", f"{path}.pub", error) from None
 
 
-def register(path: str, node: "Node") -> None:
+def register(path: str, node: "SshNode") -> None:
     """Write a node's files: its key first, so that who finds the block finds the key."""
     base = f"{path}/nodes/{node.names[0]}"
     try:

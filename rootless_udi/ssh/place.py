@@ -2,6 +2,7 @@
 
 import os
 
+from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
 from rootless_udi.node.kept import JOBS
 
@@ -19,7 +20,7 @@ _RANKS = (
 """Variables with a task's number and their count."""
 
 
-class Place(Record):
+class JobNode(Record):
     """`job` is the batch job's name, or the node's without one; `node` the name by which the job
     knows the node, `names` all of its names; `rank` of `size` tasks."""
 
@@ -31,8 +32,11 @@ class Place(Record):
     size: int
 
 
-def here(environ: "Mapping[str, str]") -> Place:
-    """Return where this process is, by the variables of the workload manager."""
+def here(environ: "Mapping[str, str]") -> JobNode:
+    """Return where this process is, by the variables of the workload manager.
+
+    Raises UdiError for a step of Slurm with several tasks on a node.
+    """
     host = os.uname().nodename
     # Several slurmd on one machine, for tests of Slurm, each count as a node.
     node = environ.get("SLURMD_NODENAME") or host.partition(".")[0]
@@ -41,7 +45,13 @@ def here(environ: "Mapping[str, str]") -> Place:
         names += [host, host.partition(".")[0]]
     job = next((environ[name] for name in JOBS if environ.get(name)), "") or node
     rank, size = _task(environ)
-    return Place(
+    nodes = environ.get("SLURM_STEP_NUM_NODES", "")
+    if environ.get("SLURM_STEP_ID") and nodes.isdecimal() and size > int(nodes):
+        raise UdiError(
+            f"udi sshd: {size} tasks on {nodes} of the job's nodes, and it is one on each",
+            "srun --ntasks-per-node=1 udi sshd ...",
+        )
+    return JobNode(
         _plain(job), _plain(node), tuple(map(_plain, dict.fromkeys(names))), host, rank, size
     )
 

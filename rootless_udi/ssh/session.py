@@ -76,7 +76,7 @@ def run(words: list[str]) -> int:
     # What a module of ours would import now is the image's code.
     sys.meta_path.clear()
     os.closerange(3, 256)
-    return sftp.Server(0, 1, os.fsencode(home)).run()
+    return sftp.SftpServer(0, 1, os.fsencode(home)).run()
 
 
 def _ended() -> UdiError:

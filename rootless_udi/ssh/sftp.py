@@ -33,7 +33,7 @@ _EXTENSIONS = (
 Entries = Iterator[bytes]
 
 
-class Server:
+class SftpServer:
     """One session: `read` and `write` are the client's descriptors, `home` what "~" stands for."""
 
     def __init__(self, read: int, write: int, home: bytes) -> None:

@@ -19,7 +19,7 @@ _PLAIN = frozenset(
 )
 
 
-class Node(Record):
+class SshNode(Record):
     """What others must know of a node's sshd: `names` of the node, the first is the job's own."""
 
     job: str
@@ -102,7 +102,7 @@ exec {python} -X utf8=1 -X lc_ctype=unset {rest}
 """
 
 
-def block(node: Node, folder: str) -> str:
+def block(node: SshNode, folder: str) -> str:
     """Return ssh_config(5) by which ssh finds a node of the job; `folder` is the job's.
 
     Its first line tells `read` who serves.
@@ -131,7 +131,7 @@ Host {names}
 """
 
 
-def known(node: Node) -> str:
+def known(node: SshNode) -> str:
     """Return the line of known_hosts (sshd(8)) that pins a node's key."""
     return f"{node.alias} {node.key}\n"
 
@@ -145,7 +145,7 @@ def read(text: str) -> tuple[int, int, int, str, str] | None:
     return rank, pid, start, words[5], words[6]
 
 
-def people(node: Node, folder: str, jump: str, own_key: bool) -> str:
+def people(node: SshNode, folder: str, jump: str, own_key: bool) -> str:
     """Return what is printed for people: ssh from the cluster, and a block for their own computer.
 
     `jump` is the login node's name, `own_key` says whether a key of theirs is let in.

@@ -52,6 +52,7 @@ TOPICS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ("forecast/", "commands/site", "commands/check"),
     ),
     ("The gateway", "[the image gateway](gateway.md)", ("gateway/", "commands/gateway")),
+    ("ssh into a container", "[ssh](ssh.md)", ("ssh/", "commands/sshd")),
     ("Commands of udi", "", ("commands/",)),
     ("shifter and shifterimg", "[Shifter](shifter.md)", ("shifter/",)),
 )

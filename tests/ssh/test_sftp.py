@@ -29,7 +29,7 @@ def answers(data: bytes) -> tuple[int, list[bytes]]:
     status: list[int] = []
 
     def serve() -> None:
-        status.append(sftp.Server(read, write, b"/home/me").run())
+        status.append(sftp.SftpServer(read, write, b"/home/me").run())
         os.close(write)
         os.close(read)
 

@@ -12,7 +12,7 @@ from rootless_udi.commands import sshd
 from rootless_udi.ssh import folder, place, texts
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJxRQxrt77gTAx"
-NODE = texts.Node("7", ("n0",), "n0.here", 22, "me", KEY, 0, 12, 345)
+NODE = texts.SshNode("7", ("n0",), "n0.here", 22, "me", KEY, 0, 12, 345)
 
 
 def test_a_block_tells_who_serves() -> None:

@@ -38,6 +38,7 @@ OWNER = {
 NOBODY = {"doctor", "search", "site.capture", "site.list_sites", "site.show", "tags"}
 """Done by nobody: they need no account, only one that is not root's."""
 REFUSED = {
+    "sshd",
     *("jupyter.install", "jupyter.list", "jupyter.remove", "jupyter.start"),
     *("check", "exec", "login", "logout", "mpi.capture", "pack", "profile", "ps", "run", "shell"),
     *("gateway.audit", "gateway.expire", "gateway.serve", "gateway.token", "share", "stats"),
