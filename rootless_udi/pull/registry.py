@@ -194,6 +194,28 @@ class Endpoint:
                 why = f"{how} {done} of {descriptor.size} bytes"
                 tries.failed(what, why)
 
+    def part(self, digest: str, headers: dict[str, str], what: str) -> Reply:
+        """Return the answer to one request for a blob, whatever its status; the caller closes it.
+
+        A token is fetched first, and a new one where it is refused. Raises OSError and
+        HTTPException of the network, UdiError where access is denied.
+        """
+        renewals = 0
+        while True:
+            base = self._find_base(what)
+            right = self._authorizer.right(what, base)
+            url = f"{base}/v2/{self.repository}/blobs/{digest}"
+            reply = self._transport.get(url, headers, right, self.insecure)
+            if reply.status in (200, 206, 416):
+                self._authorizer.accepted(right)
+                return reply
+            if reply.status not in (400, 401, 403) or not parties.at_home(reply.visited, base):
+                return reply
+            body = self._error_body(reply)
+            renewals += 1
+            if renewals > _RENEWALS or not self._authorizer.refused(reply, base, right):
+                raise self._refusal(what, reply, body)
+
     def _read(self, reply: Reply, most: int) -> bytes:
         """Return some bytes; b"" at the end, or where the connection broke."""
         try:

@@ -26,6 +26,7 @@ from rootless_udi.base.windows import WINDOW, place
 from rootless_udi.base.windows import behind as behind_of
 from rootless_udi.fuse.format import Corrupt, Superblock
 from rootless_udi.remote.kept import Kept
+from rootless_udi.remote.origins import Web
 from rootless_udi.remote.ranges import Ranges
 from rootless_udi.serve import outside
 from rootless_udi.serve.distant import AGAIN, NAME
@@ -68,7 +69,7 @@ class _Fetcher:
     def __init__(self, sock: socket.socket, url: str, timeout: float, insecure: bool) -> None:
         self._sock = sock
         self._timeout = timeout
-        self._source = Ranges(url, timeout, insecure)
+        self._source = Ranges(Web(url, timeout, insecure), timeout)
         self._waiting: dict[int, float] = {}
         self._lock = threading.Lock()
 

@@ -2,22 +2,19 @@
 
 A server may ignore a range, answer another one, break off, or have got another file meanwhile: none
 of these bytes are used. What may pass is tried again until the time is over that the site allows;
-then the reader gets an error that names the source. Redirects, proxies, TLS and whom a secret is
-sent to are `pull.http`'s: a URL that redirects to a signed one is asked again for each range, so
-that a signature that has expired is made anew.
+then the reader gets an error that names the source. Where it is, redirects and secrets are
+`remote.origins`'.
 """
 
 import http.client
 import random
 import time
-import urllib.parse
 from collections.abc import Callable, Iterator
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.pull import parties
-from rootless_udi.pull.http import Reply, Transport
-from rootless_udi.pull.proxies import is_loopback
+from rootless_udi.pull.http import Reply
 from rootless_udi.pull.retry import TRANSIENT, lasting, reason, retry_after
+from rootless_udi.remote.origins import Origin
 
 _PIECE = 1 << 18
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0
@@ -35,36 +32,20 @@ class _Again(Exception):
 
 
 class Ranges:
-    """The file at `url`. Safe for several threads; connections are kept for the next request.
+    """The file at `origin`. Safe for several threads; connections are kept for the next request.
 
     `size` is the file's, in bytes, once `begin` has returned. Methods raise UdiError, whose message
-    names the URL.
+    names the origin.
     """
 
-    def __init__(self, url: str, timeout: float, insecure: bool = False) -> None:
-        """`timeout`: the seconds that a range may take, all attempts together. `insecure`: plain
-        http, and TLS without a certificate."""
-        self.url = url
-        self.size = 0
+    def __init__(self, origin: Origin, timeout: float) -> None:
+        """`timeout`: the seconds that a range may take, all attempts together."""
+        self.shown = origin.shown
+        self.size = origin.size
         self.requests = self.bytes = 0
+        self._origin = origin
         self._timeout = timeout
-        self._insecure = insecure
-        self._version = ""
-        self._transport = Transport(answer=timeout)
-        scheme, host, _ = parties.origin(url)
-        if scheme == "http" and not insecure and not is_loopback(host):
-            raise UdiError(
-                f"reading {self.shown} failed: nothing proves who answers by plain http",
-                "use https, or --insecure",
-            )
-
-    @property
-    def shown(self) -> str:
-        """The URL without a name, a password and what may be a signature."""
-        parts = urllib.parse.urlsplit(self.url)
-        return urllib.parse.urlunsplit(
-            (parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")
-        )
+        self._version: str | None = None
 
     def begin(self, most: int) -> bytes:
         """Return the file's first `most` bytes, fewer where it is shorter; it fixes `size`."""
@@ -81,8 +62,8 @@ class Ranges:
         the way shall not answer.
         """
         end, begun = time.monotonic() + self._timeout, at
-        wait = _FIRST_WAIT
-        stop = at + size
+        wait, others = _FIRST_WAIT, self._origin.others
+        stop = min(at + size, self.size or at + size)
         while at < stop:
             before = at
             try:
@@ -95,11 +76,17 @@ class Ranges:
                 return
             except _Again as error:
                 why, asked = str(error), error.wait
-            except (OSError, http.client.HTTPException) as error:
-                final = lasting(error, bool(self._transport.reached))
-                if final:
-                    raise UdiError(f"reading {self.shown} failed: {final[0]}", final[1]) from None
+            except (OSError, http.client.HTTPException, UdiError) as error:
+                final = self._final(error)
+                if final is not None:
+                    # What one mirror refuses another may have.
+                    others -= 1
+                    if others < 0:
+                        raise final from None
+                    self._origin.failed()
+                    continue
                 why, asked = reason(error), None
+            self._origin.failed()
             if at > before:
                 wait = _FIRST_WAIT
             pause = max(wait * random.uniform(0.75, 1.25), asked or 0.0)
@@ -111,12 +98,19 @@ class Ranges:
             time.sleep(pause)
             wait = min(2 * wait, _LONGEST_WAIT)
 
+    def _final(self, error: Exception) -> UdiError | None:
+        """Return the error to raise for one that another attempt would meet again, else None."""
+        if isinstance(error, UdiError):
+            return error
+        final = lasting(error, self._origin.reached())
+        return UdiError(f"reading {self.shown} failed: {final[0]}", final[1]) if final else None
+
     def _once(self, at: int, size: int, fresh: bool, first: bool) -> Iterator[bytes]:
         headers = {"Range": f"bytes={at}-{at + size - 1}", "Accept-Encoding": "identity"}
         if fresh:
             headers["Cache-Control"] = "no-cache"
         self.requests += 1
-        reply = self._transport.get(self.url, headers, insecure=self._insecure)
+        reply = self._origin.ask(headers)
         try:
             length = self._judged(reply, at, size, first)
             left = length
@@ -154,9 +148,9 @@ class Ranges:
         if unit != "bytes" or not all(_number(x) for x in (begin, end, total)):
             raise self._wrong(f"a range that nobody understands ({text!r})")
         version = reply.headers.get("ETag", "") or reply.headers.get("Last-Modified", "")
-        if first and not self.size:
-            self.size, self._version = int(total), version
-        elif int(total) != self.size or version != self._version:
+        if first and self._version is None:
+            self.size, self._version = self.size or int(total), version
+        if int(total) != self.size or (version != self._version and not self._origin.pinned):
             raise self._changed()
         wanted = min(size, self.size - at)
         if (int(begin), int(end)) != (at, at + wanted - 1):

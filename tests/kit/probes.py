@@ -92,6 +92,9 @@ PROBES: dict[str, Callable[[], bool]] = {
     "squashfuse": _command("squashfuse_ll"),
     "mksquashfs": _command("mksquashfs", "unsquashfs"),
     "tar2sqfs": _command("tar2sqfs"),
+    "nginx": lambda: (
+        shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is not None
+    ),
     "registry": _command("docker-registry", "htpasswd", "openssl"),
     "skopeo": _command("skopeo"),
     "umoci": _command("umoci"),

@@ -17,6 +17,7 @@ from rootless_udi.fuse.imagefile import ImageFile
 from rootless_udi.fuse.reader import Reader
 from rootless_udi.fuse.remotefile import opener
 from rootless_udi.remote.kept import Kept
+from rootless_udi.remote.origins import Web
 from rootless_udi.remote.ranges import Ranges
 from rootless_udi.serve import distant
 from rootless_udi.store import windows
@@ -37,7 +38,7 @@ def server() -> Iterator[RangeServer]:
 
 def read(server: RangeServer, at: int, size: int, timeout: float = 20) -> bytes:
     """Read a range after the first, which is answered well."""
-    source = Ranges(server.url, timeout)
+    source = Ranges(Web(server.url, timeout), timeout)
     fault, server.fault = server.fault, lambda *_: ""
     assert source.begin(100) == DATA[:100] and source.size == len(DATA)
     server.fault = fault
@@ -49,7 +50,7 @@ def read(server: RangeServer, at: int, size: int, timeout: float = 20) -> bytes:
 def test_ranges_of_any_size(server: RangeServer) -> None:
     for at, size in ((0, 1), (5, WINDOW), (WINDOW, 2 * WINDOW + 1000), (len(DATA) - 1, 1)):
         assert read(server, at, size) == DATA[at : at + size]
-    assert Ranges(server.url, 5).begin(len(DATA) + 5) == DATA
+    assert Ranges(Web(server.url, 5), 5).begin(len(DATA) + 5) == DATA
 
 
 @pytest.mark.parametrize("fault", ("429", "503", "500", "break", "redirect"))
@@ -103,14 +104,14 @@ def test_an_end_within_the_time_that_names_the_source(fault: str, server: RangeS
 
 def test_plain_http_is_for_this_machine_and_who_asks_for_it() -> None:
     with pytest.raises(UdiError, match="nothing proves who answers by plain http"):
-        Ranges("http://name:word@registry.example/x.sqfs?signature=1", 5)
-    one = Ranges("http://name:word@registry.example/x.sqfs?signature=1", 5, insecure=True)
+        Web("http://name:word@registry.example/x.sqfs?signature=1", 5)
+    one = Web("http://name:word@registry.example/x.sqfs?signature=1", 5, insecure=True)
     assert one.shown == "http://registry.example/x.sqfs"
 
 
 def test_no_window_is_fetched_twice(server: RangeServer, tmp_path: Path) -> None:
     """Many wishes for windows that are also expected: each byte comes once."""
-    source = Ranges(server.url, 20)
+    source = Ranges(Web(server.url, 20), 20)
     source.begin(100)
     server.asked.clear()
     fd = os.open(tmp_path / "kept", os.O_RDWR | os.O_CREAT)
