@@ -38,10 +38,17 @@ class CheckedFile(ImageFile):
 
     def fetch(self, number: int) -> bytes:
         """Return the window `number`, read anew. Raises WrongWindow, Corrupt, OSError."""
-        data = super().fetch(number)
+        return self.checked(number, super().fetch(number))
+
+    def checked(self, number: int, data: bytes) -> bytes:
+        """Return `data` if it is the window `number`. Raises WrongWindow."""
         if self.known is not None and sha256(data) != self.known.of(number):
-            raise WrongWindow(number, f"from byte {number * WINDOW} of {self.place}")
+            raise self.wrong(number)
         return data
+
+    def wrong(self, number: int) -> WrongWindow:
+        """Return the error for a window that is not what the list says."""
+        return WrongWindow(number, f"from byte {number * WINDOW} of {self.place}")
 
 
 def opener(listed: bool) -> "Opener":

@@ -8,13 +8,14 @@ once more.
 import _socket
 from _thread import allocate_lock, start_new_thread
 from errno import EIO
-from os import pread
+from os import close, pread
 
 from rootless_udi.base.errors import UdiError
+from rootless_udi.base.messages import take
 from rootless_udi.base.windows import WindowList, behind
 from rootless_udi.fuse.checkedfile import CheckedFile
-from rootless_udi.fuse.format import Superblock, WrongWindow
-from rootless_udi.fuse.imagefile import ImageFile
+from rootless_udi.fuse.format import Corrupt, Superblock
+from rootless_udi.fuse.imagefile import WINDOW, ImageFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from rootless_udi.fuse.imagefile import Opener
 
 _GET, _AGAIN = b"g", b"a"
+WRONG = "wrong"
+"""The answer for a window that is not what the image's list says, also when it came once more."""
 _MARGIN = 5.0
 """Seconds beyond its own time after which the process is taken for dead."""
 
@@ -44,22 +47,32 @@ class RemoteFile(CheckedFile):
         self._timeout = timeout
         self._there: set[int] = {0}
         self._waiting: dict[int, LockType] = {}
-        self._answers: dict[int, str] = {}
+        self._answers: dict[int, tuple[str, int]] = {}
         start_new_thread(self._listen, ())
 
     def fetch(self, number: int) -> bytes:
         """Return the window `number`. Raises WrongWindow, Corrupt, OSError."""
         if number not in self._there:
-            self._ask(_GET, number)
+            aside = self._ask(_GET, number)
+            if aside >= 0:
+                return self._aside(number, aside)
         try:
             return super().fetch(number)
-        except WrongWindow:
-            # A cache on the way may have lied, or a disk: one fresh try.
-            self._ask(_AGAIN, number)
-            return super().fetch(number)
+        except Corrupt:
+            # A disk, or another node that writes the file, may have lied: one fresh try.
+            aside = self._ask(_AGAIN, number)
+            return self._aside(number, aside) if aside >= 0 else super().fetch(number)
 
-    def _ask(self, what: bytes, number: int) -> None:
-        """Ask for a window and wait until it is in the file. Raises OSError."""
+    def _aside(self, number: int, fd: int) -> bytes:
+        """Return a window that is in the file at `fd`, since the disk is full."""
+        try:
+            return self.checked(number, pread(fd, WINDOW, 0))
+        finally:
+            close(fd)
+
+    def _ask(self, what: bytes, number: int) -> int:
+        """Ask for a window and wait until it is in the file; or return a descriptor that it is in,
+        else -1. Raises WrongWindow, OSError."""
         done = allocate_lock()
         done.acquire()
         # `load` lets only one thread fetch a window.
@@ -70,10 +83,14 @@ class RemoteFile(CheckedFile):
             raise OSError(EIO, self._gone()) from None
         if not done.acquire(True, self._timeout + _MARGIN):
             raise OSError(EIO, f"reading {self.place} failed: no answer in time")
-        why = self._answers.pop(number, self._gone())
+        why, aside = self._answers.pop(number, (self._gone(), -1))
+        if why == WRONG:
+            raise self.wrong(number)
         if why:
             raise OSError(EIO, why)
-        self._there.add(number)
+        if aside < 0:
+            self._there.add(number)
+        return aside
 
     def _gone(self) -> str:
         return f"reading {self.place} failed: the process that fetches it has ended"
@@ -82,16 +99,19 @@ class RemoteFile(CheckedFile):
         """Take the answers, each in the name of the thread that waits for it."""
         while True:
             try:
-                message = self._sock.recv(2048)
+                message, fds = take(self._sock, 2048)
             except OSError:
-                message = b""
+                message, fds = b"", []
             if not message:
                 break
             number = int.from_bytes(message[:8], "little")
-            self._answers[number] = message[8:].decode("utf-8", "replace")
+            words = message[8:].decode("utf-8", "replace")
             done = self._waiting.pop(number, None)
             if done is not None:
+                self._answers[number] = words, fds.pop() if fds else -1
                 done.release()
+            for fd in fds:
+                close(fd)
         self._sock.close()
         for number in list(self._waiting):
             self._waiting.pop(number).release()

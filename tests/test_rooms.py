@@ -29,14 +29,14 @@ ROOMS = {
     "run": ("base plan node serve launch version", True),
     "layers": ("base plan fuse", False),
     "pull": ("base plan store layers mpi_inject", False),
-    "remote": ("base fuse pull serve", False),
+    "remote": ("base plan fuse store config pull serve", False),
     "shifter": ("base plan config store pull run", False),
     "forecast": ("base idmap plan mpi_inject host config store fuse version", False),
     "gateway": ("base plan config store pull shifter", False),
     "ssh": ("base plan node serve launch", False),
     "commands": (
         "base idmap plan fuse mpi_inject host store config node serve launch run layers pull "
-        "shifter forecast gateway ssh bundle version",
+        "remote shifter forecast gateway ssh bundle version",
         False,
     ),
     "__main__": ("commands", False),

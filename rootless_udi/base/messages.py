@@ -50,25 +50,31 @@ def receive(sock: "_socket.socket") -> "tuple[str, list[int]]":
     That is where the other process has ended or closed its socket. Raises OSError, also for a
     message that was cut off.
     """
-    try:
-        text, ancillary, flags, _ = sock.recvmsg(_LONGEST, _RIGHTS)
-    except ConnectionResetError:
-        # The other process ended before it had read all that was sent. The kernel says so first,
-        # and once; what that process has sent is still there.
-        try:
-            text, ancillary, flags, _ = sock.recvmsg(_LONGEST, _RIGHTS)
-        except ConnectionResetError:
-            return "", []
-    data = b"".join(data for _, kind, data in ancillary if kind == _socket.SCM_RIGHTS)
-    fds = [int.from_bytes(data[i : i + 4], byteorder) for i in range(0, len(data), 4)]
-    if flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC):
-        raise OSError(EMSGSIZE, "a message was cut off")
+    text, fds = take(sock, _LONGEST)
     if text == _LONG and fds:
         long = fds.pop(0)
         with open(long, "rb", buffering=0) as file:
             file.seek(0)
             text = file.readall() or b""
     return text.decode("utf-8", "surrogateescape"), fds
+
+
+def take(sock: "_socket.socket", most: int) -> "tuple[bytes, list[int]]":
+    """Do what `receive` does for a message of at most `most` bytes that is no words."""
+    try:
+        text, ancillary, flags, _ = sock.recvmsg(most, _RIGHTS)
+    except ConnectionResetError:
+        # The other process ended before it had read all that was sent. The kernel says so first,
+        # and once; what that process has sent is still there.
+        try:
+            text, ancillary, flags, _ = sock.recvmsg(most, _RIGHTS)
+        except ConnectionResetError:
+            return b"", []
+    data = b"".join(data for _, kind, data in ancillary if kind == _socket.SCM_RIGHTS)
+    fds = [int.from_bytes(data[i : i + 4], byteorder) for i in range(0, len(data), 4)]
+    if flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC):
+        raise OSError(EMSGSIZE, "a message was cut off")
+    return text, fds
 
 
 def tell(sock: "_socket.socket", text: str) -> None:

@@ -4,7 +4,7 @@ import fnmatch
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rootless_udi.base import jsontext
 from rootless_udi.base.errors import BYTES, UdiError, counted, plain
@@ -15,6 +15,7 @@ from rootless_udi.commands.common.given import Arguments, image_stores
 from rootless_udi.commands.common.parsers import Parsers, add_json, command
 from rootless_udi.config import load
 from rootless_udi.plan.site import Site
+from rootless_udi.store.find import StoredImage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,12 +25,16 @@ _FILTERS = "reference=PATTERN, platform=ARCH, untagged=true, older=AGE"
 
 
 class ImageRow(Record):
-    """A row of the table: `name` as typed, `reference` in full; "" for no name."""
+    """A row of the table: `name` as typed, `reference` in full; "" for no name.
+
+    `filling` is how many percent of it are there, where it is not there whole.
+    """
 
     name: str
     reference: str
     platform: str
     entry: "ListedImage"
+    filling: int | None = None
 
 
 def add(commands: Parsers) -> None:
@@ -103,7 +108,21 @@ def _rows(site: Site, wanted: Sequence[Callable[[ImageRow], bool]]) -> list[Imag
                 full = name.partition("#")[0]
                 row = ImageRow(names.familiar(name, site.registry), full, platform, entry)
                 rows += [row] if all(fits(row) for fits in wanted) else []
+        rows += [row for row in _filling(root, site) if all(fits(row) for fits in wanted)]
     return rows
+
+
+def _filling(root: str, site: Site) -> Iterator[ImageRow]:
+    """Yield a row for each name of an image that a store is filling (--pull=lazy)."""
+    from rootless_udi.store import filling
+    from rootless_udi.store.store import ListedImage, Store
+
+    for one in filling.listed(Store(root)):
+        for platform, name in one.names:
+            image = StoredImage(one.digest, name, root, "", "", "", one.size)
+            entry = ListedImage(image, one.names, one.begun)
+            percent = 100 * one.there // one.windows
+            yield ImageRow(names.familiar(name, site.registry), name, platform, entry, percent)
 
 
 def _document(row: ImageRow) -> dict[str, object]:
@@ -116,6 +135,7 @@ def _document(row: ImageRow) -> dict[str, object]:
         "size": image.size,
         "pulled": row.entry.pulled,
         "store": image.store,
+        **({} if row.filling is None else {"filling": row.filling}),
     }
 
 
@@ -126,7 +146,8 @@ def _print(rows: Sequence[ImageRow], whole: bool) -> None:
         digest = image.digest if whole else names.digits(image.digest)
         name = plain(row.name or "<none>", keep=BYTES)
         cells = (digest, plain(row.platform), names.amount(image.size))
-        shown.append((name, *cells, names.when(row.entry.pulled)))
+        when = names.when(row.entry.pulled) if row.filling is None else f"{row.filling} % there"
+        shown.append((name, *cells, when))
     head = ("NAME", "DIGEST", "PLATFORM", "SIZE", "PULLED")
     for line in names.table(head, shown, shutil.get_terminal_size().columns):
         say(line)

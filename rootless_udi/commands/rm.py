@@ -15,7 +15,7 @@ from rootless_udi.commands.common.parsers import Parsers, add_platform, command
 from rootless_udi.config import load
 from rootless_udi.plan.reference import Platform, Reference, parse, platform_of
 from rootless_udi.plan.site import Site
-from rootless_udi.store import find, upkeep
+from rootless_udi.store import filling, find, upkeep
 from rootless_udi.store.store import Store
 
 
@@ -37,14 +37,36 @@ def rm(arguments: Arguments) -> int:
             reference = _meant(text, site, store, platform)
             gone, digests = store.remove(reference, platform)
         except UdiError as error:
-            complain("udi", error.message, error.hint)
-            status = OURS
+            if not _stopped(store, text, site, platform):
+                complain("udi", error.message, error.hint)
+                status = OURS
             continue
         for name in gone:
             say(f"untagged {names.familiar(name, site.registry)}")
         for digest in digests:
             say(f"removed {digest}")
     return status
+
+
+def _stopped(store: Store, text: str, site: Site, platform: Platform) -> bool:
+    """Drop an image that is filling (--pull=lazy); tell whether there was one."""
+    reference = parsed_reference(text, site)
+    digits = upkeep.short(text)
+    for one in filling.listed(store):
+        by_digits = digits and one.digest.partition(":")[2].startswith(digits)
+        by_name = any((platform.key(), name) in one.names for name in _names(reference))
+        if by_digits or by_name or reference.digest == one.digest:
+            try:
+                filling.drop(store, one)
+            except OSError as error:
+                raise store.refused(f"removing {text}", error) from None
+            say(f"removed {one.digest}, of which {one.there} of {one.windows} MiB were there")
+            return True
+    return False
+
+
+def _names(reference: Reference) -> tuple[str, ...]:
+    return (find.name_of(reference),) if reference.kind in ("registry", "web") else ()
 
 
 def _meant(text: str, site: Site, store: Store, platform: Platform) -> Reference:

@@ -24,6 +24,7 @@ from rootless_udi.commands import (
     exec_,
     export,
     extract,
+    fetch,
     gateway,
     gpu,
     history,
@@ -60,7 +61,7 @@ from rootless_udi.commands.common.given import Arguments
 from rootless_udi.version import VERSION
 
 COMMANDS = (
-    *(run, shell, pull, images, rm, prune, df, verify, tag, export, pack, import_, history),
+    *(run, shell, pull, fetch, images, rm, prune, df, verify, tag, export, pack, import_, history),
     *(update, search, tags, push),
     *(inspect, login, logout, extract, ps, exec_, stop, bundle, profile, optimize, completion),
     *(config, mpi, gpu, doctor, site, check, jupyter, sshd, gateway, share, stats),

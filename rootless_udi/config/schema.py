@@ -211,7 +211,7 @@ SITE_KEYS: dict[str, tuple[str, Check]] = {
     "store.path": ("store", path),
     "store.site": ("site_stores", paths),
     "image.registry": ("registry", text),
-    "image.pull": ("pull", choice("missing", "never", "always")),
+    "image.pull": ("pull", choice("missing", "lazy", "never", "always")),
     "image.verify": ("verify", choice("always", "remote", "never")),
     "image.timeout": ("timeout", integer(1, 3600)),
     "image.compression": ("compression", choice("zstd", "gzip", "lz4", "xz", "lzo", "none")),

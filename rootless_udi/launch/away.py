@@ -1,51 +1,49 @@
-"""An image that is named by a URL: who fetches it, and how it is checked."""
+"""An image that is elsewhere, named by a URL or, with `image.pull = lazy`, in a registry: who
+fetches it, and how it is checked.
+"""
 
 import os
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.plan.image import Root
+from rootless_udi.base.process import tell
+from rootless_udi.plan.image import Image, Root
 from rootless_udi.plan.options import Request
+from rootless_udi.plan.reference import REMOTE, parse, parse_platform, web
 from rootless_udi.plan.site import Site
 from rootless_udi.plan.start import Start
 from rootless_udi.serve import distant
+from rootless_udi.serve.distant import Distant
 from rootless_udi.serve.outside import LISTED
 from rootless_udi.store import resolve
 
+LAZY = "lazy"
+"""The value of image.pull and --pull with which images start before they are in the store."""
+
 
 class Away:
-    """The image that a request names by a URL; `image` is what is known of it.
+    """An image whose windows a process fetches; `image` is what is known of it.
 
-    A process fetches its windows. `fds` are their file and the socket to that process, for the
-    image server.
+    `fds` are their file and the socket to that process, for the image server.
     """
 
-    def __init__(self, request: Request, site: Site, environ: "dict[str, str]") -> None:
-        """Have the process started. Raises UdiError where there is no image at the URL."""
-        url, _, self._digest = request.image.partition("#")
-        digest = self._digest
-        if digest and (not digest.startswith("sha256:") or len(digest) != 71):
-            raise UdiError(
-                f"image {request.image}: {digest!r} is no digest of a list of windows",
-                "URL#sha256:HEX, as `udi inspect FILE` prints it (windows)",
-            )
-        if request.pull == "never":
-            raise UdiError(f"image {url} is in no image store, and --pull=never", "leave that out")
-        self._checked = site.verify != "never" or bool(digest)
+    def __init__(
+        self, found: Distant, image: Image, digest: str, checked: bool, site: Site
+    ) -> None:
+        """`digest` is what the list of its windows must have, "" for any."""
+        self._found, self._digest, self._checked = found, digest, checked
         self._timeout = site.timeout
-        scheme, _, rest = url.partition("://")
-        where, slash, path = rest.partition("/")
-        host = where.rpartition("@")[2]
-        insecure = request.insecure or host in site.insecure
-        # Kept with the downloads of pulls, of which those that were not used for a day are removed.
-        # Only what is compared with a list before each use may be kept.
-        folder = f"{resolve.all_stores(site, environ)[0]}/blobs" if self._checked else ""
-        file, self._sock = distant.opened(url, site.timeout, insecure, folder)
-        self.fds = (file, self._sock.fileno())
-        # The file is as long as the image, and has all that is looked at here: its first bytes, and
-        # the facts behind it.
-        found = resolve.local(request.image, f"/proc/self/fd/{file}")
-        # Without what may be a secret: a name with a password, and a signature. It is logged.
-        self.image = found.replace(path=f"{scheme}://{host}{slash}{path.partition('?')[0]}")
+        self.fds = (found.file, found.sock.fileno())
+        self.image = image
+
+    @property
+    def kept(self) -> str:
+        """The path of the file with the windows."""
+        return self._found.path
+
+    @property
+    def listed(self) -> str:
+        """The digest of the list of its windows, by which it is the same image on each node."""
+        return self._found.listed
 
     def verify(self, root: Root) -> str:
         """Return `Start.verify`. Raises UdiError where another server than ours was chosen."""
@@ -64,4 +62,64 @@ class Away:
     def close(self) -> None:
         """Close the descriptors, of which the server has its own now."""
         os.close(self.fds[0])
-        self._sock.close()
+        self._found.sock.close()
+
+
+def find(request: Request, site: Site, environ: "dict[str, str]") -> "Away | None":
+    """Return the request's image if it is to be read where it is, None where a store has it, or
+    where it must be pulled first. Raises UdiError where there is no image at a URL."""
+    lazy = (request.pull or site.pull) == LAZY
+    if request.image.startswith(REMOTE):
+        return _by_url(request, site, environ, lazy)
+    return _of_registry(request, site, environ) if lazy else None
+
+
+def _by_url(request: Request, site: Site, environ: "dict[str, str]", lazy: bool) -> "Away | None":
+    url, _, digest = request.image.partition("#")
+    if digest and (not digest.startswith("sha256:") or len(digest) != 71):
+        raise UdiError(
+            f"image {request.image}: {digest!r} is no digest of a list of windows",
+            "URL#sha256:HEX, as `udi inspect FILE` prints it (windows)",
+        )
+    stores = resolve.all_stores(site, environ)
+    never = request.pull == "never"
+    if (lazy or never) and resolve.lookup(stores, web(request.image)) is not None:
+        return None
+    if never:
+        raise UdiError(f"image {url} is in no image store, and --pull=never", "leave that out")
+    checked = site.verify != "never" or bool(digest) or lazy
+    host = url.partition("://")[2].partition("/")[0].rpartition("@")[2]
+    insecure = request.insecure or host in site.insecure
+    # Kept with the downloads of pulls, of which those that were not used for a day are removed.
+    # Only what is compared with a list before each use may be kept.
+    folder = stores[0] if checked else ""
+    if request.explain is not None:
+        folder = ""
+    found = distant.opened(request.image, site.timeout, insecure, folder, lazy and bool(folder))
+    assert isinstance(found, Distant)
+    # The file is as long as the image, and has all that is looked at here: its first bytes, and
+    # the facts behind it.
+    image = resolve.local(request.image, f"/proc/self/fd/{found.file}")
+    return Away(found, image.replace(path=found.shown), digest, checked, site)
+
+
+def _of_registry(request: Request, site: Site, environ: "dict[str, str]") -> "Away | None":
+    reference = parse(request.image, site.registry)
+    if reference.kind != "registry":
+        return None
+    platform = parse_platform(request.platform) if request.platform else None
+    stores = resolve.all_stores(site, environ)
+    if resolve.lookup(stores, reference, platform) is not None:
+        return None
+    insecure = request.insecure or reference.registry in site.insecure
+    folder = stores[0] if request.explain is None else ""
+    asked = site.timeout, insecure, folder, bool(folder), request.platform or ""
+    found = distant.opened(request.image, *asked)
+    if isinstance(found, str):
+        if request.verbose and found.startswith(distant.NONE):
+            tell(f"{request.image} is pulled first: {found.partition(chr(0))[2]}")
+        return None
+    packed = resolve.check(f"/proc/self/fd/{found.file}", "push it again (udi push)", ())
+    facts = resolve.parsed(found.facts.encode())
+    image = Image(request.image, found.digest, found.shown, "", facts, *packed)
+    return Away(found, image, found.listed, True, site)

@@ -54,13 +54,11 @@ def find(
         # For kernels that mount no overlay. Only --writable needs it.
         host = host.replace(fuse_overlayfs=facts.which("fuse-overlayfs", environ))
     away = None
-    if request.image.startswith(REMOTE):
-        from rootless_udi.launch.away import Away
+    if request.image.startswith(REMOTE) or "lazy" in (request.pull, site.pull):
+        from rootless_udi.launch import away as elsewhere
 
-        away = Away(request, site, environ)
-        image = away.image
-    else:
-        image = resolve.image(request, site, environ, who)
+        away = elsewhere.find(request, site, environ)
+    image = away.image if away is not None else resolve.image(request, site, environ, who)
     wanted = "udi" if request.trace else request.fuse or site.server
     root = choose.choose(wanted, host, image)
     verify = away.verify(root) if away is not None else _verify(site, image, root)

@@ -45,6 +45,7 @@ class Reference(Record):
     - "stream": an archive that comes through a pipe; only `udi pull` makes such a reference.
     - "squashfs", "directory": path. "path": a path that may be either, as stat(2) tells.
     - "store": digest of an image in the store.
+    - "web": path is the URL of a squashfs file (`web`), perhaps digest.
 
     `canonical` is the complete reference, equal for all spellings of one image; paths in it are as
     given.
@@ -174,6 +175,25 @@ def parse(text: str, default_registry: str = DOCKER_HUB) -> Reference:
     if text.endswith(SQUASHFS_SUFFIXES):
         return Reference("squashfs", text, path=text)
     return _registry(text, text, default_registry)
+
+
+def web(text: str) -> Reference:
+    """Return the reference of a URL (REMOTE), as an image that a store has of it is called.
+
+    That is without a name and password, and with a digest in place of a query, which may be a
+    signature. "#sha256:HEX" behind it is the digest of its list of windows.
+    """
+    url, _, digest = text.partition("#")
+    scheme, _, rest = url.partition("://")
+    where, slash, path = rest.partition("/")
+    path, mark, query = path.partition("?")
+    name = f"{scheme}://{where.rpartition('@')[2]}{slash}{path}"
+    if mark:
+        from rootless_udi.base.windows import sha256
+
+        name += f"?{sha256(query.encode()).hex()[:16]}"
+    canonical = f"{name}@{digest}" if digest else name
+    return Reference("web", canonical, digest=digest, path=url)
 
 
 def _local(text: str, kind: str, rest: str) -> Reference:

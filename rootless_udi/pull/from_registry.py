@@ -33,11 +33,13 @@ class RegistrySource:
         patience: Patience | None = None,
         note: Note = lambda text: None,
         lookup: Lookup = credentials.find,
+        answer: float | None = None,
     ) -> None:
         self.what = f"pulling {reference.canonical}"
         self._reference = reference
         self._blobs = blobs
-        self.repository = Repository(reference, stop, insecure, mirrors, patience, note, lookup)
+        more = insecure, mirrors, patience, note, lookup, answer
+        self.repository = Repository(reference, stop, *more)
 
     def resolve(self, platform: Platform) -> Resolved:
         first = self._reference.digest or self._reference.tag

@@ -18,15 +18,21 @@ _AGAIN = "push it again (udi push)"
 def facts(
     reference: Reference, resolved: Resolved, found: FoundSquashfs, path: str
 ) -> dict[str, Any]:
-    """Return an image's facts, made of those that were pushed with its squashfs, the file `path`.
+    """Do what `made` does with those that are in the file `path`."""
+    with open(trust.regular(path), "rb") as file:
+        return made(reference, resolved, found, file.read())
+
+
+def made(
+    reference: Reference, resolved: Resolved, found: FoundSquashfs, data: bytes
+) -> dict[str, Any]:
+    """Return an image's facts, made of those that were pushed with its squashfs, `data`.
 
     What the image's own config says counts, where there is one. For an image of its own the pushed
     facts name the digest of what it was made of; but nobody can check that, and whoever asks the
     store for a digest must get just that image. Raises UdiError, also for another platform's image.
     """
     what = f"pulling {reference.canonical}"
-    with open(trust.regular(path), "rb") as file:
-        data = file.read()
     try:
         known = resolve.parsed(data)
     except ValueError as error:

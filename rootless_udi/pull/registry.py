@@ -213,7 +213,7 @@ class Endpoint:
                 return reply
             body = self._error_body(reply)
             renewals += 1
-            if renewals > _RENEWALS or not self._authorizer.refused(reply, base, right):
+            if renewals > RENEWALS or not self._authorizer.refused(reply, base, right):
                 raise self._refusal(what, reply, body)
 
     def _read(self, reply: Reply, most: int) -> bytes:

@@ -27,16 +27,18 @@ class Repository:
         patience: Patience | None = None,
         note: Note = lambda text: None,
         lookup: Lookup = credentials.find,
+        answer: float | None = None,
     ) -> None:
+        """`answer`: most seconds for an answer (`http.Transport`)."""
         self.reference = reference
         self._note = note
-        self._transport = Transport(stop)
+        self.transport = Transport(stop, answer=answer)
         hosts = [*(mirrors or {}).get(reference.registry, ()), reference.registry]
         self.endpoints = [
             Endpoint(
                 host,
                 reference.repository,
-                self._transport,
+                self.transport,
                 # A mirror that does not answer is given up soon: there is another after it.
                 patience if host == reference.registry else Patience(attempts=2),
                 insecure and host == reference.registry,
@@ -76,7 +78,7 @@ class Repository:
         return self.first(lambda endpoint: endpoint.document(descriptor, part))
 
     def close(self) -> None:
-        self._transport.close()
+        self.transport.close()
 
 
 def referrers(

@@ -1,11 +1,12 @@
 """The windows of a remote image that are there: a sparse file, and threads that fetch into it.
 
 No window is fetched twice, but at an explicit wish: one that is under way or there is not asked for
-again. What a start reads first (`fuse.format.Superblock.hot`) is fetched in larger requests, behind
-all windows that somebody waits for.
+again. Where the image's list of windows is known, only what it says is written into the file: that
+may be a store's, and becomes an image of it (`store.filling`). What a start reads first
+(`fuse.format.Superblock.hot`) is fetched in larger requests, behind all windows that somebody waits
+for; `fill` fetches the rest.
 """
 
-import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -13,37 +14,50 @@ from itertools import count
 from queue import PriorityQueue
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.base.windows import WINDOW
+from rootless_udi.base.windows import WINDOW, WindowList, place, sha256
 from rootless_udi.base.windows import count as windows_of
 from rootless_udi.fuse.imagefile import EXPECTED
+from rootless_udi.fuse.remotefile import WRONG
 from rootless_udi.remote.ranges import Ranges
+from rootless_udi.store.filling import Journal
 
 _THREADS = 6
 """Connections at once: a link of 1 Gb/s and 20 ms holds 2.5 MB."""
 _TOGETHER = 4
 """Most windows in one request for what a start reads first."""
 _WANTED, _AHEAD = 0, 1
-_ROW, _ROWS = 4, 8
-"""Bytes of a row of the journal; rows of it for a window at most, since several nodes write it."""
 
-Told = Callable[[int, str], object]
-"""Is called with a window's number and why it can't be had ("" if it is there), by any thread."""
+Told = Callable[[int, str, bytes], object]
+"""Is called with a window's number, why it can't be had ("" if it can; WRONG if it is not what the
+list says), and its bytes where it could not be kept in the file (else b""); by any thread."""
 
 
 class Kept:
     """The windows of a squashfs of `size` bytes that `source` has, in the file at `fd`."""
 
-    def __init__(self, source: Ranges, fd: int, size: int, told: Told, journal: int = -1) -> None:
-        """`journal` is a file with the numbers of the windows that are there, which grows: 4 bytes
-        each, little-endian. It may be wrong, after a crash or where several nodes write it: whoever
-        reads a window compares it with the list, and asks for it anew."""
+    def __init__(
+        self,
+        source: Ranges,
+        fd: int,
+        size: int,
+        told: Told,
+        journal: Journal | None = None,
+        known: WindowList | None = None,
+    ) -> None:
+        """`journal` names the windows that are there already; it may be wrong. `known` is the
+        image's list; without it nothing is compared here."""
         self._source, self._fd, self._size, self._told = source, fd, size, told
+        self._known = known
         self._lock = threading.Lock()
-        self._journal = journal
-        self._there = _read(journal, windows_of(size)) if journal >= 0 else set()
+        self._journal = journal or Journal(-1, 0)
+        self._there = self._journal.news()
         self._under_way: set[int] = set()
+        self._waited: set[int] = set()
+        self._quiet = threading.Condition(self._lock)
         self._jobs: PriorityQueue[tuple[int, int, int, int, bool]] = PriorityQueue()
         self._turn = count()
+        self.full: OSError | None = None
+        """The error with which a window could not be written last, a full disk or a quota."""
 
     def start(self) -> None:
         """Start the threads. Raises RuntimeError where not even one can be started."""
@@ -56,21 +70,29 @@ class Kept:
                 return
 
     def put(self, at: int, data: "bytes | bytearray") -> None:
-        """Write bytes of the file, of a window or behind the windows. Raises UdiError."""
+        """Write bytes of the file, of a window or behind the windows. Raises OSError."""
         done = 0
-        try:
-            while done < len(data):
-                done += os.pwrite(self._fd, data[done:], at + done)
-        except OSError as error:
-            raise UdiError(
-                f"keeping windows of {self._source.shown} failed: {error.strerror}",
-                "they are kept in a file without a name in TMPDIR, else /tmp",
-            ) from None
+        while done < len(data):
+            done += os.pwrite(self._fd, data[done:], at + done)
 
-    def known(self, number: int) -> None:
-        """Note that a window was put."""
+    def begin(self, head: bytes, tail: bytes) -> None:
+        """Put the first window, and what is behind the squashfs in its file.
+
+        Raises UdiError where the window is not what the list says; OSError.
+        """
+        window = head[: self._length(0)]
+        if self._known is not None and sha256(window) != self._known.of(0):
+            raise UdiError(
+                f"mounting failed on {self._source.shown}: its first MiB is not what its list of "
+                "windows says",
+                "copy it there again",
+            )
+        self.put(0, window)
+        if tail:
+            self.put(place(self._size), tail)
         with self._lock:
-            self._there.add(number)
+            self._there.add(0)
+        self._journal.note(0)
 
     def want(self, number: int, fresh: bool = False) -> bool:
         """Tell whether a window is there; if not, have it fetched before others.
@@ -78,13 +100,15 @@ class Kept:
         `fresh`: fetch it anew, since what is there is wrong.
         """
         if not 0 <= number < windows_of(self._size):
-            self._told(number, "the image has no such window")
+            self._told(number, "the image has no such window", b"")
             return False
         with self._lock:
+            self._there |= self._journal.news()
             if fresh:
                 self._there.discard(number)
             if number in self._there:
                 return True
+            self._waited.add(number)
             if number not in self._under_way:
                 self._under_way.add(number)
                 self._jobs.put((_WANTED, next(self._turn), number, 1, fresh))
@@ -99,37 +123,63 @@ class Kept:
             # A damaged or hostile marker names terabytes.
             most = at // WINDOW + EXPECTED - len(found)
             found.update(dict.fromkeys(range(at // WINDOW, min(last // WINDOW + 1, most))))
-        order = list(found)
-        while order:
-            run = [order.pop(0)]
-            while order and len(run) < _TOGETHER and order[0] == run[-1] + 1:
-                run.append(order.pop(0))
+        for run in _runs(list(found), _TOGETHER):
             self._jobs.put((_AHEAD, next(self._turn), run[0], len(run), False))
+
+    def missing(self) -> list[int]:
+        """Return the windows that are neither there nor under way, in order."""
+        with self._lock:
+            self._there |= self._journal.news()
+            taken = self._there | self._under_way
+        return [number for number in range(windows_of(self._size)) if number not in taken]
+
+    def lost(self, numbers: list[int]) -> None:
+        """Note that windows are not there after all."""
+        with self._lock:
+            self._there.difference_update(numbers)
+
+    def fill(self, numbers: list[int]) -> str:
+        """Fetch those of `numbers`, which follow one another, that are missing, once nobody waits
+        for others; return why one can't be had, "" if all could. For a thread of its own."""
+        with self._quiet:
+            self._quiet.wait_for(lambda: not self._waited)
+        return self._all(numbers)
 
     def _work(self) -> None:
         while True:
             kind, _, first, number, fresh = self._jobs.get()
             numbers = list(range(first, first + number))
             if kind == _AHEAD:
-                with self._lock:
-                    # Those that somebody has asked for meanwhile are under way or there.
-                    taken = self._there | self._under_way
-                    numbers = [n for n in numbers if n not in taken]
-                    self._under_way.update(numbers)
-            for run in _runs(numbers):
-                self._fetch(run, fresh)
+                self._all(numbers)
+            else:
+                self._fetch(numbers, fresh)
 
-    def _fetch(self, numbers: list[int], fresh: bool) -> None:
-        """Fetch windows that follow one another, with one request; tell of each as it comes."""
+    def _all(self, numbers: list[int]) -> str:
+        """Fetch what is missing of `numbers`; return why one can't be had."""
+        with self._lock:
+            # Those that somebody has asked for meanwhile are under way or there.
+            taken = self._there | self._under_way
+            numbers = [n for n in numbers if n not in taken]
+            self._under_way.update(numbers)
+        return "".join([self._fetch(run, False) for run in _runs(numbers)][:1])
+
+    def _fetch(self, numbers: list[int], fresh: bool) -> str:
+        """Fetch windows that follow one another, with one request; tell of each as it comes.
+
+        Return why one can't be had, "" if all could.
+        """
         at = numbers[0] * WINDOW
         stop = min((numbers[-1] + 1) * WINDOW, self._size)
-        left = list(numbers)
+        left, wrong, come = list(numbers), [], bytearray()
 
-        def sink(position: int, piece: bytes) -> None:
-            self.put(position, piece)
-            done = position + len(piece)
-            while left and done >= min((left[0] + 1) * WINDOW, self._size):
-                self._settle(left.pop(0), "")
+        def sink(_: int, piece: bytes) -> None:
+            come.extend(piece)
+            while left and len(come) >= self._length(left[0]):
+                number = left.pop(0)
+                window = bytes(come[: self._length(number)])
+                del come[: len(window)]
+                if not self._take(number, window):
+                    wrong.append(number)
 
         why = ""
         try:
@@ -138,33 +188,51 @@ class Kept:
             why = error.message
         except Exception as error:
             why = f"reading {self._source.shown} failed: {type(error).__name__}: {error}"
-        for number in left:
-            self._settle(number, why)
+        if left:
+            self._settle(left, why)
+        if wrong and not fresh:
+            # A cache on the way may have lied: one fresh try.
+            return "".join([self._fetch([number], True) for number in wrong]) or why
+        if wrong:
+            why = WRONG
+            self._settle(wrong, why)
+        return why
 
-    def _settle(self, number: int, why: str) -> None:
+    def _length(self, number: int) -> int:
+        return min(WINDOW, self._size - number * WINDOW)
+
+    def _take(self, number: int, window: bytes) -> bool:
+        """Write a window that has come, and tell of it; return False where it is wrong."""
+        if self._known is not None and sha256(window) != self._known.of(number):
+            return False
+        try:
+            self.put(number * WINDOW, window)
+        except OSError as error:
+            self.full = error
+            # The disk is full: whoever waits gets it all the same, and the next one fetches it
+            # again.
+            self._settle([number], "", window)
+            return True
+        self._settle([number])
+        self._journal.note(number)
+        return True
+
+    def _settle(self, numbers: list[int], why: str = "", window: bytes = b"") -> None:
         with self._lock:
-            self._under_way.discard(number)
-            if not why:
-                self._there.add(number)
-        if not why and self._journal >= 0:
-            with contextlib.suppress(OSError):
-                # Without it the window is fetched again by the next start.
-                os.write(self._journal, number.to_bytes(_ROW, "little"))
-        self._told(number, why)
+            self._under_way.difference_update(numbers)
+            self._waited.difference_update(numbers)
+            if not why and not window:
+                self._there.update(numbers)
+            self._quiet.notify_all()
+        for number in numbers:
+            self._told(number, why, window)
 
 
-def _read(journal: int, count: int) -> set[int]:
-    """Return the windows that a journal names, of an image that has `count`."""
-    data = os.pread(journal, _ROW * _ROWS * count, 0)
-    rows = (data[at : at + _ROW] for at in range(0, len(data), _ROW))
-    return {number for row in rows if (number := int.from_bytes(row, "little")) < count}
-
-
-def _runs(numbers: list[int]) -> list[list[int]]:
-    """Return numbers as lists of those that follow one another."""
+def _runs(numbers: list[int], most: int = 1 << 30) -> list[list[int]]:
+    """Return numbers as lists, of at most `most`, of those that follow one another."""
     found: list[list[int]] = []
     for number in numbers:
-        if found and found[-1][-1] + 1 == number:
+        if found and found[-1][-1] + 1 == number and len(found[-1]) < most:
             found[-1].append(number)
         else:
             found.append([number])

@@ -5,6 +5,7 @@ import os
 from rootless_udi.base.calls import spawn
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.messages import pair, receive
+from rootless_udi.base.records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,22 +15,47 @@ NAME = "udi-remote"
 """The process's name in ps(1)."""
 GET, AGAIN = b"g", b"a"
 """What the image server asks for a window: to have it, and to have it anew."""
+NONE, THERE = "none", "there"
+"""Answers for an image of a registry: it can't be read in place; the store has it."""
+
+
+class Distant(Record):
+    """An image whose windows a process fetches: its file, and the socket to the process.
+
+    The file is as long as the image's, and has its first window and what is behind the squashfs.
+    `path` is one by which the user's processes on this node can open it. `listed` is the digest of
+    the list of its windows, "" for none; `digest` the image's, by which a store calls it; `shown`
+    where it is, in words; `facts` its facts as JSON, "" where they are in the file.
+    """
+
+    file: int
+    sock: "_socket.socket"
+    path: str
+    listed: str
+    digest: str
+    shown: str
+    facts: str
 
 
 def opened(
-    url: str, timeout: int, insecure: bool, folder: str = ""
-) -> "tuple[int, _socket.socket]":
-    """Have a process fetch windows of the image at `url`; return its file and the socket to it.
+    image: str,
+    timeout: int,
+    insecure: bool,
+    folder: str = "",
+    fill: bool = False,
+    platform: str = "",
+) -> "Distant | str":
+    """Have a process fetch windows of an image; or return NONE or THERE, with reasons after a NUL.
 
-    In `folder`, if it is there and can be written, it keeps them for the next start.
-
-    The file is as long as the image's, and has its first window and what is behind the squashfs.
+    `image` is a URL, or with `fill` a name of a registry. In `folder`, a store, if it can be
+    written, it keeps them for the next start; with `fill` it goes on until the store has the image.
     Raises UdiError.
     """
     from rootless_udi.base import program
 
     ours, theirs = pair()
-    words = url, str(timeout), "insecure" if insecure else "", folder
+    flags = "insecure" if insecure else "", "fill" if fill else ""
+    words = image, str(timeout), *flags, platform, folder
     argv = program.argv("from rootless_udi.remote.process import main; main()", *words, site=False)
     try:
         pid = spawn(argv[0], argv, dict(os.environ), [(theirs.fileno(), 3)])
@@ -42,12 +68,14 @@ def opened(
     except ChildProcessError:
         pass  # the caller ignores SIGCHLD: the kernel has reaped it
     text, fds = receive(ours)
-    if text == "ok" and fds:
-        return fds[0], ours
-    ours.close()
     kind, _, rest = text.partition("\0")
+    if kind == "ok" and fds:
+        return Distant(fds[0], ours, *rest.split("\0", 4))
+    ours.close()
+    if kind in (NONE, THERE):
+        return text
     message, _, hint = rest.partition("\0")
-    raise UdiError(
-        message if kind == "!" else f"reading {url} failed: the process that fetches it has ended",
-        hint,
-    )
+    shown = image.partition("?")[0]
+    if kind != "!":
+        message = f"reading {shown} failed: the process that fetches it has ended"
+    raise UdiError(message, hint)

@@ -253,7 +253,7 @@ def name_of(reference: Reference) -> str:
     size of the file that changes whenever the image does. Raises UdiError where that is missing.
     """
     place = place_of(reference)
-    if reference.kind == "registry" or reference.kind in STORAGES:
+    if reference.kind in ("registry", "web", *STORAGES):
         return place
     path = os.path.abspath(reference.path)
     changes = f"{path}/index.json" if reference.kind == "oci" else path
@@ -272,7 +272,7 @@ def place_of(reference: Reference) -> str:
 
     Raises ValueError for a file or directory that is an image.
     """
-    if reference.kind == "registry" or reference.kind in STORAGES:
+    if reference.kind in ("registry", "web", *STORAGES):
         return reference.canonical
     if reference.kind not in ("oci", "archive"):
         raise ValueError(f"{reference.canonical}: is not kept in a store")

@@ -23,6 +23,7 @@ from rootless_udi.serve import distant
 from rootless_udi.store import windows
 from tests.conftest import User
 from tests.kit import fuseimages, images
+from tests.kit.listed import listed, used
 from tests.kit.nodes import Leftovers, counted
 from tests.kit.rangeserver import RangeServer, serving
 from tests.kit.registry import certificate
@@ -118,7 +119,7 @@ def test_no_window_is_fetched_twice(server: RangeServer, tmp_path: Path) -> None
     told: dict[int, str] = {}
     everything = threading.Event()
 
-    def tell(number: int, why: str) -> None:
+    def tell(number: int, why: str, _: bytes) -> None:
         told[number] = why
         if len(told) == 4:
             everything.set()
@@ -173,7 +174,7 @@ def test_a_start_from_a_url(user: User, exported: Path, left: Leftovers) -> None
         done = user.run("udi-run", signed, "true")
         assert done.returncode == 125 and "secret" not in done.stderr, done.stderr
         server.data = data
-        digest = listed(exported)
+        digest = listed(exported).digest
         assert user.run("udi-run", f"{server.url}#{digest}", "true").returncode == 0
         other = "sha256:" + "0" * 64
         done = user.run("udi-run", f"{server.url}#{other}", "true")
@@ -225,18 +226,6 @@ def test_the_next_start_has_what_was_fetched(user: User, exported: Path) -> None
         kept.mkdir()
         assert run(server) == everything
     assert user.run("udi", "prune").returncode == 0
-
-
-def used(path: Path) -> int:
-    with path.open("rb") as file:
-        return windows.used(file.fileno())
-
-
-def listed(path: Path) -> str:
-    with path.open("rb") as file:
-        known = windows.behind(file.fileno(), used(path))
-    assert known is not None
-    return known.digest
 
 
 @pytest.fixture
@@ -354,9 +343,10 @@ def test_each_window_flipped_on_the_way(tmp_path: Path) -> None:
     data = path.read_bytes()
     for bad in range(1, len(known.sums) // 32):
         with serving(data) as server:
-            fd, sock = distant.opened(server.url, 5, False)
+            one = distant.opened(server.url, 5, False)
+            assert isinstance(one, distant.Distant)
             server.fault = rotten(bad)
-            source = reader(fd, sock, server.url)
+            source = reader(one.file, one.sock, server.url)
             for number in range(len(known.sums) // 32):
                 if number == bad:
                     where = f"from byte {bad * WINDOW} of {server.url}"
@@ -365,7 +355,7 @@ def test_each_window_flipped_on_the_way(tmp_path: Path) -> None:
                 else:
                     at = number * WINDOW
                     assert source.read(at, 10) == data[at : at + 10]
-            os.close(fd)
+            os.close(one.file)
             del source
 
 

@@ -13,16 +13,28 @@ from rootless_udi.base import trust
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import page, say
 from rootless_udi.plan.image import Image
-from rootless_udi.plan.reference import Platform, Reference, parse, parse_platform
+from rootless_udi.plan.reference import (
+    REMOTE,
+    Platform,
+    Reference,
+    parse,
+    parse_platform,
+    web,
+)
 from rootless_udi.plan.site import Site
 from rootless_udi.store import find, resolve, upkeep
 
 Arguments = argparse.Namespace
 
 
+def named(text: str, site: Site) -> Reference:
+    """Return what an image's name, its path or a URL refers to. Raises UdiError."""
+    return web(text) if text.startswith(REMOTE) else parse(text, site.registry)
+
+
 def parsed_reference(text: str, site: Site) -> Reference:
-    """Return a name's reference. Raises UdiError for a path, and for what is no name."""
-    found = parse(text, site.registry)
+    """Return a name's reference, or a URL's. Raises UdiError for a path, and what is no name."""
+    found = named(text, site)
     if found.kind in ("squashfs", "directory", "path"):
         raise UdiError(
             f"{text} is a path, not an image of a registry or a store",
@@ -64,7 +76,7 @@ def any_image(text: str, site: Site, platform: Platform | None = None) -> Image:
 
     Raises UdiError where there is none, and for a directory.
     """
-    reference = parse(text, site.registry)
+    reference = named(text, site)
     if reference.kind in ("squashfs", "path"):
         found = resolve.local(text, os.path.abspath(reference.path))
         if not found.path:

@@ -1,0 +1,17 @@
+"""Find an image that is elsewhere, by its URL or its name in a registry."""
+
+from rootless_udi.plan.reference import REMOTE
+from rootless_udi.remote.sources import Remote, RemoteRequest, of_web
+
+
+def found(asked: RemoteRequest) -> Remote | str:
+    """Return the image, or what udi-run is told where it can't be read in place (`serve.distant`).
+
+    Raises UdiError, OSError.
+    """
+    if asked.image.startswith(REMOTE):
+        return of_web(asked)
+    # Not for a URL: it is a tenth of a second.
+    from rootless_udi.remote.pushed import of_registry
+
+    return of_registry(asked)

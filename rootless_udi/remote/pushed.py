@@ -1,0 +1,114 @@
+"""An image of a registry whose squashfs was pushed (`pull.artifact`), to be read where it is."""
+
+import os
+import threading
+from collections.abc import Callable
+
+from rootless_udi.base import windows
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.windows import WindowList, place
+from rootless_udi.config import load
+from rootless_udi.plan.reference import parse, parse_platform, platform_of
+from rootless_udi.plan.site import Site
+from rootless_udi.pull import claims, pushed
+from rootless_udi.pull.artifact import FoundSquashfs
+from rootless_udi.pull.blobs import Blobs
+from rootless_udi.pull.from_registry import RegistrySource
+from rootless_udi.pull.repository import Repository
+from rootless_udi.pull.stop import Stop
+from rootless_udi.remote.origins import Blob
+from rootless_udi.remote.ranges import Ranges
+from rootless_udi.remote.sources import Remote, RemoteRequest, begun
+from rootless_udi.serve.distant import NONE, THERE
+from rootless_udi.store import find, platforms
+from rootless_udi.store.store import Store
+
+_AGAIN = "push it again (udi push)"
+
+
+def of_registry(asked: RemoteRequest) -> Remote | str:
+    """Return the image; NONE, with the reasons behind a NUL, where no squashfs is to be used; THERE
+    where the store has it by another name. Raises UdiError."""
+    site = load.load(dict(os.environ))
+    reference = parse(asked.image, site.registry)
+    wanted = parse_platform(asked.platform) if asked.platform else None
+    source = _source(asked, site)
+    resolved = source.resolve(wanted or platforms.here())
+    named = wanted or platform_of(os.uname().machine)
+    name = find.name_of(reference)
+    if asked.folder and Store(asked.folder).image(resolved.digest) is not None:
+        Store(asked.folder).set_name(name, named, resolved.digest)
+        return THERE
+    reasons: list[str] = []
+    found = resolved.found or source.squashfs(
+        resolved.digest, claims.believed(site), reasons.append
+    )
+    if found is None:
+        return f"{NONE}\0{'; '.join(reasons)}"
+    ranges, head, used, known, data = _read(source.repository, found, asked)
+    tail = windows.packed(known)
+    if place(used) + len(tail) != ranges.size:
+        # What `udi optimize` appended.
+        whole = bytearray()
+        ranges.read(place(used), ranges.size - place(used), lambda _, piece: whole.extend(piece))
+        tail = bytes(whole)
+    facts = pushed.made(reference, resolved, found, data)
+    names = ((named.key(), name),)
+    return Remote(ranges, head, used, tail, known, resolved.digest, facts, names)
+
+
+def _source(asked: RemoteRequest, site: Site) -> RegistrySource:
+    reference = parse(asked.image, site.registry)
+    stop = Stop()
+    insecure = asked.insecure or reference.registry in site.insecure
+    blobs = Blobs(Store(asked.folder or "/nowhere"), stop, False, lambda _: None)
+    mirrors = dict(site.mirrors)
+    return RegistrySource(reference, blobs, stop, insecure, mirrors, answer=asked.timeout)
+
+
+def _read(
+    repository: Repository, found: FoundSquashfs, asked: RemoteRequest
+) -> tuple[Ranges, bytes, int, WindowList, bytes]:
+    """Return what reads the squashfs, its first window, its size, its list, and the facts' bytes.
+
+    All of it is asked for at once. Raises UdiError.
+    """
+    parts = found.parts
+    # Who has the artifact has the blobs; the others may.
+    hosts = sorted(repository.endpoints, key=lambda one: one.host != found.host)
+    origin = Blob(hosts, repository.transport, parts.squashfs.digest, parts.squashfs.size)
+    documents: dict[str, bytes] = {}
+    failed: list[Exception] = []
+
+    def document(part: str) -> None:
+        try:
+            documents[part] = repository.document(getattr(parts, part), part)
+        except Exception as error:
+            failed.append(error)
+
+    others = [_started(document, part) for part in ("windows", "facts")]
+    ranges, head, used = begun(origin, asked.timeout)
+    for other in others:
+        other()
+    if failed:
+        raise failed[0]
+    listed = documents["windows"]
+    try:
+        known = windows.behind(lambda at, most: listed[at - place(used) :][:most], used)
+    except ValueError as error:
+        raise UdiError(f"reading {ranges.shown} failed: {error}", _AGAIN) from None
+    if known is None or known.digest != parts.listed:
+        why = f"its list of windows is {known.digest if known else 'missing'}"
+        raise UdiError(f"reading {ranges.shown} failed: {why}, announced is {parts.listed}", _AGAIN)
+    return ranges, head, used, known, documents["facts"]
+
+
+def _started(call: Callable[[str], None], word: str) -> Callable[[], None]:
+    """Call a function in a thread; return a function that waits for its end."""
+    thread = threading.Thread(target=call, args=(word,), daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        # At a limit of threads: one after the other.
+        return lambda: call(word)
+    return thread.join

@@ -1,0 +1,111 @@
+"""What a remote image is, found out before it is mounted: its beginning, its list, its facts.
+
+Of a file on a web server all that is in the file itself. Of an image in a registry it is in a
+squashfs that was pushed for it (`pull.artifact`), where there is one that is believed.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from rootless_udi.base import windows
+from rootless_udi.base.errors import UdiError
+from rootless_udi.base.records import Record
+from rootless_udi.base.superblock import INSIDE, MAGIC, SIZE, USED
+from rootless_udi.base.windows import WINDOW, WindowList, place
+from rootless_udi.plan.reference import platform_of, web
+from rootless_udi.remote.origins import Origin, Web
+from rootless_udi.remote.ranges import Ranges
+from rootless_udi.store.resolve import parsed
+
+_BEHIND_MAX = 80 << 20
+"""Most bytes behind a squashfs: its list of windows, its facts and what starts ask."""
+
+
+class RemoteRequest(Record):
+    """What udi-run or `udi fetch` asks for: an image's name or URL.
+
+    `timeout` in seconds. `folder` is the store in which windows are kept, "" for none; with `fill`
+    it is to get the whole image.
+    """
+
+    image: str
+    timeout: float
+    insecure: bool = False
+    fill: bool = False
+    platform: str = ""
+    folder: str = ""
+
+
+class Remote(Record):
+    """An image elsewhere: `used` bytes of squashfs, of which `head` is the beginning; `tail` is
+    what is behind it in the file, `known` the list of its windows, if there is one.
+
+    `digest` is what the image is called in a store, "" where nothing proves it; `names` its names
+    there, each (platform key, name).
+    """
+
+    ranges: Ranges
+    head: bytes
+    used: int
+    tail: bytes
+    known: WindowList | None
+    digest: str
+    facts: Mapping[str, Any]
+    names: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def size(self) -> int:
+        return place(self.used) + len(self.tail) if self.tail else self.used
+
+
+def of_web(asked: RemoteRequest) -> Remote:
+    """Return the image at a URL. Raises UdiError."""
+    url, _, _ = asked.image.partition("#")
+    origin = Web(url, asked.timeout, asked.insecure)
+    ranges, head, used = begun(origin, asked.timeout)
+    tail = bytearray()
+    behind = ranges.size - place(used)
+    if behind > 0:
+        ranges.read(place(used), behind, lambda _, piece: tail.extend(piece))
+    try:
+        known = windows.behind(lambda at, most: bytes(tail[at - place(used) :][:most]), used)
+    except ValueError:
+        known = None  # whoever reads the image will say what is wrong
+    if known is None:
+        return Remote(ranges, head, used, bytes(tail), None, "", {})
+    name, key = web(asked.image).canonical, platform_of(os.uname().machine).key()
+    facts = {"version": 1, **_inside(bytes(tail)), "digest": known.digest, "reference": name}
+    return Remote(ranges, head, used, bytes(tail), known, known.digest, facts, ((key, name),))
+
+
+def begun(origin: Origin, timeout: float) -> tuple[Ranges, bytes, int]:
+    """Return what reads a squashfs file, its first window, and the size of the squashfs in it.
+
+    Raises UdiError for what is none.
+    """
+    ranges = Ranges(origin, timeout)
+    head = ranges.begin(WINDOW)
+    name = ranges.shown
+    if len(head) < SIZE or int.from_bytes(head[:4], "little") != MAGIC:
+        raise UdiError(f"image {name} is no squashfs file", "is it the URL of a web page?")
+    used = int.from_bytes(head[USED], "little")
+    if used > ranges.size or ranges.size - place(used) > _BEHIND_MAX:
+        raise UdiError(f"image {name} is no whole squashfs file: {ranges.size} bytes of {used}")
+    return ranges, head, used
+
+
+def _inside(tail: bytes) -> dict[str, Any]:
+    """Return the facts that `udi export` wrote behind the squashfs; {} for none or damaged ones.
+
+    They end with the mark and their length; what `udi optimize` appends may follow.
+    """
+    end = tail.rfind(INSIDE)
+    length = int.from_bytes(tail[end + 8 : end + 16], "little")
+    start = end + 16 - length
+    if end < 0 or not 0 <= start < end:
+        return {}
+    try:
+        return parsed(tail[start:end].rstrip(b"\0"))
+    except ValueError:
+        return {}
