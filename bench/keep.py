@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import peers
-from bench.node import pss, quiet
+from bench.node import living, pss, quiet
 from tests.kit.mpiprogs import codename
 from tests.kit.nodes import subreaper
 
@@ -68,8 +68,22 @@ def measure_loop(
 
 
 def measure_many(image: str, many: int, env: dict[str, str]) -> None:
-    """Print joins of an old and of a new container, alternating."""
+    """Print joins of an old and of a new container: of two that are kept, and of two in which a
+    first rank lives."""
     old, new = (["udi-run", f"--keep={seconds}", image] for seconds in (600, 601))
+    joins(f"a join of a kept container after {many} short commands", old, new, many, env)
+    stop(env)
+    old, new = (["udi-run", f"--share={name}", image] for name in ("old", "new"))
+    wait = ("/bin/sh", "-c", "echo; read line")
+    with living([*old, *wait], 1, env), living([*new, *wait], 1, env):
+        joins(f"the same beside a rank that lives, after {many}", old, new, many, env)
+    quiet()
+
+
+def joins(
+    title: str, old: Sequence[str], new: Sequence[str], many: int, env: dict[str, str]
+) -> None:
+    """Print joins of two containers, alternating, after `many` of the old one."""
     loop(old, many, env)
     loop(new, 1, env)
     times: dict[str, list[float]] = {"old": [], "new": []}
@@ -79,12 +93,10 @@ def measure_many(image: str, many: int, env: dict[str, str]) -> None:
             before = processor()
             times[name].append(loop(words, 5, env) / 5)
             used[name].append((processor() - before) / 5)
-    title = f"a join after {many} short commands, against a new container's"
-    for what, found in ((title, times), (USED, used)):
+    for what, found in ((f"{title}, against a new one's", times), (USED, used)):
         peers.table(what, {name: statistics.median(one) for name, one in found.items()}, "old")
     records = sorted(Path(env["XDG_RUNTIME_DIR"]).rglob("*.2"))
     print(f"  records' bytes: {[path.stat().st_size for path in records]}")
-    stop(env)
 
 
 def measure_memory(image: str, env: dict[str, str]) -> None:

@@ -89,6 +89,7 @@ def tables() -> str:
             "#ifndef TABLES_H\n#define TABLES_H\n",
             f'#define RECORD_FORMAT "{record.FORMAT}"',
             f"#define RECORD_MOST {record.MOST}",
+            f"#define RECORD_LONG {record.LONG}",
             f"#define KEEP_MOST {keeping.MOST}",
             f"#define KEEP_PLAIN {quoted(''.join(sorted(keeping.PLAIN)))}",
             f"#define SHELL {quoted(SHELL)}",

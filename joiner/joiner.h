@@ -88,8 +88,9 @@ int place_find(const struct list *env, bool make, bool *alone);
 /* record.c: the node's record. */
 struct record {
     int fd;
-    struct text data;
-    size_t tail; /* where the members begin */
+    size_t size, tail; /* the file's, and where the members begin */
+    struct text data, members;
+    bool cut; /* `members` has only the first and the last */
     char *request, *server, *dead, *workdir;
     size_t request_length;
     unsigned long long user, mnt;
@@ -99,10 +100,13 @@ struct record {
     struct list same; /* kind, path, state, kind, path, state, ... */
 };
 bool record_read(int directory, const char *name, struct record *record);
+void record_members(struct record *record, bool all);
+
+/* fits.c: whether it is the container that is asked for, and as it was. */
 bool record_fits(const struct record *record, const struct text *key);
-bool record_entering(const struct record *record);
 
 /* members.c: through which process to enter, and the way in. */
+bool record_entering(const struct record *record);
 bool find_spaces(struct record *record, int spaces[2]);
 void enter(const struct record *record, const int spaces[2]);
 bool first_to_tell(const struct record *record);

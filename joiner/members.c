@@ -21,17 +21,16 @@ static bool member(const char *at, size_t length, long *pid, unsigned long long 
     return digits(blank + 1, length - before - 1, 18, start_time) && *start_time;
 }
 
-/* The member before *end in the record, who came last first; false where there is no more. */
-static bool member_before(const struct record *record, size_t *end, long *pid,
+/* The member before *end of the lines, who came last first; false where there is no more. */
+static bool member_before(const struct text *lines, size_t *end, long *pid,
                           unsigned long long *start_time)
 {
-    const char *data = record->data.at;
-    while (*end > record->tail) {
+    while (*end > 0) {
         size_t begin = *end;
-        while (begin > record->tail && data[begin - 1] != '\n')
+        while (begin > 0 && lines->at[begin - 1] != '\n')
             begin--;
-        bool found = member(data + begin, *end - begin, pid, start_time);
-        *end = begin > record->tail ? begin - 1 : record->tail;
+        bool found = member(lines->at + begin, *end - begin, pid, start_time);
+        *end = begin > 0 ? begin - 1 : 0;
         if (found)
             return true;
     }
@@ -67,19 +66,19 @@ static bool spaces_of(const struct record *record, long pid, unsigned long long 
 /* The namespaces of a member that lives: the last, then the builder, of which one mostly does. */
 bool find_spaces(struct record *record, int spaces[2])
 {
-    const struct text *data = &record->data;
-    const char *line = memchr(data->at + record->tail, '\n', data->length - record->tail);
-    size_t end = data->length, first = line ? (size_t)(line - data->at) : record->tail;
+    const struct text *lines = &record->members;
+    const char *line = memchr(lines->at, '\n', lines->length);
+    size_t end = lines->length, first = line ? (size_t)(line - lines->at) : 0;
     long pid;
     unsigned long long start_time;
-    if (!member_before(record, &end, &pid, &start_time))
+    if (!member_before(lines, &end, &pid, &start_time))
         return false;
     if (spaces_of(record, pid, start_time, spaces))
         return true;
-    if (member_before(record, &first, &pid, &start_time) &&
+    if (member_before(lines, &first, &pid, &start_time) &&
         spaces_of(record, pid, start_time, spaces))
         return true;
-    while (member_before(record, &end, &pid, &start_time)) {
+    while (member_before(lines, &end, &pid, &start_time)) {
         if (spaces_of(record, pid, start_time, spaces)) {
             /* The next one shall find it as the last at once. */
             char *number = number_in("", (unsigned long long)pid, " ");
@@ -87,16 +86,19 @@ bool find_spaces(struct record *record, int spaces[2])
             return true;
         }
     }
-    return false;
+    if (!record->cut)
+        return false;
+    record_members(record, true);
+    return find_spaces(record, spaces);
 }
 
 /* Whether a member lives, who may be on his way in. */
 bool record_entering(const struct record *record)
 {
-    size_t end = record->data.length;
+    size_t end = record->members.length;
     long pid;
     unsigned long long start_time;
-    while (member_before(record, &end, &pid, &start_time))
+    while (member_before(&record->members, &end, &pid, &start_time))
         if (alive(pid, start_time))
             return true;
     return false;
@@ -116,8 +118,11 @@ void enter(const struct record *record, const int spaces[2])
     /* Without room this one is inside as well; whoever comes goes in through another member. */
     if (write(record->fd, line.at, line.length) < 0 && errno != ENOSPC && errno != EDQUOT)
         hand_over();
-    /* EINVAL is what a udi-run inside is told: in this container, or in another of its launcher's. */
+    /* Nobody reads a file that was replaced meanwhile (node/compact.py): once more, by Python. */
     struct stat own;
+    if (fstat(record->fd, &own) || !own.st_nlink)
+        hand_over();
+    /* EINVAL is what a udi-run inside is told: in this container, or in another of its launcher's. */
     bool inside = setns(spaces[0], CLONE_NEWUSER) != 0;
     if (inside && errno != EINVAL)
         hand_over();

@@ -3,10 +3,11 @@
 #include "tables.h"
 
 #include <fcntl.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+enum { PART = 1 << 13 }; /* bytes that are read at once: a head and some members are fewer */
 
 static void damaged(void)
 {
@@ -21,63 +22,26 @@ static char *text_of(char *value, size_t length)
     return value;
 }
 
+/* Push the three texts of a value, with NUL between. */
+static void three(struct list *list, char *value, size_t length)
+{
+    for (int i = 0; i < 2; i++) {
+        char *end = memchr(value, 0, length);
+        if (!end)
+            damaged();
+        push(list, value);
+        length -= (size_t)(end + 1 - value);
+        value = end + 1;
+    }
+    push(list, text_of(value, length));
+}
+
 static void operation(struct list *list, char *value, size_t length)
 {
-    char *op = value, *name = memchr(op, 0, length), *what = NULL;
-    if (name)
-        what = memchr(name + 1, 0, length - (size_t)(name + 1 - value));
-    if (!what || !is_one_of(op, OPERATIONS))
-        damaged();
-    name++, what++;
-    if (strchr(name, '=') || (!*name && strcmp(op, "clear") != 0))
+    three(list, value, length);
+    const char *op = list->at[list->count - 3], *name = list->at[list->count - 2];
+    if (!is_one_of(op, OPERATIONS) || strchr(name, '=') || (!*name && strcmp(op, "clear") != 0))
         damaged(); /* execve(2) would take it for another name */
-    push(list, op);
-    push(list, name);
-    push(list, text_of(what, length - (size_t)(what - value)));
-}
-
-static void same(struct list *list, char *value, size_t length)
-{
-    char *path = memchr(value, 0, length), *state = NULL;
-    if (path)
-        state = memchr(path + 1, 0, length - (size_t)(path + 1 - value));
-    if (!state)
-        damaged();
-    push(list, value);
-    push(list, path + 1);
-    push(list, text_of(state + 1, length - (size_t)(state + 1 - value)));
-}
-
-/* What tells a file from another one, and a changed one; `state_of` of node/record.py. */
-static char *state_of(const char *kind, const char *path)
-{
-    struct stat found;
-    struct text text = {0};
-    if (strcmp(kind, "variable") == 0)
-        return getenv(path) ? getenv(path) : JOIN("");
-    int flags = strcmp(kind, "link") == 0 ? AT_SYMLINK_NOFOLLOW : 0;
-    if (fstatat(AT_FDCWD, path, &found, flags))
-        return JOIN("-");
-    add_number(&text, found.st_dev);
-    add(&text, " ");
-    add_number(&text, found.st_ino);
-    if (strcmp(kind, "place") == 0)
-        return text.at;
-    add(&text, " ");
-    add_number(&text, (unsigned long long)found.st_size);
-    add(&text, " ");
-    add_number(&text, (unsigned long long)found.st_mtim.tv_sec * 1000000000 +
-                          (unsigned long long)found.st_mtim.tv_nsec);
-    return text.at;
-}
-
-static bool is_unchanged(const struct record *record)
-{
-    const struct list *list = &record->same;
-    for (size_t i = 0; i < list->count; i += 3)
-        if (strcmp(state_of(list->at[i], list->at[i + 1]), list->at[i + 2]) != 0)
-            return false;
-    return true;
 }
 
 static void once(char **where, char *value)
@@ -93,7 +57,7 @@ static void field(struct record *record, char *name, char *value, size_t length)
     else if (strcmp(name, "after") == 0)
         operation(&record->after, value, length);
     else if (strcmp(name, "same") == 0)
-        same(&record->same, value, length);
+        three(&record->same, value, length);
     else if (strcmp(name, "entrypoint") == 0)
         push(&record->entrypoint, text_of(value, length));
     else if (strcmp(name, "cmd") == 0)
@@ -130,15 +94,34 @@ static bool length_at(const struct text *data, size_t *at, char end, size_t *len
     return true;
 }
 
+/* Read from byte `at` to the end, or at least `least` bytes: the read that reaches them ends it. */
+static void read_from(int fd, struct text *text, size_t at, size_t least)
+{
+    static char part[PART];
+    ssize_t got = 1;
+    for (size_t all = 0; got > 0 && all < least; all += (size_t)got) {
+        got = pread(fd, part, sizeof part, (off_t)(at + all));
+        if (got < 0 || text->length > RECORD_MOST)
+            hand_over();
+        add_bytes(text, part, (size_t)got);
+    }
+}
+
 static void head(struct record *record)
 {
     static const char FIRST[] = "udi " RECORD_FORMAT " ";
     struct text *data = &record->data;
     size_t at = sizeof FIRST - 1, length;
+    add(data, "");
+    read_from(record->fd, data, 0, 1);
     if (data->length < at || memcmp(data->at, FIRST, at) != 0 ||
-        !length_at(data, &at, '\n', &length) || length > data->length - at)
+        !length_at(data, &at, '\n', &length))
         damaged();
     record->tail = at + length;
+    if (data->length < record->tail)
+        read_from(record->fd, data, data->length, record->tail - data->length);
+    if (data->length < record->tail)
+        damaged();
     while (at < record->tail) {
         if (!length_at(data, &at, ':', &length) || at > record->tail ||
             length >= record->tail - at || data->at[at + length] != '\n')
@@ -157,6 +140,26 @@ static void head(struct record *record)
         damaged();
 }
 
+/* The lines of members: of very many the first and the last, unless `all` are asked for. */
+void record_members(struct record *record, bool all)
+{
+    struct text *members = &record->members;
+    record->cut = !all && record->size > record->tail + 2 * PART;
+    members->length = 0;
+    add(members, "");
+    read_from(record->fd, members, record->tail, record->cut ? 1 : SIZE_MAX);
+    if (!record->cut)
+        return;
+    /* What lies between is missing, and so is the rest of the lines that it cuts. */
+    while (members->length && members->at[members->length - 1] != '\n')
+        members->length--;
+    struct text last = {0};
+    read_from(record->fd, &last, record->size - PART, SIZE_MAX);
+    const char *line = last.length ? memchr(last.at, '\n', last.length) : NULL;
+    if (line)
+        add_bytes(members, line, last.length - (size_t)(line - last.at));
+}
+
 /* Read the record of the container `name`; false where there is none. */
 bool record_read(int directory, const char *name, struct record *record)
 {
@@ -168,26 +171,11 @@ bool record_read(int directory, const char *name, struct record *record)
         return false;
     /* Whose it is, by the descriptor that is then read: base/trust.py says why not. */
     if (record->fd < 0 || fstat(record->fd, &found) || !S_ISREG(found.st_mode) ||
-        (found.st_uid != getuid() && found.st_uid != 0) || found.st_mode & 022)
-        hand_over();
-    add(&record->data, "");
-    if (!read_all(record->fd, &record->data, RECORD_MOST))
-        hand_over();
+        (found.st_uid != getuid() && found.st_uid != 0) || found.st_mode & 022 ||
+        found.st_size > RECORD_LONG)
+        hand_over(); /* a long one is compacted there */
+    record->size = (size_t)found.st_size;
     head(record);
+    record_members(record, false);
     return true;
-}
-
-/* Whether it is this very container's, and its image server lives. */
-bool record_fits(const struct record *record, const struct text *key)
-{
-    if (!record->request || record->request_length != key->length ||
-        memcmp(record->request, key->at, key->length) != 0 || (record->dead && *record->dead) ||
-        !is_unchanged(record))
-        return false;
-    const char *server = record->server ? record->server : "", *blank = strchr(server, ' ');
-    unsigned long long pid, start_time;
-    if (!blank || !digits(server, (size_t)(blank - server), 10, &pid) || pid < 1 ||
-        pid > INT32_MAX || !digits(blank + 1, strlen(blank + 1), 18, &start_time))
-        return true; /* nobody serves */
-    return alive((long)pid, start_time);
 }

@@ -131,10 +131,16 @@ def _join(
     key: str,
 ) -> None:
     """Join the container of the record and become the command; return where there is none."""
-    _, directory = places.find(environ, make=False)
+    path, directory = places.find(environ, make=False)
     if directory < 0:
         return
     record, fd = read_record(directory, name)
+    if record is not None and record.long:
+        from rootless_udi.node.compact import compact
+
+        compact(path, directory, name, record, fd)
+        os.close(fd)
+        record, fd = read_record(directory, name)
     os.close(directory)
     if record is None:
         return

@@ -46,6 +46,8 @@ TOLD = b"told"
 OPERATIONS = ("set", "unset", "clear", "append", "prepend")
 MOST = 1 << 26
 """Bytes of the longest record that is read: a request has 2 MB at most, a member 20 bytes."""
+LONG = 1 << 20
+"""Bytes of a record from which on a rank that joins first writes it anew (`node.compact`)."""
 _LENGTH = 8
 """Most digits of a length."""
 
@@ -80,6 +82,7 @@ class NodeRecord:
         self.spaces = tuple(_number(self.get(kind).encode(), 20) for kind in ("user", "mnt"))
         self.before, self.after = self._operations("before"), self._operations("after")
         self._tail = data[end:]
+        self.long = len(data) > LONG
 
     def get(self, key: str) -> str:
         """Return the one value of `key`, "" where it is missing."""
@@ -283,6 +286,9 @@ def join(record: NodeRecord, fd: int) -> bool:
             if error.errno not in (ENOSPC, EDQUOT):
                 folder, _, name = os.readlink(f"/proc/self/fd/{fd}").rpartition("/")
                 raise _failed("joining", folder, name, error) from None
+        if not os.fstat(fd).st_nlink:
+            # Written anew meanwhile, or removed: nobody reads this file.
+            return False
         user, mnt = spaces
         inside = False
         try:

@@ -1,0 +1,54 @@
+/* Whether a record is what a rank looks for, and still true: `lost` and `changed` of node/record.py. */
+#include "joiner.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+/* What tells a file from another one, and a changed one; `state_of` of node/record.py. */
+static char *state_of(const char *kind, const char *path)
+{
+    struct stat found;
+    struct text text = {0};
+    if (strcmp(kind, "variable") == 0)
+        return getenv(path) ? getenv(path) : JOIN("");
+    int flags = strcmp(kind, "link") == 0 ? AT_SYMLINK_NOFOLLOW : 0;
+    if (fstatat(AT_FDCWD, path, &found, flags))
+        return JOIN("-");
+    add_number(&text, found.st_dev);
+    add(&text, " ");
+    add_number(&text, found.st_ino);
+    if (strcmp(kind, "place") == 0)
+        return text.at;
+    add(&text, " ");
+    add_number(&text, (unsigned long long)found.st_size);
+    add(&text, " ");
+    add_number(&text, (unsigned long long)found.st_mtim.tv_sec * 1000000000 +
+                          (unsigned long long)found.st_mtim.tv_nsec);
+    return text.at;
+}
+
+static bool is_unchanged(const struct record *record)
+{
+    const struct list *list = &record->same;
+    for (size_t i = 0; i < list->count; i += 3)
+        if (strcmp(state_of(list->at[i], list->at[i + 1]), list->at[i + 2]) != 0)
+            return false;
+    return true;
+}
+
+/* Whether it is this very container's, and its image server lives. */
+bool record_fits(const struct record *record, const struct text *key)
+{
+    if (!record->request || record->request_length != key->length ||
+        memcmp(record->request, key->at, key->length) != 0 || (record->dead && *record->dead) ||
+        !is_unchanged(record))
+        return false;
+    const char *server = record->server ? record->server : "", *blank = strchr(server, ' ');
+    unsigned long long pid, start_time;
+    if (!blank || !digits(server, (size_t)(blank - server), 10, &pid) || pid < 1 ||
+        pid > INT32_MAX || !digits(blank + 1, strlen(blank + 1), 18, &start_time))
+        return true; /* nobody serves */
+    return alive((long)pid, start_time);
+}
