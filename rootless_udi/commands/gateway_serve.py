@@ -1,5 +1,6 @@
 """udi gateway serve: the service itself, and its options."""
 
+import argparse
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from rootless_udi.plan import sizes
 
 if TYPE_CHECKING:
     from rootless_udi.gateway.database import Database
+    from rootless_udi.gateway.expiry import Rules
     from rootless_udi.gateway.starts import StartCounter
 
 
@@ -47,6 +49,11 @@ def add(actions: Parsers) -> None:
     one.add_argument(
         "--anonymous", action="store_true", help="list and look up public images for everybody"
     )
+    _add_rules(one)
+
+
+def _add_rules(one: argparse.ArgumentParser) -> None:
+    """Add the options that say what users may have."""
     one.add_argument("--rate", type=float, default=500.0, help="a user's requests a second (500)")
     one.add_argument(
         "--starts", metavar="ADDRESS", default="", help="count starts: 0.0.0.0:PORT or unix:/PATH"
@@ -56,6 +63,25 @@ def add(actions: Parsers) -> None:
 
     one.add_argument(
         "--keep", metavar="DAYS", type=float, default=0.0, help="expire what is unused so long"
+    )
+    one.add_argument(
+        "--user-keep",
+        metavar="[USER=]DAYS",
+        action="append",
+        help="the same for what a user has brought; several times",
+    )
+    one.add_argument(
+        "--user-room",
+        metavar="[USER=]SIZE",
+        action="append",
+        help="how much a user may bring; several times",
+    )
+    one.add_argument("--examiner", metavar="PROGRAM", default="", help="may refuse an image")
+    one.add_argument(
+        "--examiner-seconds", metavar="N", type=float, default=300.0, help="its time limit (300)"
+    )
+    one.add_argument(
+        "--import", metavar="SIZE", default="", dest="import_", help="import users' files up to it"
     )
     one.add_argument("--room", metavar="SIZE", default="", help="expire what does not fit: 500G")
 
@@ -68,7 +94,7 @@ def serve(arguments: Arguments) -> int:
     from rootless_udi.gateway import app, listen
     from rootless_udi.gateway import serve as server
     from rootless_udi.gateway.database import Database
-    from rootless_udi.gateway.expiry import Rules
+    from rootless_udi.gateway.examiner import Examiner
     from rootless_udi.gateway.limits import Limits
     from rootless_udi.gateway.people import People
     from rootless_udi.gateway.service import Service
@@ -76,6 +102,9 @@ def serve(arguments: Arguments) -> int:
 
     if min(arguments.workers, arguments.pulls, arguments.rate) <= 0 or arguments.keep < 0:
         raise UdiError("--workers, --pulls and --rate are numbers above 0", "leave them out")
+    rules, most = _rules(arguments), sizes.parse(arguments.import_) if arguments.import_ else 0
+    examiner = Examiner(arguments.examiner, arguments.examiner_seconds)
+    examiner.check()
     root = os.path.abspath(arguments.store)
     words = arguments.listen or [f"unix:{root}/{listen.SOCKET}"]
     addresses = [listen.parsed(word) for word in words]
@@ -88,12 +117,8 @@ def serve(arguments: Arguments) -> int:
         people = People(arguments.admin or (), arguments.munge, arguments.anonymous)
         systems = tuple(arguments.system or [site.name or os.uname().nodename.partition(".")[0]])
         limits = Limits(arguments.rate, arguments.pulls)
-        room = sizes.parse(arguments.room) if arguments.room else 0
-        rules = Rules(arguments.keep * 86400, room)
-        counter = _counter(arguments, database)
-        service = Service(
-            store, database, site, systems, people, arguments.workers, limits, rules, counter
-        )
+        more = (limits, rules, _counter(arguments, database), examiner, most)
+        service = Service(store, database, site, systems, people, arguments.workers, *more)
         service.begin()
         sockets = [listen.opened(one) for one in addresses]
         found = [
@@ -104,8 +129,8 @@ def serve(arguments: Arguments) -> int:
         def ready() -> None:
             for one in found:
                 say(f"listening on {one}")
-            if counter.address:
-                say(f"counting starts at {counter.address}")
+            if service.starts.address:
+                say(f"counting starts at {service.starts.address}")
             sys.stdout.flush()
 
         server.run(app.application(service), service, sockets, ready)
@@ -122,3 +147,23 @@ def _counter(arguments: Arguments, database: "Database") -> "StartCounter":
     secret = starts.key(database.folder) if arguments.hash_users else b""
     sock = starts.opened(arguments.starts) if arguments.starts else None
     return starts.StartCounter(database, sock, secret)
+
+
+def _rules(arguments: Arguments) -> "Rules":
+    """Return what expires. Raises UdiError."""
+    from rootless_udi.gateway.expiry import Rules
+
+    keep, room = {}, {}
+    for text in arguments.user_keep or ():
+        user, _, days = text.rpartition("=")
+        try:
+            keep[user] = float(days) * 86400
+        except ValueError:
+            keep[user] = -1.0
+        if not keep[user] >= 0:
+            raise UdiError(f"--user-keep={text}: is no [USER=]DAYS", "--user-keep=30")
+    for text in arguments.user_room or ():
+        user, _, size = text.rpartition("=")
+        room[user] = sizes.parse(size)
+    most = sizes.parse(arguments.room) if arguments.room else 0
+    return Rules(arguments.keep * 86400, most, keep, room)

@@ -137,8 +137,9 @@ def publish(
     platform: Platform,
     wanted: Wanted,
     owner: int | None,
+    by: int = -1,
 ) -> None:
-    """Record an image that was pulled, let its readers read it, then give it its name.
+    """Record an image that `by` has brought, let its readers read it, then give it its name.
 
     Who has it already keeps it. `owner` is a user whom the registry lets have it: he may share it.
     Where this is interrupted, the same again completes it. Raises UdiError.
@@ -149,7 +150,8 @@ def publish(
     facts = summary(store.facts(image))
     values = {"size": image.size, "pulled": now, "public": public, "facts": facts}
     if old is None:
-        connection.execute(insert(IMAGES).values(digest=image.digest, used=now, **values))
+        values |= {"digest": image.digest, "used": now, "brought": by}
+        connection.execute(insert(IMAGES).values(**values))
     else:
         connection.execute(update(IMAGES).where(IMAGES.c.digest == image.digest).values(**values))
     if not wanted.public:

@@ -5,28 +5,51 @@ file system mounted with noatime. Rules are applied when an administrator asks, 
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
 from rootless_udi.gateway import audit, catalogue
+from rootless_udi.gateway.people import user_name
 from rootless_udi.gateway.tables import IMAGES
 from rootless_udi.store import upkeep
 from rootless_udi.store.store import Store
 from rootless_udi.store.upkeep import Use
 
+_USES = select(IMAGES.c.digest, IMAGES.c.used, IMAGES.c.brought)
 _JUMP = 3600.0
 """Seconds by which the clock may differ from what passed since the gateway began."""
 
 
 class Rules(Record):
     """`keep`: seconds for which an unused image stays, 0 for ever; `room`: most bytes of all, 0
-    for no limit."""
+    for no limit. `user_keep` and `user_room` are the same for what a user has brought: by his
+    name, or by "" for who is not named.
+    """
 
     keep: float = 0.0
     room: int = 0
+    user_keep: Mapping[str, float] = {}
+    user_room: Mapping[str, int] = {}
+
+    def keep_of(self, user: str) -> float:
+        """Return the seconds for which an unused image that `user` has brought stays."""
+        own = self.user_keep.get(user, self.user_keep.get("", 0.0))
+        return min(own, self.keep) if own and self.keep else own or self.keep
+
+    def room_of(self, user: str) -> int:
+        """Return the most bytes of what `user` has brought, 0 for no limit."""
+        return self.user_room.get(user, self.user_room.get("", 0))
+
+
+class KnownUse(Record):
+    """When an image was last looked up or started, and the uid of who has brought it."""
+
+    used: float
+    brought: int
 
 
 class Clock:
@@ -47,25 +70,57 @@ class Clock:
         return time.time()
 
 
-def looked_up(connection: Connection) -> dict[str, float]:
-    """Return digest -> when it was last looked up."""
-    return {row.digest: row.used for row in connection.execute(select(IMAGES))}
+def looked_up(connection: Connection) -> dict[str, KnownUse]:
+    """Return digest -> when it was last looked up, and who has brought it."""
+    return {row.digest: KnownUse(row.used, row.brought) for row in connection.execute(_USES)}
 
 
-def chosen(store: Store, used: dict[str, float], rules: Rules, now: float) -> list[Use]:
-    """Return the images that go by the rules, the longest unused first."""
+def brought(connection: Connection, uid: int) -> int:
+    """Return the bytes of the images that a user has brought."""
+    query = select(func.coalesce(func.sum(IMAGES.c.size), 0)).where(IMAGES.c.brought == uid)
+    return int(connection.execute(query).scalar_one())
+
+
+def chosen(store: Store, known: Mapping[str, KnownUse], rules: Rules, now: float) -> list[Use]:
+    """Return the images that go by the rules, the longest unused first.
+
+    First those that were unused for too long, then what does not fit a user's room, then the
+    store's.
+    """
+    nothing = KnownUse(0.0, -1)
     found = [
-        one.replace(used=max(one.used, used.get(_digest(one), 0.0))) for one in upkeep.uses(store)
+        one.replace(used=max(one.used, known.get(_digest(one), nothing).used))
+        for one in upkeep.uses(store)
     ]
     found.sort(key=lambda one: (one.used, _digest(one)))
-    gone = [one for one in found if rules.keep and one.used < now - rules.keep]
-    left = sum(one.size for one in found) - sum(one.size for one in gone)
-    for one in found[len(gone) :]:
-        if not rules.room or left <= rules.room:
-            break
+    uids = {known.get(_digest(one), nothing).brought for one in found}
+    names = {uid: user_name(uid) if uid >= 0 else "" for uid in uids}
+    owner = {_digest(one): names[known.get(_digest(one), nothing).brought] for one in found}
+    gone: list[Use] = []
+    left: list[Use] = []
+    for one in found:
+        user = owner[_digest(one)]
+        keep = rules.keep_of(user) if user else rules.keep
+        (gone if keep and one.used < now - keep else left).append(one)
+    for user in set(owner.values()) - {""}:
+        his = {digest for digest, name in owner.items() if name == user}
+        _fit(left, gone, rules.room_of(user), his)
+    _fit(left, gone, rules.room, {*owner})
+    return sorted(gone, key=lambda one: (one.used, _digest(one)))
+
+
+def _fit(left: list[Use], gone: list[Use], room: int, which: set[str]) -> None:
+    """Move the longest unused of those that are `which` from `left` to `gone`, until they fit."""
+    if not room:
+        return
+    some = [one for one in left if _digest(one) in which]
+    total = sum(one.size for one in some)
+    for one in some:
+        if total <= room:
+            return
+        left.remove(one)
         gone.append(one)
-        left -= one.size
-    return gone
+        total -= one.size
 
 
 def _digest(one: Use) -> str:

@@ -46,16 +46,18 @@ def ask(
     most: int,
     other: bool = False,
     gateway: int = 0,
+    file: tuple[str, str] = ("", ""),
 ) -> tuple[Any, bool]:
     """Return the job for a request to pull, and whether it is new.
 
     One that is under way is joined, and one that ended a moment ago answers too. With credentials
     (`secret`) each user has a job of his own: what the registry lets him have is asked by him.
     With `other` credentials than before, an earlier failure is no answer. `gateway` is the number
-    of who asks, in whose memory credentials are. Raises TooMany where `most` of his jobs wait.
+    of who asks, in whose memory credentials are; `file` is one to import and its version.
+    Raises TooMany where `most` of his jobs wait.
     """
     now = time.time()
-    key = f"{platform}/{name}" + (f"#{uid}" if secret else "")
+    key = f"{platform}/{name}" + (f"#{uid}" if secret else "") + (f"@{file[1]}" if file[1] else "")
     query = select(JOBS).where(JOBS.c.key == key).order_by(JOBS.c.id.desc()).limit(1)
     job = connection.execute(query).first()
     if job is not None and job.state not in DONE:
@@ -83,6 +85,7 @@ def ask(
         "secret": secret,
         "access": wanted.text(),
         "gateway": gateway if secret else 0,
+        "file": file[0],
     }
     number = connection.execute(insert(JOBS).values(**values)).inserted_primary_key
     assert number is not None

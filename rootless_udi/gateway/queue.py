@@ -17,9 +17,10 @@ from rootless_udi.base.process import complain
 from rootless_udi.gateway import audit, catalogue, jobs
 from rootless_udi.gateway.catalogue import wanted_of
 from rootless_udi.gateway.database import Database, Unavailable, tell_others
+from rootless_udi.gateway.examiner import Examiner, ExaminerAnswer
 from rootless_udi.gateway.worker import Said
 from rootless_udi.plan.reference import platform_of_key
-from rootless_udi.store.store import Store
+from rootless_udi.store.store import Store, stem
 
 _LONGEST_LINE = 1 << 20
 _MARKS = 10_000
@@ -38,12 +39,16 @@ class Queue:
         workers: int,
         private: bool,
         ended: Callable[[str], None],
+        examiner: Examiner | None = None,
     ) -> None:
         self._database = database
         self._store = store
         self._workers = workers
         self._private = private
         self._ended = ended
+        self._examiner = examiner or Examiner()
+        self.import_most = 0
+        """Most bytes of a file that is imported."""
         self._secrets: dict[int, Mapping[str, str]] = {}
         self._salt = os.urandom(32)
         self._marks: dict[tuple[str, str, int], bytes] = {}
@@ -68,13 +73,17 @@ class Queue:
         wanted: catalogue.Wanted,
         secrets: Mapping[str, str],
         most: int,
+        file: tuple[str, str] = ("", ""),
     ) -> tuple[Any, bool]:
-        """Do as `jobs.ask`, and keep the credentials until the job has ended."""
+        """Do as `jobs.ask`, and keep the credentials until the job has ended.
+
+        `file` is one to import, and its version.
+        """
         mark = hmac.digest(self._salt, json.dumps(sorted(secrets.items())).encode(), "sha256")
         which = (platform, name, uid)
         other = bool(secrets) and self._marks.get(which, mark) != mark
         job, new = await self._database.write_quietly(
-            _ask, platform, name, uid, wanted, bool(secrets), most, other, self.number
+            _ask, platform, name, uid, wanted, bool(secrets), most, other, self.number, file
         )
         if secrets:
             if len(self._marks) >= _MARKS:
@@ -136,6 +145,13 @@ class Queue:
             await self._database.write(self._change, job.id, "FAILURE", jobs.RESTARTED, {})
             return
         said, status = await self._work(job, secrets)
+        if said.digest and self._examiner.program:
+            verdict = await self._examine(job, said)
+            if verdict.why:
+                await self._end(job, said.replace(error=verdict.why, again=verdict.again))
+                if not verdict.again or job.attempts + 1 >= jobs.ATTEMPTS:
+                    await self._database.write(self._drop, said.digest)
+                return
         if said.digest:
             try:
                 await self._database.write(self._publish, job.id, said)
@@ -152,6 +168,28 @@ class Queue:
         if not said.error:
             said = said.replace(error=f"the pull's process ended with status {status}", again=True)
         await self._end(job, said)
+
+    async def _examine(self, job: Any, said: Said) -> ExaminerAnswer:
+        """Have the site's examiner look at an image that nobody else can read yet."""
+        await self._hear(job, {"state": "EXAMINATION"})
+        image = self._store.image(said.digest, job.name)
+        if image is None:
+            return ExaminerAnswer(f"image {said.digest} is not in the store after its pull")
+        try:
+            facts = await trio.to_thread.run_sync(self._store.facts, image)
+        except UdiError as error:
+            return ExaminerAnswer(error.message)
+        return await self._examiner.examine(
+            image.squashfs, facts, job.name, said.digest, job.platform
+        )
+
+    def _drop(self, connection: Connection, digest: str) -> None:
+        """Remove an image that was refused; what has another name was accepted by that."""
+        try:
+            if self._store.drop([], [stem(digest)]):
+                catalogue.forget(connection, self._store)
+        except OSError as error:
+            raise self._store.refused(f"removing image {digest}", error) from None
 
     async def _end(self, job: Any, said: Said) -> None:
         """Try again later what may succeed then; else it has failed."""
@@ -174,6 +212,9 @@ class Queue:
             "platform": job.platform,
             "store": self._store.root,
             "secrets": dict(secrets),
+            "file": job.file,
+            "uid": job.uid,
+            "most": self.import_most,
         }
         process = await trio.lowlevel.open_process(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(os.environ)
@@ -246,7 +287,9 @@ class Queue:
             )
         platform = platform_of_key(job.platform)
         owner = None if wanted.public else job.uid
-        catalogue.publish(connection, self._store, image, platform, wanted, owner)
+        catalogue.publish(connection, self._store, image, platform, wanted, owner, job.uid)
+        if job.file:
+            audit.note(connection, job.uid, "import", job.name, said.digest)
         if not said.anonymous:
             audit.note(connection, job.uid, "pull", job.name, said.digest)
         jobs.change(connection, number, "READY", digest=said.digest)

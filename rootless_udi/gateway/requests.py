@@ -7,6 +7,7 @@ import trio
 from starlette.requests import ClientDisconnect, Request
 
 from rootless_udi.base.errors import UdiError
+from rootless_udi.gateway import importing
 from rootless_udi.gateway.catalogue import Wanted
 from rootless_udi.plan.reference import Platform, Reference, parse, parse_platform, platform_of
 from rootless_udi.store import find
@@ -85,6 +86,15 @@ def reference(kind: str, tag: str, registry: str) -> Reference:
     if kind == "docker" and len(find.escape(find.name_of(found))) > _NAME_MAX:
         raise TooLarge(f"the image's whole name has more than {_NAME_MAX} characters")
     return found
+
+
+def imported(tag: str, user: str) -> Reference:
+    """Return the name of an image that `user` imports: HOST/USER/NAME[:TAG], HOST being that of
+    no registry, so that it is taken for nobody else's. Raises BadRequest."""
+    tag = tag.strip("/").removeprefix(f"{importing.HOST}/").removeprefix(f"{user}/")
+    if "/" in tag:
+        raise BadRequest(f"{tag[:60]!r} is no name for an imported image", "NAME[:TAG]")
+    return reference("docker", f"{importing.HOST}/{user}/{tag}", "")
 
 
 def platform(text: str, machine: str) -> Platform:

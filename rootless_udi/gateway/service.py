@@ -12,14 +12,16 @@ from starlette.requests import Request
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import complain
-from rootless_udi.gateway import access, audit, catalogue, expiry, sharing, tokens
+from rootless_udi.gateway import access, audit, catalogue, expiry, importing, sharing, tokens
 from rootless_udi.gateway.catalogue import CatalogueEntry, Wanted
 from rootless_udi.gateway.database import Database
+from rootless_udi.gateway.examiner import Examiner
 from rootless_udi.gateway.expiry import Clock, Rules
 from rootless_udi.gateway.limits import Limits
 from rootless_udi.gateway.member import GatewayMember
 from rootless_udi.gateway.people import Asker, Denied, Forbidden, People
 from rootless_udi.gateway.queue import Queue
+from rootless_udi.gateway.requests import BadRequest
 from rootless_udi.gateway.starts import StartCounter
 from rootless_udi.gateway.statistics import Metrics
 from rootless_udi.gateway.tables import IMAGES, LOOKUPS
@@ -58,11 +60,14 @@ class Service:
         limits: Limits,
         rules: Rules | None = None,
         starts: StartCounter | None = None,
+        examiner: Examiner | None = None,
+        import_most: int = 0,
     ) -> None:
         self.store, self.database, self.site, self.systems = store, database, site, systems
         self.machine = os.uname().machine
         self.private = access.works(store)
-        self.queue = Queue(database, store, workers, self.private, self._ended)
+        self.queue = Queue(database, store, workers, self.private, self._ended, examiner)
+        self.queue.import_most = import_most
         self.member = GatewayMember(database, self.queue, self._complete, self.forget)
         self.metrics = Metrics()
         self.rules = rules or Rules()
@@ -185,8 +190,11 @@ class Service:
         secrets: Mapping[str, str],
     ) -> tuple[Any, bool]:
         """Put a pull into the queue; return its job, and whether it is new (`jobs.ask`)."""
+        if reference.registry == importing.HOST:
+            raise NotFound(f"{importing.HOST} is no registry", "shifterimg lists what is imported")
         if not wanted.public and not self.private:
             raise _no_lists()
+        await self._check_room(asker)
         own = {
             name: text
             for name, text in secrets.items()
@@ -195,6 +203,44 @@ class Service:
         }
         name = find.name_of(reference)
         return await self.queue.ask(platform, name, asker.uid, wanted, own, self._limits.pulls)
+
+    def check_import(self) -> None:
+        """Raise Forbidden where the site lets nobody import files."""
+        if not self.queue.import_most:
+            raise Forbidden(
+                "importing images from files is off here",
+                "put it into a registry (skopeo copy), then pull it",
+            )
+
+    async def import_file(
+        self, asker: Asker, platform: str, reference: Reference, wanted: Wanted, path: str
+    ) -> tuple[Any, bool]:
+        """Put the import of a file into the queue; return its job, and whether it is new.
+
+        Raises Forbidden, and UdiError for a file that the asker may not import.
+        """
+        most = self.queue.import_most
+        if not wanted.public and not self.private:
+            raise _no_lists()
+        await self._check_room(asker)
+        try:
+            version = await trio.to_thread.run_sync(importing.version, path, asker.uid, most)
+        except UdiError as error:
+            raise BadRequest(error.message, error.hint) from None
+        name, pulls = find.name_of(reference), self._limits.pulls
+        return await self.queue.ask(platform, name, asker.uid, wanted, {}, pulls, (path, version))
+
+    async def _check_room(self, asker: Asker) -> None:
+        """Raise Forbidden where the images that a user has brought fill his quota."""
+        room = self.rules.room_of(asker.user)
+        if not room or asker.admin:
+            return
+        held = await self.database.read(expiry.brought, asker.uid)
+        if held >= room:
+            raise Forbidden(
+                f"the images that you have brought take {held} bytes, and you may have {room}",
+                "shifterimg expire removes your private ones; ask the site for the others",
+            )
 
     async def expire(self, asker: Asker, reference: Reference, platform: Platform) -> None:
         """Remove a name, and its image if it has no other. Raises Forbidden and NotFound.
@@ -241,9 +287,9 @@ class Service:
         if not asker.admin:
             raise Forbidden("only administrators clean up")
         await self.write_counts()
-        used = await self.database.read(expiry.looked_up)
+        known = await self.database.read(expiry.looked_up)
         now = self._clock.now()
-        found = await trio.to_thread.run_sync(expiry.chosen, self.store, used, self.rules, now)
+        found = await trio.to_thread.run_sync(expiry.chosen, self.store, known, self.rules, now)
         if not dry:
             found = [
                 one

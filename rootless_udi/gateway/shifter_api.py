@@ -175,12 +175,28 @@ class _Api:
         return JSONResponse(await self._service.lookups(limit) if asker.admin else [])
 
     async def doimport(self, request: Request) -> Response:
-        """Refuse: images come from registries here."""
-        await self._service.asker(request)
-        raise Forbidden(
-            "importing images from files is off here",
-            "put it into a registry: skopeo copy, then pull it",
-        )
+        """Put a squashfs file of the asker's into the queue, where the site lets users import."""
+        asker = await self._service.asker(request, "pull")
+        if asker.uid < 0:
+            raise Forbidden("only who proves who he is may import")
+        self._service.check_import()
+        system = self._system(request)
+        given = await requests.body(request)
+        platform = self._platform(request, given)
+        path, kind = given.get("filepath"), given.get("format", "squashfs")
+        if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
+            raise BadRequest("filepath is no absolute path", '{"filepath": "/home/me/x.sqfs"}')
+        if kind != "squashfs":
+            raise BadRequest(f"files of format {str(kind)[:40]!r} are not imported", "squashfs")
+        reference = requests.imported(str(request.path_params["tag"]), asker.user)
+        wanted = requests.wanted(given, asker.uid)
+        job, new = await self._service.import_file(asker, platform.key(), reference, wanted, path)
+        if not new and job.state == "READY":
+            entry = await self._service.find(platform.key(), reference)
+            if entry is not None and entry.readable(asker.uid, asker.groups):
+                return Response(record(system, entry), media_type="application/json")
+        name = find.name_of(reference)
+        return JSONResponse(self._job(system, job, "INIT" if new else job.state, name))
 
 
 def record(system: str, entry: CatalogueEntry) -> str:

@@ -32,6 +32,8 @@ IMAGES = Table(
     Column("public", Boolean, nullable=False),
     # What Shifter's clients ask for, as JSON: env, entry, workdir, labels.
     Column("facts", Text, nullable=False),
+    # The user whose job brought it, -1 for none; it counts for his quota.
+    Column("brought", BigInteger, nullable=False, server_default="-1"),
 )
 
 NAMES = Table(
@@ -81,6 +83,8 @@ JOBS = Table(
     # Bytes of layers that were fetched, and all, as far as other gateways are told.
     Column("done", BigInteger, nullable=False, server_default="0"),
     Column("total", BigInteger, nullable=False, server_default="0"),
+    # The file to import; "" for a pull.
+    Column("file", Text, nullable=False, server_default=""),
     Index("jobs_key", "key"),
     Index("jobs_state", "state"),
 )
