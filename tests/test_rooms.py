@@ -32,7 +32,7 @@ ROOMS = {
     "remote": ("base plan fuse store config pull serve", False),
     "shifter": ("base plan config store pull run", False),
     "forecast": ("base idmap plan mpi_inject host config store fuse version", False),
-    "gateway": ("base plan config store pull shifter", False),
+    "gateway": ("base plan config store pull shifter mpi_inject", False),
     "ssh": ("base plan node serve launch", False),
     "commands": (
         "base idmap plan fuse mpi_inject host store config node serve launch run layers pull "

@@ -72,7 +72,8 @@ def expected() -> dict[str, bytes]:
         for name in files:
             path = Path(folder, name)
             example = folder.endswith("/forecast/sites") and path.suffix == ".json"
-            if path.suffix == ".py" or name == "py.typed" or example:
+            shown = folder.endswith(("/gateway/templates", "/gateway/static"))
+            if path.suffix == ".py" or name == "py.typed" or example or shown:
                 found[str(path.relative_to(TREE))] = path.read_bytes()
     for name in ("udi-run", "udi", "shifter", "shifterimg"):
         found[f"{DATA}/scripts/{name}"] = (TREE / "bin" / name).read_bytes()

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from rootless_udi.base.errors import UdiError, plain
-from rootless_udi.gateway import munge, own_api, shifter_api
+from rootless_udi.gateway import munge, own_api, page, page_guard, shifter_api
 from rootless_udi.gateway.database import Unavailable
 from rootless_udi.gateway.jobs import TooMany
 from rootless_udi.gateway.limits import Busy
@@ -39,8 +39,8 @@ def application(service: Service) -> Callable[..., Any]:
     """Return the ASGI application that `service` answers."""
     handlers: dict[Any, Any] = {UdiError: _error, HTTPException: _refused}
     quick = QuickAnswers(service)
-    routes = shifter_api.routes(service, quick) + own_api.routes(service)
-    return quick.around(Starlette(routes=routes, exception_handlers=handlers))
+    routes = shifter_api.routes(service, quick) + own_api.routes(service) + page.routes(service)
+    return page_guard.around(quick.around(Starlette(routes=routes, exception_handlers=handlers)))
 
 
 def status_of(error: UdiError) -> int:
@@ -50,15 +50,17 @@ def status_of(error: UdiError) -> int:
 
 async def _error(request: Request, error: Exception) -> Response:
     assert isinstance(error, UdiError)
-    return _answer(status_of(error), error.message, error.hint)
+    return _answer(request, status_of(error), error.message, error.hint)
 
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _answer(error.status_code, str(error.detail))
+    return _answer(request, error.status_code, str(error.detail))
 
 
-def _answer(status: int, message: str, hint: str = "") -> Response:
-    """Return an error as Shifter's gateway writes it."""
+def _answer(request: Request, status: int, message: str, hint: str = "") -> Response:
+    """Return an error as Shifter's gateway writes it; of a page as one."""
+    if page.is_of_page(request):
+        return page.failed(status, message, hint, request)
     found = {"status": status, "error": plain(message), "message": plain(message)}
     return JSONResponse({**found, "hint": plain(hint)} if hint else found, status)

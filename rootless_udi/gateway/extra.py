@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 from rootless_udi.base.errors import UdiError
 
-MODULES = ("starlette", "hypercorn", "sqlalchemy", "alembic", "prometheus_client", "trio")
+MODULES = ("starlette", "hypercorn", "sqlalchemy", "alembic", "prometheus_client", "trio", "jinja2")
 
 
 def need() -> None:

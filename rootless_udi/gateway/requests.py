@@ -38,8 +38,8 @@ class TooSlow(BadRequest):
     """A body that did not come in time."""
 
 
-async def body(request: Request) -> dict[str, Any]:
-    """Return a request's JSON object; {} where it has no body. Raises BadRequest."""
+async def raw(request: Request) -> bytes:
+    """Return a request's body. Raises BadRequest."""
     data = bytearray()
     try:
         with trio.fail_after(_BODY_SECONDS):
@@ -51,6 +51,12 @@ async def body(request: Request) -> dict[str, Any]:
         raise TooSlow(f"the request's body did not come within {_BODY_SECONDS} seconds") from None
     except ClientDisconnect:
         raise BadRequest("the request's body was cut off") from None
+    return bytes(data)
+
+
+async def body(request: Request) -> dict[str, Any]:
+    """Return a request's JSON object; {} where it has no body. Raises BadRequest."""
+    data = await raw(request)
     if not data.strip():
         return {}
     try:

@@ -146,8 +146,12 @@ class Service:
         if len(self._tokens) >= _TOKENS_MOST:
             self._tokens.clear()
         self._tokens[mark] = found
-        one = await self._people.known(found[0], "token")
-        return one.replace(admin=False, scope=found[1])
+        return await self.holder(found[0], found[1])
+
+    async def holder(self, uid: int, scope: str) -> Asker:
+        """Return who holds a token of this scope; he is no administrator by it."""
+        one = await self._people.known(uid, "token")
+        return one.replace(admin=False, scope=scope)
 
     def forget_tokens(self) -> None:
         """Have the database asked again whose a token is: one was taken back."""

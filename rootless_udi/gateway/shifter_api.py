@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from rootless_udi.gateway import catalogue, jobs, requests
@@ -72,6 +72,8 @@ class _Api:
         return requests.platform(text, self._service.machine)
 
     async def help(self, request: Request) -> Response:
+        if "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse("page/images", 303)
         return PlainTextResponse("{lookup,pull,expire,list}")
 
     async def lookup(self, request: Request) -> Response:

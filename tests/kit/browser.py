@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -21,7 +22,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 WIDE, NARROW = (1280, 900), (360, 740)
 """Sizes of a screen and of a small phone, in CSS pixels."""
-_PATIENCE = 60
+_PATIENCE = 30
 _SWITCHES = (
     "--headless=new",
     # A container or a minimal root may have no user namespaces for it, and a small /dev/shm. What
@@ -110,10 +111,13 @@ class Browser:
     def focus(self) -> WebElement:
         return self.driver.switch_to.active_element
 
-    def until(self, told: Callable[[], Any], what: str = "") -> Any:
-        """Return what `told` says once that is true."""
-        say: Callable[[Any], Any] = lambda _: told()  # noqa: E731
-        return WebDriverWait(self.driver, _PATIENCE, 0.05).until(say, what or self.text)
+    def until(self, told: Callable[[], Any]) -> Any:
+        """Return what `told` says once that is true; an element may be replaced meanwhile."""
+        wait = WebDriverWait(self.driver, _PATIENCE, 0.05, (StaleElementReferenceException,))
+        try:
+            return wait.until(lambda _: told())
+        except TimeoutException:
+            raise AssertionError(f"after {_PATIENCE} s: {self.text}") from None
 
     def too_wide(self) -> list[str]:
         """Return what makes the page wider than the screen: none, where nobody must scroll."""

@@ -1,0 +1,84 @@
+"use strict";
+// The live parts: the queue moves, and commands can be copied. All else is there without this file.
+
+const list = document.getElementById("jobs");
+const live = document.getElementById("live");
+
+// Set a text only where it is another: a screen reader tells what changes.
+function say(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+function fill(item, job) {
+  item.dataset.kind = job.kind;
+  const name = item.querySelector(".name");
+  if (name.textContent.trim() !== job.name || Boolean(name.querySelector("a")) !== Boolean(job.digest)) {
+    const inner = job.digest ? document.createElement("a") : document.createTextNode("");
+    inner.textContent = job.name;
+    if (job.digest) inner.href = `image?id=${encodeURIComponent(job.digest)}`;
+    name.replaceChildren(inner);
+  }
+  say(item.querySelector(".state"), job.state);
+  say(item.querySelector(".amount"), job.amount);
+  say(item.querySelector(".by"), job.who && `for ${job.who}`);
+  say(item.querySelector(".when"), job.when);
+  say(item.querySelector(".message"), job.message);
+  const bar = item.querySelector("progress");
+  bar.hidden = job.kind !== "runs";
+  bar.setAttribute("aria-label", `Progress of ${job.name}`);
+  if (job.part < 0) bar.removeAttribute("value");
+  else bar.value = job.part;
+}
+
+function show(found) {
+  say(document.getElementById("summary"), found.summary);
+  const there = new Map([...list.children].map(item => [item.dataset.number, item]));
+  let before = null;
+  for (const job of found.jobs) {
+    const number = String(job.number);
+    let item = there.get(number);
+    there.delete(number);
+    if (!item) {
+      item = document.getElementById("job").content.firstElementChild.cloneNode(true);
+      item.dataset.number = number;
+    }
+    fill(item, job);
+    // What has its place already stays there, and keeps the keyboard's focus.
+    const next = before ? before.nextElementSibling : list.firstElementChild;
+    if (item !== next) list.insertBefore(item, next);
+    before = item;
+  }
+  for (const item of there.values()) item.remove();
+}
+
+if (list) {
+  const events = new EventSource("events");
+  events.onopen = () => { say(live, "Live"); live.dataset.state = "live"; };
+  events.onmessage = event => show(JSON.parse(event.data));
+  events.onerror = () => {
+    delete live.dataset.state;
+    if (events.readyState === EventSource.CLOSED) {
+      const again = document.createElement("a");
+      again.href = "queue";
+      again.textContent = "Look again";
+      live.replaceChildren("Not live any more. ", again);
+    } else say(live, "Connecting again…");
+  };
+}
+
+// Browsers let a page write the clipboard only where nobody could have changed it on its way.
+if (navigator.clipboard) {
+  for (const block of document.querySelectorAll(".commands pre")) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "copy";
+    button.textContent = "Copy";
+    button.setAttribute("aria-label", `Copy: ${block.getAttribute("aria-label")}`);
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(block.textContent);
+      button.textContent = "Copied";
+      setTimeout(() => { button.textContent = "Copy"; }, 2000);
+    });
+    block.after(button);
+  }
+}
