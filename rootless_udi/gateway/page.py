@@ -178,7 +178,7 @@ class _Pages:
 
     def job_of(self, row: page_data.QueueRow, asker: Asker) -> page_live.Job:
         """Return a job as the page shows it."""
-        said = self._service.queue.said(row.number)
+        said = self._service.queue.said(row)
         name = self.shown(row.name)
         who = "you" if row.uid == asker.uid else row.user if asker.admin else ""
         return page_live.job(row, name, said.done, said.total, who)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Integer, and_, case, cast, desc, func, or_, select, true
+from sqlalchemy import BigInteger, Connection, and_, case, cast, desc, func, or_, select, true
 
 from rootless_udi.base.records import Record
 from rootless_udi.gateway import jobs
@@ -50,7 +50,7 @@ class NameRow(Record):
 class QueueRow(Record):
     """A job of the queue, and who may know of it: `wanted`, or the readers of what it pulled."""
 
-    number: int
+    id: int
     name: str
     platform: str
     uid: int
@@ -62,6 +62,8 @@ class QueueRow(Record):
     changed: float
     secret: bool
     wanted: Wanted
+    done: int
+    total: int
 
     def shown_to(self, asker: Asker) -> bool:
         """Tell whether somebody may know of this job: one with credentials is its asker's alone."""
@@ -162,7 +164,7 @@ def queue(connection: Connection) -> list[QueueRow]:
         ready = row.state == "READY"
         found.append(
             QueueRow(
-                number=row.id,
+                id=row.id,
                 name=row.name,
                 platform=row.platform,
                 uid=row.uid,
@@ -175,6 +177,8 @@ def queue(connection: Connection) -> list[QueueRow]:
                 # What was pulled is known to its readers, however it was pulled.
                 secret=row.secret and not ready,
                 wanted=lists[row.digest] if ready else wanted_of(row.access),
+                done=row.done,
+                total=row.total,
             )
         )
     return found
@@ -201,7 +205,7 @@ def lookups(
     A day is the number of days since 1970, by UTC.
     """
     # An integer by an integer: the databases differ in how they round a quotient.
-    day = cast(LOOKUPS.c.time, Integer) // _DAY
+    day = cast(LOOKUPS.c.time, BigInteger) // _DAY
     query = select(day.label("day"), LOOKUPS.c.user, LOOKUPS.c.tag, func.count())
     query = query.where(LOOKUPS.c.time >= since).group_by("day", LOOKUPS.c.user, LOOKUPS.c.tag)
     if uid is not None:
@@ -211,7 +215,7 @@ def lookups(
 
 def pulls(connection: Connection, since: float, uid: int | None) -> list[tuple[int, int, int]]:
     """Return (day, pulls that succeeded, pulls that failed) since a time, of one user or of all."""
-    day = cast(JOBS.c.changed, Integer) // _DAY
+    day = cast(JOBS.c.changed, BigInteger) // _DAY
     good = func.sum(case((JOBS.c.state == "READY", 1), else_=0))
     bad = func.sum(case((JOBS.c.state == "FAILURE", 1), else_=0))
     query = select(day.label("day"), good, bad).group_by("day")

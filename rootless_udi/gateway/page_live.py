@@ -73,7 +73,7 @@ def job(row: page_data.QueueRow, name: str, done: int, total: int, who: str) -> 
         done = min(done, total)
         text, part = f"{amount(done)} of {amount(total)}", done * 1000 // total
     return Job(
-        number=row.number,
+        number=row.id,
         name=plain(name),
         state=_WORDS.get(row.state, row.state.capitalize()),
         kind=kind,
