@@ -54,7 +54,8 @@ environment() {
         HOME_DIR=$(getent passwd "$USER_NAME" | cut -d: -f6)
         RUN="setpriv --reuid=$USER_NAME --regid=$USER_NAME --init-groups env -i HOME=$HOME_DIR
             USER=$USER_NAME LANG=C.UTF-8 TERM=${TERM:-dumb} CI=${CI:-}
-            UDI_MUST_HAVE=${UDI_MUST_HAVE:-} UDI_PICTURES=${UDI_PICTURES:-} HYPOTHESIS_STORAGE_DIRECTORY=/tmp/udi-hypothesis
+            UDI_MUST_HAVE=${UDI_MUST_HAVE:-} UDI_PICTURES=${UDI_PICTURES:-} UDI_DOCS=${UDI_DOCS:-}
+            HYPOTHESIS_STORAGE_DIRECTORY=/tmp/udi-hypothesis
             PATH=$VENV/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
     else
         VENV=$HERE/.venv${2:+/$2}
