@@ -44,6 +44,7 @@ def run(site: Capture, facts: Mapping[str, Any], asked: Asked) -> Findings:
         done = isa_run.native(trial)
         if done.fine:
             how = "with a writable root" if asked.request.writable else "with a read-only root"
+            how += " and this machine's MPI" if isa_run.has_mpi(trial) else ""
             what = f"the command ran here, as an ordinary user and {how}"
             yield CheckFinding("image", RUNS, what, _of(asked))
         elif isa_run.wants_writable(trial):

@@ -5,6 +5,8 @@ from typing import Any
 from rootless_udi.base.records import Record
 from rootless_udi.plan.options import Request
 
+MPI_GOES_IN = "the site's MPI goes in"
+"""The key of a memo, where that is so at the site that is looked at: `mpi` finds it."""
 LIMIT = 60.0
 """Seconds that one run of the command may take, where a check runs it."""
 

@@ -34,7 +34,7 @@ from rootless_udi.forecast import (
     machine,
     mpi,
 )
-from rootless_udi.forecast.asked import Asked
+from rootless_udi.forecast.asked import MPI_GOES_IN, Asked
 from rootless_udi.forecast.finding import CheckFinding
 from rootless_udi.forecast.site import Capture
 
@@ -80,6 +80,7 @@ class Answer(Record):
 
 def check(site: Capture, facts: Facts, asked: Asked) -> Answer:
     """Return the forecast of what is asked at `site`."""
+    asked.memo.pop(MPI_GOES_IN, None)
     found = (*check_facts(facts), *(one for look in CHECKS for one in look(site, facts, asked)))
     return Answer(site.name, finding.worst(found), found)
 

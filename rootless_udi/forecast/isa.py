@@ -12,7 +12,7 @@ from typing import Any
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
 from rootless_udi.forecast import command, imagetree, isa_models, isa_process, isa_qemu, isa_run
-from rootless_udi.forecast.asked import Asked
+from rootless_udi.forecast.asked import MPI_GOES_IN, Asked
 from rootless_udi.forecast.finding import FAILS, RUNS, UNKNOWN, UNLOOKED, CheckFinding, Evidence
 from rootless_udi.forecast.needs import Unreadable
 from rootless_udi.forecast.site import Capture
@@ -84,7 +84,7 @@ def trial(facts: Mapping[str, Any], asked: Asked) -> isa_run.Trial | str:
         return f"an image for {machine} is not run on this machine ({here})"
     words = command.argv(facts, asked)
     if not (file.entry and file.elf) or file.elf.interp:
-        return isa_run.Trial(asked, words)
+        return isa_run.Trial(asked, words, mpi=bool(asked.memo.get(MPI_GOES_IN)))
     with imagetree.opened(asked.path) as tree:
         return _static(tree, asked, words, file.entry.path)
 
@@ -140,7 +140,7 @@ def _tried(theirs: Processor, one: isa_run.Trial, there: Evidence) -> CheckFindi
     if stands_for(theirs):
         done = isa_run.native(one, isa_run.wants_writable(one))
         if not done.illegal:
-            return _seen(done, asked, there, "on this CPU, which has nothing that the site's lacks")
+            return _seen(done, one, there, "on this CPU, which has nothing that the site's lacks")
     qemu = asked.memo.setdefault("qemu", isa_qemu.InstalledQemu(isa_qemu.found()))
     if not qemu.path:
         what = (
@@ -157,7 +157,7 @@ def _tried(theirs: Processor, one: isa_run.Trial, there: Evidence) -> CheckFindi
         return _refused(done, theirs, how, asked, there)
     model = how.cpu.partition(",")[0]
     how_run = f"under qemu as {theirs.name} ({model}), with all dynamic programs that it starts"
-    return _seen(done, asked, there, how_run)
+    return _seen(done, one, there, how_run)
 
 
 def _of(asked: Asked, fact: str = "") -> Evidence:
@@ -165,13 +165,15 @@ def _of(asked: Asked, fact: str = "") -> Evidence:
     return Evidence(file.entry.path if file and file.entry else "", fact)
 
 
-def _seen(done: isa_process.Outcome, asked: Asked, there: Evidence, how: str) -> CheckFinding:
+def _seen(done: isa_process.Outcome, one: isa_run.Trial, there: Evidence, how: str) -> CheckFinding:
     """Return the finding of a run in which no instruction was refused."""
+    asked = one.asked
+    how += ", with this machine's MPI" if isa_run.has_mpi(one) else ""
     if done.fine:
         return CheckFinding(_NAME, RUNS, f"the command ran here {how}", _of(asked), there)
     if done.state == isa_process.RUNNING:
         what = (
-            f"the command was still running after {asked.limit:.0f} s here, {how}; until then no"
+            f"the command was still running after {done.seconds:.0f} s here, {how}; until then no"
             " instruction was refused"
         )
         return CheckFinding(_NAME, UNKNOWN, what, _of(asked), there, "check a shorter command")

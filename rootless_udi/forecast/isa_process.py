@@ -7,6 +7,7 @@ shell, the command runs alone, and its files are not looked at.
 
 import fcntl
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -31,6 +32,8 @@ _TAIL = 8192
 """Last bytes of standard error, and of a log, that are read."""
 _SYSCALL = b"\x0f\x05"
 _ILLEGAL = "uncaught target signal 4"
+_TOLD = re.compile(rb"\d{0,10}(\n[a-z]{0,5}(\n\d{0,3}(\n)?)?)?")
+"""What is told, at any moment: a number, "ready", a status."""
 
 
 class Outcome(Record):
@@ -48,6 +51,7 @@ class Outcome(Record):
     illegal: bool = False
     code: bytes = b""
     written: tuple[str, ...] | None = None
+    seconds: float = 0.0
 
     @property
     def fine(self) -> bool:
@@ -72,7 +76,7 @@ class WatchedRun:
         shell: bool = True,
     ) -> None:
         self._words, self._command, self._logs = words, command, logs
-        self._deadline = time.monotonic() + limit
+        self._begin, self._deadline = time.monotonic(), time.monotonic() + limit
         self._room, self._shell = place, shell
         self._texts = {"told": b"", "said": b""}
 
@@ -137,6 +141,9 @@ class WatchedRun:
                     continue
                 text = self._texts[key.data] + data
                 self._texts[key.data] = text if key.data == "told" else text[-_TAIL:]
+            if not _TOLD.fullmatch(self._texts["told"]):
+                self._texts["said"] = b"/bin/sh of the image is no shell"
+                return self._ended(REFUSED, 1, None)
             now = self._texts["told"].count(b"\n")
             if now >= 2 and lines < 2:
                 since = asis_written.now(self._room.path) if look else 0
@@ -160,7 +167,8 @@ class WatchedRun:
         illegal = _ILLEGAL in said or status == 128 + signal.SIGILL
         code = _refused(self._logs) if illegal and self._logs else b""
         lines = [line for line in said.splitlines() if "support requested feature" not in line]
-        return Outcome(state, status, "\n".join(lines[-20:]), illegal, code, written)
+        took = time.monotonic() - self._begin
+        return Outcome(state, status, "\n".join(lines[-20:]), illegal, code, written, took)
 
 
 class _End:

@@ -19,6 +19,11 @@ _KEPT_OPTIONS = (
 _LINKERS = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1")
 """The dynamic linkers of x86-64, by the names in programs."""
 _LINKER = 4 << 20
+_WITH_MPI = ("--mpi", "--env=OMPI_MCA_ess_singleton_isolated=1")
+"""This machine's MPI, and no daemon for a rank that no launcher has started: the image need not
+have Open MPI's."""
+_SLOWER = 20
+"""How much slower than a processor qemu may be; 5 to 15 was measured."""
 
 
 class Emulator(Record):
@@ -30,12 +35,14 @@ class Emulator(Record):
 
 class Trial(Record):
     """What is run: `words`, the command; `static`, its path in the image where it is a static
-    program, which qemu must be put before; the request, image and time of `asked`.
+    program, which qemu must be put before; the request, image and time of `asked`. `mpi` says
+    that the site's MPI goes in.
     """
 
     asked: Asked
     words: tuple[str, ...]
     static: str = ""
+    mpi: bool = False
 
 
 def run(
@@ -44,16 +51,19 @@ def run(
     writable: bool = False,
     log: bool = False,
     hide: str = "",
+    mpi: bool | None = None,
 ) -> Outcome:
     """Run a command; under `emulator`, if one is given, with all programs that it starts.
 
     `log`: have qemu say which instruction it refuses; that costs time. `hide` is a path of the
-    image over which an empty folder is mounted. Raises OSError where no temporary folder can be
+    image over which an empty folder is mounted; `mpi`: with this machine's MPI, by default where
+    `has_mpi` says so. Raises OSError where no temporary folder can be
     made, UdiError and needs.Unreadable where the image can't be read.
     """
     asked = trial.asked
     with room.made() as place:
         words = _options(asked.request.replace(writable=writable or asked.request.writable))
+        words += _WITH_MPI if (has_mpi(trial) if mpi is None else mpi) else ()
         command = list(trial.words)
         environment, logs = [], ""
         if emulator:
@@ -77,14 +87,35 @@ def run(
 
 
 def native(trial: Trial, writable: bool = False) -> Outcome:
-    """Run a command as it is, once for all checks. Raises as `run`."""
-    key = "run, writable" if writable else "run"
+    """Run a command as it is, once for all checks. Raises as `run`.
+
+    Where it fails and will have the site's MPI there, it is tried with this machine's.
+    """
+    done = _once(trial, writable, mpi=False)
+    if trial.mpi and done.state == ENDED and not (done.fine or done.illegal):
+        with_mpi = _once(trial, writable, mpi=True)
+        done = with_mpi if with_mpi.fine else done
+    return done
+
+
+def _once(trial: Trial, writable: bool, mpi: bool) -> Outcome:
+    key = _key(writable, mpi)
     memo = trial.asked.memo
     if key not in memo:
-        memo[key] = run(trial, writable=writable)
+        memo[key] = run(trial, writable=writable, mpi=mpi)
     done = memo[key]
     assert isinstance(done, Outcome)
     return done
+
+
+def _key(writable: bool, mpi: bool) -> str:
+    return f"run{', writable' if writable else ''}{', with MPI' if mpi else ''}"
+
+
+def has_mpi(trial: Trial) -> bool:
+    """Tell whether a command ends well with this machine's MPI alone; known after `native`."""
+    tried = [trial.asked.memo.get(_key(writable, True)) for writable in (False, True)]
+    return trial.mpi and any(isinstance(one, Outcome) and one.fine for one in tried)
 
 
 def wants_writable(trial: Trial) -> bool:
@@ -98,11 +129,17 @@ def wants_writable(trial: Trial) -> bool:
 def emulated(trial: Trial, emulator: Emulator) -> Outcome:
     """Run a command under qemu, once for each CPU; a second time to see what was refused.
 
-    The root is writable where `wants_writable` says so.
+    The root is writable where `wants_writable` says so, and for a command that ends well as it is
+    there is more time.
     """
-    key, memo = f"run as {emulator.cpu}", trial.asked.memo
+    memo = trial.asked.memo
+    writable = wants_writable(trial)
+    key = f"run as {emulator.cpu}{', with MPI' if has_mpi(trial) else ''}"
     if key not in memo:
-        writable = wants_writable(trial)
+        before = native(trial, writable)
+        if before.fine:
+            limit = trial.asked.limit + _SLOWER * before.seconds
+            trial = trial.replace(asked=trial.asked.replace(limit=limit))
         done = run(trial, emulator, writable)
         if done.illegal:
             again = run(trial, emulator, writable, log=True)

@@ -11,7 +11,7 @@ from typing import Any
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
 from rootless_udi.forecast import command, hosttree, pmi
-from rootless_udi.forecast.asked import Asked
+from rootless_udi.forecast.asked import MPI_GOES_IN, Asked
 from rootless_udi.forecast.finding import (
     FAILS,
     RUNS,
@@ -68,8 +68,10 @@ def look(site: Capture, facts: Mapping[str, Any], asked: Asked) -> Iterator[Chec
         what = f"the libraries of {site.machine} can't be looked at here"
         yield CheckFinding(_NAME, UNKNOWN, what, image or Evidence())
     elif wish is None:
+        asked.memo[MPI_GOES_IN] = verdict.plan is not None
         yield from _not_asked(site, elf, image or Evidence(), verdict)
     else:
+        asked.memo[MPI_GOES_IN] = verdict.plan is not None
         yield from _asked_for(site, elf, image or Evidence(), verdict)
 
 

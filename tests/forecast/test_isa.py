@@ -311,3 +311,48 @@ def test_the_last_row_of_a_log() -> None:
     assert isa_process._last(long).hex() == "c4e27d180d720f0000"
     assert isa_process._last(unknown).hex() == "c4e27d"
     assert isa_process._last(b"0x1: zz\n") == isa_process._last(b"") == b""
+
+
+NO_SHELL = """
+#include <string.h>
+#include <unistd.h>
+int main(int argc, char **argv)
+{
+    static char many[1 << 16];
+    if (argc < 2 || strcmp(argv[1], "-c")) return write(1, "done\\n", 5) != 5;
+    memset(many, FILL, sizeof many);
+    if (FILL == 'r') return write(9, "ready\\n\\377 7\\n", 11) != 11;
+    if (FILL == '9') return write(9, "ready\\n", 6) + write(9, many, sizeof many) < 0;
+    for (;;) if (write(FILL == 's' ? 2 : 9, many, sizeof many) < 0) return 1;
+}
+"""
+
+
+@RUN
+@pytest.mark.parametrize("fill", ["r", "9", "x", "\\n"])
+def test_a_shell_that_is_none(fill: str, tmp_path: Path) -> None:
+    """What the image has as /bin/sh says anything, or without end: the command is run without."""
+    source, root = tmp_path / "a.c", tmp_path / "root"
+    source.write_text(NO_SHELL)
+    (root / "bin").mkdir(parents=True)
+    argv: list[str | Path] = ["gcc", "-static", f"-DFILL='{fill}'", source, "-o", root / "bin/sh"]
+    subprocess.run(argv, check=True)
+    (root / "bin/app").write_bytes((root / "bin/sh").read_bytes())
+    (root / "bin/app").chmod(0o755)
+    assert looked(root, {"name": "zen3"}, "app", "run").verdict == RUNS
+
+
+@RUN
+def test_a_command_that_asks_for_a_terminal(root: Path) -> None:
+    one = looked(root, {"name": "zen3"}, "sh", "-c", "read word </dev/tty")
+    assert (one.verdict, "/dev/tty" in one.what) == (UNKNOWN, True), one.what
+    assert looked(root, {"name": "zen3"}, "sh", "-c", "! read word; test ! -t 0").verdict == RUNS
+
+
+@RUN
+def test_a_command_that_says_much_and_leaves_processes(root: Path) -> None:
+    """They end with it; of what it says the end is shown, without what a terminal obeys."""
+    words = "sleep 600 & i=0; while [ $i -lt 20000 ]; do echo some words >&2; i=$((i + 1)); done;"
+    words += r" printf '\033]0;evil\007\n' >&2; exit 3"
+    one = looked(root, {"name": "zen3"}, "sh", "-c", words)
+    assert (one.verdict, "status 3 here" in one.what) == (UNKNOWN, True), one.what

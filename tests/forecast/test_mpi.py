@@ -1,5 +1,7 @@
 """The checks of MPI: put in, refused, the image's own through the site's launcher."""
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,11 @@ from rootless_udi.forecast.finding import (
 from rootless_udi.forecast.site import Capture
 from rootless_udi.mpi_inject.mpi.profiles import Profile
 from rootless_udi.plan.options import parse
+from tests.conftest import User
 from tests.forecast.test_hosttree import HOSTS, IMAGES, PATH
+from tests.kit import mpi as kit
 from tests.kit import mpihosts as h
+from tests.kit.places import TREE
 
 pytestmark = pytest.mark.needs("gcc")
 SLURM = {"name": "slurm", "version": "23.11", "pmi": ["pmi1", "pmi2", "pmix_v4"]}
@@ -162,3 +167,25 @@ def test_the_images_own_mpi_and_the_launcher(
     where = Capture("x", {"launchers": list(launchers)})
     (one,) = pmi.look(where, elf, Evidence("/app/run", ""), "")
     assert (one.verdict, words in one.what) == (verdict, True), one
+
+
+@pytest.mark.needs("userns", "fuse", "mmdebstrap", "mksquashfs", "mpich", "openmpi")
+def test_a_command_that_needs_the_site_s_mpi_is_run_with_this_machine_s(user: User) -> None:
+    """mpi4py's wheel does not find Debian's MPICH, whose library has another name; it does find
+    the host's. Where a site has none that goes in, it fails as it fails here."""
+    capture = [sys.executable, "-m", "rootless_udi", "site", "capture", "--name=here"]
+    here = user.run(*capture, env={"PYTHONPATH": str(TREE)})
+    document = json.loads(here.stdout)
+    (user.home / "with.json").write_text(here.stdout)
+    (user.home / "without.json").write_text(json.dumps(document | {"mpi": {"found": []}}))
+    argv = [sys.executable, "-m", "rootless_udi", "check", kit.pulled("bookworm-mpich"), "--json"]
+    argv += ["--no-cwd", f"--site={user.home}/with.json", f"--site={user.home}/without.json"]
+    env = {"UDI_STORE": str(kit.store()), "PYTHONPATH": str(TREE)}
+    done = user.run(*argv, "--", "python3", "-c", "from mpi4py import MPI", env=env, timeout=300)
+    with_mpi, without = json.loads(done.stdout)["sites"]
+    assert (with_mpi["verdict"], with_mpi["options"]) == (WITH, ["--mpi"]), done.stdout
+    said = [
+        one["what"] for one in with_mpi["findings"] if one["check"] in ("instructions", "image")
+    ]
+    assert len(said) == 2 and all("this machine's MPI" in one for one in said)
+    assert without["verdict"] != RUNS and "this machine's MPI" not in str(without)

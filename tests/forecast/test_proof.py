@@ -124,7 +124,7 @@ SCRIPTS = {
     "plain": "#!/bin/sh\necho done\n",
     "lost": "#!/usr/bin/tclsh\n",
     "itself": "#!/bin/sh\necho x > /app/log && echo done\n",
-    "tmp": "#!/bin/sh\necho x > /tmp/udi-proof && echo done\n",
+    "tmp": "#!/bin/sh\nf=/tmp/udi-proof-$$; echo x > $f && rm $f && echo done\n",
     "secret": "#!/bin/sh\ncat /app/secret && echo done\n",
 }
 
@@ -179,8 +179,13 @@ def musl() -> str:
     return layout("musl", entries)
 
 
-def kit(name: str, words: tuple[str, ...] = (mpi.PROGRAM,), says: str = "rank=") -> ProofImage:
-    return ProofImage(name, lambda: mpi.pulled(name), words, says, mpi=True)
+def kit(name: str, words: tuple[str, ...] = (mpi.PROGRAM,), called: str = "") -> ProofImage:
+    return ProofImage(called or name, lambda: mpi.pulled(name), words, "rank=", mpi=True)
+
+
+def mpi4py(name: str, release: str) -> ProofImage:
+    """Return an image with the wheel of mpi4py and this MPI."""
+    return kit(name, ("python3", "-c", mpi.PYTHON), f"mpi4py on {release}")
 
 
 IMAGES = (
@@ -188,6 +193,11 @@ IMAGES = (
     kit("slurm-openmpi"),
     kit("slurm-newer", (mpi.NEWER,)),
     kit("fortran-mpich", (f"{mpi.PROGRAM}-{mpi.IMAGES['fortran-mpich'].languages[0]}",)),
+    mpi4py("local-mpich-3.4.3", "MPICH 3.4"),
+    mpi4py("bookworm-mpich", "MPICH 4.0"),
+    mpi4py("local-mpich-5.0.2", "MPICH 5.0"),
+    mpi4py("bookworm-openmpi", "Open MPI 4.1"),
+    mpi4py("spack-openmpi-5.0.11", "Open MPI 5.0"),
     static("x86-64"),
     static("x86-64-v3"),
     static("x86-64-v4"),
@@ -257,7 +267,7 @@ def forecast(
 
 def started(image: ProofImage, one: ProofSite) -> str:
     """Return whose launcher starts an image's ranks: the site's, else that of its distribution."""
-    family = "openmpi" if "openmpi" in image.name else "mpich"
+    family = "openmpi" if "openmpi" in image.name.lower().replace(" ", "") else "mpich"
     return one.host if family in mpi.families(one.host) else f"debian-{family}"
 
 

@@ -35,17 +35,17 @@ VERSIONS = {
 MPI4PY = "mpi4py==4.1.2"
 
 
-def _wheel(requirement: str, folder: Path, *options: str) -> Path:
+def wheel(requirement: str, folder: Path, *options: str) -> Path:
     """Return the wheel that pip downloads into `folder`."""
     argv = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps"]
     argv += ["--quiet", "--only-binary", ":all:", *options, "--dest", str(folder), requirement]
     subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, timeout=600)
-    (wheel,) = folder.glob("*.whl")
-    return wheel
+    (found,) = folder.glob("*.whl")
+    return found
 
 
-def _unpack(wheel: Path, target: Path, data_only: bool) -> None:
-    with zipfile.ZipFile(wheel) as archive:
+def _unpack(packed: Path, target: Path, data_only: bool) -> None:
+    with zipfile.ZipFile(packed) as archive:
         for info in archive.infolist():
             top, _, rest = info.filename.partition("/")
             if data_only:
@@ -76,8 +76,8 @@ def _cached(name: str, requirement: str, data_only: bool, *options: str) -> Path
                 argv: list[str | Path] = ["cp", "-r", "--preserve=mode", made, partial / "prefix"]
                 subprocess.run(argv, check=True)
             else:
-                wheel = _wheel(requirement, partial / "wheel", *options)
-                _unpack(wheel, partial / "prefix", data_only)
+                found = wheel(requirement, partial / "wheel", *options)
+                _unpack(found, partial / "prefix", data_only)
             (partial / "prefix").rename(target)
             shutil.rmtree(partial)
     return target
