@@ -65,7 +65,6 @@ def pull(arguments: Arguments) -> int:
     try:
         from rootless_udi.commands.common import progress
         from rootless_udi.pull import pipeline
-        from rootless_udi.pull.claims import Believed
         from rootless_udi.store.store import Store
     except ModuleNotFoundError as error:
         raise UdiError(
@@ -84,7 +83,7 @@ def pull(arguments: Arguments) -> int:
         name=new_name(arguments.name, site) if arguments.name else "",
     )
     if arguments.convert:
-        options = options.replace(believed=Believed())
+        options = options.replace(believed=options.believed.replace(claims=False))
     stores = image_stores(site)
     try:
         with progress.shown(arguments.quiet, arguments.verbose) as shown:

@@ -11,6 +11,7 @@ from rootless_udi.commands.common.given import (
     parsed_platform,
     parsed_reference,
 )
+from rootless_udi.commands.common.keys import private_key
 from rootless_udi.commands.common.parsers import Parsers, add_insecure, add_platform, command
 from rootless_udi.config import load
 from rootless_udi.plan.reference import Reference, parse
@@ -36,6 +37,7 @@ def add(commands: Parsers) -> None:
     )
     add_platform(one)
     add_insecure(one)
+    one.add_argument("--key", metavar="FILE", help="sign what is pushed by this private key (PEM)")
     one.add_argument("--quiet", "-q", action="store_true", help="say nothing but errors")
 
 
@@ -56,7 +58,7 @@ def push(arguments: Arguments) -> int:
         name = f"{target.registry}/{target.repository}"
         tell(
             f"a squashfs for {name}@{done.subject}: it is used where the configuration trusts "
-            f"{target.registry} for it (registry.{target.registry}.trusted)"
+            f"{target.registry} (registry.{target.registry}.trusted), or a key that has signed it"
             if done.subject
             else f"{target.canonical} is {done.digest}"
         )
@@ -69,11 +71,14 @@ def _push(
 ) -> "Pushed":
     from rootless_udi.commands.common import progress
     from rootless_udi.pull import push as pushing
+    from rootless_udi.pull import signing
     from rootless_udi.pull.content import ImageContent
     from rootless_udi.pull.http import Transport
+    from rootless_udi.pull.identity import Name
     from rootless_udi.pull.registry import Endpoint
     from rootless_udi.pull.upload import Uploading
 
+    key = private_key(arguments.key) if arguments.key else None
     insecure = arguments.insecure or target.registry in site.insecure
     beside = _beside(known, target)
     transport = Transport()
@@ -101,7 +106,10 @@ def _push(
             shown.blob("squashfs", done, content.size, state)
 
         try:
-            return pushing.push(target, there, origin, content, image.facts, report, shown.note)
+            done = pushing.push(target, there, origin, content, image.facts, report, shown.note)
+            if key is not None:
+                signing.sign(there, Name(str(there)), done.digest, key)
+            return done
         finally:
             content.end()
             transport.close()

@@ -47,6 +47,7 @@ from rootless_udi.commands import (
     search,
     share,
     shell,
+    sign,
     site,
     sshd,
     stats,
@@ -62,7 +63,7 @@ from rootless_udi.version import VERSION
 
 COMMANDS = (
     *(run, shell, pull, fetch, images, rm, prune, df, verify, tag, export, pack, import_, history),
-    *(update, search, tags, push),
+    *(update, search, tags, push, sign),
     *(inspect, login, logout, extract, ps, exec_, stop, bundle, profile, optimize, completion),
     *(config, mpi, gpu, doctor, site, check, jupyter, sshd, gateway, share, stats),
 )

@@ -213,6 +213,7 @@ SITE_KEYS: dict[str, tuple[str, Check]] = {
     "image.registry": ("registry", text),
     "image.pull": ("pull", choice("missing", "lazy", "never", "always")),
     "image.verify": ("verify", choice("always", "remote", "never")),
+    "image.policy": ("policy", path),
     "image.timeout": ("timeout", integer(1, 3600)),
     "image.compression": ("compression", choice("zstd", "gzip", "lz4", "xz", "lzo", "none")),
     "image.level": ("compression_level", integer(1, 22)),

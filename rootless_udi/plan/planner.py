@@ -126,7 +126,7 @@ def build(
         uid=host.uid,
         gid=host.gid,
         hooks=hooks,
-        notes=tuple(note for injection in injections for note in injection.notes),
+        notes=(*_origin(facts), *(note for one in injections for note in one.notes)),
         warnings=(
             *_left_out([*standard, *added], sources),
             *(text for injection in injections for text in injection.warnings),
@@ -288,6 +288,19 @@ def _left_out(steps: "Iterable[Step]", sources: "Mapping[str, HostPath]") -> "It
             source = sources[step.source]
             if source.kind == "failed":
                 yield f"{_refused(step, source)}; it is left out (required = false)"
+
+
+def _origin(facts: "Mapping[str, object]") -> "Iterable[str]":
+    """Yield who vouched for an image when it came to the store (`udi pull`)."""
+    signed = facts.get("signed")
+    for one in signed if isinstance(signed, list) else ():
+        yield f"the image is {one}"
+    pushed = facts.get("pushed")
+    if isinstance(pushed, dict):
+        yield (
+            f"its squashfs was pushed to {pushed.get('registry')} as {pushed.get('artifact')}: "
+            f"{pushed.get('believed')}"
+        )
 
 
 def _why(request: Request, image: Image, steps: "list[Step | FileCache]") -> str:

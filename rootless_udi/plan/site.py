@@ -71,6 +71,8 @@ class Site(Record):
     """"missing", "never" or "always"."""
     verify: str = "remote"
     """"always", "remote" or "never": which images' bytes are checked as they are read."""
+    policy: str = ""
+    """The file that says which images may be pulled and who must have signed them; empty: any."""
     timeout: int = 60
     """Seconds that a part of an image that is elsewhere may take to come."""
     compression: str = "zstd"

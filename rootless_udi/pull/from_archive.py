@@ -298,6 +298,9 @@ class ArchiveSource:
 
         return self._blobs.fetch(layer, copy, report, what)
 
+    def allowed(self, resolved: Resolved, believed: Believed) -> tuple[str, ...]:
+        return believed.allow(self._reference, (), lambda digest: ())
+
     def squashfs(self, digest: str, believed: Believed, told: Told) -> FoundSquashfs | None:
         return None
 

@@ -56,6 +56,10 @@ class RegistrySource:
         config = config_of(raw, found, platform, self.what)
         return Resolved(found.digest, found.manifest, config, top if top != found.digest else "")
 
+    def allowed(self, resolved: Resolved, believed: Believed) -> tuple[str, ...]:
+        digests = [resolved.digest, *([resolved.index] if resolved.index else [])]
+        return believed.allow(self._reference, digests, self.repository.signatures)
+
     def squashfs(self, digest: str, believed: Believed, told: Told) -> FoundSquashfs | None:
         return find_squashfs(self.repository, digest, believed, told)
 

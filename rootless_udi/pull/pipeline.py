@@ -124,6 +124,7 @@ class _Pull:
         self._named = options.platform or platform_of(os.uname().machine)
         self._blobs = Blobs(store, self.stop, options.keep_blobs, progress.note)
         self._wanted: list[Descriptor] = []
+        self._signed: tuple[str, ...] = ()
 
     async def run(self) -> StoredImage:
         options = self._options
@@ -149,6 +150,7 @@ class _Pull:
         try:
             resolved = await self._in_thread(source.resolve, self._platform)
             self._wanted = list({x.digest: x for x in resolved.manifest.layers}.values())
+            self._signed = await self._in_thread(source.allowed, resolved, options.believed)
             name = name or resolved.name
             if not name:
                 raise UdiError(
@@ -243,6 +245,8 @@ class _Pull:
                 facts = await self._take(source, resolved, found, target)
             else:
                 facts = await self._merge(source, resolved, target)
+            if self._signed:
+                facts["signed"] = list(self._signed)
             self._progress.stage("store", resolved.digest)
             image = await trio.to_thread.run_sync(
                 adding.add, self._store, resolved.digest, target, facts

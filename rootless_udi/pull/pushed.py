@@ -40,6 +40,8 @@ def made(
     if not known:
         why = "the facts that were pushed with it are of a later version, or none"
         raise UdiError(f"{what}: {why}", "a newer rootless_udi may read them")
+    # Who has signed it, this pull says.
+    known.pop("signed", None)
     note = {"artifact": found.artifact, "registry": found.host, "believed": found.why}
     if resolved.found is None:
         return {**known, **of_config(reference, resolved), "pushed": note}

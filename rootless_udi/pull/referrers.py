@@ -1,6 +1,6 @@
 """Find a squashfs that was pushed for an image (`artifact`), and that is believed (`claims`)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.pull import artifact
@@ -74,11 +74,7 @@ def _judged(
     endpoint: Endpoint, repository: Repository, claim: str, believed: Believed
 ) -> tuple[Artifact, str]:
     """Return what the artifact `claim` says, and why it is believed. Raises UdiError."""
-
-    def signatures(wanted: str) -> Sequence[tuple[bytes, str]]:
-        return ()
-
-    why, against = believed.judge(repository.reference, endpoint.host, claim, signatures)
+    why, against = believed.judge(repository.reference, endpoint.host, claim, repository.signatures)
     if against:
         raise UdiError(against)
     what = f"reading {endpoint}@{claim}"

@@ -5,12 +5,13 @@ from typing import Any
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.plan.reference import Reference
-from rootless_udi.pull import credentials, manifest
+from rootless_udi.pull import credentials, manifest, signature
 from rootless_udi.pull.authorizer import Lookup
 from rootless_udi.pull.http import Transport
 from rootless_udi.pull.manifest import Descriptor
 from rootless_udi.pull.registry import Endpoint, Missing, Note
 from rootless_udi.pull.retry import GaveUp, Patience
+from rootless_udi.pull.signature import Signature
 from rootless_udi.pull.sources import Answer, parse
 from rootless_udi.pull.stop import Stop
 
@@ -76,6 +77,25 @@ class Repository:
     def document(self, descriptor: Descriptor, part: str) -> bytes:
         """Return a small blob whole and checked."""
         return self.first(lambda endpoint: endpoint.document(descriptor, part))
+
+    def signatures(self, digest: str) -> list[Signature]:
+        """Return the signatures beside a manifest, where cosign has them. Raises UdiError."""
+        name = signature.tag(digest)
+        what = f"reading {self.reference.registry}/{self.reference.repository}:{name}"
+        try:
+            document = parse(self.manifest(name)[0], what)
+        except Missing:
+            return []
+        layers = document.get("layers") if isinstance(document, dict) else None
+        found: list[Signature] = []
+        for number, layer in enumerate(layers if isinstance(layers, list) else ()):
+            one = manifest.descriptor(layer, f"layer {number + 1}", what)
+            notes = layer.get("annotations")
+            signed = notes.get(signature.ANNOTATION) if isinstance(notes, dict) else None
+            fine = one.media_type == signature.PAYLOAD and one.size <= signature.PAYLOAD_MAX
+            if fine and isinstance(signed, str) and len(found) < signature.SIGNATURES:
+                found.append(Signature(self.document(one, "signature"), signed))
+        return found
 
     def close(self) -> None:
         self.transport.close()

@@ -53,6 +53,11 @@ class Source(Protocol):
         """Return the layers in the order in which they are best fetched."""
         ...
 
+    def allowed(self, resolved: Resolved, believed: Believed) -> tuple[str, ...]:
+        """Return who vouches for the image by the policy, in words; () where nobody need. Raises
+        UdiError where the policy refuses it: to be called before anything of it is used."""
+        ...
+
     def squashfs(self, digest: str, believed: Believed, told: Told) -> FoundSquashfs | None:
         """Return a squashfs that was pushed for the image `digest`, None where none is to be used;
         `told` is called with the reasons. Raises UdiError."""

@@ -34,15 +34,15 @@ def of_registry(asked: RemoteRequest) -> Remote | str:
     wanted = parse_platform(asked.platform) if asked.platform else None
     source = _source(asked, site)
     resolved = source.resolve(wanted or platforms.here())
+    believed = claims.believed(site)
+    signed = source.allowed(resolved, believed)
     named = wanted or platform_of(os.uname().machine)
     name = find.name_of(reference)
     if asked.folder and Store(asked.folder).image(resolved.digest) is not None:
         Store(asked.folder).set_name(name, named, resolved.digest)
         return THERE
     reasons: list[str] = []
-    found = resolved.found or source.squashfs(
-        resolved.digest, claims.believed(site), reasons.append
-    )
+    found = resolved.found or source.squashfs(resolved.digest, believed, reasons.append)
     if found is None:
         return f"{NONE}\0{'; '.join(reasons)}"
     ranges, head, used, known, data = _read(source.repository, found, asked)
@@ -53,6 +53,8 @@ def of_registry(asked: RemoteRequest) -> Remote | str:
         ranges.read(place(used), ranges.size - place(used), lambda _, piece: whole.extend(piece))
         tail = bytes(whole)
     facts = pushed.made(reference, resolved, found, data)
+    if signed:
+        facts["signed"] = list(signed)
     names = ((named.key(), name),)
     return Remote(ranges, head, used, tail, known, resolved.digest, facts, names)
 

@@ -170,6 +170,8 @@ def local(text: str, path: str) -> Image:
         raise UdiError(f"image {path} is neither a file nor a directory")
     name, optimized, data = examine(path)
     known = _inside(path, data) if data else _beside(path, status.st_uid)
+    # Said of a store by its own pull; here anybody could have written it.
+    known = {key: value for key, value in known.items() if key not in ("signed", "pushed")}
     digest = known.get("digest", "")
     return Image(text, digest, os.path.realpath(path), "", known, name, optimized)
 

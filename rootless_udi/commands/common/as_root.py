@@ -42,7 +42,7 @@ REFUSED = {
     *("jupyter.install", "jupyter.list", "jupyter.remove", "jupyter.start"),
     *("check", "exec", "login", "logout", "mpi.capture", "pack", "profile", "ps", "run", "shell"),
     *("gateway.audit", "gateway.expire", "gateway.serve", "gateway.token", "share", "stats"),
-    "push",
+    *("push", "sign"),
     "site.add_site",
     "stop",
 }
