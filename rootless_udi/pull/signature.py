@@ -12,6 +12,7 @@ packages for what has no key: certificates of Fulcio and the log Rekor, which a 
 import base64
 import binascii
 import json
+import sys
 from typing import Any
 
 from rootless_udi.base.errors import UdiError
@@ -94,6 +95,12 @@ def _members(value: Any, needed: set[str], more: frozenset[str] | set[str] = fro
 
 
 def _library() -> None:
+    """Have `cryptography` importable. Raises UdiError."""
+    if sys.flags.no_site:
+        # The process of a lazy start, which needs nothing else of site-packages.
+        import site
+
+        site.main()
     try:
         import cryptography  # noqa: F401
     except ImportError:
