@@ -178,7 +178,7 @@ def test_a_command_that_needs_the_site_s_mpi_is_run_with_this_machine_s(user: Us
     document = json.loads(here.stdout)
     (user.home / "with.json").write_text(here.stdout)
     (user.home / "without.json").write_text(json.dumps(document | {"mpi": {"found": []}}))
-    argv = [sys.executable, "-m", "rootless_udi", "check", kit.pulled("bookworm-mpich"), "--json"]
+    argv = [sys.executable, "-m", "rootless_udi", "check", kit.pulled("bullseye-mpich"), "--json"]
     argv += ["--no-cwd", f"--site={user.home}/with.json", f"--site={user.home}/without.json"]
     env = {"UDI_STORE": str(kit.store()), "PYTHONPATH": str(TREE)}
     done = user.run(*argv, "--", "python3", "-c", "from mpi4py import MPI", env=env, timeout=300)
