@@ -42,12 +42,13 @@ def serve(
     log: Callable[[str], None] = to_stderr,
     filesystem: Callable[[Reader, int, int], FileSystem] = FileSystem,
     ready_fd: int | None = None,
+    base: int = 0,
 ) -> None:
     """Mount `image` at the folder `where` and serve it until it is unmounted.
 
     The other arguments are those of `raw_transport.serve`.
     """
-    fs = opened(image, cache_bytes, threads, filesystem)
+    fs = opened(image, cache_bytes, threads, filesystem, base=base)
     fuse.fuse_python_api = (0, 2)
     server = LibfuseServer(fs, Complaints(fs.reader.name, log))
     server.ready_fd = ready_fd

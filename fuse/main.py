@@ -7,6 +7,7 @@ experiments and for tests.
 
     --transport=raw|pyfuse3|fuse-python   which module speaks to the kernel (default: raw)
     --cache=BYTES                         most bytes of decompressed data to cache
+    --offset=BYTES                        where in the file the image begins
     --threads=N                           further threads that decompress
     --ready-fd=N                          a descriptor: a byte is written to it once requests will
                                           be answered
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 USAGE = (__doc__ or "").partition("\n")[0]
-OPTIONS = ("transport", "cache", "threads", "ready-fd", "counts", "trace", "verify")
+OPTIONS = ("transport", "cache", "offset", "threads", "ready-fd", "counts", "trace", "verify")
 
 
 def main(argv: "list[str] | None" = None) -> int:
@@ -87,6 +88,7 @@ def _run(options: dict[str, str], image: str, where: str) -> None:
     chosen: dict[str, Any] = {
         "threads": _number(options, "threads"),
         "ready_fd": _number(options, "ready-fd"),
+        "base": _number(options, "offset") or 0,
     }
     cache = _number(options, "cache")
     if cache is not None:

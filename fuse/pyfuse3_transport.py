@@ -30,12 +30,13 @@ def serve(
     log: Callable[[str], None] = to_stderr,
     filesystem: Callable[[Reader, int, int], FileSystem] = FileSystem,
     ready_fd: int | None = None,
+    base: int = 0,
 ) -> None:
     """Serve as `raw_transport.serve` does, with its arguments.
 
     Mount options are given by whoever has mounted `fuse_fd`.
     """
-    fs = opened(image, cache_bytes, threads, filesystem)
+    fs = opened(image, cache_bytes, threads, filesystem, base=base)
     operations = Operations(fs, Complaints(fs.reader.name, log))
     pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", {"fsname=udi"})
     ready(ready_fd)

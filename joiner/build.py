@@ -68,7 +68,7 @@ def tables() -> str:
     ]
     names = ", ".join(f"O_{o.field}" for o in options.OPTIONS)
     lists = {
-        "SQUASHFS_SUFFIXES": options.SQUASHFS_SUFFIXES,
+        "FILE_SUFFIXES": options.FILE_SUFFIXES,
         "PLANNED": launcher.PLANNED,
         "RANKS": launcher.RANKS,
         "RANK_VARIABLES": process.RANK_VARIABLES,
@@ -93,6 +93,7 @@ def tables() -> str:
             f"#define KEEP_MOST {keeping.MOST}",
             f"#define KEEP_PLAIN {quoted(''.join(sorted(keeping.PLAIN)))}",
             f"#define SHELL {quoted(SHELL)}",
+            f"#define SIF {quoted(options.SIF)}",
             f"#define DEFAULT_PATH {quoted(environment.DEFAULT_PATH)}",
             f"#define COMMANDS {quoted(options.COMMANDS)}",
             "enum kind { FLAG, VALUE, LIST, OPTIONAL };",

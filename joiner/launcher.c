@@ -87,8 +87,8 @@ static bool is_relative(const char *image)
         if (starts(image, *one))
             return image[strlen(*one)] != '/';
     bool found = *image == '.';
-    for (size_t i = 0; SQUASHFS_SUFFIXES[i]; i++)
-        found = found || (*image != '/' && ends(image, SQUASHFS_SUFFIXES[i]));
+    for (size_t i = 0; FILE_SUFFIXES[i]; i++)
+        found = found || (*image != '/' && ends(image, FILE_SUFFIXES[i]));
     return found;
 }
 

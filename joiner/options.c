@@ -21,11 +21,11 @@ static const struct option *by_letter(char letter)
     return NULL;
 }
 
-static bool is_squashfs(const char *word)
+static bool is_file(const char *word)
 {
     bool found = false;
-    for (size_t i = 0; SQUASHFS_SUFFIXES[i]; i++)
-        found = found || ends(word, SQUASHFS_SUFFIXES[i]);
+    for (size_t i = 0; FILE_SUFFIXES[i]; i++)
+        found = found || ends(word, FILE_SUFFIXES[i]);
     return found;
 }
 
@@ -35,7 +35,7 @@ static bool is_value(const struct option *option, const char *word)
 {
     for (const char *const *form = option->next; *form; form++) {
         if (strcmp(*form, "/") == 0) {
-            if (*word == '/' && !is_squashfs(word))
+            if (*word == '/' && !is_file(word))
                 return true;
         } else if (strcmp(*form, "?") == 0) {
             if (*word != '-' && !strpbrk(word, "/:@."))
@@ -145,6 +145,8 @@ void parse(struct request *request, char **argv, const struct list *env)
     request->image = image->value;
     for (; *rest; rest++)
         push(&request->command, *rest);
+    if (!request->command.count && !request->options[O_entrypoint].set && ends(image->value, SIF))
+        hand_over();
     struct list *own = &request->options[O_env].values;
     for (size_t i = 0; i < own->count; i++)
         if (*own->at[i] == '=' || !strchr(own->at[i], '='))

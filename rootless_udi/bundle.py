@@ -134,6 +134,10 @@ GROUPS = {
         "rootless_udi.fuse.checkedfile",
     ),
     "sif": ("rootless_udi.store.sif",),
+    "inplace": (
+        "rootless_udi.store.inplace",
+        "rootless_udi.launch.scripts",
+    ),
     "volumes": (
         "rootless_udi.launch.squashvolumes",
         "rootless_udi.serve.volumeserver",

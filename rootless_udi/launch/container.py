@@ -17,6 +17,7 @@ from rootless_udi.store import find, resolve
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import ModuleType
     from typing import NoReturn
 
     from rootless_udi.launch.counted import Count
@@ -80,8 +81,7 @@ def build(
     made = prepare(request, environ, found)
     for text in () if request.quiet else made.warnings:
         complain("udi-run", f"warning: {text}")
-    around = (_operations(made.before), _operations(made.after))
-    defaults = command.Defaults(*around, made.entrypoint, made.command, made.workdir)
+    defaults, scripts = _defaults(made), _scripts(made)
     words = command.argv(request, defaults)
     env = command.variables(environ, request, defaults, own)
     names = command.workdir(request, defaults, current(environ))
@@ -95,6 +95,9 @@ def build(
     helper.volumes = _volumes(made)
     execute.run(made, helper, spaces)
     helper.answer()
+    if scripts is not None:
+        made = scripts.sourced(made, environ, request.quiet)
+        env = command.variables(environ, request, _defaults(made), own)
     if made.hooks:
         # Hooks run once in a container; the ranks that join find what they prepared.
         hooks.run(made.hooks, env, request.module is not None, request.verbose)
@@ -115,6 +118,20 @@ def build(
     if lost:
         complain("udi-run", *command.outside(request, lost, environ))
     command.execute(words, env, folder)
+
+
+def _defaults(made: Plan) -> command.Defaults:
+    around = (_operations(made.before), _operations(made.after))
+    return command.Defaults(*around, made.entrypoint, made.command, made.workdir)
+
+
+def _scripts(made: Plan) -> "ModuleType | None":
+    """Return what runs the image's scripts, if it has any; call this before pivot_root(2)."""
+    if not made.scripts:
+        return None
+    from rootless_udi.launch import scripts
+
+    return scripts
 
 
 def _volumes(made: Plan) -> "Volumes | None":

@@ -103,6 +103,10 @@ def _rows(plan: Plan) -> list[tuple[str, str, str]]:
     rows += [(*_step(step), step.reason) for step in plan.steps]
     for env in (*plan.before, *plan.after):
         rows.append(("env", _env(env), env.reason))
+    if plan.scripts:
+        rows.append(
+            ("env", f"{plan.scripts}/*.sh", "the image's own, sourced by its sh at the start")
+        )
     if plan.entrypoint:
         rows.append(("entrypoint", json.dumps(plan.entrypoint), "with --entrypoint"))
     if plan.workdir:

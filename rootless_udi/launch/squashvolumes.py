@@ -108,9 +108,9 @@ def _step(
     wanted = request.fuse or found.site.server
     if wanted not in ("udi", "squashfuse_ll"):
         wanted = "auto"
-    image = Image(volume.source, "", path, "", {}, compressor)
+    image = Image(volume.source, "", path, "", {}, compressor, offset=offset)
     try:
-        root = choose.choose(wanted, found.host, image).replace(offset=offset)
+        root = choose.choose(wanted, found.host, image)
     except UdiError as error:
         raise _refused(volume, error.message, error.hint) from None
     if root.program:

@@ -5,7 +5,7 @@ import os
 from rootless_udi.base.digest import digest
 from rootless_udi.base.process import start_and_parent, started
 from rootless_udi.node.record import FORMAT
-from rootless_udi.plan.options import FLAG, LIST, OPTIONS, SQUASHFS_SUFFIXES, Request
+from rootless_udi.plan.options import FILE_SUFFIXES, FLAG, LIST, OPTIONS, Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -133,4 +133,4 @@ def _relative(image: str) -> bool:
     scheme, colon, path = image.partition(":")
     if colon and scheme in ("oci", "oci-archive", "docker-archive"):
         return not path.startswith("/")
-    return image.startswith(".") or ("/" not in image[:1] and image.endswith(SQUASHFS_SUFFIXES))
+    return image.startswith(".") or ("/" not in image[:1] and image.endswith(FILE_SUFFIXES))

@@ -33,6 +33,7 @@ class Image(Record):
     the squashfs file, "" for an image that is a directory. `directory` is where the extracted image
     is or would be. `facts` is what `udi pull` noted of the image, empty for another tool's file.
     `compressor` is the squashfs file's, by name. `optimized`: `udi optimize` made the file.
+    `offset` is where in the file the squashfs begins, in bytes.
     """
 
     request: str
@@ -42,6 +43,7 @@ class Image(Record):
     facts: "dict[str, Any]"
     compressor: str = ""
     optimized: bool = False
+    offset: int = 0
 
     @property
     def identifier(self) -> str:

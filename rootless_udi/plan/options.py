@@ -9,6 +9,9 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
 
 SQUASHFS_SUFFIXES = (".sqfs", ".squashfs", ".squash", ".sqsh")
+SIF = ".sif"
+FILE_SUFFIXES = (*SQUASHFS_SUFFIXES, SIF)
+"""By these an image is known to be a file that is named from the current folder."""
 """The endings of a name that make a file an image, without a look at it."""
 FLAG, VALUE, LIST, OPTIONAL = "flag", "value", "list", "optional"
 
@@ -222,6 +225,9 @@ def parse(argv: "list[str]", environ: "dict[str, str]") -> Request:
     image = str(values.pop("image", ""))
     if not image and rest and "edf" not in values:
         image, rest = rest[0], rest[2 if rest[1:2] == ["--"] else 1 :]
+    if image.endswith(SIF) and not rest:
+        # Without a command Apptainer runs what the file says.
+        values.setdefault("entrypoint", "")
     request = Request(image=image, command=tuple(rest), **values)  # type: ignore[arg-type]
     if not image and request.edf is None and not (request.help or request.version):
         raise UdiError("no image is given", "udi-run [OPTIONS] IMAGE [COMMAND [ARG...]]")
@@ -311,7 +317,7 @@ def _next(option: Option, words: "list[str]") -> str | None:
     word = words[0]
     for form in option.next:
         if form == "/":
-            if word.startswith("/") and not word.endswith(SQUASHFS_SUFFIXES):
+            if word.startswith("/") and not word.endswith(FILE_SUFFIXES):
                 return word
         elif form == "?":
             if not word.startswith("-") and not any(c in word for c in "/:@."):

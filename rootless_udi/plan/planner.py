@@ -71,6 +71,8 @@ class Plan(Record):
     warnings: tuple[str, ...] = ()
     complete: bool = True
     """The image has all mount points of `plan.mountpoints`; if not, the layer adds them."""
+    scripts: str = ""
+    """A folder of the image whose *.sh are sourced at the start: the command gets what they set."""
 
 
 def build(
@@ -132,6 +134,7 @@ def build(
             *(text for injection in injections for text in injection.warnings),
         ),
         complete=bool(facts.get("mount_points")),
+        scripts=facts.get("scripts") or "",
     )
 
 

@@ -7,7 +7,7 @@ imports this; documents like manifests, which only a pull needs, are in `pull.ma
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
-from rootless_udi.plan.options import SQUASHFS_SUFFIXES
+from rootless_udi.plan.options import SIF, SQUASHFS_SUFFIXES
 
 DOCKER_HUB = "docker.io"
 _FORMS = (
@@ -167,8 +167,7 @@ def parse(text: str, default_registry: str = DOCKER_HUB) -> Reference:
     if colon and prefix in ("id", *_DIGEST_LENGTHS) and _is_hex_digest(prefix, rest):
         digest = f"sha256:{rest}" if prefix == "id" else text
         return Reference("store", digest, digest=digest)
-    if text.endswith(".sif"):
-        # No image itself, and no name of one: whoever opens it says what to do.
+    if text.endswith(SIF):
         return Reference("path", text, path=text)
     if "://" in text:
         raise UdiError(f"image reference {text!r}: no URL can be used here", _FORMS)

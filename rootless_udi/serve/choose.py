@@ -34,7 +34,8 @@ def choose(wanted: str, host: Host, image: Image) -> Root:
     chosen = choice.choose(facts)
     path = image.directory if chosen.name == "directory" else image.path
     program = host.squashfuse if chosen.name == "squashfuse_ll" else ""
-    return Root(chosen.name, path, program, chosen.reason)
+    found = Root(chosen.name, path, program, chosen.reason)
+    return found.replace(offset=image.offset) if image.offset else found
 
 
 def _installed(name: str) -> bool:

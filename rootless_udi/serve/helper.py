@@ -88,7 +88,8 @@ class Helper:
         self._key, self._keep = start.key, start.keep
         try:
             told = root.path, root.trace, program, start.keep, start.key, start.verify
-            send(self._source, (*told, str(start.timeout), start.digest), list(fds))
+            numbers = str(root.offset), str(start.timeout)
+            send(self._source, (*told, *numbers, start.digest), list(fds))
         except OSError:
             # The server has ended; `failure` will say why.
             pass
@@ -117,7 +118,7 @@ class Helper:
         kinds += "k" if self.keeps else ""
         what = root.server, kinds, root.path, root.program, self.known, self._key, self._keep
         try:
-            send(self._mine, (*what, *root.options), fds)
+            send(self._mine, (*what, str(root.offset), *root.options), fds)
         except OSError:
             raise UdiError("the image server ended before it began", _LIMITS) from None
 
@@ -202,7 +203,7 @@ def work(sock: "_socket.socket", source: "_socket.socket", place: "Place", launc
         # udi-run has ended. Our own server sees that too.
         _end(place)
         return
-    server, kinds, path, program, known, key, keep, *options = message.split("\0")
+    server, kinds, path, program, known, key, keep, offset, *options = message.split("\0")
     watch = fds.pop(0) if "w" in kinds else None
     fuse = fds.pop(0) if "f" in kinds else None
     if server == "udi":
@@ -232,7 +233,12 @@ def work(sock: "_socket.socket", source: "_socket.socket", place: "Place", launc
     else:
         from rootless_udi.plan.image import Root
 
-        why = _program(sock, Root(server, path, program, options=tuple(options)), fuse, hold)
+        why = _program(
+            sock,
+            Root(server, path, program, options=tuple(options), offset=int(offset)),
+            fuse,
+            hold,
+        )
     if why:
         _lost(place, why, sock, launcher)
     sock.close()

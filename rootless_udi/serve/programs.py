@@ -16,6 +16,6 @@ def command(root: "Root", connection: str) -> tuple[str, list[str]]:
     from rootless_udi.base import program
 
     # A new Python: pyfuse3 and fuse-python are in site-packages, which this one does not read.
-    words = f"--transport={root.server}", root.path, connection
+    words = f"--transport={root.server}", f"--offset={root.offset}", root.path, connection
     argv = program.argv("from rootless_udi.fuse.main import main; sys.exit(main())", *words)
     return argv[0], argv

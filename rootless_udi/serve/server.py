@@ -82,13 +82,13 @@ def _serve(source: "_socket.socket") -> bool:
     message, fds = receive(source)
     if not message:
         return False
-    path, trace, program, keep, key, verify, *remote = message.split("\0")
+    path, trace, program, keep, key, verify, offset, *remote = message.split("\0")
     image = fds[0] if fds else path
     reads = _remote(fds[1], path, verify, *remote) if fds else opener(verify)
     if trace:
         from rootless_udi.fuse.profile import serve_traced
 
-        known = {"log": log, "opener": reads, "called": path}
+        known = {"log": log, "opener": reads, "called": path, "base": int(offset)}
         serve_traced(image, connection(True), trace, key, **known)
     else:
         raw_transport.serve(
@@ -100,6 +100,7 @@ def _serve(source: "_socket.socket") -> bool:
             keep=_keeper(keep) if keep else None,
             opener=reads,
             called=path,
+            base=int(offset),
         )
     return True
 

@@ -68,7 +68,7 @@ def image(request: Request, site: "Site", environ: "Mapping[str, str]", who: str
             "leave it out; it chooses among the images of one name",
         )
     else:
-        found = local(request.image, os.path.abspath(reference.path))
+        found = local(request.image, os.path.abspath(reference.path), sif=True)
     if found.facts.get("variant") not in (None, "", "v1", "v8"):
         # Only for these: few images have a variant, and to look at the CPU is to open a file.
         from rootless_udi.store import platforms
@@ -149,10 +149,11 @@ def all_stores(site: "Site", environ: "Mapping[str, str]") -> tuple[str, ...]:
     return (same, *(one for one in shared if one != own))
 
 
-def local(text: str, path: str) -> Image:
+def local(text: str, path: str, sif: bool = False) -> Image:
     """Return the image that is the squashfs file or the root directory at `path`.
 
-    `text` is what the caller wrote. Raises UdiError where it is neither.
+    `text` is what the caller wrote; `sif` says that a SIF file will do too (`store.inplace`).
+    Raises UdiError where it is neither.
     """
     try:
         status = os.stat(path)
@@ -168,7 +169,15 @@ def local(text: str, path: str) -> Image:
         return Image(text, "", "", os.path.realpath(path), {})
     if not S_ISREG(status.st_mode):
         raise UdiError(f"image {path} is neither a file nor a directory")
-    name, optimized, data = examine(path)
+    try:
+        name, optimized, data = examine(path)
+    except UdiError:
+        from rootless_udi.store import inplace
+
+        found = inplace.image(text, path) if sif else None
+        if found is None:
+            raise
+        return found
     known = _inside(path, data) if data else _beside(path, status.st_uid)
     # Said of a store by its own pull; here anybody could have written it.
     known = {key: value for key, value in known.items() if key not in ("signed", "pushed")}

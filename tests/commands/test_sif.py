@@ -97,6 +97,8 @@ def test_what_is_missing_or_damaged(user: User) -> None:
     assert not list((user.home / "store/blobs").iterdir())
     done = user.run("udi-run", "app.sif", "true")
     assert done.returncode == 125
+    assert "app.sif failed: its root file system is an encrypted squashfs" in done.stderr
+    done = user.run("udi", "export", "app.sif", "x.sqfs")
     assert "it is a SIF file" in done.stderr and "udi import " in done.stderr
 
 

@@ -139,7 +139,9 @@ WORD = (
     | st.sampled_from(LONG)
     | st.builds("{}={}".format, st.sampled_from(LONG), VALUE | st.sampled_from(CHOICES))
     | st.builds("--env={}={}".format, TEXT, TEXT)
-    | st.sampled_from(["img.sqfs", "/img.sqfs", "./img", "img:tag", "oci:dir", "oci:/dir"])
+    | st.sampled_from(
+        ["img.sqfs", "img.sif", "/img.sqfs", "./img", "img:tag", "oci:dir", "oci:/dir"]
+    )
     | VALUE
 )
 NAMES = [
@@ -315,6 +317,9 @@ def test_what_is_usual_of_shifter_is_decided_in_c(
 
 USUAL = [
     ["--share=job", "img.sqfs"],
+    ["--share=job", "img.sif", "a"],
+    ["--share=job", "--entrypoint", "--image=img.sif"],
+    ["--share=job", "--entrypoint=b", "img.sif"],
     ["--share=job", "img.sqfs", "--", "a", "--env=x"],
     ["-qE", "--share", "job", "-eA=1", "--env=B=a b", "-V/a:/b", "-V", "/c:/d", "img", "sh", "-c"],
     ["--image=/img", "--share=job", "--mpi", "--gpu=nvidia", "--writable", "--home", "cmd"],
