@@ -96,10 +96,7 @@ def build(
     injections = tuple(injections)
     steps: list[Step | FileCache] = []
     standard = _defaults(site) + _accounts(host, site)
-    for step in standard:
-        kept = _look(step, sources)
-        if kept is not None:
-            steps.append(kept)
+    steps += [kept for step in standard if (kept := _look(step, sources)) is not None]
     added = [step for injection in injections for step in injection.steps]
     if any(mountpoints.within(step.target, _ADDED) for step in added):
         options = ("mode=755", "nosuid", "nodev", "ro")
@@ -294,7 +291,9 @@ def _left_out(steps: "Iterable[Step]", sources: "Mapping[str, HostPath]") -> "It
 
 
 def _origin(facts: "Mapping[str, object]") -> "Iterable[str]":
-    """Yield who vouched for an image when it came to the store (`udi pull`)."""
+    """Yield who vouched for an image when it came to the store (`udi pull`), or that nobody did."""
+    if facts.get("unchecked"):
+        yield "the image's signatures are not checked"
     signed = facts.get("signed")
     for one in signed if isinstance(signed, list) else ():
         yield f"the image is {one}"

@@ -10,7 +10,7 @@ from rootless_udi.base import trust
 from rootless_udi.base.errors import UdiError
 from rootless_udi.plan.image import Image
 from rootless_udi.plan.reference import platform_of
-from rootless_udi.store import resolve, sif
+from rootless_udi.store import sif
 
 RUNSCRIPT = "/.singularity.d/runscript"
 SCRIPTS = "/.singularity.d/env"
@@ -19,7 +19,7 @@ SCRIPTS = "/.singularity.d/env"
 
 def image(text: str, path: str) -> Image | None:
     """Return the image in the SIF file at `path`, which the caller called `text`; None for another
-    file.
+    file. Its compressor is not looked at.
 
     Raises UdiError where the file is damaged, has no root file system, one that is no squashfs, or
     one for another machine.
@@ -40,8 +40,6 @@ def image(text: str, path: str) -> Image | None:
             f"image {path} is for {part.architecture}, and this machine is {ours}",
             "apptainer build makes one for the machine that it runs on",
         )
-    hint = "the file is damaged: copy it again"
-    compressor, _, _ = resolve.examine(path, hint, None, part.offset)
     facts = {
         "version": 1,
         "architecture": part.architecture,
@@ -49,4 +47,4 @@ def image(text: str, path: str) -> Image | None:
         "scripts": SCRIPTS,
         "unchecked": part.signed,
     }
-    return Image(text, "", os.path.realpath(path), "", facts, compressor, offset=part.offset)
+    return Image(text, "", os.path.realpath(path), "", facts, offset=part.offset)

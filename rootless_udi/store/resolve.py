@@ -177,7 +177,8 @@ def local(text: str, path: str, sif: bool = False) -> Image:
         found = inplace.image(text, path) if sif else None
         if found is None:
             raise
-        return found
+        packed = examine(path, "the file is damaged: copy it again", None, found.offset)
+        return found.replace(compressor=packed[0])
     known = _inside(path, data) if data else _beside(path, status.st_uid)
     # Said of a store by its own pull; here anybody could have written it.
     known = {key: value for key, value in known.items() if key not in ("signed", "pushed")}

@@ -7,7 +7,12 @@ from rootless_udi.store import find
 _NAMES_MAX = 2000
 """Most names of stores that are compared."""
 _OFFSETS = (
-    ("a SIF file", 32, b"SIF_MAGIC", "udi-run runs it; as an image of the store: udi import {} NAME"),
+    (
+        "a SIF file",
+        32,
+        b"SIF_MAGIC",
+        "udi-run runs it; as an image of the store: udi import {} NAME",
+    ),
     (
         "a tar file",
         257,
