@@ -233,12 +233,8 @@ def work(sock: "_socket.socket", source: "_socket.socket", place: "Place", launc
     else:
         from rootless_udi.plan.image import Root
 
-        why = _program(
-            sock,
-            Root(server, path, program, options=tuple(options), offset=int(offset)),
-            fuse,
-            hold,
-        )
+        root = Root(server, path, program, options=tuple(options), offset=int(offset))
+        why = _program(sock, root, fuse, hold)
     if why:
         _lost(place, why, sock, launcher)
     sock.close()
