@@ -43,6 +43,7 @@ void check_keep(const struct request *request)
 static bool is_ranked(const struct list *env)
 {
     if (get_or(env, "PALS_APID", NULL) ||
+        (get_or(env, "FLUX_JOB_ID", NULL) && get_or(env, "FLUX_TASK_RANK", NULL)) ||
         (get_or(env, "SLURM_JOB_ID", NULL) && get_or(env, "SLURM_STEP_ID", NULL) &&
          get_or(env, "SLURM_PROCID", NULL)))
         return true;

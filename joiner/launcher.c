@@ -57,6 +57,8 @@ char *launcher(const struct list *env, const char *share)
         return JOIN("slurm ", slurm, ".", step, " ", get_or(env, "SLURMD_NODENAME", ""));
     if (get_or(env, "PALS_APID", NULL))
         return JOIN("pals ", get(env, "PALS_APID"));
+    if (get_or(env, "FLUX_JOB_ID", NULL) && get_or(env, "FLUX_TASK_RANK", NULL))
+        return JOIN("flux ", get(env, "FLUX_JOB_ID"), " ", get_or(env, "FLUX_URI", ""));
     const char *job = job_of(env), *const *rank = RANKS;
     while (*rank && !get(env, *rank))
         rank++;

@@ -105,7 +105,10 @@ def guarded(program: str, body: "Callable[[], int]") -> int:
     return _flushed(program, status)
 
 
-RANK_VARIABLES = ("SLURM_PROCID", "PMIX_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID")
+RANK_VARIABLES = (
+    *("SLURM_PROCID", "FLUX_TASK_RANK", "PMIX_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK"),
+    "PALS_RANKID",
+)
 """Variables in which launchers tell a process its rank, for errors; `node.launcher.RANKS` are those
 of which a rank without a job's number is known."""
 

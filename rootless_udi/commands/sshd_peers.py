@@ -19,7 +19,7 @@ BY_SSH = {
     "PRTE_MCA_plm": "ssh",
 }
 """By these MPI's launchers start ranks by ssh: inside they would look for the srun of the job."""
-_OF_RANKS = ("PMI_", "PMI2_", "PMIX_", "OMPI_COMM_WORLD_", "SLURM_PMI", "SLURM_PROCID")
+_OF_RANKS = ("PMI_", "PMI2_", "PMIX_", "OMPI_COMM_WORLD_", "SLURM_PMI", "SLURM_PROCID", "FLUX_TASK_")
 """Beginnings of variables that make a program take itself for a rank of the step."""
 
 

@@ -35,7 +35,7 @@ RANKS = ("PMIX_RANK", "PMI_RANK", "PMI_ID", "OMPI_COMM_WORLD_RANK", "PMI_FD")
 def launcher(environ: "Mapping[str, str]", share: str, parent: int = 0) -> str:
     """Return a name for what started this process and its peers on this node; "" if nothing did.
 
-    That is a Slurm or PALS step; else a PBS, Grid Engine or LSF job and the launcher's process;
+    That is a step of Slurm or PALS, or a job of Flux; else a PBS, Grid Engine or LSF job and the launcher's process;
     else, where variables of PMI or PMIx are set, the launcher's process alone. `environ` may be
     another process's, with its `parent`.
     """
@@ -50,6 +50,9 @@ def launcher(environ: "Mapping[str, str]", share: str, parent: int = 0) -> str:
         return f"slurm {get('SLURM_JOB_ID')}.{get('SLURM_STEP_ID')} {node}"
     if get("PALS_APID"):
         return f"pals {get('PALS_APID')}"
+    if get("FLUX_JOB_ID") and get("FLUX_TASK_RANK"):
+        # An instance in a job (flux-batch(1)) has numbers of its own.
+        return f"flux {get('FLUX_JOB_ID')} {get('FLUX_URI', '')}"
     ranked = next((name for name in RANKS if name in environ), None)
     job = ""
     if get("PBS_JOBID"):
@@ -69,10 +72,11 @@ def launcher(environ: "Mapping[str, str]", share: str, parent: int = 0) -> str:
 
 
 def ranked(environ: "Mapping[str, str]") -> bool:
-    """Tell whether this process is a rank: of a step of Slurm or PALS, or by PMI or PMIx."""
+    """Tell whether this process is a rank: of Slurm, PALS or Flux, or by PMI or PMIx."""
     get = environ.get
     step = get("SLURM_JOB_ID") and get("SLURM_STEP_ID") and get("SLURM_PROCID")
-    return bool(step or get("PALS_APID")) or any(name in environ for name in RANKS)
+    job = get("PALS_APID") or (get("FLUX_JOB_ID") and get("FLUX_TASK_RANK"))
+    return bool(step or job) or any(name in environ for name in RANKS)
 
 
 def _starter(mark: str, pid: int) -> tuple[int, int]:

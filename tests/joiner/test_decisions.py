@@ -420,6 +420,9 @@ LAUNCHERS = [
     {"LSB_JOBID": "7"},
     {"LSB_JOBID": "7", "LSB_JOBINDEX": ""},
     {"PALS_APID": "x"},
+    {"FLUX_JOB_ID": "f2Qm", "FLUX_TASK_RANK": "0", "FLUX_URI": "local:///tmp/flux/local-0"},
+    {"FLUX_JOB_ID": "\u01922Qm", "FLUX_TASK_RANK": "3", "FLUX_TASK_LOCAL_ID": "1"},
+    {"FLUX_JOB_ID": "f2Qm", "PMI_RANK": "3"},
     {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURMD_NODENAME": "n"},
     {"SLURM_JOB_ID": "7"},
 ]
