@@ -88,6 +88,7 @@ def _build(
     helper = Helper(
         (election.path, election.name, fields["token"]), None if maker is None else maker.work
     )
+    helper.ranks = not waits and not request.quiet and request.share in (None, "auto")
     election.make()
     spaces = None
     if maker is not None:

@@ -62,7 +62,7 @@ def launcher(environ: "Mapping[str, str]", share: str, parent: int = 0) -> str:
     elif get("LSB_JOBID"):
         job = f"lsf {get('LSB_JOBID')}.{get('LSB_JOBINDEX', '0')}"
     if ranked is not None:
-        pid, start = _starter(f"{ranked}={environ[ranked]}", parent or os.getppid())
+        pid, start = starter(f"{ranked}={environ[ranked]}", parent or os.getppid())
     elif job:
         pid = parent or os.getppid()
         start = started(pid)
@@ -79,7 +79,7 @@ def ranked(environ: "Mapping[str, str]") -> bool:
     return bool(step or job) or any(name in environ for name in RANKS)
 
 
-def _starter(mark: str, pid: int) -> tuple[int, int]:
+def starter(mark: str, pid: int) -> tuple[int, int]:
     """Return (pid, start) of the nearest ancestor whose environment lacks `mark`, NAME=VALUE.
 
     `pid` is the parent, where the search begins. Each rank may have been started by a wrapper

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from rootless_udi.serve.volumes import Volumes
 
 
+_SOON = 3000
+"""Milliseconds after which all ranks of a launcher have loaded their MPI, mostly."""
 _LIMITS = "a limit may be reached: of processes (ulimit -u, the job's), or of memory (ulimit -v)"
 
 
@@ -45,7 +47,7 @@ class Helper:
         self._server = ""
         self._said = ""
         self.known = self._key = self._keep = ""
-        self.keeps = False
+        self.keeps = self.ranks = False
         self.volumes: Volumes | None = None
         self._mine, theirs = pair()
         self._source, source = pair()
@@ -116,6 +118,7 @@ class Helper:
                 # reads.
                 pass
         kinds += "k" if self.keeps else ""
+        kinds += "r" if self.ranks else ""
         what = root.server, kinds, root.path, root.program, self.known, self._key, self._keep
         try:
             send(self._mine, (*what, str(root.offset), *root.options), fds)
@@ -211,6 +214,8 @@ def work(sock: "_socket.socket", source: "_socket.socket", place: "Place", launc
     asked = _asked(sock, known, path, key, watch) if known else ("", [])
 
     hold = _holder(sock, "k" in kinds, asked, place)
+    if "r" in kinds and "k" not in kinds:
+        hold = _looker(launcher, watch)
     if server == "udi":
         hold(child)
     ended, status = os.wait()
@@ -274,6 +279,31 @@ def _holder(
             keeper.hold(sock, said, fds, place, served)
 
     return hold
+
+
+def _looker(launcher: int, watch: int | None) -> "Callable[[int], None]":
+    """Return a function that looks for bare ranks once, when all ranks have begun; it gets the id
+    of the image server's process, 0 for none."""
+
+    def look(served: int) -> None:
+        from select import POLLIN, poll
+
+        try:
+            fd = os.pidfd_open(served) if served else -1 if watch is None else os.dup(watch)
+            waiting = poll()
+            waiting.register(fd, POLLIN)
+            ended = waiting.poll(_SOON)
+            os.close(fd)
+            if not ended:
+                from rootless_udi.serve import bareranks
+
+                bareranks.tell(launcher)
+        except Exception:
+            # Linux before 5.3, a process that has ended, or whatever is odd there: the container
+            # needs its helper.
+            pass
+
+    return look
 
 
 def _lost(place: "Place", why: str, sock: "_socket.socket", launcher: int) -> None:

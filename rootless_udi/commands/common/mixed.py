@@ -1,7 +1,8 @@
 """Ranks of one launcher of which some are in its containers and others are not.
 
 They can't reach each other's memory (ptrace(2)), whatever udi-run does: MPI between them ends or
-hangs. A start does not look for that; `udi ps` does.
+hangs. `udi ps` looks for them; a container's helper looks once, and less closely
+(`serve.bareranks`).
 """
 
 import os
