@@ -67,7 +67,9 @@ def made() -> Iterator[Room]:
     finally:
         with suppress(ProcessLookupError):
             os.kill(keeper, signal.SIGKILL)
-        os.waitpid(keeper, 0)
+        # Where the caller was started with SIGCHLD ignored, the kernel has cleaned up.
+        with suppress(ChildProcessError):
+            os.waitpid(keeper, 0)
 
 
 def _keep(parent: int, tell: int) -> None:
@@ -122,12 +124,14 @@ def _enter(keeper: int, parent: int, told: int) -> None:
     # setns(2) has left the current folder.
     os.chdir(folder)
     alive, here = os.pipe()
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     first = os.fork()
     if first == 0:
         _be_first(alive, here)
     second = os.fork()
     if second:
         _wait(second, first)
+    signal.signal(signal.SIGCHLD, before)
     os.close(alive)
     os.close(here)
     os.write(told, os.readlink("/proc/self").encode() + b"\n")

@@ -87,18 +87,23 @@ def test_a_parent_who_has_ended_before_is_missed() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
 
 
-def test_a_process_in_a_room(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sigchld", ["SIG_DFL", "SIG_IGN"])
+def test_a_process_in_a_room(sigchld: str, tmp_path: Path) -> None:
     """Its status is told on; what it has started ends with it."""
     code = (
-        f"import os, sys; sys.path.insert(0, {str(TREE)!r})\n"
+        f"import os, signal, sys; sys.path.insert(0, {str(TREE)!r})\n"
+        f"signal.signal(signal.SIGCHLD, signal.{sigchld})\n"
         "from rootless_udi.forecast import room\n"
         "with room.made() as one:\n"
+        "    signal.signal(signal.SIGCHLD, signal.SIG_DFL)\n"
         "    child = os.fork()\n"
         "    if child == 0:\n"
+        f"        signal.signal(signal.SIGCHLD, signal.{sigchld})\n"
         "        room.enter(one.keeper, os.getppid(), 1)\n"
         "        words = 'sleep 1000 & readlink /proc/self; echo $$ $PWD; {}'\n"
         "        os.execv('/bin/sh', ['sh', '-c', words.format(sys.argv[1])])\n"
         "    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        f"    signal.signal(signal.SIGCHLD, signal.{sigchld})\n"
     )
     for end, status in (("exit 7", "7"), ("kill -9 $$", "137")):
         argv = [sys.executable, "-uc", code, end]
