@@ -136,7 +136,7 @@ class _Node:
         sshd_peers.all_there(self.job, self.place.size, wait)
         env = sshd_peers.without_rank(self.environ)
         if client and self.place.size > 1:
-            env = {**sshd_peers.BY_SSH, **env}
+            env = sshd_peers.by_ssh(env)
         argv = udi_run([*self._options(), *self.asked.command])
         last.signals()
         os.execve(argv[0], argv, env)

@@ -12,15 +12,39 @@ _SECONDS = 120.0
 """For so long nodes wait for each other: a shared file system shows new files of another node late,
 NFS after up to a minute (nfs(5), acdirmax)."""
 _STEP = 0.1
-BY_SSH = {
+_BY_SSH = {
     "HYDRA_LAUNCHER": "ssh",
     "I_MPI_HYDRA_BOOTSTRAP": "ssh",
     "OMPI_MCA_plm": "rsh",
     "PRTE_MCA_plm": "ssh",
 }
 """By these MPI's launchers start ranks by ssh: inside they would look for the srun of the job."""
-_OF_RANKS = ("PMI_", "PMI2_", "PMIX_", "OMPI_COMM_WORLD_", "SLURM_PMI", "SLURM_PROCID", "FLUX_TASK_")
+_OF_RANKS = (
+    "PMI_",
+    "PMI2_",
+    "PMIX_",
+    "OMPI_COMM_WORLD_",
+    "SLURM_PMI",
+    "SLURM_PROCID",
+    "FLUX_TASK_",
+)
 """Beginnings of variables that make a program take itself for a rank of the step."""
+
+
+_BY_SRUN = ("slurm", "--external-launcher")
+"""What newer versions of Slurm (23.11) set for MPI's launchers in each job, in variables that begin
+so:"""
+_OF_LAUNCHERS = ("HYDRA_", "I_MPI_HYDRA_")
+
+
+def by_ssh(environ: dict[str, str]) -> dict[str, str]:
+    """Return an environment in which MPI's launchers use ssh, unless the user says otherwise."""
+    own = {
+        name: value
+        for name, value in environ.items()
+        if not (name.startswith(_OF_LAUNCHERS) and value in _BY_SRUN)
+    }
+    return {**_BY_SSH, **own}
 
 
 def without_rank(environ: dict[str, str]) -> dict[str, str]:

@@ -35,9 +35,9 @@ RANKS = ("PMIX_RANK", "PMI_RANK", "PMI_ID", "OMPI_COMM_WORLD_RANK", "PMI_FD")
 def launcher(environ: "Mapping[str, str]", share: str, parent: int = 0) -> str:
     """Return a name for what started this process and its peers on this node; "" if nothing did.
 
-    That is a step of Slurm or PALS, or a job of Flux; else a PBS, Grid Engine or LSF job and the launcher's process;
-    else, where variables of PMI or PMIx are set, the launcher's process alone. `environ` may be
-    another process's, with its `parent`.
+    That is a step of Slurm or PALS, or a job of Flux; else a PBS, Grid Engine or LSF job and the
+    launcher's process; else, where variables of PMI or PMIx are set, the launcher's process alone.
+    `environ` may be another process's, with its `parent`.
     """
     if share == "off":
         return ""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.commands import sshd
+from rootless_udi.commands import sshd, sshd_peers
 from rootless_udi.ssh import folder, place, texts
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJxRQxrt77gTAx"
@@ -141,6 +141,20 @@ def test_accounts_that_sshd_lets_in_nobody_of(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     with pytest.raises(UdiError, match="has no name on this node"):
         sshd._account()
+
+
+def test_mpis_launchers_are_told_to_use_ssh() -> None:
+    """Also where Slurm has told them to use srun; not where the user has."""
+    made = sshd_peers.by_ssh(
+        {
+            "HYDRA_BOOTSTRAP": "slurm",
+            "HYDRA_LAUNCHER_EXTRA_ARGS": "--external-launcher",
+            "A": "slurm",
+        }
+    )
+    assert made["A"] == "slurm" and made["HYDRA_LAUNCHER"] == "ssh"
+    assert not {"HYDRA_BOOTSTRAP", "HYDRA_LAUNCHER_EXTRA_ARGS"} & set(made)
+    assert sshd_peers.by_ssh({"OMPI_MCA_plm": "isolated"})["OMPI_MCA_plm"] == "isolated"
 
 
 @pytest.mark.parametrize("text", ["0", "x", "5-4", "70000", "-5", "5-"])
