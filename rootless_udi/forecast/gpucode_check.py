@@ -32,10 +32,17 @@ _SHOWN = 3
 """Files, and architectures of a file, that a finding names; it tells how many there are."""
 
 
+_LISTS, _MOST_FIT = 4, 0.9
+"""A file whose parts have at least so many lists of GPUs, of which this much has code for one, has
+parts for other GPUs by design: PyTorch with cuDNN linked in has 12 lists, and 95 % for the V100.
+What was compiled for GPUs in one go has one list, or one for each library in it."""
+
+
 class Judged(Record):
     """What a file has for a GPU: `answer` of gpucode_rules; `fits` of `parts` have code for it.
 
-    `needs` are the names of other such files that it is linked to.
+    `needs` are the names of other such files that it is linked to. `apart` parts more are for other
+    GPUs alone, in a file that has a part for each kind.
     """
 
     path: str
@@ -44,6 +51,7 @@ class Judged(Record):
     parts: int
     codes: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    apart: int = 0
 
     @property
     def name(self) -> str:
@@ -213,7 +221,10 @@ def _file(one: Mapping[str, Any], vendor: str, fits: "Callable[[tuple[str, ...]]
             fit += count if answer in (rules.YES, rules.JIT) else 0
     every = tuple(dict.fromkeys(code for text in one[vendor] for code in text.split()))
     needs = tuple(one.get("needs", ()))
-    return Judged(one["path"], rules.best(answers), fit, parts, every, needs)
+    apart = 0
+    if len(answers) >= _LISTS and fit >= _MOST_FIT * parts:
+        parts, apart = fit, parts - fit
+    return Judged(one["path"], rules.best(answers), fit, parts, every, needs, apart)
 
 
 def _useless(judged: list[Judged]) -> set[str]:
@@ -290,6 +301,13 @@ def _partly(
             remedy = "try it there, or use a release that was built for these GPUs"
             codes = Evidence(one.path, _list(one.codes))
             yield CheckFinding(_NAME, UNKNOWN, f"{one.path}: {what}", codes, there, remedy)
+    for one in judged:
+        if one.apart and one in mine:
+            every = one.parts + one.apart
+            what = f"{one.path}: {one.apart} of its {every} parts are for other GPUs than {word}; a"
+            what += " library with many lists of GPUs chooses by the GPU what it calls"
+            codes = Evidence(one.path, _list(one.codes))
+            yield CheckFinding(_NAME, UNLOOKED, what, codes, there)
     others = [one for one in judged if one not in mine and one.answer not in (rules.YES, rules.JIT)]
     if others:
         what = (

@@ -317,6 +317,18 @@ def test_half_a_program_is_no_promise() -> None:
     assert "1 of its 2 parts" in found[0].what
 
 
+def test_a_library_with_parts_for_each_gpu_chooses_among_them() -> None:
+    """As PyTorch 1.12 has cuDNN in it. With fewer that fit, or fewer lists, nothing is promised."""
+    lists = (["sm_80"], ["sm_70", "sm_80"], ["sm_70", "sm_80", "sm_90"])
+    fit = [part for each in lists for part in [kit.fatbin(*each)] * 6]
+    code = gathered(library("/a.so", *fit, kit.fatbin("sm_90")))
+    found = looked(site([A100]), code)
+    assert worst(found) == RUNS
+    assert any("1 of its 19 parts are for other GPUs" in one.what for one in found)
+    for parts in ([*fit, *[kit.fatbin("sm_90")] * 3], [*fit[:12], kit.fatbin("sm_90")]):
+        assert worst(looked(site([A100]), gathered(library("/a.so", *parts)))) == UNKNOWN
+
+
 def test_what_needs_a_library_without_code_can_t_run_either() -> None:
     torch = library("/lib/libtorch_cuda.so", kit.fatbin("sm_90"))
     linalg = library("/lib/linalg.so", kit.fatbin("sm_80"), needed="libtorch_cuda.so")
