@@ -1,10 +1,8 @@
 /* --env-file: `of_file` of plan/environment.py. */
 #include "joiner.h"
 
-#include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 static void line(struct list *env, const char *at, size_t length)
 {
@@ -30,11 +28,8 @@ void apply_file(struct list *env, const char *path)
     /* What can be read only once, a pipe, is left to Python. */
     if (stat(path, &found) || !S_ISREG(found.st_mode))
         hand_over();
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    add(&text, "");
-    if (fd < 0 || !read_all(fd, &text, (size_t)1 << 26) || strlen(text.at) != text.length)
+    if (!read_file(path, &text, (size_t)1 << 26) || strlen(text.at) != text.length)
         hand_over();
-    close(fd);
     for (size_t at = 0; at < text.length;) {
         size_t length = strcspn(text.at + at, "\r\n");
         line(env, text.at + at, length);

@@ -69,6 +69,14 @@ const char *get_or(const struct list *env, const char *name, const char *otherwi
     return value && *value ? value : otherwise;
 }
 
+/* The first of these names that is set, also to nothing; NULL. */
+const char *first_set(const struct list *env, const char *const *names)
+{
+    while (*names && !get(env, *names))
+        names++;
+    return *names;
+}
+
 void set(struct list *env, const char *name, const char *value)
 {
     char *entry = JOIN(name, "=", value);

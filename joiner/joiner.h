@@ -41,6 +41,7 @@ bool digits(const char *at, size_t length, size_t most, unsigned long long *numb
 void environment_read(struct list *env, char **given);
 char *get(const struct list *env, const char *name);
 const char *get_or(const struct list *env, const char *name, const char *otherwise);
+const char *first_set(const struct list *env, const char *const *names);
 void set(struct list *env, const char *name, const char *value);
 void unset(struct list *env, const char *name);
 void without_host(struct list *env, bool clear, bool shifter);
@@ -61,6 +62,7 @@ struct request {
     char *image;
     struct list command;
 };
+bool is_image(const char *word);
 void give(struct request *request, int option, char *value);
 void parse(struct request *request, char **argv, const struct list *env);
 
@@ -69,6 +71,7 @@ char **shifter_parse(struct request *request, char **argv, const struct list *en
 
 /* launcher.c: who started this rank, and the container's name. */
 char *launcher(const struct list *env, const char *share);
+bool is_ranked(const struct list *env);
 void container_key(const struct request *request, const char *who, const struct list *env,
                    struct text *key, struct text *name);
 
@@ -81,6 +84,7 @@ bool start_and_parent(long pid, unsigned long long *start, long *parent);
 unsigned long long started(long pid);
 bool alive(long pid, unsigned long long start);
 bool read_all(int fd, struct text *text, size_t most);
+bool read_file(const char *path, struct text *text, size_t most);
 
 /* places.c: the state directory. */
 int place_find(const struct list *env, bool make, bool *alone);

@@ -2,9 +2,7 @@
 #include "joiner.h"
 #include "tables.h"
 
-#include <fcntl.h>
 #include <string.h>
-#include <unistd.h>
 
 static const char *const JOBS[] = {"SLURM_JOB_ID", "PBS_JOBID", "JOB_ID", "LSB_JOBID", NULL};
 
@@ -38,19 +36,6 @@ void check_keep(const struct request *request)
                       seconds > KEEP_MOST || refused(request) ||
                       (share->set && strcmp(share->value, "off") == 0)))
         hand_over();
-}
-
-static bool is_ranked(const struct list *env)
-{
-    if (get_or(env, "PALS_APID", NULL) ||
-        (get_or(env, "FLUX_JOB_ID", NULL) && get_or(env, "FLUX_TASK_RANK", NULL)) ||
-        (get_or(env, "SLURM_JOB_ID", NULL) && get_or(env, "SLURM_STEP_ID", NULL) &&
-         get_or(env, "SLURM_PROCID", NULL)))
-        return true;
-    for (const char *const *rank = (const char *const *)RANKS; *rank; rank++)
-        if (get(env, *rank))
-            return true;
-    return false;
 }
 
 static bool is_within(const char *path, const char *folder)
@@ -104,12 +89,8 @@ char *keep_owner(const struct request *request, const struct list *env)
         job++;
     add(&who, *job ? JOIN("keep ", *job, "=", get(env, *job)) : "keep");
     add(&who, "\n");
-    int fd = open("/proc/self/cgroup", O_RDONLY | O_CLOEXEC);
-    add(&cgroup, "");
-    if (fd >= 0 && !read_all(fd, &cgroup, 1 << 20))
+    if (!read_file("/proc/self/cgroup", &cgroup, 1 << 20) && cgroup.length)
         hand_over();
-    if (fd >= 0)
-        close(fd);
     add(&who, cgroup.at);
     bool here = !request->options[O_no_cwd].set && !request->options[O_shifter].set, all = true;
     if (here)

@@ -2,7 +2,6 @@
 #include "joiner.h"
 #include "tables.h"
 
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -12,12 +11,7 @@ static bool is_rank(long pid, const char *mark)
 {
     struct text block = {0};
     char *path = number_in("/proc/", (unsigned long long)pid, "/environ");
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return false;
-    add(&block, "");
-    bool found = false, good = read_all(fd, &block, SIZE_MAX / 8);
-    close(fd);
+    bool found = false, good = read_file(path, &block, SIZE_MAX / 8);
     for (size_t at = 0; good && !found && at < block.length; at += strlen(block.at + at) + 1)
         found = strcmp(block.at + at, mark) == 0;
     free(block.at);
@@ -46,32 +40,41 @@ static char *job_of(const struct list *env)
     return lsf ? JOIN("lsf ", lsf, ".", index ? index : "0") : NULL;
 }
 
+static bool is_step(const struct list *env)
+{
+    return get_or(env, "SLURM_JOB_ID", NULL) && get_or(env, "SLURM_STEP_ID", NULL) &&
+           get_or(env, "SLURM_PROCID", NULL);
+}
+
+static bool is_flux(const struct list *env)
+{
+    return get_or(env, "FLUX_JOB_ID", NULL) && get_or(env, "FLUX_TASK_RANK", NULL);
+}
+
+bool is_ranked(const struct list *env)
+{
+    return is_step(env) || is_flux(env) || get_or(env, "PALS_APID", NULL) || first_set(env, RANKS);
+}
+
 char *launcher(const struct list *env, const char *share)
 {
     if (strcmp(share, "off") == 0)
         return NULL;
     if (strcmp(share, "auto") != 0)
         return JOIN("name ", share);
-    const char *slurm = get_or(env, "SLURM_JOB_ID", NULL), *step = get_or(env, "SLURM_STEP_ID", NULL);
-    if (slurm && step && get_or(env, "SLURM_PROCID", NULL))
-        return JOIN("slurm ", slurm, ".", step, " ", get_or(env, "SLURMD_NODENAME", ""));
+    if (is_step(env))
+        return JOIN("slurm ", get(env, "SLURM_JOB_ID"), ".", get(env, "SLURM_STEP_ID"), " ",
+                    get_or(env, "SLURMD_NODENAME", ""));
     if (get_or(env, "PALS_APID", NULL))
         return JOIN("pals ", get(env, "PALS_APID"));
-    if (get_or(env, "FLUX_JOB_ID", NULL) && get_or(env, "FLUX_TASK_RANK", NULL))
+    if (is_flux(env))
         return JOIN("flux ", get(env, "FLUX_JOB_ID"), " ", get_or(env, "FLUX_URI", ""));
-    const char *job = job_of(env), *const *rank = RANKS;
-    while (*rank && !get(env, *rank))
-        rank++;
-    if (!*rank && !job)
+    const char *job = job_of(env), *rank = first_set(env, RANKS);
+    if (!rank && !job)
         return NULL;
-    long pid = *rank ? starter(JOIN(*rank, "=", get(env, *rank))) : getppid();
-    struct text who = {0};
-    add(&who, job ? job : "mpi");
-    add(&who, " ");
-    add_number(&who, (unsigned long long)pid);
-    add(&who, ".");
-    add_number(&who, started(pid));
-    return who.at;
+    long pid = rank ? starter(JOIN(rank, "=", get(env, rank))) : getppid();
+    char *number = number_in(job ? JOIN(job, " ") : "mpi ", (unsigned long long)pid, ".");
+    return number_in(number, started(pid), "");
 }
 
 static void part(struct text *key, const char *name, const char *value)
@@ -88,10 +91,7 @@ static bool is_relative(const char *image)
     for (const char *const *one = schemes; *one; one++)
         if (starts(image, *one))
             return image[strlen(*one)] != '/';
-    bool found = *image == '.';
-    for (size_t i = 0; FILE_SUFFIXES[i]; i++)
-        found = found || (*image != '/' && ends(image, FILE_SUFFIXES[i]));
-    return found;
+    return *image == '.' || (*image != '/' && is_image(image));
 }
 
 /* FNV-1a of 128 bits, as base/digest.py has it. */

@@ -63,6 +63,11 @@ static bool spaces_of(const struct record *record, long pid, unsigned long long 
     return false;
 }
 
+static char *line_of(long pid, unsigned long long start_time)
+{
+    return number_in(number_in("", (unsigned long long)pid, " "), start_time, "\n");
+}
+
 /* The namespaces of a member that lives: the last, then the builder, of which one mostly does. */
 bool find_spaces(struct record *record, int spaces[2])
 {
@@ -81,8 +86,7 @@ bool find_spaces(struct record *record, int spaces[2])
     while (member_before(lines, &end, &pid, &start_time)) {
         if (spaces_of(record, pid, start_time, spaces)) {
             /* The next one shall find it as the last at once. */
-            char *number = number_in("", (unsigned long long)pid, " ");
-            record->again = number_in(number, start_time, "\n");
+            record->again = line_of(pid, start_time);
             return true;
         }
     }
@@ -109,10 +113,7 @@ bool record_entering(const struct record *record)
 void enter(const struct record *record, const int spaces[2])
 {
     struct text line = {0};
-    add_number(&line, (unsigned long long)getpid());
-    add(&line, " ");
-    add_number(&line, started(getpid()));
-    add(&line, "\n");
+    add(&line, line_of(getpid(), started(getpid())));
     if (record->again)
         add(&line, record->again);
     /* Without room this one is inside as well; whoever comes goes in through another member. */

@@ -21,7 +21,7 @@ static const struct option *by_letter(char letter)
     return NULL;
 }
 
-static bool is_file(const char *word)
+bool is_image(const char *word)
 {
     bool found = false;
     for (size_t i = 0; FILE_SUFFIXES[i]; i++)
@@ -35,7 +35,7 @@ static bool is_value(const struct option *option, const char *word)
 {
     for (const char *const *form = option->next; *form; form++) {
         if (strcmp(*form, "/") == 0) {
-            if (*word == '/' && !is_file(word))
+            if (*word == '/' && !is_image(word))
                 return true;
         } else if (strcmp(*form, "?") == 0) {
             if (*word != '-' && !strpbrk(word, "/:@."))

@@ -21,6 +21,20 @@ bool read_all(int fd, struct text *text, size_t most)
     return got == 0;
 }
 
+/* Add what the file at `path` holds; false where it can't be read. */
+bool read_file(const char *path, struct text *text, size_t most)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    add(text, "");
+    if (fd < 0)
+        return false;
+    bool good = read_all(fd, text, most);
+    int why = errno;
+    close(fd);
+    errno = good ? 0 : why;
+    return good;
+}
+
 /* The word with this number (from 0) of a text with a single blank between words; NULL. */
 static const char *word_at(const char *at, size_t number, size_t *length)
 {
@@ -40,16 +54,11 @@ bool start_and_parent(long pid, unsigned long long *start_time, long *parent)
     struct text text = {0};
     unsigned long long number = 0;
     size_t length;
-    add(&text, "");
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
+    if (!read_file(path, &text, 1 << 16))
         return false;
-    bool good = read_all(fd, &text, 1 << 16);
-    int why = errno;
-    close(fd);
-    errno = good ? ESRCH : why;
+    errno = ESRCH;
     const char *at = strrchr(text.at, ')'), *word;
-    if (!good || !at || at[1] != ' ' || at[2] == 'Z' || at[2] == 'X')
+    if (!at || at[1] != ' ' || at[2] == 'Z' || at[2] == 'X')
         return false;
     at += 2;
     word = word_at(at, 1, &length);
