@@ -107,6 +107,8 @@ def _fill(asked: "RemoteRequest", remote: "Remote", shown: "Progress") -> None:
                 f"{what}: the store can't be filled: {where.why}",
                 "set UDI_STORE to a directory on another file system",
             )
+        if where.made():
+            return
         kept = Kept(remote.ranges, where.fd, remote.used, _nobody, where.journal, remote.known)
         kept.begin(remote.head, remote.tail)
 

@@ -96,7 +96,8 @@ def _by_url(request: Request, site: Site, environ: "dict[str, str]", lazy: bool)
     if request.explain is not None:
         folder = ""
     found = distant.opened(request.image, site.timeout, insecure, folder, lazy and bool(folder))
-    assert isinstance(found, Distant)
+    if isinstance(found, str):
+        return None  # another start has just filled the store
     # The file is as long as the image, and has all that is looked at here: its first bytes, and
     # the facts behind it.
     image = resolve.local(request.image, f"/proc/self/fd/{found.file}")

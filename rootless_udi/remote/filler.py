@@ -16,7 +16,6 @@ from typing import Any
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.syscalls import is_local
 from rootless_udi.base.windows import WINDOW
-from rootless_udi.plan.reference import platform_of_key
 from rootless_udi.remote.kept import Kept
 from rootless_udi.remote.places import WindowsPlace
 from rootless_udi.store import adding, filling, windows
@@ -95,25 +94,22 @@ class Filler:
         lock = self._store.lock(self._what.digest)
         wait = _FIRST_WAIT
         try:
-            while not self._is_there():
+            while not self._place.made():
                 self._still_wanted()
                 if lock.acquire():
                     self._may_go_on(lock)
                     # It may have been made between the two looks.
-                    if not self._is_there():
+                    if not self._place.made():
                         self._fill()
                         self._make()
+                        self._place.made()
                     break
                 self._say(len(self._kept.missing()))
                 # At random, so that thousands of nodes don't look together.
                 self._waits(wait * uniform(0.75, 1.25))
                 wait = min(wait * 1.5, _LONGEST_WAIT)
-            self._name()
         finally:
             lock.release()
-
-    def _is_there(self) -> bool:
-        return self._store.image(self._what.digest) is not None
 
     def _still_wanted(self) -> None:
         if filling.wanted(self._store, self._what) is None:
@@ -167,13 +163,6 @@ class Filler:
         self._still_wanted()
         os.fchmod(self._place.fd, 0o666 & ~self._place.mask)
         adding.add(self._store, self._what.digest, self._place.path, self._facts, self._place.known)
-
-    def _name(self) -> None:
-        """Give the image the names by which it was asked for, and remove the record."""
-        found = filling.wanted(self._store, self._what) or self._what
-        for key, name in found.names:
-            self._store.set_name(name, platform_of_key(key), self._what.digest)
-        filling.drop(self._store, self._what)
 
 
 def _log(text: str) -> None:

@@ -9,7 +9,8 @@ for; `fill` fetches the rest.
 
 import os
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from itertools import count
 from queue import PriorityQueue
 
@@ -26,6 +27,8 @@ _THREADS = 6
 _TOGETHER = 4
 """Most windows in one request for what a start reads first."""
 _WANTED, _AHEAD = 0, 1
+_STEP = 0.01
+"""Seconds between two looks whether another process has fetched a window."""
 
 Told = Callable[[int, str, bytes], object]
 """Is called with a window's number, why it can't be had ("" if it can; WRONG if it is not what the
@@ -161,9 +164,34 @@ class Kept:
             taken = self._there | self._under_way
             numbers = [n for n in numbers if n not in taken]
             self._under_way.update(numbers)
-        return "".join([self._fetch(run, False) for run in _runs(numbers)][:1])
+        return _any(self._fetch(run, False) for run in _runs(numbers))
 
     def _fetch(self, numbers: list[int], fresh: bool) -> str:
+        """Fetch windows that follow one another, and that no other process of this node fetches.
+
+        Those are waited for. Return why one can't be had, "" if all could.
+        """
+        if not self._journal.hold(numbers[0], len(numbers)):
+            if len(numbers) > 1:
+                return _any(self._fetch([number], fresh) for number in numbers)
+            end = time.monotonic() + self._source.timeout
+            while not self._journal.hold(numbers[0], 1):
+                if time.monotonic() > end:
+                    break  # it has been stopped
+                time.sleep(_STEP)
+        try:
+            left = numbers
+            if not fresh:
+                with self._lock:
+                    self._there |= self._journal.news()
+                    come = [number for number in numbers if number in self._there]
+                self._settle(come)
+                left = [number for number in numbers if number not in come]
+            return _any(self._get(run, fresh) for run in _runs(left))
+        finally:
+            self._journal.release(numbers[0], len(numbers))
+
+    def _get(self, numbers: list[int], fresh: bool) -> str:
         """Fetch windows that follow one another, with one request; tell of each as it comes.
 
         Return why one can't be had, "" if all could.
@@ -192,7 +220,7 @@ class Kept:
             self._settle(left, why)
         if wrong and not fresh:
             # A cache on the way may have lied: one fresh try.
-            return "".join([self._fetch([number], True) for number in wrong]) or why
+            return _any(self._get([number], True) for number in wrong) or why
         if wrong:
             why = WRONG
             self._settle(wrong, why)
@@ -213,8 +241,8 @@ class Kept:
             # again.
             self._settle([number], "", window)
             return True
-        self._settle([number])
         self._journal.note(number)
+        self._settle([number])
         return True
 
     def _settle(self, numbers: list[int], why: str = "", window: bytes = b"") -> None:
@@ -226,6 +254,11 @@ class Kept:
             self._quiet.notify_all()
         for number in numbers:
             self._told(number, why, window)
+
+
+def _any(reasons: Iterable[str]) -> str:
+    """Return the first reason that is not "", once all are known."""
+    return "".join([why for why in reasons if why][:1])
 
 
 def _runs(numbers: list[int], most: int = 1 << 30) -> list[list[int]]:

@@ -4,7 +4,9 @@ import os
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
+from rootless_udi.base.syscalls import is_local
 from rootless_udi.base.windows import WINDOW, WindowList, count
+from rootless_udi.plan.reference import platform_of_key
 from rootless_udi.remote.sources import Remote, RemoteRequest
 from rootless_udi.store import filling
 from rootless_udi.store.filling import Filling, Journal
@@ -27,6 +29,22 @@ class WindowsPlace(Record):
     mask: int = 0o022
     why: str = ""
 
+    def made(self) -> bool:
+        """Tell whether the store has the image by now, and give it its names.
+
+        To be asked after the file was opened: whoever made the image meanwhile has taken the file
+        away, and this would be another one.
+        """
+        if self.filling is None or self.store is None:
+            return False
+        if self.store.image(self.filling.digest) is None:
+            return False
+        found = filling.wanted(self.store, self.filling) or self.filling
+        for key, name in found.names:
+            self.store.set_name(name, platform_of_key(key), found.digest)
+        filling.drop(self.store, found)
+        return True
+
 
 def opened(asked: RemoteRequest, remote: Remote, mask: int) -> WindowsPlace:
     """Return the place for an image's windows, as long as its file is.
@@ -47,7 +65,7 @@ def opened(asked: RemoteRequest, remote: Remote, mask: int) -> WindowsPlace:
             why = _long(fd, remote.size)
             if not why:
                 path = f"{store.root}/blobs/{name}{filling.WINDOWS}"
-                one = WindowsPlace(fd, path, Journal(journal, count(known.size)), known)
+                one = WindowsPlace(fd, path, Journal(journal, count(known.size), _alone(fd)), known)
                 return _to_fill(one, store, remote, mask) if asked.fill else one
             os.close(fd)
             os.close(journal)
@@ -58,6 +76,13 @@ def opened(asked: RemoteRequest, remote: Remote, mask: int) -> WindowsPlace:
     fd = _file()
     os.ftruncate(fd, remote.size)
     return WindowsPlace(fd, f"/proc/{os.getpid()}/fd/{fd}", why=why)
+
+
+def _alone(fd: int) -> bool:
+    try:
+        return is_local(fd)
+    except OSError:
+        return False
 
 
 def _to_fill(one: WindowsPlace, store: Store, remote: Remote, mask: int) -> WindowsPlace:

@@ -34,7 +34,7 @@ from rootless_udi.remote.kept import Kept
 from rootless_udi.remote.places import WindowsPlace
 from rootless_udi.remote.sources import Remote, RemoteRequest
 from rootless_udi.serve import outside
-from rootless_udi.serve.distant import AGAIN, NAME
+from rootless_udi.serve.distant import AGAIN, NAME, THERE
 
 SOCKET = 3
 """The descriptor of the socket that udi-run gives."""
@@ -86,6 +86,9 @@ class _Fetcher:
             return
         self._shown = remote.ranges.shown
         where = places.opened(self._asked, remote, self._mask)
+        if where.made():
+            _tell(self._sock, THERE)
+            return
         kept = Kept(remote.ranges, where.fd, remote.used, self._answer, where.journal, remote.known)
         kept.begin(remote.head, remote.tail)
         try:

@@ -44,7 +44,7 @@ class Ranges:
         self.size = origin.size
         self.requests = self.bytes = 0
         self._origin = origin
-        self._timeout = timeout
+        self.timeout = timeout
         self._version: str | None = None
 
     def begin(self, most: int) -> bytes:
@@ -61,7 +61,7 @@ class Ranges:
         `sink` raises no OSError. After an interruption the rest is asked for. `fresh`: caches on
         the way shall not answer.
         """
-        end, begun = time.monotonic() + self._timeout, at
+        end, begun = time.monotonic() + self.timeout, at
         wait, others = _FIRST_WAIT, self._origin.others
         stop = min(at + size, self.size or at + size)
         while at < stop:
@@ -92,7 +92,7 @@ class Ranges:
             pause = max(wait * random.uniform(0.75, 1.25), asked or 0.0)
             if time.monotonic() + pause >= end:
                 raise UdiError(
-                    f"reading {self.shown} failed: {why} ({self._timeout:g} s)",
+                    f"reading {self.shown} failed: {why} ({self.timeout:g} s)",
                     "is the network there? image.timeout says how long to wait",
                 )
             time.sleep(pause)

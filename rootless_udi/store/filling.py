@@ -12,8 +12,11 @@ after all of it was compared.
 """
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
+import struct
 from collections.abc import Iterator
 
 from rootless_udi.base import trust
@@ -52,12 +55,38 @@ class Filling(Record):
 
 
 class Journal:
-    """The numbers of windows that are there, of `windows` in all; -1 as `fd` keeps none."""
+    """The numbers of windows that are there, of `windows` in all; -1 as `fd` keeps none.
 
-    def __init__(self, fd: int, windows: int) -> None:
+    With `alone` the file system is this node's alone: then its processes also tell one another by
+    locks of bytes of the journal which windows they are fetching. Of thousands of nodes each lock
+    would cost more than a window that two of them fetch.
+    """
+
+    def __init__(self, fd: int, windows: int, alone: bool = False) -> None:
         self._fd = fd
         self._windows = windows
+        self._alone = alone
         self._read = 0
+
+    def hold(self, first: int, number: int) -> bool:
+        """Tell other processes that windows are being fetched; return False where one fetches any
+        of them. Several threads may hold different windows."""
+        try:
+            self._lock(fcntl.F_WRLCK, first, number)
+        except OSError as error:
+            return error.errno not in (errno.EAGAIN, errno.EACCES)
+        return True
+
+    def release(self, first: int, number: int) -> None:
+        """End what `hold` began."""
+        with contextlib.suppress(OSError):
+            self._lock(fcntl.F_UNLCK, first, number)
+
+    def _lock(self, kind: int, first: int, number: int) -> None:
+        if self._fd >= 0 and self._alone:
+            # An open file description lock, as in `store.locks`.
+            span = struct.pack("@hhqqi4x", kind, os.SEEK_SET, first, number, 0)
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, span)
 
     def news(self) -> set[int]:
         """Return the windows that were noted since the last call, by anybody."""

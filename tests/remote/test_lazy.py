@@ -1,12 +1,17 @@
 """Images that start before the store has them, and fill it meanwhile: image.pull = lazy."""
 
 import os
+import signal
+import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from rootless_udi.base.windows import WINDOW, place
+from rootless_udi.base.windows import WINDOW, count, place
+from rootless_udi.serve import distant
+from rootless_udi.store import filling
 from rootless_udi.store.store import Store
 from tests.conftest import User
 from tests.kit import fuseimages, images
@@ -14,7 +19,7 @@ from tests.kit.artifacts import Pusher, artifact
 from tests.kit.listed import listed, used
 from tests.kit.nodes import Leftovers, counted
 from tests.kit.rangeserver import serving
-from tests.kit.registry import Flaky, Registry, flaky, open_registry
+from tests.kit.registry import Flaky, Quiet, Registry, flaky, open_registry
 
 pytestmark = pytest.mark.needs("userns", "fuse", "busybox")
 LAZY = "--pull=lazy"
@@ -140,3 +145,182 @@ def test_an_image_of_a_registry(user: User, shop: Shop, left: Leftovers, store: 
     shop.front.log.clear()
     done = user.run("udi-run", LAZY, shop.name, "md5sum", "/noise")
     assert done.returncode == 0 and not shop.front.log, done.stderr
+
+
+def test_who_is_not_trusted_is_not_asked(user: User, shop: Shop, store: Store) -> None:
+    """The image is pulled; `--verbose` says why. In a job of several ranks that is an error."""
+    config = user.home / "other.toml"
+    config.write_text("[image]\ntimeout = 5\n")
+    env = {"UDI_CONFIG": str(config)}
+    ranks = {**env, "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}
+    done = user.run("udi-run", LAZY, shop.name, "true", env=ranks)
+    assert done.returncode == 125 and "a job of several ranks never pulls" in done.stderr
+    done = user.run("udi-run", LAZY, "--verbose", shop.name, "sh", "-c", "echo $FROM", env=env)
+    assert (done.returncode, done.stdout) == (0, "afar\n"), done.stderr
+    assert f"{shop.name} is pulled first: no registry is trusted" in done.stderr
+    assert not [path for path, *_ in shop.front.log if "referrers" in path]
+    assert "pushed" not in store.facts(store.images()[0].image)
+
+
+def test_an_image_of_its_own(user: User, shop: Shop, opened: Registry, store: Store) -> None:
+    """The name means the artifact: nobody needs to be believed."""
+    source = user.home / "source.sqfs"
+    source.write_bytes(shop.data)
+    facts = {"version": 1, "env": ["FROM=alone", "PATH=/bin"], "digest": shop.digest}
+    entry = artifact(Pusher(opened.host, "alone"), source, facts, tag="1")
+    (user.home / "c.toml").write_text('[image]\npull = "lazy"\n')
+    name = f"{opened.host}/alone:1"
+    done = user.run("udi-run", name, "sh", "-c", "echo $FROM")
+    assert (done.returncode, done.stdout) == (0, "alone\n"), done.stderr
+    done = user.run("udi", "fetch", "-q", name)
+    assert (done.returncode, done.stdout) == (0, f"{entry['digest']}\n"), done.stderr
+    # Another name of it is only a name.
+    artifact(Pusher(opened.host, "alone"), source, facts, tag="2")
+    assert user.run("udi-run", "--pull=lazy", f"{opened.host}/alone:2", "true").returncode == 0
+    assert {one for _, one in store.images()[0].names} == {name, f"{opened.host}/alone:2"}
+
+
+HELD = range(5, 11)
+"""Windows of /noise, which no start reads."""
+
+
+def hold(shop: Shop) -> threading.Event:
+    """Answer 503 for these windows; the event is set once one was asked for."""
+    asked = threading.Event()
+
+    def rule(_: Flaky, request: Quiet, path: str) -> bool:
+        span = request.headers.get("Range", "")
+        if "/blobs/" not in path or not span:
+            return False
+        first, last = span.removeprefix("bytes=").split("-")
+        held = int(last) // WINDOW >= HELD[0] and int(first) // WINDOW <= HELD[-1]
+        if held:
+            request.answer(503)
+            asked.set()
+        return held
+
+    shop.front.rule = rule
+    return asked
+
+
+def test_killed_while_it_fills(user: User, shop: Shop, left: Leftovers, store: Store) -> None:
+    """`udi images` shows how far it is; the next start, or `udi fetch`, goes on from there."""
+    there, whole = half(user, shop, left, store), count(used_in(shop))
+    done = user.run("udi", "images")
+    assert f"{100 * there // whole} % there" in done.stdout and 1 < there < whole, done.stdout
+    shop.front.rule = None
+    shop.front.log.clear()
+    done = user.run("udi-run", LAZY, shop.name, "md5sum", "/noise")
+    assert done.returncode == 0, done.stderr
+    assert user.run("udi", "fetch", shop.name).returncode == 0
+    came = shop.windows()
+    assert len(came) == len(set(came)) == 1 + whole - there and {0, *HELD} <= set(came)
+    assert Path(store.images()[0].image.squashfs).read_bytes() == shop.data
+
+
+def half(user: User, shop: Shop, left: Leftovers, store: Store) -> int:
+    """Have some windows in the store, and who fills it killed; return how many."""
+    asked = hold(shop)
+    done = user.run("udi-run", LAZY, shop.name, "true")
+    assert done.returncode == 0, done.stderr
+    assert asked.wait(60)
+    (filler,) = (pid for pid, words in left.processes().items() if words == distant.NAME)
+    os.kill(filler, signal.SIGKILL)
+    left.check_processes()
+    return filling.listed(store)[0].there
+
+
+def used_in(shop: Shop) -> int:
+    return int.from_bytes(shop.data[40:48], "little")
+
+
+@pytest.mark.needs("strace")
+@pytest.mark.parametrize("call", ("rename", "unlink", "fsync", "symlink"))
+def test_killed_at_each_step_of_becoming_an_image(
+    call: str, user: User, shop: Shop, store: Store
+) -> None:
+    """kill -9 at each such call in turn, until one `udi fetch` makes none that is killed."""
+    killed = 0
+    for number in range(1, 20):
+        words = "-f", "-o", "/dev/null", "-e", f"inject={call}:signal=KILL:when={number}"
+        done = user.run("strace", *words, "udi", "fetch", "-q", shop.name)
+        if done.returncode == 0:
+            break
+        killed += 1
+        # Whatever is there can be used.
+        done = user.run("udi-run", "--pull=never", shop.name, "sh", "-c", "echo $FROM")
+        assert (done.returncode, done.stdout) in ((0, "afar\n"), (125, "")), done.stderr
+    assert killed >= 1
+    only = store.images()[0].image
+    assert Path(only.squashfs).read_bytes() == shop.data
+    assert store.facts(only)["digest"] == shop.digest
+    assert user.run("udi", "verify", shop.name).returncode == 0
+
+
+def test_a_journal_that_lies(user: User, shop: Shop, left: Leftovers, store: Store) -> None:
+    """After a crash of the node it may name windows whose bytes were never written."""
+    half(user, shop, left, store)
+    base = next(Path(store.path("blobs")).glob("*.windows"))
+    base.with_suffix(".journal").write_bytes(
+        b"".join(n.to_bytes(4, "little") for n in range(count(used_in(shop)))) + b"odd"
+    )
+    shop.front.rule = None
+    done = user.run("udi-run", LAZY, shop.name, "md5sum", "/noise")
+    assert done.returncode == 0, done.stderr
+    assert user.run("udi", "fetch", shop.name).returncode == 0
+    assert Path(store.images()[0].image.squashfs).read_bytes() == shop.data
+
+
+def test_removed_while_it_fills(user: User, shop: Shop, left: Leftovers, store: Store) -> None:
+    """Who fills ends, and what runs goes on."""
+    hold(shop)
+    words = "sh", "-c", "echo up; read x; md5sum /noise"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    one = user.popen("udi-run", LAZY, shop.name, *words, **pipes)
+    assert one.stdout is not None and one.stdout.readline() == "up\n"
+    done = user.run("udi", "rm", shop.name)
+    assert done.returncode == 0 and f"removed {shop.digest}" in done.stdout, done.stderr
+    assert not os.listdir(store.path("blobs"))
+    shop.front.rule = None
+    assert one.communicate("\n", timeout=60)[0].endswith("/noise\n")
+    assert user.run("udi", "rm", shop.name).returncode == 125
+    left.check_processes()
+    assert not store.images()
+
+
+def test_many_processes_on_one_store(user: User, shop: Shop, left: Leftovers, store: Store) -> None:
+    """As the ranks of a node that share no container, on nothing local: each window comes once."""
+    words = "udi-run", LAZY, "--share=off", shop.name, "md5sum", "/noise"
+    ranks = [user.popen(*words, stdout=subprocess.PIPE) for _ in range(8)]
+    said = {one.communicate(timeout=120)[0] for one in ranks}
+    assert len(said) == 1 and {one.returncode for one in ranks} == {0}
+    assert user.run("udi", "fetch", shop.name).returncode == 0
+    came = shop.windows()
+    # The first tells each of them what it is.
+    assert sorted(number for number in came if number) == list(range(1, count(used_in(shop))))
+    assert Path(store.images()[0].image.squashfs).read_bytes() == shop.data
+
+
+def test_a_store_that_can_not_be_written(user: User, shop: Shop) -> None:
+    """The start goes on without it; `udi fetch` says why it can't."""
+    user.env["UDI_STORE"] = "/proc/nowhere"
+    done = user.run("udi-run", LAZY, shop.name, "sh", "-c", "echo $FROM")
+    assert (done.returncode, done.stdout) == (0, "afar\n"), done.stderr
+    done = user.run("udi", "fetch", shop.name)
+    assert done.returncode == 125 and "the store can't be filled" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("size", (14, 6))
+def test_a_full_disk(size: int, user: User, shop: Shop) -> None:
+    """Of 14 MiB for 13: it fits. Of 6: what is read comes all the same, and nothing is filled."""
+    inner = (
+        f"mount -t tmpfs -o mode=700,size={size}m none $UDI_STORE && udi-run {LAZY} {shop.name} "
+        f"md5sum /noise && udi fetch {shop.name}"
+    )
+    words = "unshare", "--user", "--map-current-user", "--keep-caps", "-m", "sh", "-c", inner
+    done = user.run(*words)
+    assert "/noise" in done.stdout, done.stderr
+    if size > 13:
+        assert done.returncode == 0, done.stderr
+    else:
+        assert done.returncode == 125 and "MiB are missing, and" in done.stderr, done.stderr
