@@ -85,7 +85,7 @@ def serve(
     if name not in OWNER:
         refuse_privilege("udi")
     file = getattr(arguments, {"import": "file", "pull": "image"}.get(name, ""), "")
-    if file and sif.is_sif(file):
+    if file and (sif.is_sif(file) or file.startswith("oras://")):
         raise UdiError(
             f"importing {file} runs its environment scripts, and root runs nothing of an image",
             "do it as an ordinary user; udi export makes a squashfs file of it, which root imports",
