@@ -61,9 +61,9 @@ def pull(arguments: Arguments) -> int:
         return import_.import_(argparse.Namespace(file=arguments.image, name=arguments.name))
     site = load.load(os.environ)
     if arguments.image.startswith("oras://") and not arguments.site:
-        from rootless_udi.commands import oras
+        from rootless_udi.commands import pull_oras
 
-        return oras.pull(arguments, site)
+        return pull_oras.pull(arguments, site)
     piped = arguments.image == "-"
     reference = _PIPE if piped else parsed_reference(arguments.image, site)
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rootless_udi.commands.oras import TYPE
+from rootless_udi.commands.pull_oras import TYPE
 from tests.commands.test_sif import ENV, squashfs
 from tests.conftest import User
 from tests.kit import sifs
