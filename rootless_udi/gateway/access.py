@@ -7,6 +7,7 @@ is taken away reaches neither copies nor files that are open.
 
 import errno
 import os
+import pwd
 import struct
 import tempfile
 from collections.abc import Iterable
@@ -20,8 +21,13 @@ _VERSION = 2
 _USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 1, 2, 4, 8, 16, 32
 _READ, _WRITE = 4, 2
 _NO_ID = 0xFFFFFFFF
+_NO_LISTS = (errno.ENOTSUP, errno.ENOSYS)
 MOST = 500
 """Most entries of a list. ext4 keeps about 500 in a block of 4096 bytes; XFS has more."""
+
+
+class NoLists(UdiError):
+    """The file system has no access lists, and what is asked for needs one."""
 
 
 def allow(
@@ -32,7 +38,8 @@ def allow(
     Raises UdiError where the file system refuses it.
     """
     base = store.path("images", stem(digest))
-    data = _list(sorted(set(users)), sorted(set(groups)))
+    users, groups = sorted(set(users)), sorted(set(groups))
+    data = _list(users, groups)
     # The facts last: who finds an image looks at its own file first.
     for path in (base + find.OPTIMIZED, f"{base}.sqfs", f"{base}.json"):
         try:
@@ -40,6 +47,9 @@ def allow(
         except FileNotFoundError:
             continue
         except OSError as error:
+            if error.errno in _NO_LISTS:
+                _apply_group(path, group_for(users, groups))
+                continue
             raise UdiError(
                 f"setting who may read image {digest} failed on {path}: {error.strerror}",
                 "the file system must have POSIX access lists (acl(5)) with room for this one",
@@ -61,6 +71,46 @@ def _apply(path: str, public: bool, data: bytes) -> None:
     os.chmod(path, 0o644 if public else 0o600)
 
 
+def group_for(users: Iterable[int], groups: Iterable[int]) -> int:
+    """Return the group whose right to read does what a list would, -1 for the owner's alone.
+
+    That is how files are closed on a file system without lists: one group, of which the gateway's
+    account is a member (chown(2) lets it give files to such), with all these users in it. Raises
+    UdiError where there is none.
+    """
+    others = {*users} - {os.getuid()}
+    wanted = {*groups}
+    if not others and not wanted:
+        return -1
+    (group,) = wanted if len(wanted) == 1 else (-1,)
+    if group not in {os.getgid(), *os.getgroups()} or any(group not in _of(u) for u in others):
+        raise NoLists(
+            "the store's file system has no access lists: there an image can be kept for one group "
+            "of the gateway's own account, with its members, and for nobody else",
+            "name one such group and no users, or pull into a store of your own",
+        )
+    return group
+
+
+def _of(uid: int) -> set[int]:
+    """Return the groups of an account."""
+    try:
+        found = pwd.getpwuid(uid)
+        return {*os.getgrouplist(found.pw_name, found.pw_gid)}
+    except KeyError:
+        return set()
+
+
+def _apply_group(path: str, group: int) -> None:
+    try:
+        os.chmod(path, 0o600)
+        if group >= 0:
+            os.chown(path, -1, group)
+            os.chmod(path, 0o640)
+    except OSError as error:
+        raise UdiError(f"giving {path} to group {group} failed: {error.strerror}") from None
+
+
 def _list(users: list[int], groups: list[int]) -> bytes:
     """Return the attribute's value; empty where the owner alone may read."""
     if not users and not groups:
@@ -79,7 +129,7 @@ def works(store: Store) -> bool:
         with tempfile.NamedTemporaryFile(dir=store.path("gateway")) as file:
             os.setxattr(file.name, _ACL, _list([os.getuid()], []))
     except OSError as error:
-        if error.errno in (errno.ENOTSUP, errno.ENOSYS):
+        if error.errno in _NO_LISTS:
             return False
         raise store.refused("trying access lists", error) from None
     return True

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from rootless_udi.base.errors import UdiError, plain
 from rootless_udi.gateway import munge, own_api, page, page_guard, shifter_api
+from rootless_udi.gateway.access import NoLists
 from rootless_udi.gateway.database import Unavailable
 from rootless_udi.gateway.jobs import TooMany
 from rootless_udi.gateway.limits import Busy
@@ -26,6 +27,7 @@ _STATUS: tuple[tuple[type[UdiError], int], ...] = (
     (Denied, 401),
     (munge.BadCredential, 401),
     (Forbidden, 403),
+    (NoLists, 403),
     (NotFound, 404),
     (NoToken, 400),
     (TooMany, 429),

@@ -58,10 +58,15 @@ class Clock:
     def __init__(self) -> None:
         self._began = time.time() - time.monotonic()
 
+    def jump(self) -> float:
+        """Return by how many seconds the clock has jumped; 0 where that may be an adjustment."""
+        jump = time.time() - time.monotonic() - self._began
+        return jump if abs(jump) > _JUMP else 0.0
+
     def now(self) -> float:
         """Return the time. Raises UdiError where the clock has jumped since the gateway began."""
-        jump = time.time() - time.monotonic() - self._began
-        if abs(jump) > _JUMP:
+        jump = self.jump()
+        if jump:
             raise UdiError(
                 f"the clock has jumped by {jump:.0f} seconds since the gateway began: nothing is "
                 "expired",

@@ -37,14 +37,12 @@ class Queue:
         database: Database,
         store: Store,
         workers: int,
-        private: bool,
         ended: Callable[[str], None],
         examiner: Examiner | None = None,
     ) -> None:
         self._database = database
         self._store = store
         self._workers = workers
-        self._private = private
         self._ended = ended
         self._examiner = examiner or Examiner()
         self.import_most = 0
@@ -82,17 +80,26 @@ class Queue:
         mark = hmac.digest(self._salt, json.dumps(sorted(secrets.items())).encode(), "sha256")
         which = (platform, name, uid)
         other = bool(secrets) and self._marks.get(which, mark) != mark
-        job, new = await self._database.write_quietly(
-            _ask, platform, name, uid, wanted, bool(secrets), most, other, self.number, file
-        )
+        args = (platform, name, uid, wanted, bool(secrets), most, other, self.number, file)
+        job, new = await self._database.write_quietly(self._ask, dict(secrets), args)
         if secrets:
             if len(self._marks) >= _MARKS:
                 self._marks.clear()
             self._marks[which] = mark
         if new:
-            if secrets:
-                self._secrets[job.id] = dict(secrets)
             self._wake()
+        return job, new
+
+    def _ask(
+        self, connection: Connection, secrets: dict[str, str], args: tuple[Any, ...]
+    ) -> tuple[Any, bool]:
+        job, new = jobs.ask(connection, *args)
+        if new:
+            # Before a runner can see the row: without credentials it would say that they are lost.
+            if secrets:
+                self._secrets[job.id] = secrets
+            # Who asks how a pull goes does so often: others hear of new ones alone.
+            tell_others(connection)
         return job, new
 
     def heard(self) -> None:
@@ -161,6 +168,7 @@ class Queue:
                 raise
             except (UdiError, OSError) as error:
                 await self._end(job, said.replace(error=str(error)))
+                await self._database.write(self._drop, said.digest)
             else:
                 self._secrets.pop(job.id, None)
                 self._ended("READY")
@@ -279,12 +287,6 @@ class Queue:
             wanted = wanted.replace(
                 public=said.anonymous and wanted.public, users=(*wanted.users, job.uid)
             )
-        old = catalogue.by_digest(connection, job.platform, said.digest)
-        if not wanted.public and not (old and old.public) and not self._private:
-            raise UdiError(
-                f"image {job.name} is not public, and the store's file system has no access lists",
-                "ask the site for a store on one that has POSIX access lists (acl(5))",
-            )
         platform = platform_of_key(job.platform)
         owner = None if wanted.public else job.uid
         catalogue.publish(connection, self._store, image, platform, wanted, owner, job.uid)
@@ -293,11 +295,3 @@ class Queue:
         if not said.anonymous:
             audit.note(connection, job.uid, "pull", job.name, said.digest)
         jobs.change(connection, number, "READY", digest=said.digest)
-
-
-def _ask(connection: Connection, *args: Any) -> tuple[Any, bool]:
-    """Do as `jobs.ask`. Who asks how it goes does so often: others hear of new jobs alone."""
-    job, new = jobs.ask(connection, *args)
-    if new:
-        tell_others(connection)
-    return job, new

@@ -24,7 +24,7 @@ from rootless_udi.gateway.queue import Queue
 from rootless_udi.gateway.requests import BadRequest
 from rootless_udi.gateway.starts import StartCounter
 from rootless_udi.gateway.statistics import Metrics
-from rootless_udi.gateway.tables import IMAGES, LOOKUPS
+from rootless_udi.gateway.tables import IMAGES, LOOKUPS, STARTS
 from rootless_udi.plan.reference import Platform, Reference
 from rootless_udi.plan.site import Site
 from rootless_udi.store import find
@@ -37,7 +37,8 @@ _COUNT_SECONDS = 1.0
 _COUNTED_MOST = 100_000
 """Most lookups that wait to be written; where the database does not take them, older ones go."""
 _TOKENS_MOST = 10_000
-_LOOKUPS_KEPT = 90 * 86400.0
+_KEPT_SECONDS = 90 * 86400.0
+_TIDY_SECONDS = 3600.0
 PEER = "udi.peer"
 """The key of a request's scope that has the uid of a Unix socket's peer."""
 
@@ -66,7 +67,7 @@ class Service:
         self.store, self.database, self.site, self.systems = store, database, site, systems
         self.machine = os.uname().machine
         self.private = access.works(store)
-        self.queue = Queue(database, store, workers, self.private, self._ended, examiner)
+        self.queue = Queue(database, store, workers, self._ended, examiner)
         self.queue.import_most = import_most
         self.member = GatewayMember(database, self.queue, self._complete, self.forget)
         self.metrics = Metrics()
@@ -84,6 +85,12 @@ class Service:
     def begin(self) -> None:
         """Bring the database to what is in the store, and unfinished jobs back into the queue."""
         self.store.create(0o755)
+        if not self.private:
+            complain(
+                "udi gateway",
+                f"{self.store.root}: its file system has no access lists",
+                "a private image can be kept for one group of this account, and for nobody else",
+            )
         self.member.enter()
 
     def _complete(self) -> None:
@@ -161,8 +168,6 @@ class Service:
         self, call: Callable[..., None], uid: int, digest: str, users: Any, groups: Any
     ) -> None:
         """Change an image's access list by `call`, a function of `sharing`. Raises UdiError."""
-        if not self.private:
-            raise _no_lists()
         await self.database.write(call, self.store, uid, digest, users, groups)
         self.queue.published += 1
 
@@ -196,8 +201,7 @@ class Service:
         """Put a pull into the queue; return its job, and whether it is new (`jobs.ask`)."""
         if reference.registry == importing.HOST:
             raise NotFound(f"{importing.HOST} is no registry", "shifterimg lists what is imported")
-        if not wanted.public and not self.private:
-            raise _no_lists()
+        self._check_lists(wanted)
         await self._check_room(asker)
         own = {
             name: text
@@ -207,6 +211,11 @@ class Service:
         }
         name = find.name_of(reference)
         return await self.queue.ask(platform, name, asker.uid, wanted, own, self._limits.pulls)
+
+    def _check_lists(self, wanted: Wanted) -> None:
+        """Raise NoLists where the file system can't close an image as it is wanted."""
+        if not wanted.public and not self.private:
+            access.group_for(wanted.users, wanted.groups)
 
     def check_import(self) -> None:
         """Raise Forbidden where the site lets nobody import files."""
@@ -224,8 +233,7 @@ class Service:
         Raises Forbidden, and UdiError for a file that the asker may not import.
         """
         most = self.queue.import_most
-        if not wanted.public and not self.private:
-            raise _no_lists()
+        self._check_lists(wanted)
         await self._check_room(asker)
         try:
             version = await trio.to_thread.run_sync(importing.version, path, asker.uid, most)
@@ -319,9 +327,20 @@ class Service:
         )
 
     async def _count_on(self) -> None:
+        tidied = trio.current_time()
         while True:
             await trio.sleep(_COUNT_SECONDS)
             await self.write_counts()
+            # Where the clock has jumped, all of them might seem old.
+            if trio.current_time() - tidied > _TIDY_SECONDS and not self._clock.jump():
+                tidied = trio.current_time()
+                await self._tidy()
+
+    async def _tidy(self) -> None:
+        try:
+            await self.database.write_quietly(_remove_old)
+        except UdiError as error:
+            complain("udi gateway", error.message, error.hint)
 
     async def write_counts(self) -> None:
         """Write lookups and starts that were counted; where that fails, the next time."""
@@ -343,13 +362,6 @@ class Service:
         return await self.database.read(_last_lookups, limit)
 
 
-def _no_lists() -> Forbidden:
-    return Forbidden(
-        "private images are not kept here: the store's file system has no access lists",
-        "leave --user and --group out, or pull into a store of your own",
-    )
-
-
 def _write_lookups(connection: Connection, rows: list[dict[str, Any]]) -> None:
     connection.execute(insert(LOOKUPS), rows)
     last = {row["digest"]: row["time"] for row in rows}
@@ -357,7 +369,12 @@ def _write_lookups(connection: Connection, rows: list[dict[str, Any]]) -> None:
         update(IMAGES).where(IMAGES.c.digest == bindparam("which")).values(used=bindparam("when")),
         [{"which": digest, "when": when} for digest, when in last.items()],
     )
-    connection.execute(delete(LOOKUPS).where(LOOKUPS.c.time < time.time() - _LOOKUPS_KEPT))
+
+
+def _remove_old(connection: Connection) -> None:
+    """Remove lookups and starts of long ago."""
+    for table in (LOOKUPS, STARTS):
+        connection.execute(delete(table).where(table.c.time < time.time() - _KEPT_SECONDS))
 
 
 def _last_lookups(connection: Connection, limit: int) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 import trio
-from sqlalchemy import Connection, bindparam, delete, select, update
+from sqlalchemy import Connection, bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from rootless_udi.base.errors import UdiError
@@ -30,7 +30,6 @@ _BUFFER = 4 << 20
 _MOST = 100_000
 """Most starts that wait to be written; further ones are not counted."""
 _WRITE_SECONDS = 1.0
-_KEPT_SECONDS = 90 * 86400.0
 _AT_ONCE = 300
 _KEY = "users.key"
 
@@ -175,4 +174,3 @@ def _write(connection: Connection, rows: list[dict[str, Any]]) -> None:
             .values(used=bindparam("when")),
             [{"which": digest, "when": when} for digest, when in last.items()],
         )
-    connection.execute(delete(STARTS).where(STARTS.c.time < time.time() - _KEPT_SECONDS))

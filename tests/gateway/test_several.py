@@ -171,6 +171,24 @@ def test_gateways_go_on_when_the_database_is_there_again(
     until(lambda: status(two[1], f"{registry.host}/site/same:2") == 200, two[1].log)
 
 
+def test_a_database_that_becomes_read_only(
+    user: User, tmp_path: Path, url: str, postgres: Cluster
+) -> None:
+    with gateway(user, tmp_path / "site", f"--database={url}") as one:
+        try:
+            postgres.sql("ALTER SYSTEM SET default_transaction_read_only = on")
+            postgres.sql("SELECT pg_reload_conf()")
+            until(lambda: one.pull("127.0.0.1:1/a:1").status == 503, one.log)
+            found = one.pull("127.0.0.1:1/a:2")
+            assert "read-only transaction" in found.body["message"]
+            assert found.body["hint"] == "is it a standby? the gateway must write"
+            assert one.get(f"/api/list/{SYSTEM}/").status == 200
+        finally:
+            postgres.sql("ALTER SYSTEM RESET ALL")
+            postgres.sql("SELECT pg_reload_conf()")
+        until(lambda: one.pull("127.0.0.1:1/a:2").status == 200, one.log)
+
+
 def test_a_sqlite_and_a_shared_one_do_not_mix(
     two: tuple[Gateway, Gateway], user: User, tmp_path: Path, postgres: Cluster
 ) -> None:

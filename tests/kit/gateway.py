@@ -47,9 +47,17 @@ class Gateway:
         self.said: list[str] = []
         self.log = store.parent / f"{store.name}{name}.log"
         self.process: subprocess.Popen[str] | None = None
+        self.before: tuple[str, ...] = ()
 
     def start(self, **env: str) -> "Gateway":
-        words = ["udi", "gateway", "serve", f"--store={self.store}", f"--system={SYSTEM}"]
+        words = [
+            *self.before,
+            "udi",
+            "gateway",
+            "serve",
+            f"--store={self.store}",
+            f"--system={SYSTEM}",
+        ]
         words += ["--listen=127.0.0.1:0", f"--listen=unix:{self.socket}", *map(str, self.options)]
         with open(self.log, "a") as log:
             self.process = self.user.popen(*words, stdout=subprocess.PIPE, stderr=log, env=env)
@@ -126,10 +134,17 @@ class Gateway:
 
 @contextlib.contextmanager
 def gateway(
-    user: User, store: Path, *options: object, name: str = "", **env: str
+    user: User,
+    store: Path,
+    *options: object,
+    name: str = "",
+    before: tuple[str, ...] = (),
+    **env: str,
 ) -> Iterator[Gateway]:
-    """A gateway that serves `store`; `name` tells it from others of the same."""
+    """A gateway that serves `store`; `name` tells it from others of the same. The words `before`
+    its command line start it."""
     one = Gateway(user, store, *options, name=name)
+    one.before = before
     try:
         yield one.start(**env)
     finally:
