@@ -31,6 +31,18 @@ def group(gid: int, name: str, user: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def other(account: str, known: tuple[str, str]) -> tuple[str, str]:
+    """Return the lines of passwd(5) and group(5) for an account NAME:UID:GID; "" for those that the
+    `known` texts have by name."""
+    name, uid, gid = account.split(":")
+    lines = (f"{name}:x:{uid}:{gid}::/nonexistent:/usr/sbin/nologin\n", f"{name}:x:{gid}:\n")
+    passwd, group = (
+        "" if any(line.startswith(f"{name}:") for line in text.splitlines()) else mine
+        for text, mine in zip(known, lines, strict=True)
+    )
+    return passwd, group
+
+
 def field(text: str) -> str:
     """Return `text` with "?" for characters that would end a field or a line of these files."""
     return "".join("?" if c in ":\n\0" else c for c in text)

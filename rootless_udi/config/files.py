@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _SITE_DIRECTORY = "/etc/rootless_udi"
 COMPILED = "udi.cache"
 """The name of the flattened copy beside the site's files."""
-FORMAT = 1
+FORMAT = 2
 """The format of the flattened copy; one of another number is made again from TOML."""
 
 

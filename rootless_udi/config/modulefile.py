@@ -30,6 +30,7 @@ def module(name: str, document: "Document") -> Module:
         environment=tuple(_environment(document, values.get("env", {}))),
         conflicts=_get(document, "conflicts", schema.module_names, []) or (),
         requires=_get(document, "requires", schema.module_names, []) or (),
+        accounts=_get(document, "accounts", schema.module_accounts, []) or (),
         hook=_hook(document, values["hook"]) if "hook" in values else None,
         enabled=_get(document, "enabled", schema.truth, True) is not False,
         description=_get(document, "description", schema.text, "") or "",

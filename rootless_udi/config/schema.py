@@ -144,6 +144,16 @@ def module_names(value: Any) -> tuple[str, ...]:
     return texts(value)
 
 
+def module_accounts(value: Any) -> tuple[str, ...]:
+    """Check a list of accounts, NAME:UID:GID."""
+    for word in texts(value):
+        name, *ids = word.split(":")
+        good = modules.proper_name(name) and len(ids) == 2
+        if not good or not all(one.isascii() and one.isdigit() for one in ids):
+            raise Wrong(f"{word!r} is no account", "NAME:UID:GID, as of `id slurm` on the nodes")
+    return texts(value)
+
+
 def etc_name(value: Any) -> str:
     """Check a name below /etc; "/etc/" may stand before it."""
     name = text(value).removeprefix("/etc/")
@@ -250,6 +260,7 @@ MODULE = (
     "enabled",
     "conflicts",
     "requires",
+    "accounts",
     "bind",
     "devices",
     "env",

@@ -61,6 +61,8 @@ class Module(Record):
     description: str = ""
     origin: str = ""
     problem: str = ""
+    accounts: tuple[str, ...] = ()
+    """Accounts of others, as NAME:UID:GID, that programs of the module look for."""
 
     @property
     def built_in(self) -> bool:
@@ -77,7 +79,7 @@ def available(flat: "Mapping[str, Any]") -> dict[str, Module]:
         values = dict(zip(Module.FIELDS, row, strict=True))
         for field, kind in (("binds", Bind), ("devices", Device), ("environment", Env)):
             values[field] = tuple(kind(*_tuples(one)) for one in values[field])
-        for field in ("conflicts", "requires"):
+        for field in ("conflicts", "requires", "accounts"):
             values[field] = tuple(values[field])
         if values["hook"] is not None:
             values["hook"] = Hook(*_tuples(values["hook"]))
@@ -203,7 +205,8 @@ def plan(
         if module.hook is not None:
             hooks.append(module.hook.replace(reason=f"module {module.name} ({module.origin})"))
     ordered = sorted(steps.values(), key=lambda step: step.target.count("/"))
-    return Injection(tuple(ordered), tuple(environment)), tuple(hooks)
+    named = tuple(dict.fromkeys(one for module in modules for one in module.accounts))
+    return Injection(tuple(ordered), tuple(environment), accounts=named), tuple(hooks)
 
 
 def _mounts(module: Module, matches: "Mapping[str, Sequence[str]]") -> "list[Mount]":

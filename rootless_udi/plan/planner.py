@@ -95,7 +95,8 @@ def build(
     """
     injections = tuple(injections)
     steps: list[Step | FileCache] = []
-    standard = _defaults(site) + _accounts(host, site)
+    others = tuple(one for injection in injections for one in injection.accounts)
+    standard = _defaults(site) + _accounts(host, site, others)
     steps += [kept for step in standard if (kept := _look(step, sources)) is not None]
     added = [step for injection in injections for step in injection.steps]
     if any(mountpoints.within(step.target, _ADDED) for step in added):
@@ -228,11 +229,17 @@ def _host_files(site: "Site") -> list[Step]:
     ]
 
 
-def _accounts(host: Host, site: "Site") -> list[Step]:
-    """Return the steps for /etc that every container gets: accounts, name resolution, mtab."""
-    who = "default: the caller's accounts"
+def _accounts(host: Host, site: "Site", others: tuple[str, ...]) -> list[Step]:
+    """Return the steps for /etc that every container gets: accounts, name resolution, mtab.
+
+    `others` are accounts of modules.
+    """
+    who = "default: the caller's accounts" + (" and those of modules" if others else "")
     passwd = accounts.passwd(host.uid, host.gid, host.user, host.gecos, host.home, host.shell)
     group = accounts.group(host.gid, host.group, host.user)
+    for one in others:
+        more = accounts.other(one, (passwd, group))
+        passwd, group = passwd + more[0], group + more[1]
     generated: list[Step] = [
         File("/etc/passwd", passwd, reason=who),
         File("/etc/group", group, reason=who),

@@ -94,7 +94,8 @@ class Injection(Record):
     """What one part (a module, the host's MPI, its GPUs) adds to the container.
 
     `notes` are for --explain, `warnings` are printed at each start. `together` are targets that
-    work only if all are visible, so that no volume may hide one of them.
+    work only if all are visible, so that no volume may hide one of them. `accounts`
+    are NAME:UID:GID.
     """
 
     steps: tuple[Step, ...] = ()
@@ -102,6 +103,7 @@ class Injection(Record):
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     together: tuple[str, ...] = ()
+    accounts: tuple[str, ...] = ()
 
 
 class Hook(Record):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rootless_udi.base.errors import UdiError
 from rootless_udi.config import files, merge
 from rootless_udi.host import globs
+from rootless_udi.idmap import accounts
 from rootless_udi.plan import modules
 from rootless_udi.plan.modules import Bind, Device, Module
 from rootless_udi.plan.steps import Env, Hook, Mount
@@ -90,6 +91,8 @@ def test_an_empty_file_is_a_module() -> None:
         ("requires = 'a'", "requires: expected a list"),
         ("requires = ['a,b']", "'a,b' is no name of a module"),
         ("conflicts = ['none']", "'none' is no name of a module"),
+        ("accounts = ['slurm']", "'slurm' is no account"),
+        ("accounts = ['slurm:1:x']", "'slurm:1:x' is no account"),
         ("[[bind]]\ndestination = '/x'", ":1: bind[1]: no source"),
         ("[[bind]]\nsource = '$HOME'", ":2: bind[1].source: path $HOME is not absolute"),
         ("[[bind]]\nsource = '/a/*'\ndestination = '/x'", ":3: bind[1].destination: a pattern's"),
@@ -337,3 +340,14 @@ def test_without_pidfd() -> None:
     assert run(sh("true"), how=how).returncode == 0
     assert "killed by signal" in run(sh(f"kill -{signal.SIGUSR1.value} $$"), how=how).stderr
     assert "not done after" in run(sh("exec sleep 1000", 0.2), how=how).stderr
+
+
+def test_accounts_are_named_inside_once_each() -> None:
+    """Of two modules', and not those that are there anyway."""
+    found = Module("a", accounts=("slurm:64030:64031", "root:7:7"))
+    more = Module("b", accounts=("slurm:64030:64031",))
+    injection, _ = modules.plan((found, more), {})
+    assert injection.accounts == ("slurm:64030:64031", "root:7:7")
+    known = (accounts.passwd(5, 6, "me", "", "/", "/bin/sh"), accounts.group(6, "us", "me"))
+    assert accounts.other("root:7:7", known) == ("", "")
+    assert accounts.other("us:7:8", known) == ("us:x:7:8::/nonexistent:/usr/sbin/nologin\n", "")
