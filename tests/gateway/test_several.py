@@ -1,7 +1,6 @@
 """Several gateways of one store and one PostgreSQL, each as if on a node of its own."""
 
 import os
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -265,23 +264,27 @@ def test_the_schema_is_the_same_and_a_later_one_is_refused(
 
 def test_an_older_database_of_sqlite_is_brought_to_the_schema(tmp_path: Path) -> None:
     """As it was before several gateways could share one; its rows stay."""
-    from sqlalchemy import select
+    from alembic.migration import MigrationContext
+    from alembic.operations import Operations
+    from sqlalchemy import create_engine, select
 
     from rootless_udi.gateway.database import Database
+    from rootless_udi.gateway.migrations import first, second
     from rootless_udi.gateway.tables import JOBS
 
     one = Database(str(tmp_path))
     one.close()
-    with sqlite3.connect(one.where) as old:
-        for name in ("gateway", "done", "total"):
-            old.execute(f"ALTER TABLE jobs DROP COLUMN {name}")
-        old.execute("DROP TABLE gateways")
-        old.execute("DROP TABLE changes")
-        old.execute("UPDATE alembic_version SET version_num = '2'")
-        old.execute(
+    os.unlink(one.where)
+    with create_engine(f"sqlite:///{one.where}").begin() as old:
+        context = MigrationContext.configure(old)
+        with Operations.context(context):
+            for step in (first, second):
+                step.upgrade()
+        context._ensure_version_table()
+        old.exec_driver_sql("INSERT INTO alembic_version VALUES ('2')")
+        old.exec_driver_sql(
             "INSERT INTO jobs VALUES (1, 'k', 'amd64', 'n', 5, 'READY', '', 'd', 1, 0, 0, 0, 0, '')"
         )
-    old.close()
     again = Database(str(tmp_path))
     row = again.write_now(lambda connection: connection.execute(select(JOBS)).one())
     assert (row.name, row.uid, row.gateway, row.done) == ("n", 5, 0, 0)
