@@ -77,7 +77,7 @@ AllowStreamLocalForwarding no
 PrintMotd no
 PrintLastLog no
 UseDNS no
-LoginGraceTime 30
+LoginGraceTime 120
 ClientAliveInterval 60
 ClientAliveCountMax 10
 MaxSessions 64

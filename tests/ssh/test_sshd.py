@@ -193,6 +193,14 @@ def test_killed_with_a_session_that_left_a_process(served: Served, left: Leftove
     left.check()
 
 
+def test_many_at_once(served: Served, user: User) -> None:
+    """As a launcher's: none is turned away, whatever sshd's own defaults are."""
+    argv = ("ssh", "-F", served.job / "config", HOST, "cat /var/word")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    running = [user.popen(*argv, **pipes) for _ in range(24)]
+    assert [one.communicate()[0] for one in running] == ["word\n"] * 24
+
+
 @pytest.mark.parametrize("outer", [True, False])
 def test_who_serves_is_killed(served: Served, left: Leftovers, outer: bool) -> None:
     """There are two of that name: if the inner one is killed, the outer one cleans up."""
@@ -224,6 +232,7 @@ def test_who_serves_is_killed(served: Served, left: Leftovers, outer: bool) -> N
     ("words", "line"),
     [
         ((), "udi sshd: no image is given"),
+        (("--port=0", "{image}"), "--port=0: not a port"),
         (("--share=off", "{image}"), "udi sshd --share=off"),
         (("--authorize=/nowhere", "{image}"), "--authorize=/nowhere: No such file"),
         (("./no.sqfs",), "opening image"),
