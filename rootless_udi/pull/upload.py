@@ -21,8 +21,9 @@ from rootless_udi.pull.manifest import Descriptor, sha256
 from rootless_udi.pull.registry import RENEWALS, Endpoint, Missing, Note
 from rootless_udi.pull.retry import TRANSIENT, Patience, Tries, lasting, reason, retry_after
 
-_CHUNK, _LARGEST = 16 << 20, 256 << 20
-"""Bytes of the first chunk, and of the largest. A registry syncs its disk after each."""
+_CHUNK, _LARGEST, _SMALLEST = 64 << 20, 512 << 20, 4 << 20
+"""Bytes of the first chunk, of the largest, and of the smallest, after some that were cut. A
+registry syncs its disk after each."""
 _QUICK = 10.0
 """Seconds: after a chunk that took less the next one has twice as many bytes."""
 _WAIT_FOR = 64 << 20
@@ -174,8 +175,9 @@ class Uploading(Endpoint):
         looked: bool,
     ) -> str:
         what = f"pushing a blob to {self}"
-        least = begun.headers.get("OCI-Chunk-Min-Length", "")
-        chunk = max(_CHUNK, int(least) if least.isascii() and least.isdigit() else 0)
+        text = begun.headers.get("OCI-Chunk-Min-Length", "")
+        least = max(_SMALLEST, int(text) if text.isascii() and text.isdigit() else 0)
+        chunk = max(_CHUNK, least)
         done = 0
         while done < content.size:
             if not looked and (digest := content.digest(False)):
@@ -189,14 +191,15 @@ class Uploading(Endpoint):
             try:
                 place = self._chunk(place, content, done, stop, what)
                 done = stop
+                if time.monotonic() - since < _QUICK:
+                    chunk = min(2 * chunk, max(_LARGEST, chunk))
             except _Cut as cut:
                 # Before: else a registry that is starting anew is asked in vain.
                 tries.failed(what, str(cut), cut.wait)
                 place, done = self._came(place, what, content.size)
+                chunk = max(chunk // 4, least)
             tries.progressed(done, content.size)
             report(done)
-            if time.monotonic() - since < _QUICK:
-                chunk = min(2 * chunk, max(_LARGEST, chunk))
         digest = content.digest(True)
         mark = "&" if "?" in place else "?"
         final = f"{place}{mark}{urllib.parse.urlencode({'digest': digest})}"
