@@ -41,7 +41,7 @@ def image(folder: Path, megabytes: int) -> Path:
         for _ in range(megabytes):
             file.write(os.urandom(10**6))
     path = folder / "image.sqfs"
-    argv = ["mksquashfs", tree, path, "-quiet", "-no-progress", "-noD", "-noF"]
+    argv = ["mksquashfs", str(tree), str(path), "-quiet", "-no-progress", "-noD", "-noF"]
     subprocess.run(argv, check=True, capture_output=True)
     (tree / "noise").unlink()
     return path

@@ -9,7 +9,7 @@ from rootless_udi.base import windows as lists
 from rootless_udi.base.errors import UdiError
 from rootless_udi.store import inside, windows
 
-_PIECE = 1 << 20
+_PIECE = 8 << 20
 
 
 class ImageContent:

@@ -5,6 +5,7 @@ repository of the same registry, in which the layers are already. Else the artif
 """
 
 import json
+import random
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -150,8 +151,8 @@ def _note(there: Uploading, subject: str, one: Descriptor, body: bytes) -> None:
     """Name the artifact in the index under the fallback tag (distribution-spec 1.1, "Referrers Tag
     Schema"). Raises UdiError.
 
-    Nothing prevents two clients from doing so at once: the second would take the first one's entry
-    away, which then finds its own missing and adds it again.
+    Nothing prevents two clients from doing so at once: who has read it before another one's entry
+    was there takes that away. So each looks again after a while, and adds its own once more.
     """
     tag = fallback_tag(subject)
     document = json.loads(body)
@@ -161,7 +162,8 @@ def _note(there: Uploading, subject: str, one: Descriptor, body: bytes) -> None:
         "annotations": document["annotations"],
     }
     for number in range(_TRIES):
-        time.sleep(0.05 * number)
+        # Longer than another one takes from reading to writing.
+        time.sleep(random.uniform(0.4, 0.8) if number else 0)
         index = _index(there, tag)
         if any(isinstance(e, dict) and e.get("digest") == one.digest for e in index["manifests"]):
             return

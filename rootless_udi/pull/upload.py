@@ -21,11 +21,12 @@ from rootless_udi.pull.manifest import Descriptor, sha256
 from rootless_udi.pull.registry import RENEWALS, Endpoint, Missing, Note
 from rootless_udi.pull.retry import TRANSIENT, Patience, Tries, lasting, reason, retry_after
 
-_CHUNK, _LARGEST, _SMALLEST = 64 << 20, 512 << 20, 4 << 20
+_CHUNK, _LARGEST, _SMALLEST = 64 << 20, 1 << 30, 4 << 20
 """Bytes of the first chunk, of the largest, and of the smallest, after some that were cut. A
-registry syncs its disk after each."""
-_QUICK = 10.0
-"""Seconds: after a chunk that took less the next one has twice as many bytes."""
+registry syncs its disk after each, in which time nothing is sent."""
+_QUICK, _MORE = 10.0, 16
+"""Seconds, and how many times as many bytes the next chunk has after one that took less: each ends
+long before ANSWER_SECONDS."""
 _WAIT_FOR = 64 << 20
 """Of a blob of fewer bytes the digest is waited for before anything is sent."""
 
@@ -44,20 +45,6 @@ class Content(Protocol):
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
         """Yield the bytes from `start` to `stop`. Raises UdiError."""
         ...
-
-
-class _Small:
-    """A `Content` in memory."""
-
-    def __init__(self, data: bytes) -> None:
-        self.size = len(data)
-        self._data = data
-
-    def digest(self, wait: bool) -> str:
-        return sha256(self._data)
-
-    def pieces(self, start: int, stop: int) -> Iterator[bytes]:
-        yield self._data[start:stop]
 
 
 class _Range:
@@ -140,8 +127,15 @@ class Uploading(Endpoint):
         return reply.headers
 
     def put_blob(self, data: bytes, media: str) -> Descriptor:
-        """Push a small blob, unless it is there; return its descriptor."""
-        return Descriptor(media, self.upload(_Small(data)), len(data))
+        """Push a small blob in one piece, unless it is there; return its descriptor."""
+        digest = sha256(data)
+        what = f"pushing a blob to {self}"
+        if not self.has(digest) and not self.mounted(digest):
+            with contextlib.closing(self._ask("POST", "blobs/uploads/", what, (202,))) as reply:
+                place = _finally(self._location(reply, what), digest)
+            headers = {"Content-Type": "application/octet-stream"}
+            self._ask("PUT", place, what, (201, 204), headers, data).close()
+        return Descriptor(media, digest, len(data))
 
     def upload(self, content: Content, report: Report = lambda done: None) -> str:
         """Push a blob; return its digest. What is there is not sent."""
@@ -192,7 +186,7 @@ class Uploading(Endpoint):
                 place = self._chunk(place, content, done, stop, what)
                 done = stop
                 if time.monotonic() - since < _QUICK:
-                    chunk = min(2 * chunk, max(_LARGEST, chunk))
+                    chunk = min(_MORE * chunk, max(_LARGEST, chunk))
             except _Cut as cut:
                 # Before: else a registry that is starting anew is asked in vain.
                 tries.failed(what, str(cut), cut.wait)
@@ -201,10 +195,10 @@ class Uploading(Endpoint):
             tries.progressed(done, content.size)
             report(done)
         digest = content.digest(True)
-        mark = "&" if "?" in place else "?"
-        final = f"{place}{mark}{urllib.parse.urlencode({'digest': digest})}"
         try:
-            self._ask("PUT", final, what, (201, 204), {"Content-Length": "0"}, b"").close()
+            self._ask(
+                "PUT", _finally(place, digest), what, (201, 204), {"Content-Length": "0"}, b""
+            ).close()
         except Missing:
             # An answer that was lost, perhaps: then the blob is there.
             if not self.has(digest):
@@ -303,6 +297,12 @@ class Uploading(Endpoint):
                 raise Missing(f"{what}: {why}")
             else:
                 raise UdiError(f"{what}: {why}")
+
+
+def _finally(place: str, digest: str) -> str:
+    """Return the URL that ends an upload."""
+    mark = "&" if "?" in place else "?"
+    return f"{place}{mark}{urllib.parse.urlencode({'digest': digest})}"
 
 
 def _came(reply: Reply) -> int | None:

@@ -26,7 +26,7 @@ class SmallRegistry:
     lost. `forget`: uploads that vanish at their first chunk; `lost`: last answers. `elsewhere`: the
     host that uploads are sent to. `chunks` are the sizes of those that came; `least` is announced
     as the smallest. `answers`, each (method, status, body), are given once to the next of such
-    requests.
+    requests. After an index was put under a tag of `replace`, it has that one's next entry alone.
     """
 
     def __init__(self, referrers: bool = True) -> None:
@@ -40,6 +40,7 @@ class SmallRegistry:
         self.lose = False
         self.elsewhere = ""
         self.scheme = "http"
+        self.replace: dict[str, list[dict[str, object]]] = {}
         self.answers: list[tuple[str, int, bytes]] = []
         self._lock = threading.Lock()
         self._server = serve(self._handler())
@@ -104,6 +105,10 @@ class SmallRegistry:
                 digest = "sha256:" + hashlib.sha256(body).hexdigest()
                 for one in {digest, reference}:
                     outer.manifests[name, one] = body, self.headers["Content-Type"]
+                if outer.replace.get(reference):
+                    index = {**json.loads(body), "manifests": [outer.replace[reference].pop()]}
+                    data = json.dumps(index).encode()
+                    outer.manifests[name, reference] = data, self.headers["Content-Type"]
                 subject = json.loads(body).get("subject")
                 headers: dict[str, str] = {"Docker_Content_Digest": digest}
                 if subject and outer.referrers:

@@ -320,22 +320,25 @@ class TestElsewhere:
                 pushed(image, f"{small.host}/x:1")
 
 
-def test_sixteen_at_once(opened: Registry, image: StoredImage, layout: images.Layout) -> None:
-    """An index of referrers that several write: each finds its own entry in it."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    opened.push(layout.path, "1", "many/app:1")
-    facts = facts_of(image)
-
-    def one(number: int) -> Pushed:
-        return pushed(
-            image, f"{opened.host}/many/app:1", facts={**facts, "labels": {"n": f"{number}"}}
-        )
-
-    with ThreadPoolExecutor(4) as pool:
-        done = list(pool.map(one, range(4)))
-    index = Pusher(opened.host, "many/app").read(f"manifests/{image.digest.replace(':', '-')}")
-    assert {one.digest for one in done} == {entry["digest"] for entry in index["manifests"]}
+def test_another_ones_index_took_ours_away(opened: Registry, image: StoredImage) -> None:
+    """Two push at once to a registry without the API: the index of who writes first is lost."""
+    with small_registry(referrers=False) as small:
+        put_image(small, image, Pusher(opened.host, "a"), "x")
+        tag = image.digest.replace(":", "-")
+        other = {"mediaType": "x/y", "digest": digest_of(b"other"), "size": 5}
+        small.replace[tag] = [other]
+        done = pushed(image, f"{small.host}/x:1")
+        found = pull_referrers(small, "x", image.digest)
+        assert [one["digest"] for one in found] == [other["digest"], done.digest]
+        # Somebody who does so for ever.
+        small.replace[tag] = [other] * 99
+        facts = {**facts_of(image), "labels": {"a": "b"}}
+        with pytest.raises(UdiError, match=r"take it out of .* again and again"):
+            pushed(image, f"{small.host}/x:1", facts=facts)
+        small.manifests["x", tag] = b"[]", "x/y"
+        small.replace.clear()
+        with pytest.raises(UdiError, match="is no index of referrers"):
+            pushed(image, f"{small.host}/x:1", facts=facts)
 
 
 def test_the_command(user: User, opened: Registry, layout: images.Layout) -> None:

@@ -31,7 +31,7 @@ ITSELF = {
 }
 """Done with root's rights: they read what root or the site wrote, and run nothing."""
 OWNER = {
-    *("df", "export", "extract", "history", "images", "import", "inspect", "mpi.check"),
+    *("df", "export", "extract", "fetch", "history", "images", "import", "inspect", "mpi.check"),
     *("optimize", "prune", "pull", "rm", "tag", "update", "verify"),
 }
 """Done by the store's owner."""
@@ -41,7 +41,7 @@ REFUSED = {
     "sshd",
     *("jupyter.install", "jupyter.list", "jupyter.remove", "jupyter.start"),
     *("check", "exec", "login", "logout", "mpi.capture", "pack", "profile", "ps", "run", "shell"),
-    *("gateway.audit", "gateway.expire", "gateway.serve", "gateway.token", "share", "stats"),
+    *("gateway.audit", "gateway.expire", "gateway_serve.serve", "gateway.token", "share", "stats"),
     *("push", "sign"),
     "site.add_site",
     "stop",
