@@ -49,6 +49,9 @@ def add(actions: Parsers) -> None:
     one.add_argument(
         "--anonymous", action="store_true", help="list and look up public images for everybody"
     )
+    one.add_argument(
+        "--accel", metavar="/PREFIX", default="", help="nginx in front sends images (X-Accel)"
+    )
     _add_rules(one)
 
 
@@ -119,6 +122,7 @@ def serve(arguments: Arguments) -> int:
         limits = Limits(arguments.rate, arguments.pulls)
         more = (limits, rules, _counter(arguments, database), examiner, most)
         service = Service(store, database, site, systems, people, arguments.workers, *more)
+        service.accel = arguments.accel.rstrip("/")
         service.begin()
         sockets = [listen.opened(one) for one in addresses]
         found = [

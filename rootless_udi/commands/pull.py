@@ -55,6 +55,10 @@ def add(commands: Parsers) -> None:
 
 def pull(arguments: Arguments) -> int:
     """udi pull: print the digest; everything else is on standard error."""
+    if arguments.image.startswith("gateway://"):
+        from rootless_udi.commands import pull_gateway
+
+        return pull_gateway.pull(arguments)
     if sif.is_sif(arguments.image):
         from rootless_udi.commands import import_
 

@@ -7,12 +7,14 @@ GET  /api/v1/audit/?limit=N             for administrators
 GET  /api/v1/stats/?days=N              what was asked for; for administrators
 POST /api/v1/expire/                    {"dry_run": true}; for administrators
 GET  /metrics                           for Prometheus
+GET  /api/v1/images/sha256:HEX/facts    its facts as JSON
 GET  /api/v1/images/sha256:HEX          the file, with Range; the digest is its ETag
 """
 
 import time
 from typing import Any
 
+import trio
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -39,6 +41,7 @@ def routes(service: Service) -> list[Route]:
         Route("/api/v1/stats/", api.stats, methods=["GET"]),
         Route("/api/v1/expire/", api.expire, methods=["POST"]),
         Route("/metrics", api.metrics, methods=["GET"]),
+        Route("/api/v1/images/{digest}/facts", api.facts, methods=["GET"]),
         Route("/api/v1/images/{digest}", api.image, methods=["GET", "HEAD"]),
     ]
 
@@ -155,13 +158,9 @@ class _OwnApi:
 
     async def image(self, request: Request) -> Response:
         """Send an image's file, or the part of it that the request's Range names."""
-        asker = await self._service.asker(request)
-        digest = str(request.path_params["digest"])
-        reference = requests.reference("id", digest, self._service.site.registry)
-        entry: Any = await self._service.find("", reference)
-        if entry is None or not (asker.admin or entry.readable(asker.uid, asker.groups)):
-            raise NotFound("image not found")
-        path = self._service.store.path("images", f"{digest.replace(':', '-', 1)}.sqfs")
+        digest = await self._readable(request)
+        name = f"{digest.replace(':', '-', 1)}.sqfs"
+        path = self._service.store.path("images", name)
         headers = {
             # The content of a digest never changes.
             "ETag": f'"{digest}"',
@@ -170,4 +169,27 @@ class _OwnApi:
         }
         if request.headers.get("if-none-match", "") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
+        if self._service.accel:
+            # nginx sends it, by its own file descriptors and sendfile(2), and does the ranges.
+            headers["X-Accel-Redirect"] = f"{self._service.accel}/images/{name}"
+            return Response(media_type="application/vnd.squashfs", headers=headers)
         return FileResponse(path, media_type="application/vnd.squashfs", headers=headers)
+
+    async def facts(self, request: Request) -> Response:
+        """Answer with what the store knows of an image."""
+        digest = await self._readable(request)
+        store = self._service.store
+        image = store.image(digest)
+        if image is None:
+            raise NotFound("image not found")
+        return JSONResponse(await trio.to_thread.run_sync(store.facts, image))
+
+    async def _readable(self, request: Request) -> str:
+        """Return the digest of the image that is asked for, to who may read it."""
+        asker = await self._service.asker(request)
+        digest = str(request.path_params["digest"])
+        reference = requests.reference("id", digest, self._service.site.registry)
+        entry: Any = await self._service.find("", reference)
+        if entry is None or not (asker.admin or entry.readable(asker.uid, asker.groups)):
+            raise NotFound("image not found")
+        return digest

@@ -71,6 +71,8 @@ class Service:
         self.queue.import_most = import_most
         self.member = GatewayMember(database, self.queue, self._complete, self.forget)
         self.metrics = Metrics()
+        self.accel = ""
+        """Where nginx, which stands in front, has the store: it sends images' files itself."""
         self.rules = rules or Rules()
         self.starts = starts or StartCounter(database, None)
         self._clock = Clock()

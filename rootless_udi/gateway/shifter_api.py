@@ -21,6 +21,7 @@ from rootless_udi.gateway.quick import KnownAnswer, QuickAnswers
 from rootless_udi.gateway.requests import BadRequest
 from rootless_udi.gateway.service import NotFound, Service
 from rootless_udi.plan.reference import parse
+from rootless_udi.pull.gateway import ANY_SYSTEM
 from rootless_udi.shifter.lines import tag_of
 from rootless_udi.store import find
 
@@ -56,6 +57,8 @@ class _Api:
 
     def _system(self, request: Request) -> str:
         system = str(request.path_params["system"])
+        if system == ANY_SYSTEM:
+            return self._service.systems[0]
         if system not in self._service.systems:
             known = ", ".join(self._service.systems)
             raise NotFound(f"there is no system {system[:60]!r} here", f"known: {known}")

@@ -25,6 +25,9 @@ ENDED = ("READY", "FAILURE")
 _SECONDS = 60
 _MOST = 256 << 20
 """Most bytes of an answer: the list of a hundred thousand images."""
+_ATTEMPTS = 4
+ANY_SYSTEM = "-"
+"""What a gateway takes for its own system, by whatever name."""
 _PAUSE = 0.5
 """Seconds between two questions how a pull goes, as Shifter's client has it."""
 TOKEN = "UDI_GATEWAY_TOKEN"
@@ -58,9 +61,49 @@ class GatewayClient:
         found = self._ask("GET", f"/api/list/{self._system()}/").get("list")
         return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
-    def lookup(self, reference: Reference) -> dict[str, Any]:
+    def lookup(self, reference: Reference, platform: str = "") -> dict[str, Any]:
         """Return the record of an image. Raises UdiError where there is none for the caller."""
-        return self._ask("GET", f"/api/lookup/{self._system()}/{_path(reference)}/")
+        query = f"?platform={urllib.parse.quote(platform, safe='')}" if platform else ""
+        return self._ask("GET", f"/api/lookup/{self._system()}/{_path(reference)}/{query}")
+
+    def facts(self, digest: str) -> dict[str, Any]:
+        """Return an image's facts, as its store has them. Raises UdiError."""
+        return self._ask("GET", f"/api/v1/images/{digest}/facts")
+
+    def download(self, digest: str, fd: int, tell: Callable[[int, int], None]) -> None:
+        """Write an image's file to `fd`; `tell` gets (done, of all) bytes.
+
+        What broke off is asked for from where it was, a few times. Raises UdiError, and OSError of
+        the file.
+        """
+        done, total, why = 0, -1, "it broke off"
+        for attempt in range(_ATTEMPTS):
+            time.sleep(attempt)
+            connection = self._connection()
+            headers = {**self._proof({})[0], "Range": f"bytes={done}-"}
+            try:
+                connection.request("GET", f"/api/v1/images/{digest}", None, headers)
+                reply = connection.getresponse()
+                if reply.status != 206 or reply.headers.get("ETag") != f'"{digest}"':
+                    self._read(reply.status if reply.status != 206 else 502, reply.read(1 << 16))
+                total = int(reply.headers.get("Content-Range", "").rpartition("/")[2])
+                while data := reply.read(1 << 18):
+                    done += os.pwrite(fd, data, done)
+                    tell(done, total)
+            except http.client.HTTPException as error:
+                why = str(error) or type(error).__name__
+            except ValueError:
+                raise UdiError(f"{self.address} answers no range of {digest}") from None
+            except (ConnectionError, TimeoutError, socket.gaierror) as error:
+                why = error.strerror or str(error)
+            finally:
+                connection.close()
+            if done == total:
+                return
+        raise UdiError(
+            f"fetching {digest} from the gateway at {self.address} failed: {why}",
+            "is the network there? asked again, it begins anew",
+        )
 
     def ask_to_pull(
         self,
@@ -162,16 +205,11 @@ class GatewayClient:
         secrets: dict[str, str] | None = None,
     ) -> dict[str, Any]:
         """Send a request; return the JSON object of its answer. Raises UdiError."""
-        headers = {"Content-Type": "application/json"} if body is not None else {}
         given = {"authorized_locations": secrets} if secrets else {}
-        token = os.environ.get(TOKEN, "")
-        if token:
-            headers["Authorization"] = f"Bearer {self._guarded(token)}"
-        if token or self.address.startswith("unix:"):
-            body = {**body, **given} if body is not None else None
-        else:
-            payload = json.dumps(given) if given else ""
-            headers["authentication"] = encoded(payload.encode(), self._munge)
+        headers, carried = self._proof(given)
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+            body = body if carried else {**body, **given}
         data = json.dumps(body).encode() if body is not None else None
         connection = self._connection()
         try:
@@ -187,6 +225,16 @@ class GatewayClient:
         finally:
             connection.close()
         return self._read(status, text)
+
+    def _proof(self, given: dict[str, Any]) -> tuple[dict[str, str], bool]:
+        """Return the headers that say who asks, and whether `given` travels in them."""
+        token = os.environ.get(TOKEN, "")
+        if token:
+            return {"Authorization": f"Bearer {self._guarded(token)}"}, False
+        if self.address.startswith("unix:"):
+            return {}, False
+        payload = json.dumps(given) if given else ""
+        return {"authentication": encoded(payload.encode(), self._munge)}, True
 
     def _guarded(self, token: str) -> str:
         """Return the token. Raises UdiError where others could read it on its way."""
