@@ -22,9 +22,14 @@ def inspect(arguments: Arguments) -> int:
     """udi inspect: the facts that the pull wrote, and where the image is; or those in a file."""
     site = load.load(os.environ)
     if parse(arguments.image, site.registry).kind in ("squashfs", "path"):
-        file = any_image(arguments.image, site)
-        size = os.stat(file.path).st_size
-        page(jsontext.text({**file.facts, "squashfs": file.path, "size": size}) + "\n")
+        file = any_image(arguments.image, site, sif=True)
+        place = {"squashfs": file.path, "size": os.stat(file.path).st_size}
+        if file.offset:
+            from rootless_udi.commands.common import singularity
+
+            place["offset"] = file.offset
+            place["labels"] = singularity.labels(file.path, file.offset)
+        page(jsontext.text({**file.facts, **place}) + "\n")
         return 0
     image = stored_image(arguments.image, site, parsed_platform(arguments))
     place = {"squashfs": image.squashfs, "store": image.store, "size": image.size}

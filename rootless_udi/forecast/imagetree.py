@@ -60,8 +60,11 @@ class ImageTree(Protocol):
 
 
 @contextmanager
-def opened(path: str) -> Iterator[ImageTree]:
-    """Open an image by its file's or directory's path. Raises UdiError where it can't be read."""
+def opened(path: str, offset: int = 0) -> Iterator[ImageTree]:
+    """Open an image by its file's or directory's path; `offset` is where in the file it begins.
+
+    Raises UdiError where it can't be read.
+    """
     if os.path.isdir(path):
         yield _Folder(path)
         return
@@ -70,7 +73,7 @@ def opened(path: str) -> Iterator[ImageTree]:
     except OSError as error:
         raise UdiError(f"opening image {path} failed: {error.strerror}") from None
     try:
-        yield _Squashfs(fd, path)
+        yield _Squashfs(fd, path, offset)
     finally:
         os.close(fd)
 
@@ -147,9 +150,9 @@ class _Pieces:
 
 
 class _Squashfs:
-    def __init__(self, fd: int, path: str) -> None:
+    def __init__(self, fd: int, path: str, offset: int = 0) -> None:
         try:
-            self.reader = Reader(fd, path)
+            self.reader = Reader(fd, path, base=offset)
             self.blocks = Blocks(self.reader, 16 << 20)
             self._owners: dict[int, int] = {}
         except (Corrupt, OSError) as error:

@@ -31,6 +31,7 @@ _TYPES = {
 }
 _NAMES = {str: "a string", list: "an array of strings", bool: "true or false", dict: "a table"}
 _FLAGS = {"rprivate": "private", "rslave": "slave", "rbind": "rec", "bind": ""}
+_FLAGS |= {"sqsh": "sqfs"}
 """Words of a mount's flags that Docker and enroot have, and ours for them."""
 _HOOKS = "com.hooks."
 

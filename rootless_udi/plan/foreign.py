@@ -238,7 +238,7 @@ def _absolute(name: str, path: str) -> str:
 
 _IGNORED = ("z", "Z", "U", "cached", "delegated", "consistent", "nosuid", "nodev", "bind")
 _FLAGS = {"rbind": "rec", "rshared": "slave", "rslave": "slave", "rprivate": "private"}
-_FLAGS |= {"shared": "slave", "readonly": "ro"}
+_FLAGS |= {"shared": "slave", "readonly": "ro", "image-src=/": "sqfs"}
 
 
 def _flags(text: str) -> list[str]:
@@ -278,6 +278,7 @@ def _mount(name: str, value: str) -> list[str]:
         raise UdiError(f"option {name} {value}: no source or no destination", hint)
     flags = [key for key, word in pairs.items() if word in ("", "true", "1")]
     flags += [word for key, word in pairs.items() if key == "bind-propagation"]
+    flags += ["sqfs"] if pairs.get("image-src") == "/" else []
     return [":".join([_absolute(name, source), places[0], *_flags(",".join(flags))])]
 
 

@@ -125,7 +125,8 @@ def _descriptors(fd: int, path: str) -> "Iterator[tuple[int, int, int, bytes]]":
     if not 0 <= total <= _MOST or at < _HEADER.size or span < 0:
         raise _damaged(path, f"its header names {total} descriptors at byte {at}")
     for number in range(total):
-        row = os.pread(fd, _DESCRIPTOR.size, at + number * _DESCRIPTOR.size)
+        # pread(2) takes no position beyond 63 bits.
+        row = os.pread(fd, _DESCRIPTOR.size, min(at + number * _DESCRIPTOR.size, length))
         if len(row) < _DESCRIPTOR.size:
             raise _damaged(path, f"descriptor {number + 1} of {total} is beyond its end")
         kind, used, _, _, _, offset, size, *_, extra = _DESCRIPTOR.unpack(row)

@@ -174,6 +174,14 @@ def test_what_is_refused(user: User, left: Leftovers, extra: bytes, words: str) 
     assert "it is cut off: 9000 bytes" in user.run("udi-run", "./app.sif", "true").stderr
 
 
+def test_what_is_known_of_it(user: User, app: Path, left: Leftovers) -> None:
+    facts = json.loads(user.run("udi", "inspect", "app.sif").stdout)
+    assert facts["labels"] == {"Author": "me", "org.label-schema.build-arch": "amd64"}
+    assert facts["entrypoint"] == ["/.singularity.d/runscript"] and facts["unchecked"]
+    for words in (("export", "app.sif", "x.sqfs"), ("history", "app.sif")):
+        assert "it is a SIF file" in user.run("udi", *words).stderr
+
+
 def test_what_the_plan_says(user: User, app: Path, left: Leftovers) -> None:
     plan = json.loads(user.run("udi-run", "--explain=json", "app.sif").stdout)
     assert plan["scripts"] == "/.singularity.d/env" and plan["root"]["offset"] % 4096 == 0

@@ -39,11 +39,12 @@ def test_images(image: str, ours: str) -> None:
 
 def test_what_stands_on_another() -> None:
     base = 'image = "a"\nwritable = false\nmounts = ["/x:/y"]\n[env]\nA = "1"\nB = "1"\n'
-    top = 'entrypoint = false\nmounts = ["/v:/w:ro+rprivate"]\nworkdir = "/w"\n[env]\nB = "2"\n'
+    top = 'entrypoint = false\nmounts = ["/v:/w:ro+rprivate", "/d.sqsh:/d:sqsh"]\n'
+    top += 'workdir = "/w"\n[env]\nB = "2"\n'
     found = merged(base, top)
     assert found.image == "a"
     assert (found.writable, found.entrypoint, found.workdir) == (False, False, "/w")
-    assert found.mounts == ("/x:/y", "/v:/w:ro:private")
+    assert found.mounts == ("/x:/y", "/v:/w:ro:private", "/d.sqsh:/d:sqfs")
     assert [(name, value) for name, value, _ in found.env] == [("A", "1"), ("B", "2")]
     assert [where for *_, where in found.env] == ["0.toml:5", "1.toml:5"]
 

@@ -119,6 +119,8 @@ def test_each_command(word: str) -> None:
         (["--mount", "type=bind,source=/a,target=/b,readonly", "img"], {"volume": ("/a:/b:ro",)}),
         (["--mount=src=/a,dst=/b,ro=true", "img"], {"volume": ("/a:/b:ro",)}),
         (["--mount", "/a:/b", "img"], {"volume": ("/a:/b",)}),
+        (["--bind", "/a.sqfs:/b:image-src=/", "img"], {"volume": ("/a.sqfs:/b:sqfs",)}),
+        (["--mount=src=/a.sqfs,dst=/b,image-src=/", "img"], {"volume": ("/a.sqfs:/b:sqfs",)}),
         (["--mount=src=/a,dst=/b,readonly=false", "img"], {"volume": ("/a:/b",)}),
         (["--workdir", "/x", "img"], {"workdir": "/x"}),
         (["--workdir", "/x.sqfs", "pwd"], {"workdir": "", "image": "/x.sqfs", "command": ("pwd",)}),

@@ -1,6 +1,7 @@
 """The reader of SIF files: the primary partition, or one line."""
 
 import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -97,5 +98,53 @@ def test_any_change_is_a_partition_or_one_error(changes: list[tuple[int, int]]) 
         assert found.offset >= 128 and found.offset + found.size <= len(data)
     except UdiError as error:
         assert error.message.startswith("reading F failed: ")
+    finally:
+        os.close(fd)
+
+
+ROWS = st.lists(
+    st.builds(
+        lambda kind, offset, size, extra, used: sifs.descriptor(kind, offset, size, extra, used),
+        st.sampled_from([sifs.PARTITION, sifs.SIGNATURE, 0x4001, 0, -1]),
+        st.integers(-(1 << 63), (1 << 63) - 1) | st.integers(0, 9000),
+        st.integers(-(1 << 63), (1 << 63) - 1) | st.integers(0, 9000),
+        st.builds(
+            sifs.partition,
+            st.integers(-(1 << 31), (1 << 31) - 1) | st.integers(0, 6),
+            st.integers(-(1 << 31), (1 << 31) - 1) | st.integers(0, 5),
+            st.binary(min_size=3, max_size=3),
+        ),
+        st.booleans(),
+    ),
+    max_size=9,
+)
+
+
+@given(
+    ROWS,
+    st.none() | st.integers(-(1 << 63), (1 << 63) - 1),
+    st.sampled_from([128, 128, 128, 0, -1, 700, 1 << 40, (1 << 63) - 1]),
+    st.integers(0, 9000),
+)
+def test_any_table_is_a_partition_or_one_error(
+    rows: list[bytes], total: int | None, at: int, more: int
+) -> None:
+    """Overlapping, negative, huge and no descriptors: as an image and as data."""
+    count = len(rows) if total is None else total
+    try:
+        data = sifs.header(count, at) + b"".join(rows) + bytes(more)
+    except struct.error:
+        # The table's size, in the header, has no room for so many.
+        return
+    fd = os.memfd_create("x")
+    try:
+        os.write(fd, data)
+        for how in (sif.primary, sif.data):
+            try:
+                found = how(fd, "F")
+            except UdiError as error:
+                assert error.message.startswith("reading F failed: ") and error.hint
+            else:
+                assert found.offset >= 128 and 0 < found.size <= len(data) - found.offset
     finally:
         os.close(fd)

@@ -71,14 +71,16 @@ def stored_image(text: str, site: Site, platform: Platform | None = None) -> fin
     return found
 
 
-def any_image(text: str, site: Site, platform: Platform | None = None) -> Image:
+def any_image(text: str, site: Site, platform: Platform | None = None, sif: bool = False) -> Image:
     """Return an image of the stores, or a squashfs file that is named by its path, with its facts.
+
+    With `sif` a SIF file will do too.
 
     Raises UdiError where there is none, and for a directory.
     """
     reference = named(text, site)
     if reference.kind in ("squashfs", "path"):
-        found = resolve.local(text, os.path.abspath(reference.path))
+        found = resolve.local(text, os.path.abspath(reference.path), sif)
         if not found.path:
             raise UdiError(f"{text} is a directory, not an image's file")
         return found

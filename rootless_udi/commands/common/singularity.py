@@ -49,6 +49,15 @@ def facts(path: str) -> dict[str, Any]:
     return found
 
 
+def labels(path: str, offset: int) -> dict[str, str]:
+    """Return the labels of the image at byte `offset` of a file. Raises UdiError."""
+    try:
+        with imagetree.opened(path, offset) as tree:
+            return _labels(tree)
+    except Unreadable as error:
+        raise UdiError(f"reading the labels of {path} failed: {error}") from None
+
+
 def _labels(tree: imagetree.ImageTree) -> dict[str, str]:
     import json
 
