@@ -193,6 +193,18 @@ def test_killed_with_a_session_that_left_a_process(served: Served, left: Leftove
     left.check()
 
 
+def test_a_session_of_a_container_that_has_ended(
+    served: Served, user: User, left: Leftovers
+) -> None:
+    """As one that came just before the end: sshd had let it in."""
+    enter = next((user.home / "run").rglob("enter"))
+    text = enter.read_text()
+    served.end()
+    left.check_processes()
+    done = user.run("sh", "-c", text)
+    assert done.returncode == 125 and "udi sshd: the container has ended" in done.stderr
+
+
 def test_many_at_once(served: Served, user: User) -> None:
     """As a launcher's: none is turned away, whatever sshd's own defaults are."""
     argv = ("ssh", "-F", served.job / "config", HOST, "cat /var/word")
