@@ -1,0 +1,95 @@
+"""Proofs that are over, administrators by name, and a thousand clients at once."""
+
+import os
+import resource
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import User
+from tests.kit.gateway import SYSTEM, credential, gateway, munged
+from tests.kit.registry import Registry
+
+pytestmark = pytest.mark.needs("registry", "skopeo", "gateway")
+
+CLIENTS = 1000
+MEBIBYTES = 300
+
+
+@pytest.mark.needs("munge")
+def test_a_credential_is_no_proof_after_its_time(user: User, tmp_path: Path) -> None:
+    """Of many that are good for a second, one is asked with after it: no time is measured."""
+    with (
+        munged(tmp_path / "munge") as path,
+        gateway(user, tmp_path / "s", f"--munge={path}") as one,
+    ):
+        many = [credential(path, "", "--ttl=1") for _ in range(40)]
+        # munge's times are whole seconds.
+        late = [credential(path, "", "--ttl=1") for _ in range(200)]
+        found = [
+            one.ask("GET", f"/api/list/{SYSTEM}/", loopback=True, authentication=text)
+            for text in many + late
+        ]
+        over = [answer.body["message"] for answer in found if answer.status == 401]
+        assert over and all("it has expired" in text for text in over)
+        assert {answer.status for answer in found} <= {200, 401}
+
+
+@pytest.mark.root
+def test_administrators_by_name(user: User, tmp_path: Path, registry: Registry) -> None:
+    """bin is one, games is not; root always is."""
+
+    def asked(by: str) -> Callable[[str], str]:
+        def get(path: str) -> str:
+            argv = ["setpriv", f"--reuid={by}", "--regid=nogroup", "--clear-groups", "curl", "-sS"]
+            argv += ["--unix-socket", str(one.socket), "-w", "%{http_code}", f"http://g{path}"]
+            return subprocess.run(argv, capture_output=True, check=True, text=True).stdout
+
+        return get
+
+    with gateway(user, tmp_path / "site", "--admin=bin", "--admin=daemon") as one:
+        for name, may in (("bin", True), ("daemon", True), ("root", True), ("games", False)):
+            get = asked(name)
+            for path in ("/api/v1/stats/", "/api/v1/audit/", f"/api/autoexpire/{SYSTEM}/"):
+                assert get(path).endswith("200" if may else "403"), (name, path)
+
+
+def test_a_thousand_clients_fetch_an_image_at_once(
+    user: User, tmp_path: Path, registry: Registry
+) -> None:
+    """None reads at first: the gateway has bounded memory for each, and answers another one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    with gateway(user, tmp_path / "site", "--rate=1e9") as one:
+        ready = one.pulled(f"{registry.host}/site/big:1")
+        image = one.store / f"images/sha256-{ready['id']}.sqfs"
+        head = f"GET /api/v1/images/sha256:{ready['id']} HTTP/1.1\r\nHost: g\r\n\r\n".encode()
+        clients = []
+        try:
+            for _ in range(CLIENTS):
+                client = socket.socket(socket.AF_UNIX)
+                client.settimeout(120)
+                client.connect(str(one.socket))
+                client.sendall(head)
+                clients.append(client)
+            assert all(client.recv(12) == b"HTTP/1.1 200" for client in clients)
+            assert one.get(f"/api/list/{SYSTEM}/").status == 200
+            assert one.process is not None
+            pages = int(Path(f"/proc/{one.process.pid}/statm").read_text().split()[1])
+            assert pages * os.sysconf("SC_PAGESIZE") < MEBIBYTES << 20
+            size, got = image.stat().st_size, 0
+            # The last one is served to its end whatever the others do.
+            while part := clients[-1].recv(1 << 20):
+                got += len(part)
+                if got >= size:
+                    break
+            assert got >= size
+        finally:
+            for client in clients:
+                client.close()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert one.get(f"/api/list/{SYSTEM}/").status == 200
