@@ -251,7 +251,9 @@ def daemon(user: User) -> Iterator[str]:
         # The user goes through it to the socket.
         os.chmod(folder, 0o755)
         address = f"unix://{folder}/docker.sock"
-        argv = ["dockerd", f"--data-root={folder}/data", f"--exec-root={folder}/exec"]
+        # It leaves mounts on its folder (docker 26), which end with a mount namespace.
+        argv = ["unshare", "--mount", "dockerd"]
+        argv += [f"--data-root={folder}/data", f"--exec-root={folder}/exec"]
         argv += [f"--host={address}", f"--pidfile={folder}/pid", f"--group={user.gid}"]
         argv += ["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"]
         argv += ["--storage-driver=vfs"]
