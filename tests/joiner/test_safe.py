@@ -117,6 +117,9 @@ def record(chance: random.Random, key: str) -> bytes:
     me = f"{os.getpid()} {process.started(os.getpid())}"
     lines = [me, "1 1", "4194303 5", "99999999999 1", "told 5", "", "x", "1 99999999999999999999"]
     tail = "\n".join(pick(lines) for _ in range(chance.randrange(6))) + pick(["", "\n"])
+    if chance.randrange(9) == 0:
+        # More than is read at once, cut anywhere.
+        tail += pick([*lines, "\n", "4194303 5\n"]) * chance.randrange(5000) + pick(lines)
     data = bytearray(publish.content(pairs, os.fsencode(tail)))
     for _ in range(chance.choice((0, 0, 1, 2, 5))):
         at = chance.randrange(len(data))
