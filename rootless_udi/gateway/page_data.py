@@ -34,7 +34,8 @@ _WHO_MOST = 20
 
 
 class NameRow(Record):
-    """A name of an image. `owners` are those whom the registry let have a private one."""
+    """A name of an image. `owners` are those whom the registry let have a private one; of a public
+    one who brought it, as far as who looks may know."""
 
     name: str
     platform: str
@@ -95,10 +96,11 @@ def images(
     both = NAMES.join(IMAGES, NAMES.c.digest == IMAGES.c.digest)
     number = connection.execute(select(func.count()).select_from(both).where(*where)).scalar_one()
     columns = (NAMES.c.name, NAMES.c.platform, NAMES.c.pulled)
-    query = select(*columns, IMAGES.c.digest, IMAGES.c.size, IMAGES.c.used, IMAGES.c.public)
+    query = select(*columns, IMAGES.c.digest, IMAGES.c.size, IMAGES.c.used)
+    query = query.add_columns(IMAGES.c.public, IMAGES.c.brought)
     query = query.select_from(both).where(*where).order_by(ORDERS[order], NAMES.c.name)
     rows = connection.execute(query.limit(PAGE).offset((page - 1) * PAGE)).all()
-    return _with_lists(connection, rows), int(number)
+    return _with_lists(connection, asker, rows), int(number)
 
 
 def _matches(search: str) -> list[Any]:
@@ -111,9 +113,13 @@ def _matches(search: str) -> list[Any]:
     return found
 
 
-def _with_lists(connection: Connection, rows: Sequence[Any]) -> list[NameRow]:
+def _with_lists(connection: Connection, asker: Asker, rows: Sequence[Any]) -> list[NameRow]:
     digests = {row.digest for row in rows if not row.public}
-    owners: dict[str, list[str]] = {}
+    owners: dict[str, list[str]] = {
+        row.digest: [user_name(row.brought)]
+        for row in rows
+        if row.public and row.brought >= 0 and (asker.admin or asker.uid == row.brought)
+    }
     readers: dict[str, int] = {}
     for one in connection.execute(select(GRANTS).where(GRANTS.c.digest.in_(digests))):
         readers[one.digest] = readers.get(one.digest, 0) + 1
