@@ -122,6 +122,16 @@ def test_killed_at_each_sort_of_call(
     struck(starts, left, chosen, "enter", "kill")
 
 
+def test_a_launcher_with_a_squashfs_volume_is_killed(
+    user: User, killat: Path, image: Path, left: Leftovers
+) -> None:
+    starts = Starts(user, killat, image, False, cpus()[1])
+    starts.argv = (*starts.argv[:5], f"--volume={image}:/data", *starts.argv[5:])
+    chosen = [point for point in thinned(starts.points(), 1) if point[0] == "launcher"]
+    struck(starts, left, chosen, "enter", "kill")
+    left.check_processes()
+
+
 @pytest.mark.needs("fuse2fs")
 def test_a_cache_server_ends_whose_starter_is_killed(
     user: User, image: Path, left: Leftovers
