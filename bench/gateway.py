@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """The image gateway: lookups a second, against an empty application of the same server in the same
-run; 50 users who ask for one image at once.
+run; 50 users who ask for one image at once; an image's bytes to 32 clients, alone and behind nginx,
+against nginx alone.
 
     bench/gateway.py [IMAGES [MEGABYTES]]      100,000 images in the catalogue, an image of 1,000 MB
 """
@@ -25,7 +26,7 @@ from tests.kit.images import Layout, tar
 from tests.kit.pulling import HERE
 from tests.kit.registry import flaky, open_registry
 
-ROUNDS, REQUESTS, CLIENTS, USERS = 3, 2000, 16, 50
+ROUNDS, REQUESTS, CLIENTS, USERS, READERS = 3, 2000, 16, 50, 32
 EMPTY = """
 import sys, trio
 from pathlib import Path
@@ -190,6 +191,70 @@ def one_image(user: User, folder: Path, megabytes: int) -> None:
     print(f"{len(blobs)} downloads of {len(set(blobs))} blobs, with workers {peak[0]} MiB")
 
 
+NGINX = """
+daemon off; error_log {folder}/error.log; pid {folder}/pid; worker_processes 1;
+events {{ worker_connections 256; }}
+http {{
+  access_log off; client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2;
+  fastcgi_temp_path {folder}/t3; uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;
+  upstream udi_gateway {{ server 127.0.0.1:{port}; }}
+  server {{
+    listen unix:{folder}/front;
+    location /plain/ {{ alias {store}/images/; sendfile on; tcp_nopush on; }}
+    {included}
+  }}
+}}
+"""
+
+
+def files(user: User, folder: Path, megabytes: int) -> None:
+    """Print how fast 32 clients get an image: of the gateway, behind nginx, of nginx alone."""
+    store, image = folder / "files", folder / "image"
+    layout = Layout(folder / "noise")
+    layer = tar([("f", random.Random(1).randbytes(megabytes * 1_000_000), {})])
+    layout.image("1", [layer], {}, HERE.architecture)
+    with open_registry(folder / "r2", folder / "data2") as registry:
+        registry.push(layout.path, "1", "big:1")
+        with gateway(user, store, "--rate=1e9") as one:
+            digest = f"sha256:{one.pulled(f'{registry.host}/big:1')['id']}"
+            path, name = f"/api/v1/images/{digest}", f"{digest.replace(':', '-')}.sqfs"
+            image = store / "images" / name
+            found = {"the gateway alone": [fetched(one.socket, path, image)]}
+            one.stop()
+            one.options = ("--rate=1e9", "--accel=/udi-store", "--anonymous")
+            one.start()
+            text = (Path(__file__).parent.parent / "contrib/gateway/nginx.conf").read_text()
+            included = text.replace("/shared/udi/images", str(store))
+            conf = folder / "nginx.conf"
+            values = {"folder": folder, "port": one.port, "store": store, "included": included}
+            conf.write_text(NGINX.format(**values))
+            words = ["/usr/sbin/nginx", "-c", str(conf), "-e", f"{folder}/error.log"]
+            process = user.popen(*words)
+            try:
+                while not (folder / "front").exists() and process.poll() is None:
+                    time.sleep(0.05)
+                for _ in range(ROUNDS):
+                    for word, target in (("nginx alone", f"/plain/{name}"), ("behind nginx", path)):
+                        found.setdefault(word, []).append(fetched(folder / "front", target, image))
+            finally:
+                process.terminate()
+                process.wait()
+    base = median(found["nginx alone"])
+    for word, rates in found.items():
+        rate = median(rates)
+        print(f"image to {READERS} clients, {word:18} {rate:7.0f} MB/s  {rate / base:.2f} of nginx")
+
+
+def fetched(path: Path, target: str, image: Path) -> float:
+    """Have READERS clients fetch `target` by the socket `path`; return MB/s, all together."""
+    words = ["curl", "-sSf", "-o", "/dev/null", "--unix-socket", str(path), f"http://g{target}"]
+    start = time.perf_counter()
+    readers = [subprocess.Popen(words) for _ in range(READERS)]
+    statuses = [one.wait() for one in readers]
+    assert not any(statuses)
+    return READERS * image.stat().st_size / 1e6 / (time.perf_counter() - start)
+
+
 def resident(pid: int) -> int:
     """Return the MiB that a process and all below it take, shared pages once for each."""
     todo, total = [pid], 0
@@ -217,6 +282,7 @@ def main() -> None:
         user = User(folder / "home")
         lookups(user, folder, images)
         one_image(user, folder, megabytes)
+        files(user, folder, min(megabytes, 100))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ _HEAD_SECONDS = 5
 _SEND_SECONDS = 60
 """How long a client may take to read what fits into its socket's buffer."""
 _GRACE_SECONDS = 2
-_PIECE = 64 << 10
+_PIECE = 256 << 10
 
 
 class _Stream:
