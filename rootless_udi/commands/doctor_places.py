@@ -11,7 +11,7 @@ from rootless_udi.base.trees import filesystem
 from rootless_udi.commands.common.findings import FAILURE, OK, WARNING, Finding
 from rootless_udi.config import load
 from rootless_udi.node import places
-from rootless_udi.store import resolve
+from rootless_udi.store import resolve, striping
 
 
 def configuration(environ: dict[str, str]) -> Finding:
@@ -73,4 +73,18 @@ def store(environ: dict[str, str]) -> Iterator[Finding]:
         elif kind in ("tmpfs", "ramfs"):
             yield Finding(WARNING, what, f"{text}: images are in memory", "set UDI_STORE")
         else:
-            yield Finding(OK, what, text)
+            yield _striped(what, text, path)
+
+
+def _striped(what: str, text: str, path: str) -> Finding:
+    """Return the finding of a store that is well, with its stripes where it is on Lustre."""
+    stripes = striping.found(path) if os.path.isdir(path) else None
+    if stripes is None:
+        return Finding(OK, what, text)
+    if stripes in (0, 1):
+        words = " ".join(striping.layout(8))
+        folders = " ".join(f"{path}/{folder}" for folder in striping.FOLDERS)
+        remedy = f"lfs setstripe {words} {folders}: for what comes later"
+        return Finding(WARNING, what, f"{text}; each file is on one server of Lustre", remedy)
+    shown = "all" if stripes < 0 else str(stripes)
+    return Finding(OK, what, f"{text}; large files in {shown} stripes")

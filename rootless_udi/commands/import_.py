@@ -12,7 +12,7 @@ from rootless_udi.config import load
 from rootless_udi.plan.image import Image
 from rootless_udi.plan.reference import Platform, parse_platform, platform_of
 from rootless_udi.plan.site import Site
-from rootless_udi.store import adding, inside, resolve, sif
+from rootless_udi.store import adding, inside, resolve, sif, striping
 from rootless_udi.store.store import Store, discard
 
 
@@ -33,6 +33,7 @@ def import_(arguments: Arguments) -> int:
     """
     site = load.load(os.environ)
     store = Store(image_stores(site)[0])
+    striping.prepare(store.root, site.stripes)
     if sif.is_sif(arguments.file):
         return _of_sif(arguments, site, store)
     image = resolve.local(arguments.file, os.path.abspath(arguments.file))

@@ -73,6 +73,7 @@ def pull(arguments: Arguments) -> int:
     try:
         from rootless_udi.commands.common import progress
         from rootless_udi.pull import pipeline
+        from rootless_udi.store import striping
         from rootless_udi.store.store import Store
     except ModuleNotFoundError as error:
         raise UdiError(
@@ -93,6 +94,7 @@ def pull(arguments: Arguments) -> int:
     if arguments.convert:
         options = options.replace(believed=options.believed.replace(claims=False))
     stores = image_stores(site)
+    striping.prepare(stores[0], site.stripes)
     try:
         with progress.shown(arguments.quiet, arguments.verbose) as shown:
             image = pipeline.pull_sync(reference, Store(stores[0]), options, shown)

@@ -220,6 +220,7 @@ SITE_KEYS: dict[str, tuple[str, Check]] = {
     "site.name": ("name", text),
     "store.path": ("store", path),
     "store.site": ("site_stores", paths),
+    "store.stripes": ("stripes", integer(-1, 2000)),
     "image.registry": ("registry", text),
     "image.pull": ("pull", choice("missing", "lazy", "never", "always")),
     "image.verify": ("verify", choice("always", "remote", "never")),

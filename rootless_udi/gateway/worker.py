@@ -24,6 +24,7 @@ from rootless_udi.pull.claims import believed
 from rootless_udi.pull.credentials import Credentials
 from rootless_udi.pull.gateway import IDENTITY
 from rootless_udi.pull.retry import GaveUp, Patience
+from rootless_udi.store import striping
 from rootless_udi.store.store import Store
 
 STATES = {
@@ -156,6 +157,7 @@ def _pull(job: dict[str, Any], teller: _Teller) -> tuple[str, bool]:
         lookup=_nobody,
         believed=believed(site),
     )
+    striping.prepare(job["store"], site.stripes)
     store = _UnnamedStore(job["store"])
     given = secret_for(job["secrets"], reference, site)
     anonymous = given is None or _is_public(reference, store, options, teller)

@@ -51,6 +51,7 @@ class Site(Record):
     store: str = ""
     """The user's own image store; empty: the default, see `rootless_udi.store.find`."""
     site_stores: tuple[str, ...] = ()
+    stripes: int = 8
     owner: int = 0
     """The uid that owns the site's files, by stat(2); no file can set this."""
     registry: str = "docker.io"

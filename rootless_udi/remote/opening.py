@@ -1,7 +1,13 @@
 """Find an image that is elsewhere, by its URL or its name in a registry."""
 
+import contextlib
+import os
+
+from rootless_udi.base.errors import UdiError
+from rootless_udi.config import load
 from rootless_udi.plan.reference import REMOTE
 from rootless_udi.remote.sources import Remote, RemoteRequest, of_web
+from rootless_udi.store import striping
 
 
 def found(asked: RemoteRequest) -> Remote | str:
@@ -9,6 +15,9 @@ def found(asked: RemoteRequest) -> Remote | str:
 
     Raises UdiError, OSError.
     """
+    if asked.fill:
+        with contextlib.suppress(UdiError):  # without a store a start goes on
+            striping.prepare(asked.folder, load.load(dict(os.environ)).stripes)
     if asked.image.startswith(REMOTE):
         return of_web(asked)
     # Not for a URL: it is a tenth of a second.
