@@ -123,10 +123,16 @@ class Slurm(Scheduler):
     def wait(self, user: User, job: str, timeout: float = 120) -> None:
         """Wait until `job` and all its processes have ended (squeue lists it until then)."""
         end = time.monotonic() + timeout
-        while self.run(user, "squeue", "--noheader", "--jobs", job).stdout.strip():
+        while self._listed(user, job):
             if time.monotonic() > end:
                 raise TimeoutError(f"job {job} runs on: {self.logs()}")
             time.sleep(0.1)
+
+    def _listed(self, user: User, job: str) -> bool:
+        done = self.run(user, "squeue", "--noheader", "--jobs", job)
+        # A busy slurmctld may not answer in time, which says nothing of the job.
+        unknown = done.returncode != 0 and "Invalid job id" not in done.stderr
+        return unknown or bool(done.stdout.strip())
 
     def logs(self) -> str:
         """Return the last lines of the daemons' logs, for a failure's message."""
