@@ -16,6 +16,7 @@ from tests.conftest import User
 from tests.kit.browser import Browser
 from tests.kit.forwarding import forwarded
 from tests.kit.gateway import SYSTEM, Answer, Gateway, gateway
+from tests.kit.postgres import cluster
 from tests.kit.registry import PASSWORD, USER, Quiet, Registry, serve
 
 pytestmark = pytest.mark.needs("registry", "skopeo", "gateway")
@@ -297,3 +298,23 @@ def test_another_sites_page_in_a_browser(
         assert served.get(f"/api/lookup/{SYSTEM}/docker/{tag}/").status == 200
         browser.open(f"{ours}/page/images")
         assert "site/box" in browser.text
+
+
+@pytest.mark.needs("postgresql")
+def test_the_pages_of_a_shared_database(user: User, tmp_path: Path, registry: Registry) -> None:
+    """PostgreSQL takes what SQLite takes: the lists, the queue, what is used by day."""
+    with (
+        cluster(user, user.home / "c") as base,
+        gateway(user, tmp_path / "site", f"--database={base.url}") as one,
+    ):
+        one.pulled(f"{registry.host}/site/big:1")
+        one.get(f"/api/lookup/{SYSTEM}/docker/{registry.host}/site/big:1/")
+        for path in ("images", "images?q=BIG%25", "images?q=big&order=name", "queue", "usage"):
+            found = one.get(f"/page/{path}")
+            assert found.status == 200, found
+            named = "site/big:1" in found.body.replace("<wbr>", "")
+            assert named is ("%25" not in path), path
+        token = str(one.ask("POST", "/api/v1/tokens/", {"scope": "read", "days": 1}).body["token"])
+        cookie = log_in(one, token)
+        assert "1 name" in page(one, "images", cookie).body
+        assert "site/big:1" in json.dumps(first_event(one, cookie))
