@@ -73,7 +73,8 @@ def find(
         words = [word for word in (request.entrypoint, *request.command) if word]
         # A longer word can be no path.
         program = words[0] if words and len(words[0]) < 4096 else ""
-        start = _start(image, words, environ)
+        listed = away.listed if away is not None else ""
+        start = _start(image, words, environ, listed)
         if verify:
             start = start.replace(verify=verify)
         if away is None:
@@ -104,20 +105,23 @@ def _verify(site: Site, image: Image, root: Root) -> str:
     return ""
 
 
-def _start(image: Image, words: "list[str]", environ: "dict[str, str]") -> Start:
+def _start(image: Image, words: "list[str]", environ: "dict[str, str]", listed: str) -> Start:
     """Return what prefetching needs for a start of the command `words` (`serve.prefetch`).
 
     The key is a digest of the program and its first argument that is no option: for an interpreter
-    that is the script. The name of the file on this node stands for the image's file as well.
+    that is the script. The name of the file on this node stands for the image's file as well: by
+    its times, or where it is elsewhere by its list of windows (`listed`).
     """
     about = next((word for word in words[1:] if not word.startswith("-")), "")
     key = digest("\0".join((*words[:1], about)).encode("utf-8", "surrogateescape"))
-    try:
-        status = os.stat(image.path)
-    except OSError:
-        # The image is gone, which its server will say.
-        return Start(key)
-    parts = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, key
+    parts: tuple[object, ...] = listed, key
+    if not listed:
+        try:
+            status = os.stat(image.path)
+        except OSError:
+            # The image is gone, which its server will say; or elsewhere, and has no list.
+            return Start(key)
+        parts = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, key
     name = digest(repr(parts).encode())
     path = f"{places.seen(places.directories(environ, os.getuid()))}/starts/{name}"
     try:
@@ -125,4 +129,4 @@ def _start(image: Image, words: "list[str]", environ: "dict[str, str]") -> Start
             return Start(key, known=path)
     except OSError:
         pass
-    return Start(key, name, known=image.path if image.optimized else "")
+    return Start(key, name, known=image.path if image.optimized and not listed else "")

@@ -235,6 +235,23 @@ def left(user: User) -> Iterator[Leftovers]:
         yield found
 
 
+@RUN
+def test_what_a_start_read_is_asked_for_by_the_next(
+    user: User, exported: Path, left: Leftovers
+) -> None:
+    """Also of an image that is elsewhere, by whatever URL."""
+    words = "sh", "-c", "for i in $(seq 200); do [ -e /bin/none$i ]; done; md5sum /noise; sleep 3"
+    starts = left.state / "rootless_udi" / "starts"
+    with serving(exported.read_bytes()) as server:
+        assert user.run("udi-run", server.url, *words).returncode == 0
+    left.check_processes()
+    (kept,) = starts.iterdir()
+    with serving(exported.read_bytes()) as server:
+        assert user.run("udi-run", server.url, *words).returncode == 0
+    left.check_processes()
+    assert list(starts.iterdir()) == [kept] and b" noise\0" in kept.read_bytes()
+
+
 def pid_of(left: Leftovers, name: str) -> int:
     return next(pid for pid, words in left.processes().items() if words == name)
 
