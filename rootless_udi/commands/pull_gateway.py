@@ -27,6 +27,10 @@ def pull(arguments: Arguments) -> int:
             )
     site = load.load(os.environ)
     address, reference = from_gateway.parts(arguments.image, site.gateway, site.registry)
+    if site.policy:
+        from rootless_udi.pull import policy
+
+        policy.read(site.policy).check(reference, (), None)
     client = GatewayClient(address, ANY_SYSTEM, site.gateway_munge)
     name = new_name(arguments.name, site) if arguments.name else find.name_of(reference)
     platform = parsed_platform(arguments) or platform_of(os.uname().machine)

@@ -73,14 +73,15 @@ class Policy(Record):
         self,
         reference: Reference,
         digests: Sequence[str],
-        signatures: Signatures,
+        signatures: Signatures | None,
         wanted: Name | None = None,
     ) -> tuple[str, ...]:
         """Return who vouches for an image, in words; () where the policy asks for nobody.
 
         `digests` are those of its manifest and of the index that led there: a signature of either
-        counts. `wanted` is what it must be signed as, the image's name without it. Raises UdiError
-        where the policy refuses it.
+        counts. `signatures` is None where the image comes from what has none (a gateway). `wanted`
+        is what it must be signed as, the image's name without it. Raises UdiError where the policy
+        refuses it.
         """
         scope, needed = self.requirements(reference)
         what = f"image {reference.canonical} is refused by the policy {self.path} ({scope})"
@@ -91,7 +92,7 @@ class Policy(Record):
             if one.kind == "unsupported":
                 raise UdiError(f"{what}: {one.why}", "sigstoreSigned with keyPath is understood")
             if one.kind == "sigstoreSigned":
-                if reference.kind != "registry":
+                if reference.kind != "registry" or signatures is None:
                     raise UdiError(
                         f"{what}: it must be signed, and only registries have signatures"
                     )

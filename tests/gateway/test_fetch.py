@@ -1,5 +1,6 @@
 """Images go from the gateway to whoever may read them: udi pull gateway://, and nginx in front."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -50,6 +51,14 @@ def test_an_image_is_fetched_into_a_store_of_ones_own(
         ):
             done = user.run("udi", "pull", wrong, env=env)
             assert done.returncode == 125 and why in done.stderr, done.stderr
+        policy = tmp_path / "policy.json"
+        signed = {"type": "sigstoreSigned", "keyPath": "/key"}
+        for needed, why in (({"type": "reject"}, "it rejects all"), (signed, "only registries")):
+            policy.write_text(json.dumps({"default": [needed]}))
+            configured(user, f"unix:{one.socket}", f'[image]\npolicy = "{policy}"\n')
+            done = user.run("udi", "pull", where, "other:1", env=env)
+            assert done.returncode == 125 and why in done.stderr, done.stderr
+        configured(user, f"unix:{one.socket}")
         done = user.run("udi", "pull", "--force", where)
         assert done.returncode == 125 and "the image is taken as it is there" in done.stderr
         # What is damaged at the gateway is not taken.
