@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from rootless_udi.base.process import complain
 from rootless_udi.base.records import Record
 from rootless_udi.base.syscalls import (
     CLONE_NEWNS,
@@ -107,7 +108,7 @@ def enter(keeper: int, parent: int, told: int) -> None:
     try:
         _enter(keeper, parent, told)
     except OSError as error:
-        os.write(2, f"udi check: a namespace for the command is refused: {error}\n".encode())
+        complain("udi check", f"a namespace for the command is refused: {error}")
         os._exit(1)
 
 

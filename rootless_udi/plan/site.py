@@ -69,7 +69,7 @@ class Site(Record):
     gateway_starts_user: bool = True
     """Whether the datagram says who starts."""
     pull: str = "missing"
-    """"missing", "never" or "always"."""
+    """"missing", "lazy", "never" or "always"."""
     verify: str = "remote"
     """"always", "remote" or "never": which images' bytes are checked as they are read."""
     policy: str = ""

@@ -79,7 +79,7 @@ ALPINE, UBUNTU = "alpine:3", "ubuntu:24.04"
         ("udi-run --verbose host:50", ["5000/me/app:1"]),
         ("udi-run --image a", [ALPINE]),
         ("udi-run --image=a", [ALPINE]),
-        ("udi-run --pull=", ["always", "missing", "never"]),
+        ("udi-run --pull=", ["always", "lazy", "missing", "never"]),
         ("udi-run --pull n", ["never"]),
         ("udi-run --explain=", ["json", "wide"]),
         ("udi-run -m ", ["cvmfs", "gpu", "mpi", "mpich", "none"]),
@@ -119,7 +119,7 @@ def test_bash(place: Path, line: str, words: list[str]) -> None:
         ("udi-run --cl", ["--clearenv"]),
         ("udi-run --image a", [ALPINE]),
         ("udi-run ubu", [UBUNTU]),
-        ("udi-run --pull=", ["--pull=always", "--pull=missing", "--pull=never"]),
+        ("udi-run --pull=", ["--pull=always", "--pull=lazy", "--pull=missing", "--pull=never"]),
         ("udi-run -m mp", ["mpi", "mpich"]),
         ("udi-run alpine ls --clearenv", []),
         ("udi pul", ["pull"]),
@@ -184,7 +184,7 @@ def tcsh(place: Path, line: str) -> list[str]:
         ("udi-run --image=a", [ALPINE]),
         ("udi-run --image=alpine datu", ["datum/"]),
         ("udi-run -i alpine datu", ["datum/"]),
-        ("udi-run --pull=", ["always", "missing", "never"]),
+        ("udi-run --pull=", ["always", "lazy", "missing", "never"]),
         ("udi-run --pull n", ["never"]),
         ("udi-run --explain=", ["json", "wide"]),
         ("udi-run -m ", ["cvmfs", "gpu", "mpi", "mpich", "none"]),
@@ -194,7 +194,7 @@ def tcsh(place: Path, line: str) -> list[str]:
         ("udi pul", ["pull"]),
         ("udi config s", ["show"]),
         ("udi mpi profile ", ["capture"]),
-        ("udi images --d", ["days=", "device=", "digests", "display=", "dry-run"]),
+        ("udi images --d", ["database=", "days=", "device=", "digests", "display=", "dry-run"]),
         ("udi config import va", ["vars.env"]),
         ("shifter --im", ["image="]),
         ("shifter --image=a", [ALPINE]),
@@ -223,7 +223,10 @@ def test_zsh_reads_the_script(place: Path) -> None:
         "*--module=[site modules, in place of the site's default ones]:A,B|none:_udi_modules"
         in (found)
     )
-    assert "*--pull=[fetch the image: missing, never, always]:WHEN:(missing never always)" in found
+    assert (
+        "*--pull=[fetch the image: missing, lazy, never, always]:WHEN:(missing lazy never always)"
+        in found
+    )
     assert "*::command:_normal" in found
     assert "*--keep-blobs[keep the compressed layers]" in found
     assert found[-3:] == [UBUNTU, ALPINE, "host:5000/me/app:1"]

@@ -696,7 +696,7 @@ def test_explain_is_a_plan_that_reads_back(user: User, box: Path) -> None:
         (["--volum=/a:/b", "x"], "did you mean --volume"),
         (["--env"], "needs a value"),
         (["--writable=yes", "x"], "takes no value"),
-        (["--pull=sometimes", "x"], "missing, never, always"),
+        (["--pull=sometimes", "x"], "missing, lazy, never, always"),
         (["--fuse=nosuch", "{box}", "true"], "nosuch"),
         (["UPPER/Case", "true"], "UPPER"),
         (["--workdir", "{plain}", "true"], "no WORKDIR"),
