@@ -177,6 +177,7 @@ _DOCUMENTS: tuple[tuple[str, int | str, str], ...] = (
 _PLACE = "the image's size"
 _WHY_PLACE = "a read beyond it is refused"
 _SQUASHFS: tuple[tuple[str, int | str, str], ...] = (
+    ("superblock.base", "the file's size", "where a SIF file has its image; in the file"),
     ("superblock.block_log", 20, "blocks of 1 MiB"),
     ("superblock.block_size", MIB, "must be what block_log says"),
     ("superblock.bytes_used", "the file's size", "an image that is cut short is refused"),
