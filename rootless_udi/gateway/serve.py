@@ -36,10 +36,15 @@ _PIECE = 256 << 10
 
 
 class _Stream:
-    """A connection on which a client that reads nothing is given up."""
+    """A connection on which a client that reads nothing is given up.
+
+    hypercorn answers what is no HTTP while the answer to what came before it is still being sent:
+    the two take turns.
+    """
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
+        self._turn = trio.Lock()
         self.socket = stream.socket
         self.receive_some = stream.receive_some
         self.send_eof = stream.send_eof
@@ -47,12 +52,13 @@ class _Stream:
 
     async def send_all(self, data: bytes) -> None:
         view = memoryview(data)
-        for at in range(0, len(view), _PIECE):
-            # hypercorn shields this from cancellation; a deadline within is not affected.
-            with trio.move_on_after(_SEND_SECONDS) as scope:
-                await self._stream.send_all(view[at : at + _PIECE])
-            if scope.cancelled_caught:
-                raise trio.BrokenResourceError("the client does not read")
+        async with self._turn:
+            for at in range(0, len(view), _PIECE):
+                # hypercorn shields this from cancellation; a deadline within is not affected.
+                with trio.move_on_after(_SEND_SECONDS) as scope:
+                    await self._stream.send_all(view[at : at + _PIECE])
+                if scope.cancelled_caught:
+                    raise trio.BrokenResourceError("the client does not read")
 
 
 def config() -> Config:
