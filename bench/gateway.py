@@ -21,7 +21,7 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.conftest import User
-from tests.kit.gateway import SYSTEM, gateway
+from tests.kit.gateway import NGINX, SYSTEM, gateway
 from tests.kit.images import Layout, tar
 from tests.kit.pulling import HERE
 from tests.kit.registry import flaky, open_registry
@@ -191,22 +191,6 @@ def one_image(user: User, folder: Path, megabytes: int) -> None:
     print(f"{len(blobs)} downloads of {len(set(blobs))} blobs, with workers {peak[0]} MiB")
 
 
-NGINX = """
-daemon off; error_log {folder}/error.log; pid {folder}/pid; worker_processes 1;
-events {{ worker_connections 256; }}
-http {{
-  access_log off; client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2;
-  fastcgi_temp_path {folder}/t3; uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;
-  upstream udi_gateway {{ server 127.0.0.1:{port}; }}
-  server {{
-    listen unix:{folder}/front;
-    location /plain/ {{ alias {store}/images/; sendfile on; tcp_nopush on; }}
-    {included}
-  }}
-}}
-"""
-
-
 def files(user: User, folder: Path, megabytes: int) -> None:
     """Print how fast 32 clients get an image: of the gateway, behind nginx, of nginx alone."""
     store, image = folder / "files", folder / "image"
@@ -226,7 +210,8 @@ def files(user: User, folder: Path, megabytes: int) -> None:
             text = (Path(__file__).parent.parent / "contrib/gateway/nginx.conf").read_text()
             included = text.replace("/shared/udi/images", str(store))
             conf = folder / "nginx.conf"
-            values = {"folder": folder, "port": one.port, "store": store, "included": included}
+            plain = f"location /plain/ {{ alias {store}/images/; sendfile on; tcp_nopush on; }}"
+            values = {"folder": folder, "port": one.port, "included": f"{plain}\n{included}"}
             conf.write_text(NGINX.format(**values))
             words = ["/usr/sbin/nginx", "-c", str(conf), "-e", f"{folder}/error.log"]
             process = user.popen(*words)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import User
-from tests.kit import images, sifs
+from tests.kit import images, probes, sifs
 
 pytestmark = pytest.mark.needs("userns", "fuse", "mksquashfs", "busybox")
 
@@ -104,21 +104,15 @@ def test_what_is_missing_or_damaged(user: User) -> None:
 
 @pytest.mark.needs("apptainer", "skopeo")
 def test_apptainers_own(user: User) -> None:
-    images.busybox_layout(user.home / "layout", config={"Env": ["A=docker"]})
-    archive = f"docker-archive:{user.home}/x.tar"
-    argv = ["skopeo", "copy", "-q", f"oci:{user.home}/layout:latest", archive]
-    subprocess.run(argv, check=True, capture_output=True)
-    (user.home / "def").write_text(
-        f"Bootstrap: docker-archive\nFrom: {user.home}/x.tar\n"
+    sections = (
         '%environment\n  export B="b of $A"\n%runscript\n  echo run "$@"\n%labels\n  Author me\n'
     )
-    apptainer = "/opt/peers/root/usr/bin/apptainer"
-    user.run(apptainer, "build", "app.sif", "def", check=True)
+    sifs.by_apptainer(user, sections)
     done = user.run("udi", "import", "app.sif", "my/app:1")
     assert done.returncode == 0, done.stderr
     words = ("sh", "-c", 'echo "$A, $B"')
     assert user.run("udi-run", "my/app:1", *words).stdout == "docker, b of docker\n"
-    theirs = user.run(apptainer, "exec", "--cleanenv", "app.sif", *words)
+    theirs = user.run(probes.APPTAINER, "exec", "--cleanenv", "app.sif", *words)
     assert theirs.stdout == "docker, b of docker\n", theirs.stderr
     assert user.run("udi-run", "--entrypoint", "my/app:1", "x").stdout == "run x\n"
     assert json.loads(user.run("udi", "inspect", "my/app:1").stdout)["labels"]["Author"] == "me"

@@ -20,7 +20,7 @@ import pytest
 
 from rootless_udi.base.records import Record
 from tests.conftest import User
-from tests.kit import gpuimages, images
+from tests.kit import gpuimages, images, tables
 from tests.kit.places import TREE
 
 pytestmark = [
@@ -177,10 +177,4 @@ def test_each_forecast_is_what_happens(user: User, tmp_path: Path) -> None:
         f"| image | {' | '.join(CPUS)} |\n{'|---' * (len(CPUS) + 1)}|\n" + "\n".join(rows) + "\n"
     )
     assert wrong == [], table
-    page = Path(os.environ.get("UDI_DOCS_FORECAST", TREE / "docs/forecast.md"))
-    before, _, rest = page.read_text().partition(BEGIN)
-    old, _, after = rest.partition(END)
-    if os.environ.get("UDI_DOCS") == "write":
-        page.write_text(before + BEGIN + table + END + after)
-    else:
-        assert table == old
+    assert tables.held("forecast", BEGIN, END, table)

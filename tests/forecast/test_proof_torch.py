@@ -8,7 +8,6 @@ UDI_DOCS=write writes the table of docs/forecast.md, which is otherwise compared
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import pytest
 from rootless_udi.base.records import Record
 from tests.conftest import User
 from tests.forecast.test_proof_processors import CPUS, SAID, capture
-from tests.kit import images, mpi
+from tests.kit import images, mpi, tables
 from tests.kit.places import TREE
 
 pytestmark = [
@@ -151,10 +150,4 @@ def test_each_forecast_is_what_happens(user: User, tmp_path: Path, roots: list[T
     table = f"| image | {' | '.join(heads)} |\n{'|---' * (len(heads) + 1)}|\n"
     table += "\n".join(rows) + "\n"
     assert wrong == [], table
-    page = Path(os.environ.get("UDI_DOCS_FORECAST", TREE / "docs/forecast.md"))
-    before, _, rest = page.read_text().partition(BEGIN)
-    old, _, after = rest.partition(END)
-    if os.environ.get("UDI_DOCS") == "write":
-        page.write_text(before + BEGIN + table + END + after)
-    else:
-        assert table == old
+    assert tables.held("forecast", BEGIN, END, table)

@@ -9,24 +9,10 @@ import pytest
 
 from tests.conftest import User
 from tests.gateway.test_clients import configured
-from tests.kit.gateway import gateway
+from tests.kit.gateway import NGINX, gateway
 from tests.kit.registry import PASSWORD, USER, Registry
 
 pytestmark = pytest.mark.needs("registry", "skopeo", "gateway")
-
-NGINX = """
-daemon off; error_log {folder}/error.log; pid {folder}/pid; worker_processes 1;
-events {{ worker_connections 64; }}
-http {{
-  access_log off; client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2;
-  fastcgi_temp_path {folder}/t3; uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;
-  upstream udi_gateway {{ server 127.0.0.1:{port}; }}
-  server {{
-    listen unix:{folder}/front;
-    {included}
-  }}
-}}
-"""
 
 
 @pytest.mark.needs("userns", "fuse")

@@ -6,6 +6,7 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+from tests.conftest import User
 from tests.kit import images
 
 COMPRESSORS = ("gzip", "lzo", "lz4", "xz", "zstd", "lzma")
@@ -131,3 +132,16 @@ def from_cache(tar: Path, name: str, *options: str) -> Path:
             subprocess.run(argv, stdin=file, check=True, capture_output=True, timeout=600)
         partial.rename(image)
     return image
+
+
+def exported(user: User, folder: Path, size: int) -> Path:
+    """Return an image with `size` bytes of noise that `udi export` wrote and the store has not;
+    `folder` gets its layout."""
+    layout = images.Layout(folder / "layout")
+    entries = [*images.busybox_entries(), ("noise", noise(size), {})]
+    layout.image("1", [images.tar(entries)], {"Env": ["FROM=afar", "PATH=/bin"]})
+    name, path = f"oci:{layout.path}:1", user.home / "app.sqfs"
+    for words in (("pull", "-q", name), ("export", name, path), ("rm", name)):
+        done = user.run("udi", *words)
+        assert done.returncode == 0, done.stderr
+    return path

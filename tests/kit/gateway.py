@@ -15,6 +15,21 @@ from typing import Any, NamedTuple
 
 from tests.conftest import User
 
+NGINX = """
+daemon off; error_log {folder}/error.log; pid {folder}/pid; worker_processes 1;
+events {{ worker_connections 256; }}
+http {{
+  access_log off; client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2;
+  fastcgi_temp_path {folder}/t3; uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;
+  upstream udi_gateway {{ server 127.0.0.1:{port}; }}
+  server {{
+    listen unix:{folder}/front;
+    {included}
+  }}
+}}
+"""
+"""nginx in front of a gateway on `port`, by the Unix socket `folder`/front."""
+
 SYSTEM = "perlmutter"
 
 

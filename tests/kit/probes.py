@@ -16,6 +16,9 @@ import pytest
 
 from tests.kit.places import TREE
 
+APPTAINER = "/opt/peers/root/usr/bin/apptainer"
+"""Put there by bench/get-peers."""
+
 
 def _command(*names: str) -> Callable[[], bool]:
     return lambda: all(shutil.which(name) for name in names)
@@ -110,8 +113,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "gcc": _command("gcc"),
     "aarch64": _command("aarch64-linux-gnu-gcc", "qemu-aarch64-static"),
     "joiner": (TREE / "build/joiner/udi-run").exists,
-    # Put there by bench/get-peers.
-    "apptainer": _command("/opt/peers/root/usr/bin/apptainer"),
+    "apptainer": _command(APPTAINER),
     "bwrap": _command("bwrap"),
     "musl": _command("musl-gcc"),
     "slurm": _command("srun", "slurmctld", "slurmd", "munged"),

@@ -1,6 +1,11 @@
 """SIF files, as https://github.com/apptainer/sif describes them, and damaged ones."""
 
 import struct
+import subprocess
+
+from tests.conftest import User
+from tests.kit import images
+from tests.kit.probes import APPTAINER
 
 HEADER, DESCRIPTOR = struct.Struct("<32s10s3s3s16s8q"), struct.Struct("<i?3I7q128s384s")
 PARTITION, SIGNATURE, SQUASHFS, PRIMARY = 0x4004, 0x4005, 1, 2
@@ -32,3 +37,14 @@ def sif(data: bytes, extra: bytes = b"", signed: bool = False, rows: int = 48) -
         found.append(descriptor(SIGNATURE, 128, 1))
     table = b"".join(found).ljust(rows * DESCRIPTOR.size, b"\0")
     return (header(rows) + table).ljust(at, b"\0") + data
+
+
+def by_apptainer(user: User, sections: str) -> None:
+    """Have the real Apptainer build app.sif in `user`'s home, of busybox with ENV A=docker;
+    `sections` are those of its definition file."""
+    images.busybox_layout(user.home / "layout", config={"Env": ["A=docker"]})
+    archive = f"{user.home}/x.tar"
+    argv = ["skopeo", "copy", "-q", f"oci:{user.home}/layout:latest", f"docker-archive:{archive}"]
+    subprocess.run(argv, check=True, capture_output=True)
+    (user.home / "def").write_text(f"Bootstrap: docker-archive\nFrom: {archive}\n{sections}")
+    user.run(APPTAINER, "build", "app.sif", "def", check=True)

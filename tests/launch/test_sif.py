@@ -11,7 +11,7 @@ import pytest
 from rootless_udi.launch import scripts
 from tests.commands.test_sif import ENV, squashfs
 from tests.conftest import User
-from tests.kit import images, sifs
+from tests.kit import images, probes, sifs
 from tests.kit.nodes import Leftovers, Rank, counted
 
 pytestmark = pytest.mark.needs("userns", "fuse", "mksquashfs", "busybox")
@@ -202,20 +202,14 @@ def test_changes_are_operations() -> None:
 @pytest.mark.needs("apptainer", "skopeo")
 def test_apptainers_own(user: User, left: Leftovers) -> None:
     """The same words to both give the same."""
-    images.busybox_layout(user.home / "layout", config={"Env": ["A=docker"]})
-    archive = f"docker-archive:{user.home}/x.tar"
-    argv = ["skopeo", "copy", "-q", f"oci:{user.home}/layout:latest", archive]
-    subprocess.run(argv, check=True, capture_output=True)
-    (user.home / "def").write_text(
-        f"Bootstrap: docker-archive\nFrom: {user.home}/x.tar\n"
-        '%environment\n  export B="b of $A" C="$MINE"\n%runscript\n  echo run "$@" "$B"\n'
-    )
-    apptainer = "/opt/peers/root/usr/bin/apptainer"
-    user.run(apptainer, "build", "app.sif", "def", check=True)
+    sections = '%environment\n  export B="b of $A" C="$MINE"\n%runscript\n  echo run "$@" "$B"\n'
+    sifs.by_apptainer(user, sections)
     env = {"MINE": "of the caller", "A": "the caller's"}
     words = ("sh", "-c", 'echo "$A, $B, $C, $MINE"')
     ours = user.run("udi-run", "app.sif", *words, env=env)
-    theirs = user.run(apptainer, "exec", "app.sif", *words, env=env)
+    theirs = user.run(probes.APPTAINER, "exec", "app.sif", *words, env=env)
     assert ours.stdout == theirs.stdout == "docker, b of docker, , of the caller\n", ours.stderr
     assert user.run("udi-run", "--entrypoint", "app.sif", "x").stdout == "run x b of docker\n"
-    assert user.run("udi-run", "app.sif").stdout == user.run(apptainer, "run", "app.sif").stdout
+    assert (
+        user.run("udi-run", "app.sif").stdout == user.run(probes.APPTAINER, "run", "app.sif").stdout
+    )

@@ -28,14 +28,7 @@ LAZY = "--pull=lazy"
 @pytest.fixture
 def exported(user: User, tmp_path: Path) -> Path:
     """A file of several windows that `udi export` wrote."""
-    layout = images.Layout(tmp_path / "layout")
-    entries = [*images.busybox_entries(), ("noise", fuseimages.noise(12 << 20), {})]
-    layout.image("1", [images.tar(entries)], {"Env": ["FROM=afar", "PATH=/bin"]})
-    name, path = f"oci:{layout.path}:1", user.home / "app.sqfs"
-    for words in (("pull", "-q", name), ("export", name, path), ("rm", name)):
-        done = user.run("udi", *words)
-        assert done.returncode == 0, done.stderr
-    return path
+    return fuseimages.exported(user, tmp_path, 12 << 20)
 
 
 @pytest.fixture

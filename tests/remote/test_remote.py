@@ -141,14 +141,7 @@ def test_no_window_is_fetched_twice(server: RangeServer, tmp_path: Path) -> None
 @pytest.fixture
 def exported(user: User, tmp_path: Path) -> Path:
     """A file of several windows that `udi export` wrote."""
-    layout = images.Layout(tmp_path / "layout")
-    entries = [*images.busybox_entries(), ("noise", fuseimages.noise(4 << 20), {})]
-    layout.image("1", [images.tar(entries)], {"Env": ["FROM=afar", "PATH=/bin"]})
-    name, path = f"oci:{layout.path}:1", user.home / "app.sqfs"
-    for words in (("pull", "-q", name), ("export", name, path), ("rm", name)):
-        done = user.run("udi", *words)
-        assert done.returncode == 0, done.stderr
-    return path
+    return fuseimages.exported(user, tmp_path, 4 << 20)
 
 
 RUN = pytest.mark.needs("userns", "fuse", "busybox")
