@@ -20,7 +20,9 @@ def add(commands: Parsers) -> None:
 
 def completion(arguments: Arguments) -> int:
     """udi completion: print the script; in bash: source <(udi completion bash)."""
-    page(script(arguments.shell, arguments.whole))
+    from rootless_udi.commands.udi import parser
+
+    page(script(arguments.shell, parser()))
     return 0
 
 
