@@ -1,5 +1,5 @@
 /* Who builds: the lock of node/election.py. Those who wait for it wait here, in a process of some
- * kilobytes; only who gets it becomes Python, which inherits it. */
+ * kilobytes; only who gets it for itself alone becomes Python, which inherits it. */
 #include "joiner.h"
 
 #include <fcntl.h>
@@ -20,36 +20,42 @@ static void expire(int number)
     expired = 1;
 }
 
-static bool locked(int fd)
+static bool is_first_to_tell(int fd)
 {
-    int found;
-    do
-        found = flock(fd, LOCK_EX);
-    while (found && errno == EINTR && !expired);
-    return found == 0;
+    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    return fcntl(fd, F_SETLK, &whole) == 0;
 }
 
-static bool locked_in_time(int fd)
+/* Whether the lock was got; if not, nobody else says yet who is waited for. */
+static bool locked(int fd, int how)
+{
+    while (flock(fd, how)) {
+        if (errno != EINTR || (expired && is_first_to_tell(fd)))
+            return false;
+        expired = 0;
+    }
+    return true;
+}
+
+static bool locked_in_time(int fd, int how)
 {
     struct itimerval timer = {{SILENT, 0}, {SILENT, 0}}, none = {{0, 0}, {0, 0}};
-    struct sigaction handler, before;
+    struct sigaction handler = {0}, before;
     sigset_t blocked;
-    if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+    if (flock(fd, how | LOCK_NB) == 0)
         return true;
     if (errno != EWOULDBLOCK)
         return false;
     /* Whoever started this has set an alarm, or blocked it, for the command: leave it alone. */
     if (getitimer(ITIMER_REAL, &none) || none.it_value.tv_sec || none.it_value.tv_usec ||
         sigprocmask(SIG_BLOCK, NULL, &blocked) || sigismember(&blocked, SIGALRM))
-        return locked(fd);
-    memset(&handler, 0, sizeof handler);
+        return locked(fd, how);
     handler.sa_handler = expire;
     if (sigaction(SIGALRM, &handler, &before))
         return false;
     setitimer(ITIMER_REAL, &timer, NULL);
-    bool found = locked(fd);
-    memset(&none, 0, sizeof none);
-    setitimer(ITIMER_REAL, &none, NULL);
+    bool found = locked(fd, how);
+    setitimer(ITIMER_REAL, &(struct itimerval){{0, 0}, {0, 0}}, NULL);
     sigaction(SIGALRM, &before, NULL);
     return found;
 }
@@ -62,28 +68,48 @@ static bool is_named(int fd, int directory, const char *name)
            open_one.st_dev == named.st_dev && open_one.st_ino == named.st_ino;
 }
 
-/* Wait for the lock of NAME.lock, or the directory's where that file is not there yet. */
-void elect(int directory, const char *name)
+/* NAME.lock, or -1 with the directory locked where that file is not there yet. */
+static int lock_file(int directory, const char *file)
+{
+    for (;;) {
+        int fd = openat(directory, file, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+        if (fd >= 0 || errno != ENOENT)
+            return fd;
+        if (flock(directory, LOCK_EX | LOCK_NB) == 0) {
+            /* Between these two another one may have made it, and released the directory. */
+            fd = openat(directory, file, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+            if (fd < 0 && errno == ENOENT)
+                start.directory = directory;
+            else
+                flock(directory, LOCK_UN);
+            return fd;
+        }
+        /* All who wait for the file are woken at once. */
+        if (errno != EWOULDBLOCK || flock(directory, LOCK_SH))
+            hand_over(); /* not on NFS (flock(2)) */
+        flock(directory, LOCK_UN);
+    }
+}
+
+/* Wait until nobody builds; with `build` until nobody else may. Those who wait to join hold the lock
+ * together: one after the other would take as long as all of them, and the first ones may have ended
+ * before the last one comes. */
+void elect(int directory, const char *name, bool build)
 {
     char *file = JOIN(name, ".lock");
     for (;;) {
-        if (!locked(directory))
-            hand_over(); /* not on NFS (flock(2)) */
-        int fd = openat(directory, file, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
-        if (fd < 0 && errno == ENOENT) {
-            start.directory = directory;
+        int fd = lock_file(directory, file);
+        if (start.directory >= 0)
             return;
-        }
-        flock(directory, LOCK_UN);
-        if (fd < 0 || !locked_in_time(fd)) {
+        if (fd < 0 || !locked_in_time(fd, build ? LOCK_EX : LOCK_SH)) {
             if (fd >= 0)
                 close(fd);
             hand_over();
         }
         /* Whoever ends a container removes its lock: then this one has no name any more. */
         if (is_named(fd, directory, file)) {
-            start.directory = directory;
             start.lock = fd;
+            start.directory = build ? directory : -1;
             return;
         }
         close(fd);

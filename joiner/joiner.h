@@ -116,7 +116,7 @@ void enter(const struct record *record, const int spaces[2]);
 bool first_to_tell(const struct record *record);
 
 /* election.c: the lock of who builds. */
-void elect(int directory, const char *name);
+void elect(int directory, const char *name, bool build);
 void release(void);
 
 /* command.c: what the rank becomes. */
@@ -146,7 +146,7 @@ _Noreturn void fail(int status, const char *message, const char *hint);
 struct start {
     char **argv, **environ;
     bool shifter;
-    int directory, lock; /* held for who builds; -1 */
+    int directory, lock; /* held for who builds, or the second for who waits to join; -1 */
     const char *name;
 };
 extern struct start start;

@@ -103,34 +103,41 @@ static void show(const struct request *request, const struct list *env, int dire
     print_plan(&command, name, key);
 }
 
+/* Another place may have been made meanwhile: then the locks of both are needed. */
+static bool is_only_place(const struct list *env, int directory)
+{
+    struct stat one, two;
+    bool alone;
+    int other = place_find(env, false, &alone);
+    bool same = other >= 0 && fstat(other, &one) == 0 && fstat(directory, &two) == 0 &&
+                one.st_dev == two.st_dev && one.st_ino == two.st_ino;
+    if (other >= 0)
+        close(other);
+    return same && alone;
+}
+
 static void join_or_elect(const struct request *request, const struct list *env,
                           const struct text *name, const struct text *key, bool build)
 {
-    bool alone;
-    int directory = place_find(env, false, &alone);
-    struct stat one, two;
-    if (strcmp(get_or(env, "UDI_JOIN_PLAN", ""), "1") == 0)
+    bool shown = strcmp(get_or(env, "UDI_JOIN_PLAN", ""), "1") == 0, alone;
+    int directory = place_find(env, build && !shown, &alone);
+    if (shown)
         show(request, env, directory, name, key);
-    if (directory >= 0) {
-        try_to_join(request, env, directory, name, key);
-        close(directory);
-    }
-    if (!build)
+    if (directory < 0)
         return;
-    directory = place_find(env, true, &alone);
-    if (directory < 0 || !alone)
-        return;
-    start.name = name->at;
-    elect(directory, name->at);
-    /* Another place may have been made meanwhile: then both locks are needed. */
-    int other = place_find(env, false, &alone);
-    if (!alone || other < 0 || fstat(other, &one) || fstat(directory, &two) ||
-        one.st_dev != two.st_dev || one.st_ino != two.st_ino) {
-        release();
-        return;
-    }
-    close(other);
     try_to_join(request, env, directory, name, key);
+    start.name = name->at;
+    for (int builds = 0; build && alone && builds < 2; builds++) {
+        release();
+        elect(directory, name->at, builds);
+        if (!is_only_place(env, directory)) {
+            release();
+            return;
+        }
+        try_to_join(request, env, directory, name, key);
+        if (start.directory >= 0)
+            return;
+    }
 }
 
 int main(int argc, char **argv)

@@ -36,7 +36,8 @@ def run(
     # releases the lock and then joins. If that fails, since the last member has just ended, it
     # tries again and keeps the lock, so that it can make a container.
     first = inherited(environ, name)
-    election, holding = None, False
+    # Who inherits the lock has tried before, in C.
+    election, holding = None, first is not None
     while election is None:
         election, first = first or elect(environ, name), None
         found = _record(election, key)

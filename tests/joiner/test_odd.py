@@ -1,5 +1,6 @@
 """udi-run in C where it is started oddly, or finds something odd: it joins or asks Python."""
 
+import fcntl
 import os
 import subprocess
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 from tests.conftest import User
 from tests.kit.nodes import Rank, busybox, counted
 from tests.kit.places import TREE
+from tests.launch.test_run import wait_for
 
 pytestmark = pytest.mark.needs("joiner", "userns", "fuse", "mksquashfs", "busybox")
 
@@ -134,3 +136,53 @@ def test_a_folder_that_is_not_inside_is_told_once(
     assert done.returncode == 125
     where = f"udi-run: --workdir={tmp_path}/nowhere can't be entered in the container: "
     assert done.stderr.startswith(where + "No such file or directory\nudi-run: hint: ")
+
+
+def waits(lock: int, kind: str) -> bool:
+    """Tell whether a process waits for an open file's flock(2); READ is a shared one."""
+    number = f":{os.fstat(lock).st_ino}"
+    lines = Path("/proc/locks").read_text().splitlines()
+    return any("->" in line and kind in line.split() and number in line for line in lines)
+
+
+def test_those_who_wait_for_the_builder_join_together(user: User, image: Path, one: Rank) -> None:
+    """Each alone would come after the end of the first ones, whose container had ended then."""
+    path = record(user)
+    kept = path.rename(path.with_name("kept"))
+    lock = os.open(path.with_suffix(".lock"), os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    waiting = user.popen(*JOIN, image, "true")
+    wait_for(lambda: waits(lock, "READ"), 60)
+    kept.rename(path)
+    # The test holds it on, as another one would who waited.
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    assert waiting.wait(60) == 0
+    os.close(lock)
+
+
+@pytest.mark.needs("strace")
+def test_who_finds_all_members_dead_builds_with_the_lock_that_c_took(
+    user: User, image: Path, one: Rank, tmp_path: Path
+) -> None:
+    """Python tries no join of its own, for which it would let others go first."""
+    path = record(user)
+    kept = path.with_name("kept")
+    data = path.read_bytes()
+    path.rename(kept)
+    path.touch(mode=0o600)
+    path.write_bytes(data.replace(b"\n%d " % one.pid, b"\n4194303 "))
+    log = tmp_path / "log"
+    words = ("strace", "-y", "-o", log, "-e", "trace=flock,execve", *JOIN, image)
+    done = user.run(*words, "sh", "-c", "readlink /proc/self/ns/mnt")
+    assert done.returncode == 0 and done.stdout.strip() != one.namespaces[1], done.stderr
+    calls = log.read_text().splitlines()
+    python = next(
+        i for i, line in enumerate(calls) if "udi-run-python" in line or "python3" in line
+    )
+    taken = [line for line in calls if ".lock>, LOCK_" in line]
+    assert [line.partition("LOCK_")[2].partition(")")[0] for line in taken] == [
+        "SH|LOCK_NB",
+        "EX|LOCK_NB",
+    ]
+    assert all(calls.index(line) < python for line in taken)
+    kept.unlink()
