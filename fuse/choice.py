@@ -4,6 +4,8 @@ In the order of preference (docs/fuse.md has the figures):
 
 - `udi`: our own server on /dev/fuse. It needs a decompressor for the image, and nothing else.
 - `squashfuse_ll`: a C program with its own decompressors, where it is installed.
+- `squashfuse`: the same by libfuse's interface for paths, which is slower; some packages have it
+  alone.
 - `directory`: no server; the image is extracted once into a directory. For nodes without FUSE.
 - `pyfuse3` and `fuse-python` are our own server through libfuse 3 and libfuse 2. They are slower,
   and used only where they are asked for by name.
@@ -20,8 +22,8 @@ class Facts(Record):
 
     `wanted`: --fuse, or the site's choice: "auto" or a name of NAMES. `fuse`: /dev/fuse may be
     opened. `compressor`: the image's, by name. `decompressor`: this machine can decompress that.
-    `squashfuse`: the path of squashfuse_ll, or empty. `pyfuse3`, `fuse_python`: the module can be
-    imported. `directory`: the image has been extracted, or can be.
+    `squashfuse`: the path of squashfuse_ll, `classic` that of squashfuse, or empty. `pyfuse3`,
+    `fuse_python`: the module can be imported. `directory`: the image has been extracted, or can be.
     """
 
     wanted: str
@@ -32,6 +34,7 @@ class Facts(Record):
     pyfuse3: bool = False
     fuse_python: bool = False
     directory: bool = False
+    classic: str = ""
 
 
 class Choice(Record):
@@ -41,12 +44,13 @@ class Choice(Record):
     reason: str
 
 
-NAMES = ("udi", "squashfuse_ll", "directory", "pyfuse3", "fuse-python")
-_AUTOMATIC = ("udi", "squashfuse_ll", "directory")
+NAMES = ("udi", "squashfuse_ll", "squashfuse", "directory", "pyfuse3", "fuse-python")
+_AUTOMATIC = ("udi", "squashfuse_ll", "squashfuse", "directory")
 
 _PRAISE = {
     "udi": "our own server; the kernel keeps its answers and asks nothing twice",
     "squashfuse_ll": "squashfuse_ll, a C program",
+    "squashfuse": "squashfuse, a C program",
     "pyfuse3": "our own server through pyfuse3 (libfuse 3)",
     "fuse-python": "our own server through fuse-python (libfuse 2)",
     "directory": "the image extracted to a directory",
@@ -76,11 +80,12 @@ def choose(facts: Facts) -> Choice:
 def _lack(name: str, facts: Facts) -> str:
     """Say why `name` can't be used here; "" where it can."""
     if name == "directory":
-        return "" if facts.directory else "there is no unsquashfs, or the image is not in a store"
+        return "" if facts.directory else "there is no unsquashfs, or the image is elsewhere"
     if not facts.fuse:
         return "/dev/fuse is missing or may not be opened"
-    if name == "squashfuse_ll":
-        return "" if facts.squashfuse else "it is not installed"
+    if name in ("squashfuse_ll", "squashfuse"):
+        path = facts.squashfuse if name == "squashfuse_ll" else facts.classic
+        return "" if path else "it is not installed"
     if not facts.decompressor:
         return f"there is no decompressor for {facts.compressor} here"
     if name == "pyfuse3" and not facts.pyfuse3:

@@ -358,14 +358,14 @@ def _group(
     return entries[at:stop]
 
 
-def reading(path: str) -> FileSystem:
-    """Return the file system of the image at `path`, for `relayout` and `verify`.
+def reading(path: str, offset: int = 0) -> FileSystem:
+    """Return the file system of the image at byte `offset` of a file, for `relayout` and `verify`.
 
     The caller closes `reader.source.fd`. Raises UdiError where it is no image; OSError.
     """
     fd = trust.regular(path)
     try:
-        return FileSystem(Reader(fd, path), threads=1)
+        return FileSystem(Reader(fd, path, base=offset), threads=1)
     except BaseException:
         os.close(fd)
         raise

@@ -72,7 +72,7 @@ def check(arguments: Arguments) -> int:
     facts = imagefacts.facts(image, os.environ)
     path = image.path or image.directory
     size = os.stat(path).st_size if image.path else 0
-    asked = Asked(request.image, path, request, {}, size)
+    asked = Asked(request.image, path, request, {}, size, offset=image.offset)
     answers = tuple(forecast.check(site, facts, asked) for site in sites)
     if own.report or own.export:
         _write(own, _document(own, facts, asked, answers))
@@ -127,7 +127,7 @@ def _image(request: Request, config: Site) -> Image:
     platform = parse_platform(request.platform) if request.platform else None
     reference = parse(request.image, config.registry)
     if reference.kind in ("directory", "path", "squashfs"):
-        return resolve.local(request.image, os.path.abspath(reference.path))
+        return resolve.local(request.image, os.path.abspath(reference.path), sif=True)
     return any_image(request.image, config, platform)
 
 

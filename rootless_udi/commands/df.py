@@ -10,7 +10,7 @@ from rootless_udi.commands.common import names
 from rootless_udi.commands.common.given import Arguments, image_stores
 from rootless_udi.commands.common.parsers import Parsers, add_json, command
 from rootless_udi.config import load
-from rootless_udi.store import upkeep
+from rootless_udi.store import unpacked, upkeep
 from rootless_udi.store.store import Store
 
 
@@ -20,7 +20,7 @@ def add(commands: Parsers) -> None:
 
 
 def df(arguments: Arguments) -> int:
-    """udi df: for each store its images, trees of `udi extract` and downloads."""
+    """udi df: for each store its images, trees of `udi extract` (images, files), and downloads."""
     stores = [Store(root) for root in image_stores(load.load(os.environ)) if os.path.isdir(root)]
     documents = [_look(store) for store in stores]
     if arguments.json:
@@ -42,6 +42,9 @@ def _look(store: Store) -> dict[str, Any]:
     uses = upkeep.uses(store)
     unnamed = upkeep.unnamed(uses)
     trees = [use for use in uses if use.extracted]
+    files = unpacked.listed(store.root)
+    sizes = {one.folder: upkeep.folder_size(one.folder) for one in files}
+    stale = sum(sizes[one.folder] for one in files if not (one.current and one.whole))
     blobs = store.path("blobs")
     downloads = len(os.listdir(blobs)) if os.path.isdir(blobs) else 0
     size = upkeep.folder_size(blobs)
@@ -52,6 +55,7 @@ def _look(store: Store) -> dict[str, Any]:
             sum(u.extracted for u in trees),
             sum(u.extracted for u in unnamed),
         ),
+        "unpacked files": (len(files), sum(sizes.values()), stale),
         "downloads": (downloads, size, size),
     }
     keys = ("count", "size", "reclaimable")

@@ -251,7 +251,7 @@ def _new_calls() -> Iterator[Finding]:
 
 
 def _squashfuse(environ: dict[str, str], fuse: bool) -> Finding:
-    path = host.which("squashfuse_ll", environ)
+    path = host.which("squashfuse_ll", environ) or host.which("squashfuse", environ)
     if not path:
         return Finding(
             WARNING if fuse else OK,
@@ -262,7 +262,7 @@ def _squashfuse(environ: dict[str, str], fuse: bool) -> Finding:
     done = subprocess.run([path, "--help"], capture_output=True, text=True, timeout=10)
     words = (done.stderr + done.stdout).split()
     version = words[1] if len(words) > 1 and words[0] == "squashfuse" else "of unknown version"
-    return Finding(OK, "squashfuse_ll", f"{version} ({path})")
+    return Finding(OK, os.path.basename(path), f"{version} ({path})")
 
 
 def _decompressors() -> Iterator[Finding]:

@@ -1,6 +1,7 @@
 """udi export: an image as one file, for another machine or another tool."""
 
 import os
+from typing import Any
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import say
@@ -20,7 +21,7 @@ def add(commands: Parsers) -> None:
     one = command(
         commands, "export", export, "write an image to one file, with all that is known of it"
     )
-    one.add_argument("image", help="of the store, or a squashfs file (./FILE.sqfs)")
+    one.add_argument("image", help="of the store, or a squashfs or SIF file (./FILE)")
     one.add_argument("file")
     one.add_argument(
         "--format",
@@ -35,10 +36,16 @@ def add(commands: Parsers) -> None:
 def export(arguments: Arguments) -> int:
     """udi export: write the file and print its path; a squashfs file has the facts in it."""
     site = load.load(os.environ)
-    image = any_image(arguments.image, site, parsed_platform(arguments))
+    image = any_image(arguments.image, site, parsed_platform(arguments), sif=True)
     if arguments.format != "squashfs":
         from rootless_udi.commands import export_archive
 
+        if image.offset:
+            raise UdiError(
+                f"exporting {arguments.image} failed: a SIF file's variables are set by scripts, "
+                f"which a {arguments.format} has no place for",
+                f"udi import {arguments.image} NAME evaluates them; then udi export NAME",
+            )
         name = _named(image, arguments.image, site)
         with newfile.writing(arguments.file, arguments.force) as out:
             export_archive.write(
@@ -52,9 +59,18 @@ def export(arguments: Arguments) -> int:
             "for docker or podman: --format=oci-archive or --format=docker-archive",
         )
     with opened(image.path) as source, newfile.writing(arguments.file, arguments.force) as out:
-        inside.copy(source.fileno(), image.path, image.facts, out.write)
+        inside.copy(source.fileno(), image.path, _facts(image), out.write, begin=image.offset)
     say(arguments.file)
     return 0
+
+
+def _facts(image: Image) -> "dict[str, Any]":
+    """Return the facts that go into the file; those of a SIF file with its labels."""
+    if not image.offset:
+        return image.facts
+    from rootless_udi.commands.common import singularity
+
+    return {**image.facts, "labels": singularity.labels(image.path, image.offset)}
 
 
 def _named(image: Image, text: str, site: Site) -> str:

@@ -22,7 +22,13 @@ def add(commands: Parsers) -> None:
 
 def history(arguments: Arguments) -> int:
     """udi history: the last step first, with the size of its layer as it was downloaded."""
-    image = any_image(arguments.image, load.load(os.environ), parsed_platform(arguments))
+    site, platform = load.load(os.environ), parsed_platform(arguments)
+    image = any_image(arguments.image, site, platform, sif=True)
+    if image.offset:
+        raise UdiError(
+            f"a SIF file as {arguments.image} has no history",
+            f"udi inspect {arguments.image} shows its labels",
+        )
     steps = image.facts.get("history")
     if not isinstance(steps, list) or not all(_is_step(step) for step in steps):
         raise UdiError(

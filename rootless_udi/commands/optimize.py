@@ -5,13 +5,14 @@ server can read; our own reads it faster. A launch uses nothing of this module.
 """
 
 import os
-from collections.abc import Callable, Sequence
-from typing import BinaryIO
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, BinaryIO
 
+from rootless_udi.base import fastjson
 from rootless_udi.base.errors import UdiError, counted
 from rootless_udi.base.process import say, tell
 from rootless_udi.base.windows import WindowList
-from rootless_udi.commands.common.given import Arguments, stored_image
+from rootless_udi.commands.common.given import Arguments, any_image, stored_image
 from rootless_udi.commands.common.parsers import Parsers, command
 from rootless_udi.config import load
 from rootless_udi.plan.reference import parse
@@ -48,8 +49,17 @@ def optimize(arguments: Arguments) -> int:
     if reference.kind in ("squashfs", "path"):
         if arguments.output is None:
             raise UdiError("udi optimize of a file: --output is missing", "--output=NEW.sqfs")
-        source, target = reference.path, arguments.output
-        found = rewrite(source, profiles, target, raw=raw, progress=tell)
+        target = arguments.output
+        given = any_image(arguments.image, site, sif=True)
+        found = rewrite(
+            reference.path,
+            profiles,
+            target,
+            raw=raw,
+            progress=tell,
+            begin=given.offset,
+            facts=given.facts if given.offset else None,
+        )
     else:
         image = stored_image(arguments.image, site)
         source = f"{image.store}/images/{stem(image.digest)}.sqfs"
@@ -93,8 +103,12 @@ def rewrite(
     place: Callable[[str, str, WindowList], object] = lambda new, target, _: os.replace(
         new, target
     ),
+    begin: int = 0,
+    facts: "Mapping[str, Any] | None" = None,
 ) -> "Result":
     """Write to `target` the image at `image`, laid out for the profiles, and compare the two.
+
+    `begin` is where in the file the image begins: in a SIF file, whose `facts` are given.
 
     With `raw` what start-ups read is stored uncompressed: larger, and faster to serve. The list of
     that is appended to the image (`serve.prefetch`), for the first such start on each node; before
@@ -105,16 +119,16 @@ def rewrite(
     from rootless_udi.fuse import profile as profiles
     from rootless_udi.fuse.format import Corrupt
     from rootless_udi.fuse.relayout import reading
-    from rootless_udi.fuse.relayout_check import verify
     from rootless_udi.serve import prefetch
 
     loaded = [profiles.load(path) for path in profile_paths]
     merged, tail = profiles.merge(loaded), prefetch.tail(profiles.questions(loaded))
-    known = resolve.examine(image)[2]
-    old = reading(image)
+    known = _known(image, begin, facts)
+    old = reading(image, begin)
     partial = f"{target}.{os.urandom(8).hex()}.part"
     try:
-        windows.refuse_damage(old.reader.source.fd, f"optimizing failed on {image}")
+        if not begin:
+            windows.refuse_damage(old.reader.source.fd, f"optimizing failed on {image}")
         progress(f"writing {target}")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with open(os.open(partial, flags, 0o644), "w+b") as out:
@@ -125,12 +139,7 @@ def rewrite(
                 "is the profile of another image? Make one with `udi profile`",
             )
         progress("comparing it with the old one")
-        new = reading(partial)
-        try:
-            verify(old, new)
-        finally:
-            new.close()
-            os.close(new.reader.source.fd)
+        _compare(old, partial)
         os.chmod(partial, os.stat(image).st_mode & 0o777)
         place(partial, target, listed)
     except Corrupt as error:
@@ -143,6 +152,28 @@ def rewrite(
         if os.path.lexists(partial):
             os.unlink(partial)
     return result
+
+
+def _compare(old: "FileSystem", path: str) -> None:
+    """Raise UdiError where the image at `path` has not the content of the old one."""
+    from rootless_udi.fuse.relayout import reading
+    from rootless_udi.fuse.relayout_check import verify
+
+    new = reading(path)
+    try:
+        verify(old, new)
+    finally:
+        new.close()
+        os.close(new.reader.source.fd)
+
+
+def _known(image: str, begin: int, facts: "Mapping[str, Any] | None") -> bytes:
+    """Return the facts of the new file as JSON: `facts`, else those inside the file at `image`.
+
+    Raises UdiError where that is no squashfs.
+    """
+    found = resolve.examine(image, "", None, begin)[2]
+    return fastjson.dumps(facts).encode() if facts else found
 
 
 def _write(

@@ -3,14 +3,14 @@
 import os
 import time
 
-from rootless_udi.base.errors import OURS
+from rootless_udi.base.errors import BYTES, OURS, plain
 from rootless_udi.base.process import complain, say, tell
 from rootless_udi.commands.common import names
 from rootless_udi.commands.common.given import Arguments, image_stores
 from rootless_udi.commands.common.parsers import Parsers, command
 from rootless_udi.config import load
 from rootless_udi.plan import sizes
-from rootless_udi.store import upkeep
+from rootless_udi.store import unpacked, upkeep
 from rootless_udi.store.store import Store
 from rootless_udi.store.upkeep import Use
 
@@ -45,6 +45,7 @@ def prune(arguments: Arguments) -> int:
             total += use.size
             texts = [names.familiar(name, site.registry) for _, name in use.entry.names]
             say(f"{names.digits(use.entry.image.digest)}  {' '.join(texts) or '<none>'}")
+    total += _unpacked(store, before, bool(wanted), arguments.dry_run)
     if not arguments.dry_run:
         store.sweep()
     tell(f"{'would free' if arguments.dry_run else 'freed'} {names.amount(total)}")
@@ -57,6 +58,25 @@ def prune(arguments: Arguments) -> int:
         )
         return OURS
     return 0
+
+
+def _unpacked(store: Store, before: float, room: bool, dry_run: bool) -> int:
+    """Remove trees of files (`store.unpacked`) that changed or are gone, or are not used; return
+    the bytes. `room`: all are, since room is wanted."""
+    total = 0
+    for one in unpacked.listed(store.root):
+        needed = one.current and one.whole and one.used >= before and not room
+        if needed or unpacked.in_use(one):
+            continue
+        size = upkeep.folder_size(one.folder)
+        try:
+            if not dry_run and not unpacked.remove(store, one):
+                continue
+        except OSError as error:
+            raise store.refused(f"removing {one.folder}", error) from None
+        total += size
+        say(f"unpacked {plain(one.path, keep=BYTES) or one.folder}")
+    return total
 
 
 def _chosen(store: Store, found: list[Use], before: float, wanted: int) -> list[Use]:

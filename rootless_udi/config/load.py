@@ -114,7 +114,8 @@ def expanded(site: Site, environ: "Mapping[str, str]") -> Site:
 
     rows = []
     for row in site.mounts:
-        if site.propagation == "slave" and not {"slave", "private"}.intersection(row.options):
+        own = {"slave", "private", "sqfs"}.intersection(row.options)
+        if site.propagation == "slave" and not own:
             row = row.replace(options=(*row.options, "slave"))
         source, destination = expand(row.source, known), expand(row.destination, known)
         if source and destination:

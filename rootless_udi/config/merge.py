@@ -95,7 +95,7 @@ class _Merge:
         found = (
             document.check((*key, "source"), schema.path, source),
             document.check((*key, target), lambda v: schema.destination(v, site), row.get(target)),
-            document.check((*key, "options"), schema.options, row.get("options", [])),
+            document.check((*key, "options"), schema.mount_options, row.get("options", [])),
             document.check((*key, "required"), schema.truth, row.get("required", True)),
             document.check((*key, "enabled"), schema.truth, row.get("enabled", True)),
         )

@@ -14,6 +14,7 @@ from rootless_udi.plan.steps import Env
 
 Check = Callable[[Any], Any]
 
+_SQFS = volumes.FORMS[0]
 _NAMES = {str: "a string", bool: "true or false", int: "an integer", float: "a number"}
 _NAMES |= {list: "a list", dict: "a table"}
 
@@ -124,15 +125,25 @@ def destination(value: Any, site: bool) -> str:
     return found
 
 
-def options(value: Any) -> tuple[str, ...]:
-    """Check a list of flags of a bind (`plan.volumes.FLAGS`)."""
+def options(value: Any, more: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Check a list of flags of a bind (`plan.volumes.FLAGS`), or some of `more`."""
     words = texts(value)
+    known = (*volumes.FLAGS, *more)
     for word in words:
-        if word not in volumes.FLAGS:
-            raise Wrong(f"unknown option {word!r}", f"options are: {', '.join(volumes.FLAGS)}")
+        if word not in known:
+            raise Wrong(f"unknown option {word!r}", f"options are: {', '.join(known)}")
     for one, two in (("ro", "rw"), ("slave", "private")):
         if one in words and two in words:
             raise Wrong(f"{one} and {two} contradict each other", "give one of them")
+    return words
+
+
+def mount_options(value: Any) -> tuple[str, ...]:
+    """Check the options of [[mount]]: those of a bind, or "sqfs" for what is in a squashfs file."""
+    words = options(value, (_SQFS,))
+    others = [word for word in words if word not in (_SQFS, "ro")]
+    if _SQFS in words and others:
+        raise Wrong(f"{_SQFS} and {others[0]} contradict each other", "leave one of them out")
     return words
 
 

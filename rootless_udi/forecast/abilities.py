@@ -146,7 +146,7 @@ def _wanted(facts: Mapping[str, Any], asked: Asked) -> list[tuple[str, str]]:
 def _inside(destination: str, asked: Asked) -> str:
     """Return what the image has at a path, for a message; "" where there is nothing to hide."""
     try:
-        with imagetree.opened(asked.path) as tree:
+        with imagetree.opened(asked.path, asked.offset) as tree:
             entry = imagetree.find(tree, destination)
             if entry is None:
                 return ""

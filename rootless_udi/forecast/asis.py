@@ -141,7 +141,7 @@ def _command_rights(facts: Mapping[str, Any], asked: Asked) -> Findings:
     if file is None or file.entry is None:
         return
     try:
-        with imagetree.opened(asked.path) as tree:
+        with imagetree.opened(asked.path, asked.offset) as tree:
             rows = [*_above(tree, file.entry.path), file.entry]
     except (UdiError, Unreadable):
         return  # the check of the command says so

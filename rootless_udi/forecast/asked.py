@@ -25,6 +25,8 @@ class Asked(Record):
     size: int = 0
     """Bytes of the image's file; 0 for a directory."""
     limit: float = LIMIT
+    offset: int = 0
+    """Where in its file the squashfs begins: in a SIF file."""
 
     @property
     def command(self) -> tuple[str, ...]:

@@ -96,7 +96,7 @@ def _starts(program: str, machine: str) -> bool:
 def _look(word: str, facts: Mapping[str, Any], asked: Asked) -> CommandFile:
     one = CommandFile(word)
     try:
-        with imagetree.opened(asked.path) as tree:
+        with imagetree.opened(asked.path, asked.offset) as tree:
             one.entry = _searched(tree, word, facts, asked)
             if one.entry is None:
                 _missing(one, asked)

@@ -70,15 +70,16 @@ def facts(image: Image, environ: Mapping[str, str]) -> dict[str, Any]:
     key = [*_key(path), versions]
     found = _kept(place, key)
     if found is None:
-        found = gather(path, wanted)
+        found = gather(path, wanted, image.offset)
         if place:
             _keep(place, key, found)
     elf = found.pop("elf", None) or image.facts.get("elf")
     return {**image.facts, "elf": elf, "forecast": found}
 
 
-def gather(path: str, wanted: tuple[type[Gatherer], ...]) -> dict[str, Any]:
-    """Show the image to new gatherers; return NAME -> result, and "unread"."""
+def gather(path: str, wanted: tuple[type[Gatherer], ...], offset: int = 0) -> dict[str, Any]:
+    """Show the image at byte `offset` of its file to new gatherers; return NAME -> result, and
+    "unread"."""
     makers = [one() for one in wanted]
     unread: list[list[str]] = []
 
@@ -86,7 +87,7 @@ def gather(path: str, wanted: tuple[type[Gatherer], ...]) -> dict[str, Any]:
         if len(unread) < _UNREAD:
             unread.append([where, str(error)])
 
-    with imagetree.opened(path) as tree:
+    with imagetree.opened(path, offset) as tree:
         try:
             for entry, content in tree.walk():
                 for one in makers:

@@ -85,7 +85,7 @@ def trial(facts: Mapping[str, Any], asked: Asked) -> isa_run.Trial | str:
     words = command.argv(facts, asked)
     if not (file.entry and file.elf) or file.elf.interp:
         return isa_run.Trial(asked, words, mpi=bool(asked.memo.get(MPI_GOES_IN)))
-    with imagetree.opened(asked.path) as tree:
+    with imagetree.opened(asked.path, asked.offset) as tree:
         return _static(tree, asked, words, file.entry.path)
 
 

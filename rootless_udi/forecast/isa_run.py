@@ -179,7 +179,7 @@ def _emulating(asked: Asked, emulator: Emulator, place: room.Room) -> list[str]:
     ]
     folder = place.path
     os.mkdir(f"{folder}/root")
-    with imagetree.opened(asked.path) as tree:
+    with imagetree.opened(asked.path, asked.offset) as tree:
         for linker in _LINKERS:
             entry = imagetree.find(tree, linker)
             content = tree.content(entry.path) if entry else None

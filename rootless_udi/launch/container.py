@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rootless_udi.node.election import Election
     from rootless_udi.plan.environment import Operation
     from rootless_udi.plan.facts import HostPath
+    from rootless_udi.plan.image import Image
     from rootless_udi.plan.pernodecache import FileCache
     from rootless_udi.plan.site import Site
     from rootless_udi.plan.volumes import Volume
@@ -85,18 +86,18 @@ def build(
     words = command.argv(request, defaults)
     env = command.variables(environ, request, defaults, own)
     names = command.workdir(request, defaults, current(environ))
-    if made.root.server == "directory" and made.digest:
-        _extract(made, resolve.all_stores(found.site, environ))
+    if made.root.server == "directory" and found.image.path:
+        _extract(made, found.image, resolve.all_stores(found.site, environ))
     if made.hooks:  # before pivot_root(2): afterwards our files may be unreachable
         from rootless_udi.launch import hooks
     count = _counter(found.site)
     hold = _hold(request, environ, found, made, keep) if keep else None
     helper.keeps = hold is not None
-    helper.volumes = _volumes(made)
+    helper.volumes = _volumes(made, found.site, environ)
     execute.run(made, helper, spaces)
     helper.answer()
     if scripts is not None:
-        made = scripts.sourced(made, environ, request.quiet)
+        made = scripts.sourced(made, found.image.path, environ, request.quiet)
         env = command.variables(environ, request, _defaults(made), own)
     if made.hooks:
         # Hooks run once in a container; the ranks that join find what they prepared.
@@ -134,9 +135,15 @@ def _scripts(made: Plan) -> "ModuleType | None":
     return scripts
 
 
-def _volumes(made: Plan) -> "Volumes | None":
-    """Start the processes that serve the plan's squashfs volumes, if it has any."""
+def _volumes(made: Plan, site: "Site", environ: "dict[str, str]") -> "Volumes | None":
+    """Start the processes that serve the plan's squashfs volumes, if it has any, or unpack them."""
     steps = [step for step in made.steps if isinstance(step, Squashfs)]
+    for step in steps:
+        if step.directory:
+            from rootless_udi.launch import unpacking
+
+            unpacking.ensure(step.directory, step.root.path, resolve.all_stores(site, environ))
+    steps = [step for step in steps if not step.directory]
     if not steps:
         return None
     from rootless_udi.serve.volumes import Volumes
@@ -191,7 +198,11 @@ def prepare(request: Request, environ: "dict[str, str]", found: StartFacts) -> P
     homes = (os.path.realpath(home), os.path.normpath(home))
     folders = folder.wanted(request, site, current(environ), homes)
     sources = look(planner.wanted(site, mounts, injections, folders))
-    caches = _caches(mounts, site, environ) + _squashfs(mounts, sources, request, found)
+    if any("sqfs" in row.options for row in site.mounts):
+        from rootless_udi.launch import squashvolumes
+
+        site = squashvolumes.rows(site, sources, request, environ, found)
+    caches = _caches(mounts, site, environ) + _squashfs(mounts, sources, request, environ, found)
     return planner.build(
         request,
         site,
@@ -230,6 +241,7 @@ def _squashfs(
     mounts: "tuple[Volume, ...]",
     sources: "dict[str, HostPath]",
     request: Request,
+    environ: "dict[str, str]",
     found: StartFacts,
 ) -> "tuple[Squashfs, ...]":
     """Return the steps of squashfs volumes; without any file among the volumes, nothing is read."""
@@ -238,7 +250,7 @@ def _squashfs(
         return ()
     from rootless_udi.launch import squashvolumes
 
-    return squashvolumes.steps(mounts, sources, request, found)
+    return squashvolumes.steps(mounts, sources, request, environ, found)
 
 
 def _bundle() -> None:
@@ -266,8 +278,13 @@ def _operations(environment: "Sequence[object]") -> "list[Operation]":
     return [(e.op, e.name, e.value) for e in environment]  # type: ignore[attr-defined]
 
 
-def _extract(made: Plan, stores: "tuple[str, ...]") -> None:
+def _extract(made: Plan, image: "Image", stores: "tuple[str, ...]") -> None:
     """Extract the image into the store where that has not been done; for hosts without FUSE."""
+    if not image.directory:
+        from rootless_udi.launch import unpacking
+
+        unpacking.ensure(made.root.path, image.path, stores)
+        return
     if not os.path.isdir(made.root.path):
         status = resolve.udi(["extract", "--", made.digest], {})
         if status:

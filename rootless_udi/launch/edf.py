@@ -6,7 +6,7 @@ from rootless_udi.base import trust
 from rootless_udi.base.errors import UdiError
 from rootless_udi.config import load
 from rootless_udi.plan import edf, modules
-from rootless_udi.plan.options import Request
+from rootless_udi.plan.options import SIF, Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,11 +29,13 @@ def apply(request: Request, environ: "dict[str, str]") -> "tuple[Request, list[O
         workdir = found.workdir
         if workdir.startswith("./") or workdir == ".":
             workdir = os.path.normpath(f"{folder}/{workdir}")
-    entrypoint = request.entrypoint
-    if entrypoint is None and found.entrypoint:
+    entrypoint, image = request.entrypoint, request.image or found.image
+    # As without such a file, a SIF file alone means its runscript.
+    alone = found.entrypoint is None and image.endswith(SIF) and not request.command
+    if entrypoint is None and (found.entrypoint or alone):
         entrypoint = ""
     return request.replace(
-        image=request.image or found.image,
+        image=image,
         volume=(*found.mounts, *request.volume),
         device=(*found.devices, *request.device),
         writable=request.writable or found.writable,

@@ -46,6 +46,8 @@ from rootless_udi.plan.steps import File, Mount, Step, Symlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rootless_udi.serve.helper import Helper
 
 BASE = "/tmp"
@@ -95,7 +97,7 @@ def _build(plan: Plan, helper: "Helper", caches: dict[str, int], made: int) -> R
     else:
         _image(plan, helper)
     if helper.volumes is not None:
-        caches |= helper.volumes.mount()
+        caches |= helper.volumes.mount(_answers)
     tree, done = _lay(plan, caches)
     for step in plan.steps:
         if step not in done:
@@ -162,27 +164,35 @@ def _image(plan: Plan, helper: "Helper") -> None:
     os.close(fuse)
     if watch is not None:
         os.close(watch)
+    if _answers("/image", root.path, root.path, lambda: helper.failure(root)) and helper.known:
+        _ask_ahead(helper)
+
+
+def _answers(place: str, what: str, path: str, failure: "Callable[[], str]") -> bool:
+    """Wait until the server of the mount at `place` answers; return whether its top may be listed.
+
+    `what` is what it serves, `path` the file, `failure` says why a server that has ended did.
+    Raises UdiError where it does not serve.
+    """
     try:
-        # Wait until the image server answers. The root directory is listed: that also brings its
-        # entries into the kernel's cache, which would be looked up one by one otherwise.
-        top = os.open("/image", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # The root directory is listed: that also brings its entries into the kernel's cache, which
+        # would be looked up one by one otherwise.
+        top = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         with os.scandir(top) as listing:
             next(listing, None)
     except PermissionError:
         # The server has answered. squashfuse_ll shows the image's own owners: the root directory
         # may belong to an id that is not mapped here, which alone may read it.
-        pass
+        return False
     except OSError as error:
         # ENOTCONN: the server has ended. Other errors are its answer: it can't read the directory.
-        why = helper.failure(root) if error.errno == ENOTCONN else error.strerror
+        why = failure() if error.errno == ENOTCONN else error.strerror
         raise UdiError(
-            f"serving {root.path} failed: {why}",
-            f"check the file with unsquashfs -ll {root.path}, or pull it anew (--force)",
+            f"serving {what} failed: {why}",
+            f"check the file with unsquashfs -ll {path}; copy it again, or pull it anew (--force)",
         ) from None
-    else:
-        os.close(top)
-        if helper.known:
-            _ask_ahead(helper)
+    os.close(top)
+    return True
 
 
 def _ask_ahead(helper: "Helper") -> None:

@@ -30,7 +30,7 @@ def _add(found: list[Row], plan: Plan) -> None:
         for step in plan.steps
         if isinstance(step, Mount) and not step.fstype and not os.path.isdir(step.source)
     )
-    with opened(plan.root.path) as (look, count_of):
+    with opened(plan.root.path, plan.root.offset) as (look, count_of):
         for cover in covers(plan.steps, look, files):
             try:
                 count = count_of(cover.target)

@@ -60,7 +60,14 @@ def find(
         away = elsewhere.find(request, site, environ)
     image = away.image if away is not None else resolve.image(request, site, environ, who)
     wanted = "udi" if request.trace else request.fuse or site.server
-    root = choose.choose(wanted, host, image)
+    try:
+        root = choose.choose(wanted, host, image, lambda name: facts.which(name, environ))
+    except UdiError:
+        if away is not None or not image.path:
+            raise
+        from rootless_udi.launch import unpacking
+
+        root = unpacking.root(wanted, host, image, site, environ)
     verify = away.verify(root) if away is not None else _verify(site, image, root)
     if root.program:
         root = root.replace(options=site.server_options)

@@ -81,6 +81,9 @@ def _image(
     request: Request, environ: "Mapping[str, str]", found: StartFacts
 ) -> "Iterator[tuple[str, str]]":
     yield ("place" if found.root.server == "directory" else "file"), found.root.path
+    if found.image.path and not found.image.directory:
+        # Which may be unpacked elsewhere.
+        yield "file", found.image.path
     reference = parse(request.image, found.site.registry)
     if reference.kind in ("squashfs", "directory", "path", "store"):
         return

@@ -152,6 +152,10 @@ class Rootfs:
 
     def served(self, step: Squashfs) -> None:
         """Move the mount of a squashfs volume, which `serve.volumes` has made, to its target."""
+        if step.directory:
+            options = ("nosuid", "nodev", "ro")
+            self.mount(Mount(step.target, step.directory, options=options))
+            return
         target, found = self.ensure(step.target, True)
         self.mounts.append((step.target, found, step.root.path))
         made, fds = self.caches[step.target], "/host/proc/self/fd"

@@ -44,15 +44,15 @@ PREFIXES = ("APPTAINER_", "SINGULARITY_", "SHIFTER_", "UDI_")
 """Variables that are the caller's, sh's or another tool's; and beginnings of such."""
 
 
-def sourced(made: Plan, environ: "Mapping[str, str]", quiet: bool) -> Plan:
-    """Return the plan with what its scripts set; `environ` is the caller's.
+def sourced(made: Plan, path: str, environ: "Mapping[str, str]", quiet: bool) -> Plan:
+    """Return the plan with what its scripts set; `environ` is the caller's, `path` the image's.
 
     Call this in the container. Raises UdiError where the scripts fail, or take too long.
     """
-    name = made.root.path.rpartition("/")[2]
+    name = path.rpartition("/")[2]
     before = {"HOME": environ.get("HOME") or "/", "PATH": environment.DEFAULT_PATH, "PWD": "/"}
     for tool in ("APPTAINER", "SINGULARITY"):
-        before |= {f"{tool}_CONTAINER": made.root.path, f"{tool}_NAME": name}
+        before |= {f"{tool}_CONTAINER": path, f"{tool}_NAME": name}
     after = _run(made.image, made.scripts, before)
     if after is None:
         if not quiet:

@@ -8,10 +8,11 @@ that the file itself is meant. Only starts that have a file among their volumes 
 from rootless_udi.base import trust
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.superblock import HEAD, MAGIC
+from rootless_udi.host.facts import which
 from rootless_udi.plan.image import Image
 from rootless_udi.plan.options import SQUASHFS_SUFFIXES, Request
 from rootless_udi.plan.steps import Squashfs
-from rootless_udi.plan.volumes import Volume, shown
+from rootless_udi.plan.volumes import FORMS, Volume, shown
 from rootless_udi.serve import choose
 from rootless_udi.serve.outside import CHECKED, LISTED
 from rootless_udi.store import resolve, sif
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from rootless_udi.launch.facts import StartFacts
     from rootless_udi.plan.facts import HostPath
     from rootless_udi.plan.image import Root
+    from rootless_udi.plan.site import Site
 
 _SUFFIXES = (*SQUASHFS_SUFFIXES, ".sif")
 _WHOLE = ":bind mounts the file itself"
@@ -32,6 +34,7 @@ def steps(
     volumes: "tuple[Volume, ...]",
     sources: "Mapping[str, HostPath]",
     request: Request,
+    environ: "Mapping[str, str]",
     found: "StartFacts",
 ) -> "tuple[Squashfs, ...]":
     """Return a step for each of `volumes` that is a squashfs file.
@@ -43,14 +46,38 @@ def steps(
         if volume.cache is not None or volume.form == "bind":
             continue
         source = sources[volume.source]
-        if source.kind == "directory" and volume.form:
-            raise _refused(volume, "it is a directory, and :sqfs wants a file", "leave :sqfs out")
+        if volume.form and source.kind in ("directory", "device", "special"):
+            why = f"it is a {source.kind}, and sqfs wants a squashfs file"
+            raise _refused(volume, why.replace("special", "pipe or socket"), "leave sqfs out")
         if source.kind != "file" or (not volume.form and _is_file(volume)):
             continue
         offset = _offset(volume, source.real)
         if offset >= 0:
-            made.append(_step(volume, source.real, offset, request, found))
+            made.append(_step(volume, source.real, offset, request, environ, found))
     return tuple(made)
+
+
+def rows(
+    site: "Site",
+    sources: "Mapping[str, HostPath]",
+    request: Request,
+    environ: "Mapping[str, str]",
+    found: "StartFacts",
+) -> "Site":
+    """Return the site with a step in each row of [[mount]] that is a squashfs file (option "sqfs").
+
+    Of a row that is not required and whose file is missing there is none. Raises as `steps`.
+    """
+    made = []
+    for row in site.mounts:
+        if FORMS[0] in row.options:
+            volume = Volume(row.source, row.destination, (), None, row.origin, FORMS[0])
+            step = steps((volume,), sources, request, environ, found)
+            if step:
+                text = step[0].reason.replace("volume", "default mount", 1)
+                row = row.replace(step=step[0].replace(reason=text))
+        made.append(row)
+    return site.replace(mounts=tuple(made))
 
 
 def _is_file(volume: Volume) -> bool:
@@ -91,7 +118,12 @@ MAGIC_BYTES = MAGIC.to_bytes(4, "little")
 
 
 def _step(
-    volume: Volume, path: str, offset: int, request: Request, found: "StartFacts"
+    volume: Volume,
+    path: str,
+    offset: int,
+    request: Request,
+    environ: "Mapping[str, str]",
+    found: "StartFacts",
 ) -> Squashfs:
     if others := [word for word in volume.options if word != "ro"]:
         why = f"it is a squashfs file, which is mounted read-only: not {', '.join(others)}"
@@ -106,17 +138,26 @@ def _step(
             volume, f"the facts inside it are damaged: {error}", "copy it again"
         ) from None
     wanted = request.fuse or found.site.server
-    if wanted not in ("udi", "squashfuse_ll"):
+    if wanted not in ("udi", "squashfuse_ll", "squashfuse"):
         wanted = "auto"
     image = Image(volume.source, "", path, "", {}, compressor, offset=offset)
     try:
-        root = choose.choose(wanted, found.host, image)
-    except UdiError as error:
-        raise _refused(volume, error.message, error.hint) from None
+        root = choose.choose(wanted, found.host, image, lambda name: which(name, environ))
+    except UdiError:
+        from rootless_udi.launch import unpacking
+
+        try:
+            root = unpacking.root(wanted, found.host, image, found.site, environ)
+        except UdiError as error:
+            raise _refused(volume, error.message, error.hint) from None
     if root.program:
         root = root.replace(options=found.site.server_options)
     verify = _verify(volume, found.site.verify == "always", bool(known.get("windows")), root)
-    return Squashfs(volume.destination, root, verify, f"volume ({volume.origin}); {root.reason}")
+    reason = f"volume ({volume.origin}); {root.reason}"
+    if root.server != "directory":
+        return Squashfs(volume.destination, root, verify, reason)
+    tree, root = root.path, root.replace(path=path)
+    return Squashfs(volume.destination, root, verify, reason, tree)
 
 
 def _verify(volume: Volume, always: bool, listed: bool, root: "Root") -> str:

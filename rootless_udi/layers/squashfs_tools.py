@@ -278,8 +278,11 @@ def _settle_root(path: str) -> None:
             file.write(b"\0")
 
 
-def extract(path: str, directory: str) -> None:
+def extract(path: str, directory: str, offset: int = 0, fd: int = -1) -> None:
     """Unpack the squashfs file `path` as `directory`, by unsquashfs, as the calling user.
+
+    `offset` is where in the file it begins; `fd` is the file where it is open already, which is
+    then read whatever is at `path`.
 
     Extended attributes and device nodes are left out. Only the caller may write to the tree, since
     others could change it, unlike a squashfs file. It is unpacked beside `directory` under a
@@ -289,7 +292,8 @@ def extract(path: str, directory: str) -> None:
     """
     if os.path.lexists(directory):
         return
-    check(path)
+    if fd < 0:
+        check(path)
     program = _which("unsquashfs")
     if program is None:
         raise UdiError(
@@ -306,7 +310,9 @@ def extract(path: str, directory: str) -> None:
     partial = mkdtemp(prefix=prefix, dir=parent)
     try:
         tree = os.path.join(partial, "root")
-        _unsquashfs(program, path, tree, directory)
+        name = os.path.abspath(path) if fd < 0 else f"/dev/fd/{fd}"
+        words = ["-offset", str(offset)] if offset else []
+        _unsquashfs(program, [*words, "-dest", tree, name], fd, directory)
         for root, _, _ in os.walk(tree):
             mode = stat.S_IMODE(os.lstat(root).st_mode)
             # rename(2) of a directory into another needs permission to write in it.
@@ -316,12 +322,14 @@ def extract(path: str, directory: str) -> None:
         remove_tree(partial)
 
 
-def _unsquashfs(program: str, path: str, tree: str, directory: str) -> None:
+def _unsquashfs(program: str, words: list[str], fd: int, directory: str) -> None:
     processors = str(len(os.sched_getaffinity(0)))
     argv = [program, "-quiet", "-no-progress", "-no-xattrs", "-processors", processors]
-    argv += ["-da", "64", "-fr", "64", "-dest", tree, os.path.abspath(path)]
+    argv += ["-da", "64", "-fr", "64", *words]
+    tree = words[-2]
     done = subprocess.run(
         argv,
+        pass_fds=() if fd < 0 else (fd,),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -56,14 +56,15 @@ class Edf(Record):
 class Definition(Record):
     """What files that stand on one another ask for.
 
-    `modules` are (name, variant, wanted, where it says so) of hooks. The values of `env` may have
+    `modules` are (name, variant, wanted, where it says so) of hooks. `entrypoint` is None where no
+    file says it. The values of `env` may have
     ${NAME}; all other texts are expanded.
     """
 
     image: str = ""
     mounts: tuple[str, ...] = ()
     workdir: str = ""
-    entrypoint: bool = True
+    entrypoint: bool | None = None
     writable: bool = True
     devices: tuple[str, ...] = ()
     env: tuple[tuple[str, str, str], ...] = ()
@@ -162,6 +163,8 @@ def _mount(text: str, where: str, folder: str) -> str:
     """Return a mount in udi-run's words. Raises UdiError, naming the line."""
     source, _, rest = text.partition(":")
     destination, _, flags = rest.partition(":")
+    if not destination and text == source:
+        destination = source
     if ";" in text or not source or not destination:
         raise UdiError(
             f"environment definition {where}: mount {text!r} is not SOURCE:DESTINATION[:FLAG+FLAG]"
@@ -226,10 +229,11 @@ def _modules(
     for hook, keys in hooks.items():
         for key, (value, where) in keys.items():
             if key not in ("enabled", "variant"):
+                hint = f"the site's module {hook} is as the site wrote it; leave the line out"
                 raise UdiError(
                     f"environment definition {where}: annotation {_HOOKS}{hook}.{key} has no "
                     "counterpart here",
-                    f"the site's module {hook} is as the site wrote it; leave the line out",
+                    "leave the line out, and see udi sshd" if hook == "ssh" else hint,
                 )
             if key == "enabled" and value not in ("true", "false"):
                 raise UdiError(

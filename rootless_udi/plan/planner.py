@@ -199,7 +199,8 @@ def wanted(
 def _defaults(site: "Site") -> list[Step]:
     """Return the mounts that every container gets (`Site.mounts`), and a fresh /run."""
     steps: list[Step] = [
-        Mount(
+        row.step
+        or Mount(
             row.destination,
             row.source,
             options=("nosuid", *(() if row.destination == "/dev" else ("nodev",)), *row.options),

@@ -1,7 +1,7 @@
 """The configuration of site and user as one record, and its form as JSON. Pure."""
 
 from rootless_udi.base.records import Record
-from rootless_udi.plan.steps import Env
+from rootless_udi.plan.steps import Env, Squashfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,7 +15,8 @@ class MountRow(Record):
     """A mount that every container gets: `source` of the host is bound on `destination`.
 
     `options` are a volume's. If `required` is false and the source is missing, it is left out.
-    `origin` is the file and line that asked for it.
+    `origin` is the file and line that asked for it. `step` is what mounts a squashfs file (option
+    "sqfs"), once the file has been looked at.
     """
 
     source: str
@@ -23,6 +24,7 @@ class MountRow(Record):
     options: tuple[str, ...] = ()
     required: bool = True
     origin: str = BUILT_IN
+    step: Squashfs | None = None
 
 
 DEFAULT_MOUNTS = (
@@ -124,7 +126,7 @@ class Site(Record):
 def to_flat(site: Site) -> "dict[str, Any]":
     """Return a Site as lists and strings for JSON; `from_flat` makes a Site of them."""
     flat = dict(zip(site.FIELDS, site.values(), strict=True))
-    flat["mounts"] = [row.values() for row in site.mounts]
+    flat["mounts"] = [row.values()[:5] for row in site.mounts]
     flat["environment"] = [one.values() for one in site.environment]
     return flat
 

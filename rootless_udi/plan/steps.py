@@ -66,12 +66,15 @@ class Squashfs(Record):
     """A squashfs file as data: an image server mounts it at `target`, read-only.
 
     `root` is how; `verify` is how the server checks what it reads, as in `plan.start.Start`.
+    `directory` is where the file is unpacked in the caller's store, or will be, for a host on which
+    no server can serve it; "" else.
     """
 
     target: str
     root: "Root"
     verify: str = ""
     reason: str = ""
+    directory: str = ""
 
 
 Step = Mount | File | Symlink | Directory | Squashfs

@@ -9,33 +9,47 @@ from rootless_udi.fuse import choice
 from rootless_udi.plan.facts import Host
 from rootless_udi.plan.image import Image, Root
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _LIBRARIES = {"zstd": "libzstd.so.1", "lz4": "liblz4.so.1", "lzo": "liblzo2.so.2"}
 _FOLDERS = ("/lib64", "/usr/lib64", "/usr/lib", "/lib")
 
 
-def choose(wanted: str, host: Host, image: Image) -> Root:
+def choose(
+    wanted: str, host: Host, image: Image, which: "Callable[[str], str]" = lambda _: ""
+) -> Root:
     """Return how `image` is mounted on `host`; `wanted` is --fuse or the site's choice.
 
+    `which` returns the path of a program, "" for none; it is asked only for one that is needed.
     Raises UdiError where no image server can be used, saying what each of them lacks.
     """
     if not image.path:
         return Root("directory", image.directory, reason="the image is a directory")
+    decompresses = _decompresses(image.compressor, host.machine)
+    classic = ""
+    if wanted == "squashfuse" or (wanted == "auto" and not (decompresses or host.squashfuse)):
+        classic = which("squashfuse")
     facts = choice.Facts(
         wanted=wanted,
         fuse=host.fuse,
         compressor=image.compressor,
-        decompressor=_decompresses(image.compressor, host.machine),
+        decompressor=decompresses,
         squashfuse=host.squashfuse,
         pyfuse3=wanted == "pyfuse3" and _installed("pyfuse3"),
         fuse_python=wanted == "fuse-python" and _installed("fuse"),
         directory=bool(image.directory)
         and (bool(host.unsquashfs) or os.path.isdir(image.directory)),
+        classic=classic,
     )
     chosen = choice.choose(facts)
     path = image.directory if chosen.name == "directory" else image.path
-    program = host.squashfuse if chosen.name == "squashfuse_ll" else ""
+    programs = {"squashfuse_ll": host.squashfuse, "squashfuse": classic}
+    program = programs.get(chosen.name, "")
     found = Root(chosen.name, path, program, chosen.reason)
-    return found.replace(offset=image.offset) if image.offset else found
+    unpacked = chosen.name == "directory"
+    return found.replace(offset=image.offset) if image.offset and not unpacked else found
 
 
 def _installed(name: str) -> bool:

@@ -212,7 +212,6 @@ def work(sock: "_socket.socket", source: "_socket.socket", place: "Place", launc
     if server == "udi":
         tell(sock, f"pid {child} {started(child)}")
     asked = _asked(sock, known, path, key, watch) if known else ("", [])
-
     hold = _holder(sock, "k" in kinds, asked, place)
     if "r" in kinds and "k" not in kinds:
         hold = _looker(launcher, watch)
@@ -233,6 +232,7 @@ def work(sock: "_socket.socket", source: "_socket.socket", place: "Place", launc
 
             prefetch.drop(place[0], keep, child)
     elif fuse is None:
+        outside.hold(path)
         tell(sock, "pid ")
         hold(0)
     else:

@@ -119,6 +119,18 @@ def title(name: str) -> None:
         poke(start, text + bytes(room - len(text) - 1) + b"\1")
 
 
+def hold(tree: str) -> None:
+    """Keep a directory that is an image open until this process ends.
+
+    `udi prune` sees so that it is in use (`store.unpacked`).
+    """
+    try:
+        os.open(tree, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        # It is gone: who reads it will say so.
+        pass
+
+
 def printed(said: int) -> str:
     """Return what a program printed to the file `said`, up to 2 KiB, as one line."""
     return os.pread(said, 2048, 0).decode("utf-8", "replace").strip().replace("\n", "; ")

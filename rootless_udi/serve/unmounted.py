@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def opened(path: str) -> "Iterator[Asked]":
+def opened(path: str, offset: int = 0) -> "Iterator[Asked]":
     """Give (look, count) of the image at `path`, a squashfs file or a root directory.
+
+    `offset` is where in the file the squashfs begins.
 
     The context raises OSError where the image can't be read, and UdiError where the file is not
     squashfs, is damaged (which `look` and `count` may find as well), or can't be decompressed here.
@@ -36,7 +38,7 @@ def opened(path: str) -> "Iterator[Asked]":
 
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        yield _squashfs(fd, path)
+        yield _squashfs(fd, path, offset)
     except Corrupt as error:
         raise UdiError(f"it does not hold together: {error}") from None
     finally:
@@ -60,11 +62,11 @@ def _directory(top: str) -> "Asked":
     return look, count
 
 
-def _squashfs(fd: int, name: str) -> "Asked":
+def _squashfs(fd: int, name: str, offset: int) -> "Asked":
     from rootless_udi.fuse.format import DIR, SYMLINK
     from rootless_udi.fuse.reader import Reader
 
-    reader = Reader(fd, name)
+    reader = Reader(fd, name, base=offset)
 
     def found(path: str) -> "Inode | None":
         at = reader.inode(reader.super.root)

@@ -8,7 +8,6 @@ this; `Volumes` is udi-run's side.
 """
 
 import os
-from errno import ENOTCONN
 from select import POLLIN, poll
 
 from rootless_udi.base.calls import spawn
@@ -22,9 +21,12 @@ from rootless_udi.serve.programs import command
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rootless_udi.plan.steps import Squashfs
+
+    Answers = Callable[[str, str, str, Callable[[], str]], bool]
+    """Of a mount: place, what is served, the file, and what says why its server has ended."""
 
 _PLACE = "/volumes"
 """The folder in private memory in which the volumes are mounted, until they are moved."""
@@ -61,11 +63,11 @@ class Volumes:
         theirs.close()
         os.close(said)
 
-    def mount(self) -> "dict[str, int]":
+    def mount(self, answers: "Answers") -> "dict[str, int]":
         """Mount the volumes in private memory; return target -> descriptor of the mount.
 
-        Call this as root of the outer user namespace, when the host's tree is at /host. Raises
-        UdiError, OSError.
+        `answers` waits until a server answers. Call this as root of the outer user namespace, when
+        the host's tree is at /host. Raises UdiError, OSError.
         """
         os.mkdir(_PLACE, 0o755)
         flags = MS_RDONLY | MS_NOSUID | MS_NODEV
@@ -83,24 +85,12 @@ class Volumes:
             os.close(fuse)
         # From now on a server that ends is the last to have its connection.
         self._mine.close()
-        return {step.target: self._answering(n, step) for n, step in enumerate(self._steps)}
+        return {step.target: self._mounted(n, step, answers) for n, step in enumerate(self._steps)}
 
-    def _answering(self, number: int, step: "Squashfs") -> int:
+    def _mounted(self, number: int, step: "Squashfs", answers: "Answers") -> int:
         """Return the mount's descriptor once its server answers. Raises UdiError."""
-        place = f"{_PLACE}/{number}"
-        try:
-            os.stat(f"{place}/.")
-            with os.scandir(place) as listing:
-                next(listing, None)
-        except PermissionError:
-            # It answers: the directory belongs to somebody who has no id here (squashfuse_ll).
-            pass
-        except OSError as error:
-            why = self._failure(number) if error.errno == ENOTCONN else error.strerror
-            raise UdiError(
-                f"serving volume {step.root.path} on {step.target} failed: {why}",
-                f"check the file with unsquashfs -ll {step.root.path}, or copy it again",
-            ) from None
+        place, path = f"{_PLACE}/{number}", step.root.path
+        answers(place, f"volume {path} on {step.target}", path, lambda: self._failure(number))
         return os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def _failure(self, number: int) -> str:

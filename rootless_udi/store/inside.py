@@ -36,11 +36,14 @@ def pack(facts: "Mapping[str, Any]") -> bytes:
     return data + INSIDE + (len(data) + 16).to_bytes(8, "little")
 
 
-def parts(fd: int) -> "tuple[int, tuple[int, int]]":
-    """Return the size of the squashfs in the file at `fd`, and (position, length) of the end that
-    `udi optimize` appended (length 0 for none); all in bytes. Raises OSError."""
+def parts(fd: int, begin: int = 0) -> "tuple[int, tuple[int, int]]":
+    """Return the size of the squashfs at byte `begin` of the file at `fd`, and (position, length)
+    of the end that `udi optimize` appended (length 0 for none); all in bytes. Raises OSError."""
     size = os.fstat(fd).st_size
-    used = int.from_bytes(os.pread(fd, SIZE, 0)[USED], "little")
+    used = int.from_bytes(os.pread(fd, SIZE, begin)[USED], "little")
+    if begin:
+        # In a SIF file, behind which nothing of ours stands.
+        return used, (size, 0)
     last = os.pread(fd, 16, max(size - 16, 0))
     length = int.from_bytes(last[8:], "little")
     asks = last[:8] == ASKS and 16 <= length <= size - used
@@ -62,21 +65,25 @@ def copy(
     facts: "Mapping[str, Any]",
     write: "Callable[[bytes], object]",
     summed: "Callable[[bytes], object]" = lambda _: None,
+    begin: int = 0,
 ) -> WindowList:
     """Write the content of the file at `fd`, with `facts` in place of its own, if any.
+
+    `begin` is where in the file the squashfs begins: in a SIF file, only that is written.
 
     The list of its windows is made meanwhile, named in the facts and returned; if the file has one,
     they must be equal. `summed` is called with what `original` yields. Raises OSError, and UdiError
     where the file, called `name`, ends too early or is damaged.
     """
-    used, (at, length) = parts(fd)
+    used, (at, length) = parts(fd, begin)
     sums = windows.Summing(used)
-    for data in _range(fd, 0, used):
+    for data in _range(fd, begin, used):
         sums.feed(data)
         summed(data)
         write(data)
     known = sums.end()
-    _compare(fd, name, known)
+    if not begin:
+        _compare(fd, name, known)
     padding = bytes(-used % BLOCK)
     summed(padding)
     write(padding + packed(known))

@@ -322,9 +322,9 @@ def parsed(data: bytes) -> "dict[str, Any]":
 
 def _check_shape(facts: "dict[str, Any]") -> None:
     """Raise ValueError if facts that become arguments or variables of the command are no text."""
-    for name in ("env", "entrypoint", "cmd", "workdir", "digest"):
+    for name in ("env", "entrypoint", "cmd", "workdir", "digest", "scripts"):
         value = facts.get(name) or ()
-        words = [value] if name in ("workdir", "digest") and value else value
+        words = [value] if name in ("workdir", "digest", "scripts") and value else value
         if not isinstance(words, list | tuple) or not all(isinstance(w, str) for w in words):
             raise ValueError(f"its {name} is not what udi pull writes")
         text = "".join(words)

@@ -99,7 +99,7 @@ def test_what_is_missing_or_damaged(user: User) -> None:
     assert done.returncode == 125
     assert "app.sif failed: its root file system is an encrypted squashfs" in done.stderr
     done = user.run("udi", "export", "app.sif", "x.sqfs")
-    assert "it is a SIF file" in done.stderr and "udi import " in done.stderr
+    assert "its root file system is an encrypted squashfs" in done.stderr
 
 
 @pytest.mark.needs("apptainer", "skopeo")

@@ -28,6 +28,11 @@ FULL = Facts("auto", True, "zstd", True, "/usr/bin/squashfuse_ll", True, True, T
             "directory",
             "not squashfuse_ll: it is not installed",
         ),
+        (
+            {"decompressor": False, "squashfuse": "", "classic": "/usr/bin/squashfuse"},
+            "squashfuse",
+            "not squashfuse_ll: it is not installed",
+        ),
         ({"fuse": False}, "directory", "not udi: /dev/fuse is missing or may not be opened"),
         ({"wanted": "squashfuse_ll"}, "squashfuse_ll", "asked for"),
         ({"wanted": "pyfuse3"}, "pyfuse3", "asked for"),
@@ -49,9 +54,11 @@ def test_choice(changes: dict[str, object], name: str, reason: str) -> None:
             {"fuse": False, "directory": False},
             "not udi: /dev/fuse is missing or may not be opened; "
             "not squashfuse_ll: /dev/fuse is missing or may not be opened; "
-            "not directory: there is no unsquashfs, or the image is not in a store",
+            "not squashfuse: /dev/fuse is missing or may not be opened; "
+            "not directory: there is no unsquashfs, or the image is elsewhere",
         ),
         ({"wanted": "squashfuse_ll", "squashfuse": ""}, "not squashfuse_ll: it is not installed"),
+        ({"wanted": "squashfuse"}, "not squashfuse: it is not installed"),
         ({"wanted": "udi", "decompressor": False}, "no decompressor for zstd"),
         ({"wanted": "pyfuse3", "pyfuse3": False}, "pip install rootless_udi[fuse]"),
         ({"wanted": "fuse-python", "fuse_python": False}, "pip install rootless_udi[fuse2]"),
@@ -78,6 +85,17 @@ def test_the_choice_for_a_real_image(compressor: str, tmp_path: Path) -> None:
     root = ladder.choose("auto", here, found)
     assert (root.server, root.path) == ("udi", str(image))
     assert ladder.choose("squashfuse_ll", here, found).program == "/x/squashfuse_ll"
+    asked: list[str] = []
+
+    def which(name: str) -> str:
+        asked.append(name)
+        return f"/x/{name}"
+
+    assert ladder.choose("auto", here, found, which).server == "udi" and not asked
+    assert ladder.choose("squashfuse", here, found, which).program == "/x/squashfuse"
+    other = found.replace(compressor="unknown", offset=4096)
+    root = ladder.choose("auto", here.replace(squashfuse=""), other, which)
+    assert (root.server, root.program, root.offset) == ("squashfuse", "/x/squashfuse", 4096)
     with pytest.raises(UdiError, match="/dev/fuse is missing"):
         ladder.choose("auto", here.replace(fuse=False, squashfuse=""), found)
 

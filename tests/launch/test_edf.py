@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands.test_sif import ENV, squashfs
 from tests.conftest import User
+from tests.kit import sifs
 
 pytestmark = pytest.mark.needs("userns", "fuse", "mksquashfs", "busybox")
 
@@ -33,13 +35,25 @@ def test_a_definition(user: User, folder: Path) -> None:
     assert (done.returncode, done.stdout.splitlines()) == (0, lines), done.stderr
 
 
-def test_the_entrypoint_runs_unless_it_is_switched_off(user: User, folder: Path) -> None:
-    assert user.run("udi-run", "--edf", "base", "a", "b").stdout == "entry a b\n"
-    assert user.run("udi-run", "--edf", "base").stdout == "entry from cmd\n"
-    assert user.run("udi-run", "--edf", "base", "--entrypoint=/bin/echo", "x").stdout == "x\n"
+def test_the_entrypoint_runs_where_the_file_says_so(user: User, folder: Path) -> None:
+    (folder / "e.toml").write_text('base_environment = "base"\nentrypoint = true\n')
+    assert user.run("udi-run", "--edf", "e", "a", "b").stdout == "entry a b\n"
+    assert user.run("udi-run", "--edf", "e").stdout == "entry from cmd\n"
+    assert user.run("udi-run", "--edf", "base", "echo", "b").stdout == "b\n"
+    assert user.run("udi-run", "--edf", "e", "--entrypoint=/bin/echo", "x").stdout == "x\n"
     # Without a workdir the image's.
     (folder / "w.toml").write_text('base_environment = "base"\nentrypoint = false\n')
     assert user.run("udi-run", "--edf=w", "pwd").stdout == "/usr\n"
+
+
+def test_a_sif_file_alone_runs_its_runscript(user: User, folder: Path) -> None:
+    (user.home / "app.sif").write_bytes(sifs.sif(squashfs(user.home, ENV)))
+    for more, said in (("", "run\n"), ("true", "run\n"), ("false", "sh\n")):
+        more = more and f"entrypoint = {more}\n"
+        (folder / "s.toml").write_text(f'image = "${{HOME}}/app.sif"\n{more}')
+        done = user.run("udi-run", "--edf=s", input="echo sh\n")
+        assert done.stdout == said, done.stderr
+    assert user.run("udi-run", "--edf=s", "sh", "-c", "echo $A").stdout == "from the image\n"
 
 
 def test_the_command_line_counts_more(user: User, folder: Path) -> None:
@@ -104,7 +118,7 @@ def test_modules_by_hooks(user: User, folder: Path, box: Path) -> None:
         ('base_environment = "x"', "x.toml: a circle of base_environment"),
         ('base_environment = "nix"', "environment definition nix: is in none of"),
         ("#" * (1 << 20) + "\n", "is larger than"),
-        ('image = "a"\nmounts = ["/a\\u001b[31m"]', "x.toml: mount"),
+        ('image = "a"\nmounts = ["/a\\u001b[31m:"]', "x.toml: mount"),
     ],
 )
 def test_bad_files(user: User, folder: Path, text: str, words: str) -> None:

@@ -667,7 +667,7 @@ def test_without_fuse_the_image_is_extracted(user: User, tmp_path: Path) -> None
 
 
 def test_without_any_rung_doctor_is_named(user: User, box: Path) -> None:
-    done = user.run(*without_fuse(user), "udi-run", box, "true")
+    done = user.run(*without_fuse(user), "udi-run", "--fuse=udi", box, "true")
     assert done.returncode == 125 and "udi doctor" in done.stderr
     assert "there is no way to mount" in done.stderr
 

@@ -22,6 +22,7 @@ SERVERS = [
         pytest.param(name, marks=pytest.mark.needs(word))
         for name, word in (
             ("squashfuse_ll", "squashfuse"),
+            ("squashfuse", "squashfuse"),
             ("pyfuse3", "pyfuse3"),
             ("fuse-python", "fuse-python"),
         )
@@ -178,8 +179,35 @@ def test_what_is_known_of_it(user: User, app: Path, left: Leftovers) -> None:
     facts = json.loads(user.run("udi", "inspect", "app.sif").stdout)
     assert facts["labels"] == {"Author": "me", "org.label-schema.build-arch": "amd64"}
     assert facts["entrypoint"] == ["/.singularity.d/runscript"] and facts["unchecked"]
-    for words in (("export", "app.sif", "x.sqfs"), ("history", "app.sif")):
-        assert "it is a SIF file" in user.run("udi", *words).stderr
+    assert "has no history" in user.run("udi", "history", "app.sif").stderr
+    done = user.run("udi", "export", "--format=oci-archive", "app.sif", "x.tar")
+    assert "a SIF file's variables are set by scripts" in done.stderr
+    assert not (user.home / "x.tar").exists()
+    for words in (("push", "app.sif", "127.0.0.1:1/x:1"), ("verify", "app.sif")):
+        done = user.run("udi", *words)
+        assert "it is a SIF file" in done.stderr and "udi import " in done.stderr
+
+
+def test_exported_and_optimized(user: User, app: Path, left: Leftovers) -> None:
+    """A squashfs file with the same variables, runscript and labels."""
+    assert user.run("udi", "export", "app.sif", "x.sqfs").returncode == 0
+    user.run("udi", "profile", "-o", "p", "app.sif", "--", "sh", "-c", "exec echo", check=True)
+    done = user.run("udi", "optimize", "app.sif", "p", "-o", "y.sqfs")
+    assert done.stdout == "y.sqfs\n", done.stderr
+    for name in ("x.sqfs", "y.sqfs"):
+        found = user.run("udi-run", name, "sh", "-c", 'echo "$A"; echo "$B"')
+        assert found.stdout == "from the image\nx\ny\n", found.stderr
+        assert user.run("udi-run", "--entrypoint", name, "a").stdout == "run a\n"
+        assert user.run("udi", "verify", name).returncode == 0
+    facts = json.loads(user.run("udi", "inspect", "x.sqfs").stdout)
+    assert facts["labels"]["Author"] == "me" and "offset" not in facts
+
+
+def test_checked(user: User, app: Path) -> None:
+    done = user.run("udi", "check", "--json", "app.sif", "--", "sh", "-c", "exit 3")
+    assert done.returncode in (0, 3), done.stderr
+    found = json.loads(done.stdout)["sites"][0]
+    assert found["findings"], done.stdout
 
 
 def test_what_the_plan_says(user: User, app: Path, left: Leftovers) -> None:

@@ -17,7 +17,10 @@ from tests.launch.test_run import wait_for
 
 pytestmark = pytest.mark.needs("userns", "fuse", "mksquashfs", "busybox")
 
-SERVERS = ["udi", pytest.param("squashfuse_ll", marks=pytest.mark.needs("squashfuse"))]
+SERVERS = [
+    "udi",
+    *(pytest.param(f"squashfuse{x}", marks=pytest.mark.needs("squashfuse")) for x in ("_ll", "")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +115,8 @@ def test_the_rule_which_files_are_meant(user: User, image: Path, left: Leftovers
     ("flags", "words"),
     [
         ("{text}:/data:sqfs", "it is no squashfs file"),
-        ("{home}:/data:sqfs", "it is a directory, and :sqfs wants a file"),
+        ("{home}:/data:sqfs", "it is a directory, and sqfs wants a squashfs file"),
+        ("/dev/null:/data:sqfs", "it is a device, and sqfs wants a squashfs file"),
         ("{home}/none:/data:sqfs", "no such file or directory on the host"),
         ("{file}:/data:sqfs:rw", "sqfs and rw contradict each other"),
         ("{file}:/data:sqfs:bind", "sqfs and bind contradict each other"),
@@ -237,6 +241,43 @@ def test_volumes_inside_one_another(user: User, image: Path, left: Leftovers) ->
     assert f"mount point /data/none is not in {file} and can't be made there" in done.stderr
     argv = ["udi-run", f"-V{user.home}/in:/data", f"-V{file}:/data/sq", image]
     assert user.run(*argv, "cat", "/data/sq/word").stdout == "one\n"
+
+
+def test_a_mount_of_the_site(user: User, image: Path, left: Leftovers) -> None:
+    """[[mount]] with options = ["sqfs"], with what the site and the user mount in it."""
+    file = squashfs(user.home / "x.sqfs", word=b"one\n")
+    (user.home / "sif").write_bytes(sifs.sif(squashfs(user.home / "y", word=b"two\n").read_bytes()))
+    (user.home / "in").mkdir()
+    (user.home / "in/own").write_text("own\n")
+    site = user.home / "site/udi.toml"
+    site.parent.mkdir()
+    rows = (
+        f'source = "{file}"\ndestination = "/data"\noptions = ["sqfs"]',
+        f'source = "{user.home}/in"\ndestination = "/data/sub"',
+        f'source = "{user.home}/sif"\ndestination = "/two"\noptions = ["sqfs", "ro"]',
+        'source = "/nowhere/x"\ndestination = "/no"\noptions = ["sqfs"]\nrequired = false',
+    )
+    site.write_text("".join(f"[[mount]]\n{row}\n" for row in rows))
+    env = {"UDI_SITE_DIR": str(site.parent)}
+    words = ("cat", "/data/word", "/data/sub/own", "/two/word")
+    for _ in range(2):  # the second by the flattened copy of the configuration
+        done = user.run("udi-run", image, *words, env=env)
+        assert (done.stdout, done.stderr) == ("one\nown\ntwo\n", "")
+    assert user.run("udi", "config", "check", env=env).returncode == 0
+    said = user.run("udi-run", "--explain", image, env=env).stdout
+    assert re.search(rf"{file} on /data \(squashfs.*default mount \({site}:1\)", said)
+    # The user's own volume lies over it.
+    done = user.run("udi-run", f"-V{user.home}/in:/data", image, "cat", "/data/own", env=env)
+    assert done.stdout == "own\n", done.stderr
+    for row, words_of in (
+        (rows[0].replace(str(file), "/usr"), "it is a directory, and sqfs wants a squashfs file"),
+        (rows[0].replace(str(file), "/etc/passwd"), "it is no squashfs file"),
+        (rows[0].replace("x.sqfs", "none"), "no such file or directory on the host"),
+        (rows[0].replace('"sqfs"', '"sqfs", "slave"'), "sqfs and slave contradict each other"),
+    ):
+        site.write_text(f"[[mount]]\n{row}\n")
+        done = user.run("udi-run", image, "true", env=env)
+        assert done.returncode == 125 and words_of in done.stderr, done.stderr
 
 
 def test_a_site_that_checks_what_is_read(user: User, image: Path, left: Leftovers) -> None:

@@ -50,13 +50,14 @@ def test_what_stands_on_another() -> None:
 
 
 def test_what_is_there_without_a_word() -> None:
-    assert merged('image = "a"') == edf.Definition(image="a", entrypoint=True, writable=True)
+    assert merged('image = "a"') == edf.Definition(image="a", entrypoint=None, writable=True)
 
 
 def test_relative_mounts_begin_in_the_current_folder() -> None:
-    assert merged('image = "a"\nmounts = ["./d:/d", ".:/here"]').mounts == (
+    assert merged('image = "a"\nmounts = ["./d:/d", ".:/here", "/one"]').mounts == (
         "/cwd/d:/d",
         "/cwd:/here",
+        "/one:/one",
     )
 
 
@@ -109,7 +110,7 @@ def test_variables(text: str, value: str) -> None:
         ('image = "${NO}"', "a.toml:1: the variable NO is not set"),
         ('image = "${NO"', "a.toml:1: .* is not closed"),
         ('image = "${}"', "a.toml:1: .* is not closed, or empty"),
-        ('image = "a"\nmounts = ["/x"]', "a.toml:2: mount '/x' is not SOURCE:DESTINATION"),
+        ('image = "a"\nmounts = ["/x:"]', "a.toml:2: mount '/x:' is not SOURCE:DESTINATION"),
         ('image = "a"\nmounts = ["/x:/y;/z:/w"]', "a.toml:2: mount .* is not SOURCE:DESTINATION"),
         ('image = "a"\nmounts = ["/x:/etc"]', "a.toml:2 /x:/etc: destination /etc is not allowed"),
         ('image = "a"\nmounts = ["/x:/y:noexec"]', "a.toml:2 .*: unknown flag noexec"),
