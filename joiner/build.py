@@ -38,6 +38,23 @@ def quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
+def start() -> str:
+    """Return a C literal: the Python that is started, which is the usual way of bin/udi-run.
+
+    As a command (-c) it is compiled without the rest, and Python does not look whether the script
+    is a zip file. Where there is no bundle, it runs the script after all.
+    """
+    text = (HERE.parent / "bin/udi-run").read_text()
+    usual = text.partition("# The usual way")[2].partition("# The other ways")[0].splitlines()[1:]
+    lines = [
+        *("import sys", "sys.argv[:2] = sys.argv[1:2]", "__file__ = sys.argv[0]"),
+        *(line for line in usual if line and not line.lstrip().startswith("#")),
+        *("with open(__file__) as file:", "    text = file.read()"),
+        'exec(compile(text, __file__, "exec"))',
+    ]
+    return "\n".join('    "' + quoted(line)[1:-1] + '\\n"' for line in lines)
+
+
 def letter(short: str) -> str:
     return f"'{short}'" if short else "0"
 
@@ -96,6 +113,7 @@ def tables() -> str:
             f"#define SIF {quoted(options.SIF)}",
             f"#define DEFAULT_PATH {quoted(environment.DEFAULT_PATH)}",
             f"#define COMMANDS {quoted(options.COMMANDS)}",
+            f"__attribute__((unused)) static const char START[] =\n{start()};",
             "enum kind { FLAG, VALUE, LIST, OPTIONAL };",
             "struct option {\n    const char *name;\n    char letter;\n    enum kind kind;",
             "    bool shares;\n    const char *const *choices, *const *next;\n};",

@@ -1,6 +1,7 @@
 /* Become the Python program, with the command line, the environment, the signals and the
  * descriptors of the caller; as the lines of sh at the head of bin/udi-run do. */
 #include "joiner.h"
+#include "tables.h"
 
 #include <fcntl.h>
 #include <signal.h>
@@ -109,6 +110,8 @@ _Noreturn void hand_over(void)
         keep(start.directory);
         keep(start.lock);
     }
+    push(&argv, "-c");
+    push(&argv, START);
     push(&argv, path);
     for (char **word = start.argv[0] ? start.argv + 1 : start.argv; *word; word++)
         push(&argv, *word);

@@ -2,21 +2,24 @@
 
 Each module costs a start an open and three stats on what may be a file system shared by 10,000
 nodes. A bundle is one open and a stat a module. It lies with the compiled modules, is written by
-the first start that may write there (or by `udi bundle`), and is left aside as soon as one of the
-modules is not the file that it was made of. A rank that joins a container reads the first of the
-two, a fifth of both. The launcher script reads it like this:
+the first start that may write there (or by `udi bundle`). A group is left aside if one of its
+modules is not the file any more that it was made of, and that start writes the bundle anew. A rank
+that joins a container reads the first of the two, a fifth of both. The launcher script reads it
+like this:
 
     head, marshalled: (FORMAT, boot, table, groups, elsewhere)
-    table: {name: (path, mtime_ns, size, is_package, number of its group)}
-    groups: ((names, begin, end), ...)
+    table: {name: number of its group}
+    groups: ((rows, codes), ...), where each begins, in bytes counted from the file's end: -9 is the
+        ninth byte before it
     elsewhere: {name: the other bundle's path}
-    after it, for each group: the marshalled tuple of its modules' code, from byte `begin` to `end`,
-        counted from the file's end: -9 is the ninth byte before it
+    after it, for each group, each marshalled:
+        its rows ((name, path, mtime_ns, size, is_package), ...)
+        its codes, a tuple of the modules' code
     TAIL, by which a file that was cut off is known
 
-`boot` is the code of base/boot.py: it checks the files and puts an importer on sys.meta_path. The
-first import of a module runs all of its group, each once and without importlib, which halves the
-time that the planner's modules take. They are without what only people and type checkers read:
+`boot` is the code of base/boot.py: it puts an importer on sys.meta_path. The first import of a
+module runs all of its group, each once and without importlib, which halves the time that the
+planner's modules take. They are without what only people and type checkers read:
 docstrings, a third of their size, the types of parameters, and what is imported for types alone.
 """
 
@@ -30,9 +33,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import CodeType
 
-    Row = tuple[str, object, int, bool, int]
+    Row = tuple[str, str, int | str, int, bool]
 
-FORMAT = 5
+FORMAT = 6
 TAIL = b"end of bundle"
 GROUPS = {
     "join": (
@@ -183,16 +186,18 @@ def write(package: str) -> bool:
     # The first one last, since it is the one that starts look for.
     for stem, groups in reversed(FILES.items()):
         try:
-            table, names, codes = _content(package, groups)
+            content = [_content(package, GROUPS[group]) for group in groups]
         except OSError:
             # An installation that is being replaced, or is not whole.
             return False
-        places, begin = [], -sum(map(len, codes)) - len(TAIL)
-        for group, code in zip(names, codes, strict=True):
-            places.append((group, begin, begin + len(code)))
-            begin += len(code)
+        table = {name: n for n, group in enumerate(groups) for name in GROUPS[group]}
+        places, begin = [], -sum(len(rows) + len(codes) for rows, codes in content) - len(TAIL)
+        for rows, codes in content:
+            places.append((begin, begin + len(rows)))
+            begin += len(rows) + len(codes)
         head = marshal.dumps((FORMAT, boot, table, tuple(places), elsewhere))
-        if not _replace(path(package, stem), b"".join((head, *codes, TAIL))):
+        parts = [part for pair in content for part in pair]
+        if not _replace(path(package, stem), b"".join((head, *parts, TAIL))):
             return False
         elsewhere = dict.fromkeys(table, path(package, stem))
     return True
@@ -235,33 +240,27 @@ def _replace(target: str, data: bytes) -> bool:
     return True
 
 
-def _content(
-    package: str, groups: tuple[str, ...]
-) -> tuple[dict[str, "Row"], list[tuple[str, ...]], list[bytes]]:
-    """Return the table, and for each group its names and its marshalled code.
+def _content(package: str, names: tuple[str, ...]) -> tuple[bytes, bytes]:
+    """Return a group's rows and its modules' code, marshalled.
 
     A namespace package (a folder without __init__.py) has no path, and its folder as mtime.
     """
-    table: dict[str, Row] = {}
-    content = []
-    for number, names in enumerate(GROUPS[group] for group in groups):
-        codes: list[CodeType | None] = []
-        for name in names:
-            stem = package + name.removeprefix("rootless_udi").replace(".", "/")
-            if os.path.isdir(stem):
-                file = f"{stem}/__init__.py"
-                if not os.path.exists(file):
-                    table[name] = ("", stem, 0, True, number)
-                    codes.append(None)
-                    continue
-            else:
-                file = f"{stem}.py"
-            with open(file, "rb") as source:
-                found = os.fstat(source.fileno())
-                codes.append(_compiled(source.read(), file))
-            table[name] = (file, found.st_mtime_ns, found.st_size, stem == package, number)
-        content.append(marshal.dumps(tuple(codes)))
-    return table, [GROUPS[group] for group in groups], content
+    rows: list[Row] = []
+    codes: list[CodeType | None] = []
+    for name in names:
+        stem = package + name.removeprefix("rootless_udi").replace(".", "/")
+        file = f"{stem}.py"
+        if os.path.isdir(stem):
+            file = f"{stem}/__init__.py"
+            if not os.path.exists(file):
+                rows.append((name, "", stem, 0, True))
+                codes.append(None)
+                continue
+        with open(file, "rb") as source:
+            found = os.fstat(source.fileno())
+            codes.append(_compiled(source.read(), file))
+        rows.append((name, file, found.st_mtime_ns, found.st_size, stem == package))
+    return marshal.dumps(tuple(rows)), marshal.dumps(tuple(codes))
 
 
 def _compiled(source: bytes, file: str) -> "CodeType":

@@ -45,7 +45,8 @@ def run(argv: "list[str]") -> int:
 
         request, defined = edf.apply(request, environ)
     own = defined + command.own_variables(request)
-    who, kept = owners(request, environ)
+    near: list[tuple[str, int]] = []
+    who, kept = owners(request, environ, near)
     name, key = launcher.key(request, kept or who, environ) if kept or who else ("", "")
     if environ.get("UDI_JOIN_PLAN") == "1":
         from rootless_udi.launch import joinplan
@@ -65,13 +66,13 @@ def run(argv: "list[str]") -> int:
     if request.explain is None:
         from rootless_udi.serve.helper import Helper
 
-        place, fields = _alone(environ)
+        place, fields = _alone(environ, near)
         # The helper first: while this process loads the planner, the image server loads on another
         # CPU and opens the image.
         helper = Helper((place[0], place[2], fields["token"]))
     from rootless_udi.launch import facts
 
-    found = facts.find(request, environ, who, helper)
+    found = facts.find(request, environ, who, helper, place[0])
     if helper and found.site.keep and request.keep is None:
         from rootless_udi.node.kept import owner
 
@@ -87,18 +88,25 @@ def run(argv: "list[str]") -> int:
     return container.run(request, environ, own, place, fields, found, helper)
 
 
-def owners(request: options.Request, environ: "dict[str, str]") -> tuple[str, str]:
+def owners(
+    request: options.Request,
+    environ: "dict[str, str]",
+    near: "list[tuple[str, int]] | None" = None,
+) -> tuple[str, str]:
     """Return who shares the request's container: its launcher, and the starts for which it is kept.
 
     Each is "" for nobody. Whether a start without --keep may join a kept container is looked for
-    only where there is one: the site's configuration, which no joiner reads, has kept it.
+    only where there is one: the site's configuration, which no joiner reads, has kept it. `near`
+    gets the state directory if it was looked for and is the one to use: path and descriptor.
     """
     who = launcher.launcher(environ, request.share or "auto")
     plain = not who and request.keep is None and request.share != "off"
     if plain and environ.get("UDI_JOIN_PLAN") != "1":
-        _, directory = places.find(environ, make=False)
+        path, directory = places.find(environ, make=False)
         plain = directory >= 0 and any(n.startswith("keep-") for n in os.listdir(directory))
-        if directory >= 0:
+        if near is not None and directory >= 0 and not plain and places.final(environ, path):
+            near.append((path, directory))
+        elif directory >= 0:
             os.close(directory)
     if not plain and not (request.keep or "").strip("0"):
         return who, ""
@@ -107,15 +115,17 @@ def owners(request: options.Request, environ: "dict[str, str]") -> tuple[str, st
     return who, kept.owner(request, environ)
 
 
-def _alone(environ: "dict[str, str]") -> "tuple[tuple[str, int, str], dict[str, str]]":
+def _alone(
+    environ: "dict[str, str]", near: "list[tuple[str, int]]"
+) -> "tuple[tuple[str, int, str], dict[str, str]]":
     """Return place and fields of a record for a container that nobody joins; see `container.build`.
 
-    The record is there so that `udi ps` shows this run.
+    The record is there so that `udi ps` shows this run. `near` is of `owners`.
     """
     me = os.getpid()
     start = process.started(me)
     try:
-        path, directory = places.find(environ, make=True)
+        path, directory = near[0] if near else places.find(environ, make=True)
     except UdiError:
         # `udi ps` won't see this run; nothing else depends on the record.
         path, directory = "", -1

@@ -217,15 +217,31 @@ def start_and_parent(pid: int) -> tuple[int, int]:
     These are the fields 22 and 4 of /proc/PID/stat (proc(5)). Raises OSError, also for a zombie.
     """
     # /proc may be of another PID namespace, in which this process has another number.
-    name = "self" if pid == os.getpid() else pid
-    fd = os.open(f"/proc/{name}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fields = os.read(fd, 4096).rpartition(b")")[2].split()
-    finally:
-        os.close(fd)
+    fields = _fields("self" if pid == os.getpid() else pid)
     if fields[0] in (b"Z", b"X"):
         raise ProcessLookupError(f"process {pid} has ended")
     return int(fields[19]), int(fields[1])
+
+
+def _fields(name: "int | str") -> list[bytes]:
+    fd = os.open(f"/proc/{name}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 4096).rpartition(b")")[2].split()
+    finally:
+        os.close(fd)
+
+
+_OWN: "dict[int, list[bytes]]" = {}
+"""Process id -> `own_fields`, of this process and of those that it was forked from."""
+
+
+def own_fields() -> list[bytes]:
+    """Return the fields of this process's /proc/PID/stat, from the third on, as they were at the
+    first call: it is read once. Raises OSError."""
+    me = os.getpid()
+    if me not in _OWN:
+        _OWN[me] = _fields("self")
+    return _OWN[me]
 
 
 def started(pid: int) -> int:
@@ -234,6 +250,6 @@ def started(pid: int) -> int:
     The kernel uses process ids again. Process id and start time together name one process only.
     """
     try:
-        return start_and_parent(pid)[0]
+        return int(own_fields()[19]) if pid == os.getpid() else start_and_parent(pid)[0]
     except OSError:
         return 0

@@ -22,8 +22,8 @@ else:
 class Record:
     """Base of the project's records; see the module's docstring.
 
-    FIELDS are the names of the fields, NEEDED those without a default. Raises TypeError for
-    unknown, missing and too many fields.
+    FIELDS are the names of the fields, NEEDED those without a default; the latter is there once a
+    record was made with defaults. Raises TypeError for unknown, missing and too many fields.
     """
 
     if TYPE_CHECKING:
@@ -35,7 +35,6 @@ class Record:
     def __init_subclass__(cls) -> None:
         # Lists and not generators, here and below: a start makes 30 classes and 90 records.
         cls.FIELDS = (*cls.FIELDS, *[n for n in cls.__annotations__ if n.islower()])
-        cls.NEEDED = frozenset([n for n in cls.FIELDS if not hasattr(cls, n)])
 
     def __init__(self, *args: "Any", **kwargs: "Any") -> None:
         fields = self.FIELDS
@@ -49,9 +48,13 @@ class Record:
             if name not in fields or name in values:
                 raise TypeError(f"{type(self).__name__}: no such field, or given twice: {name}")
         values |= kwargs
-        if not values.keys() >= self.NEEDED:
-            name = min(self.NEEDED - values.keys(), key=fields.index)
-            raise TypeError(f"{type(self).__name__}: field {name} is missing")
+        if len(values) < len(fields):
+            kind = type(self)
+            if "NEEDED" not in kind.__dict__:
+                kind.NEEDED = frozenset([n for n in fields if not hasattr(kind, n)])
+            if not values.keys() >= kind.NEEDED:
+                name = min(kind.NEEDED - values.keys(), key=fields.index)
+                raise TypeError(f"{kind.__name__}: field {name} is missing")
         self.__dict__.update(values)
 
     def __setattr__(self, name: str, value: object) -> None:

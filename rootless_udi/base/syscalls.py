@@ -98,16 +98,20 @@ def _call(name: str, *args: "int | bytes | None", path: str | None = None) -> in
 
     Integers are passed as long, bytes as char *, None as NULL. `path` is for the error.
     """
-    function = _FUNCTIONS.get(name)
-    if function is None:
-        address = _ctypes.dlsym(_LIBC, name)
-        function = _FUNCTIONS[name] = _Function(address)
-    result: int = function(*[_Long(a) if isinstance(a, int) else a for a in args])
+    result: int = _function(name)(*[_Long(a) if isinstance(a, int) else a for a in args])
     # These functions return int: of the register only the lower 32 bits count.
     if result & 0xFFFFFFFF == 0xFFFFFFFF:
         errno = _ctypes.get_errno()
         raise CallError(errno, os.strerror(errno), name, path)
     return result & 0xFFFFFFFF
+
+
+def _function(name: str) -> "Any":
+    function = _FUNCTIONS.get(name)
+    if function is None:
+        address = _ctypes.dlsym(_LIBC, name)
+        function = _FUNCTIONS[name] = _Function(address)
+    return function
 
 
 def numbered(name: str, number: int, *args: "int | bytes | None", path: str | None = None) -> int:
@@ -230,10 +234,10 @@ def _drop_bounding_set() -> None:
     This needs CAP_SETPCAP (capabilities(7)). A process that has made or joined a user namespace has
     it until execve(2). The loop ends at the first number that the kernel does not know.
     """
+    # Not by `prctl`, which for 41 calls takes 0.15 ms more.
+    function, drop, none = _function("prctl"), _Long(PR_CAPBSET_DROP), _Long(0)
     for capability in range(_CAPABILITIES):
-        try:
-            prctl(PR_CAPBSET_DROP, capability)
-        except OSError:
+        if function(drop, _Long(capability), none, none, none) & 0xFFFFFFFF:
             break
 
 

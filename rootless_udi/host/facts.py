@@ -1,7 +1,7 @@
 """Facts about the host and the caller, read and never changed. A launch gathers them once."""
 
 import os
-from stat import S_ISBLK, S_ISCHR, S_ISDIR, S_ISREG
+from stat import S_ISBLK, S_ISCHR, S_ISDIR, S_ISLNK, S_ISREG
 
 from rootless_udi.plan.facts import Host, HostPath
 
@@ -76,10 +76,11 @@ def which(name: str, environ: "Mapping[str, str]") -> str:
 
 def look(paths: "Iterable[str]") -> dict[str, HostPath]:
     """Return what is at each of `paths`, followed through symbolic links."""
-    return {path: _look(path) for path in paths}
+    folders: dict[str, str] = {"": ""}
+    return {path: _look(path, folders) for path in paths}
 
 
-def _look(path: str) -> HostPath:
+def _look(path: str, folders: "dict[str, str]") -> HostPath:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -100,7 +101,24 @@ def _look(path: str) -> HostPath:
         kind = "device"
     else:
         kind = "special"
-    return HostPath(kind, os.path.realpath(path))
+    return HostPath(kind, _real(path, folders))
+
+
+def _real(path: str, folders: "dict[str, str]") -> str:
+    """Do what os.path.realpath does, which looks at each folder on the way again for each path.
+
+    `folders` are those that were looked at already: path -> path without links.
+    """
+    folder, _, name = path.rpartition("/")
+    if not path.startswith("/") or name in ("", ".", ".."):
+        return os.path.realpath(path)
+    if folder not in folders:
+        folders[folder] = _real(folder, folders)
+    whole = f"{folders[folder]}/{name}"
+    try:
+        return os.path.realpath(path) if S_ISLNK(os.lstat(whole).st_mode) else whole
+    except OSError:
+        return os.path.realpath(path)
 
 
 def _account(uid: int, environ: "Mapping[str, str]") -> tuple[str, str, str, str]:

@@ -1,6 +1,7 @@
 """Make a new container: plan it, and either print the plan or carry it out and run the command."""
 
 import os
+from sys import meta_path
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import complain, current
@@ -254,9 +255,11 @@ def _squashfs(
 
 
 def _bundle() -> None:
-    """Write `rootless_udi.bundle`'s files if this start had none and may write them."""
+    """Write `rootless_udi.bundle`'s files if this start had none, or old ones, and may write
+    them."""
     loader = getattr(__spec__, "loader", None)
-    if loader.__class__.__name__ != "SourceFileLoader":
+    stale = any(getattr(one, "stale", False) for one in meta_path)
+    if not stale and loader.__class__.__name__ != "SourceFileLoader":
         return
     package = os.path.dirname(os.path.dirname(__file__))
     if os.access(f"{package}/__pycache__", os.W_OK):

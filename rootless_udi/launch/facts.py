@@ -41,12 +41,13 @@ class StartFacts(Record):
 
 
 def find(
-    request: Request, environ: "dict[str, str]", who: str, helper: "Helper | None"
+    request: Request, environ: "dict[str, str]", who: str, helper: "Helper | None", state: str = ""
 ) -> StartFacts:
     """Gather the facts and choose the image server; tell `helper` what it will serve.
 
-    `who` is the launcher (`node.launcher`), "" for none. A missing image may be pulled; nothing
-    else is changed. Raises UdiError where something that was asked for is impossible.
+    `who` is the launcher (`node.launcher`), "" for none. `state` is the state directory's path, ""
+    where it was not looked for. A missing image may be pulled; nothing else is changed. Raises
+    UdiError where something that was asked for is impossible.
     """
     site = load.load(environ)
     host = facts.gather(environ, site.squashfuse)
@@ -81,7 +82,8 @@ def find(
         # A longer word can be no path.
         program = words[0] if words and len(words[0]) < 4096 else ""
         listed = away.listed if away is not None else ""
-        start = _start(image, words, environ, listed)
+        state = state or places.seen(places.directories(environ, os.getuid()))
+        start = _start(image, words, state, listed)
         if verify:
             start = start.replace(verify=verify)
         if away is None:
@@ -112,7 +114,7 @@ def _verify(site: Site, image: Image, root: Root) -> str:
     return ""
 
 
-def _start(image: Image, words: "list[str]", environ: "dict[str, str]", listed: str) -> Start:
+def _start(image: Image, words: "list[str]", state: str, listed: str) -> Start:
     """Return what prefetching needs for a start of the command `words` (`serve.prefetch`).
 
     The key is a digest of the program and its first argument that is no option: for an interpreter
@@ -130,7 +132,7 @@ def _start(image: Image, words: "list[str]", environ: "dict[str, str]", listed: 
             return Start(key)
         parts = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, key
     name = digest(repr(parts).encode())
-    path = f"{places.seen(places.directories(environ, os.getuid()))}/starts/{name}"
+    path = f"{state}/starts/{name}"
     try:
         if time() - os.stat(path).st_mtime < _WEEK:
             return Start(key, known=path)

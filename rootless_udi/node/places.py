@@ -75,6 +75,15 @@ def find(environ: "Mapping[str, str]", make: bool) -> tuple[str, int]:
     return found
 
 
+def final(environ: "Mapping[str, str]", path: str) -> bool:
+    """Tell whether `find` with `make` returns `path` too, which it has returned without: no place
+    before that can be made."""
+    for group in _groups(directories(environ, os.getuid())):
+        if path in group or os.path.isdir(os.path.dirname(group[0])):
+            return path in group
+    return False
+
+
 def state(paths: "Iterable[str]", make: bool) -> tuple[str, int]:
     """Return the one of `paths` that is used, and a descriptor of it; ("", -1) for none.
 
@@ -172,7 +181,7 @@ def _groups(paths: "Iterable[str]") -> "Iterator[list[str]]":
             yield [path]
         elif not done:
             done = True
-            yield [one for one in paths[number:] if _open_to_all(one)]
+            yield [path, *[one for one in paths[number + 1 :] if _open_to_all(one)]]
 
 
 def _open_to_all(path: str) -> bool:

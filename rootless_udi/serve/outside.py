@@ -7,8 +7,10 @@ descriptors, signals, command line, CPU mask and umask.
 
 import _signal
 import os
+from sys import meta_path
 
 from rootless_udi.base.calls import close_others
+from rootless_udi.base.process import own_fields
 from rootless_udi.base.syscalls import (
     PR_SET_NAME,
     PR_SET_NO_NEW_PRIVS,
@@ -49,6 +51,10 @@ def leave(name: str, *keep: int) -> None:
 
     Raises OSError.
     """
+    for finder in meta_path:
+        if hasattr(finder, "settle"):
+            # `base.boot`: what is imported later must be of the modules' version that is there now.
+            finder.settle()
     deafen()
     os.setsid()
     os.chdir("/")
@@ -155,10 +161,7 @@ def arguments() -> tuple[int, int]:
 def _arguments() -> tuple[int, int]:
     """Do what `arguments` does: arg_start and arg_end, fields 48 and 49 of the file (proc(5))."""
     try:
-        fd = os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
+        start, end = (int(field) for field in own_fields()[45:47])
     except OSError:
         return 0, 0
-    fields = os.read(fd, 4096).rpartition(b")")[2].split()
-    os.close(fd)
-    start, end = (int(field) for field in fields[45:47])
     return start, end - start

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from rootless_udi.base import boot, trust
 from rootless_udi.base import program as child
-from rootless_udi.base import trust
 from rootless_udi.base.errors import UdiError
 from rootless_udi.node.record import read_record
 from rootless_udi.pull import credentials
@@ -529,7 +529,7 @@ def test_bundles_and_compiled_modules_that_others_may_write(
     assert user.run(copy / "bin/udi", "--version").stderr == ""
     code = compile("raise SystemExit('PLANTED')", "x", "exec")
     for bundle in bundles:
-        bundle.write_bytes(marshal.dumps((5, code, {}, (), {})))
+        bundle.write_bytes(marshal.dumps((boot.FORMAT, code, {}, (), {})))
         bundle.chmod(0o666)
     done = user.run(copy / "bin/udi-run", box, "echo", "ok")
     assert (done.stdout, done.stderr) == ("ok\n", "")
@@ -553,7 +553,7 @@ def test_a_package_that_another_put_into_the_prefix(user: User, tmp_path: Path) 
         for module in ("__init__.py", "run.py", "commands/__init__.py", "commands/udi.py"):
             (planted / module).write_text("raise SystemExit('PLANTED')")
         bundle = planted / f"__pycache__/udi-run.{sys.implementation.cache_tag}.bundle"
-        bundle.write_bytes(marshal.dumps((5, fatal, {}, (), {})))
+        bundle.write_bytes(marshal.dumps((boot.FORMAT, fatal, {}, (), {})))
         for path in (planted, *planted.rglob("*")):
             os.chown(path, OTHER, OTHER)
     for program in ("udi", "udi-run"):

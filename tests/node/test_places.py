@@ -134,6 +134,17 @@ def test_all_are_taken_but_those_of_the_site_and_of_home(
     assert places.find(environ, make=False)[0] == path
 
 
+def test_a_place_is_final_where_none_before_it_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, there = tmp_path / "login/udi", tmp_path / "udi"
+    there.mkdir(mode=0o700)
+    monkeypatch.setattr(places, "directories", lambda environ, uid: [str(before), str(there)])
+    assert places.final({}, str(there)) and not places.final({}, "/elsewhere")
+    before.parent.mkdir()
+    assert not places.final({}, str(there)) and places.final({}, str(before))
+
+
 @pytest.fixture
 def left(user: User) -> Iterator[Leftovers]:
     with counted(user) as found:
