@@ -15,21 +15,6 @@ struct start start = {NULL, NULL, false, -1, -1, NULL};
 
 static const char SCRIPT[] = "udi-run-python";
 
-/* What a symbolic link holds; NULL where it is none. */
-static char *link_of(const char *path)
-{
-    for (size_t room = 256; room < (size_t)1 << 24; room *= 2) {
-        char *target = memory(room + 1);
-        ssize_t length = readlink(path, target, room);
-        if (length < 0)
-            return NULL;
-        if ((size_t)length < room)
-            return target;
-        free(target);
-    }
-    return NULL;
-}
-
 /* The folder of a path, with the slash at its end. */
 static char *folder_of(const char *path)
 {
@@ -43,15 +28,15 @@ static char *folder_of(const char *path)
 /* The Python program lies beside this one; in a checkout by a link, and it looks around itself. */
 static char *script(void)
 {
-    char *me = link_of("/proc/self/exe");
+    char *me = realpath("/proc/self/exe", NULL);
     if (!me)
         me = realpath((const char *)getauxval(AT_EXECFN), NULL);
     if (!me)
         fail(125, "its own place can't be found", "is /proc mounted?");
-    char *path = JOIN(folder_of(me), SCRIPT), *target = link_of(path);
-    if (!target)
-        return path;
-    return *target == '/' ? target : JOIN(folder_of(path), target);
+    char *path = JOIN(folder_of(me), SCRIPT), *real = realpath(path, NULL);
+    if (!real)
+        fail(125, JOIN("its other half is gone: ", path, ": ", reason(errno)), "install it again");
+    return real;
 }
 
 static bool is_ignored(int number)

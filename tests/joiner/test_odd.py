@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import User
-from tests.kit.nodes import Rank, busybox, counted
+from tests.kit.nodes import SHOW, Rank, busybox, counted
 from tests.kit.places import TREE
 from tests.launch.test_run import wait_for
 
@@ -98,6 +99,39 @@ def test_no_environment_at_all(user: User, image: Path, one: Rank) -> None:
     argv = [str(TREE / "build/joiner/udi-run"), "--version"]
     done = subprocess.run(user.argv(*argv), env={}, capture_output=True, text=True)
     assert done.stdout.startswith("udi-run ")
+
+
+def test_the_interpreter_is_missing(user: User) -> None:
+    for program in ("build/joiner/udi-run", "bin/udi-run", "bin/udi"):
+        argv = user.argv(str(TREE / program), "--version")
+        done = subprocess.run(argv, env={"PATH": "/nowhere"}, capture_output=True, text=True)
+        assert done.returncode == 125
+        assert "Python 3.11 or newer" in done.stderr and "beside it or on the PATH" in done.stderr
+        assert all(line.startswith("udi") for line in done.stderr.splitlines())
+
+
+def test_what_belongs_to_it_is_gone(user: User, tmp_path: Path) -> None:
+    """The script beside the program in C, then the package."""
+    for name in ("build/joiner/udi-run", "bin/udi"):
+        shutil.copy(TREE / name, tmp_path)
+    done = user.run(tmp_path / "udi-run", "--version")
+    where = f"{tmp_path}/udi-run-python: No such file or directory"
+    assert done.stderr.startswith(f"udi-run: its other half is gone: {where}\nudi-run: hint: ")
+    assert done.returncode == 125
+    shutil.copy(TREE / "bin/udi-run", tmp_path / "udi-run-python")
+    for program in ("udi-run", "udi"):
+        done = user.run(tmp_path / program, "--version", env={"PATH": "/usr/bin:/bin"})
+        text = f"{program}: the package rootless_udi is not there: install it again\n"
+        assert (done.returncode, done.stderr) == (125, text)
+
+
+@pytest.mark.parametrize("line", ["2147483648 7", "4294967297 7", "-1 7", "1 99999999999999999999"])
+def test_ids_that_no_process_has(user: User, image: Path, one: Rank, line: str) -> None:
+    """Of a 32-bit number that goes on from its start they would be somebody else's."""
+    with record(user).open("a") as file:
+        file.write(f"{line}\n" * 3)
+    done = user.run(*JOIN, image, "sh", "-c", SHOW)
+    assert done.stdout.split() == [*one.namespaces], done.stderr
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "directory", "open to others"])
