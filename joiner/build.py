@@ -70,15 +70,16 @@ def shifter_rows() -> Iterator[str]:
     for name, (key, kind) in shifter.LONG.items():
         short = key if len(key) == 1 else ""
         field = names.get(key, key).replace("-", "_")
-        yield f"    {{{quoted(name)}, {letter(short)}, {kinds[kind]}, O_{field}}},"
+        yield f"    {{{quoted(name)}, {letter(short)}, {kinds[kind]}, O_{field}, false, ANY, ANY}},"
     for short in shifter.SHORT.keys() - names:
-        yield f'    {{"", {letter(short)}, {kinds[shifter.SHORT[short]]}, OPTION_COUNT}},'
+        kind = kinds[shifter.SHORT[short]]
+        yield f'    {{"", {letter(short)}, {kind}, OPTION_COUNT, false, ANY, ANY}},'
 
 
 def tables() -> str:
     """Return tables.h: what C has of the Python tables."""
     rows = [
-        f"    {{{quoted(o.name)}, {letter(o.short)}, {o.kind.upper()}, "
+        f"    {{{quoted(o.name)}, {letter(o.short)}, {o.kind.upper()}, O_{o.field}, "
         f"{str(o.shares).lower()}, (const char *const[]){array(o.choices)}, "
         f"(const char *const[]){array(o.next)}}},"
         for o in options.OPTIONS
@@ -116,17 +117,17 @@ def tables() -> str:
             f"__attribute__((unused)) static const char START[] =\n{start()};",
             "enum kind { FLAG, VALUE, LIST, OPTIONAL };",
             "struct option {\n    const char *name;\n    char letter;\n    enum kind kind;",
-            "    bool shares;\n    const char *const *choices, *const *next;\n};",
+            "    int field;\n    bool shares;\n    const char *const *choices, *const *next;\n};",
             f"enum {{ {names}, OPTION_COUNT }};",
             "#define TABLE __attribute__((unused)) static const",
+            "#define ANY ((const char *const[]){NULL})",
             "TABLE struct option OPTIONS[] = {",
             *rows,
-            "};",
+            "    {NULL, 0, FLAG, 0, false, ANY, ANY},\n};",
             *(f"TABLE char *const {name}[] = {array(words)};" for name, words in lists.items()),
-            "TABLE struct shifter {\n    const char *name;\n    char letter;\n    enum kind kind;",
-            "    int option;\n} SHIFTER[] = {",
+            "TABLE struct option SHIFTER[] = {",
             *shifter_rows(),
-            "    {NULL, 0, FLAG, 0},\n};",
+            "    {NULL, 0, FLAG, 0, false, ANY, ANY},\n};",
             "TABLE struct {\n    const char *name;\n    int option;\n} VARIABLES[] = {",
             *variables,
             "    {NULL, 0},\n};",

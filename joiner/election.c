@@ -91,9 +91,9 @@ static int lock_file(int directory, const char *file)
     }
 }
 
-/* Wait until nobody builds; with `build` until nobody else may. Those who wait to join hold the lock
- * together: one after the other would take as long as all of them, and the first ones may have ended
- * before the last one comes. */
+/* Wait until nobody builds; with `build` until nobody else may. Those who wait to join hold the
+ * lock together: one after the other would take as long as all of them, and the first ones may have
+ * ended before the last one comes. */
 void elect(int directory, const char *name, bool build)
 {
     char *file = JOIN(name, ".lock");

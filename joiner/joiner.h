@@ -66,8 +66,8 @@ bool is_image(const char *word);
 void give(struct request *request, int option, char *value);
 void parse(struct request *request, char **argv, const struct list *env);
 
-/* shifter.c: the same of Shifter's words; returns the command. */
-char **shifter_parse(struct request *request, char **argv, const struct list *env);
+/* shifter.c: what is meant by Shifter's words; returns the command. */
+char **shifter_command(struct request *request, char **rest, const struct list *env);
 
 /* launcher.c: who started this rank, and the container's name. */
 char *launcher(const struct list *env, const char *share);
@@ -92,9 +92,10 @@ int place_find(const struct list *env, bool make, bool *alone);
 /* record.c: the node's record. */
 struct record {
     int fd;
-    size_t size, tail; /* the file's, and where the members begin */
-    struct text data, members;
-    bool cut; /* `members` has only the first and the last */
+    struct text data;
+    size_t tail; /* where the members begin in the file */
+    const char *members;
+    size_t length; /* theirs */
     char *request, *server, *dead, *workdir;
     size_t request_length;
     unsigned long long user, mnt;
@@ -104,7 +105,6 @@ struct record {
     struct list same; /* kind, path, state, kind, path, state, ... */
 };
 bool record_read(int directory, const char *name, struct record *record);
-void record_members(struct record *record, bool all);
 
 /* fits.c: whether it is the container that is asked for, and as it was. */
 bool record_fits(const struct record *record, const struct text *key);

@@ -21,15 +21,15 @@ static bool member(const char *at, size_t length, long *pid, unsigned long long 
     return digits(blank + 1, length - before - 1, 18, start_time) && *start_time;
 }
 
-/* The member before *end of the lines, who came last first; false where there is no more. */
-static bool member_before(const struct text *lines, size_t *end, long *pid,
+/* The member before *end, who came last first; false where there is no more. */
+static bool member_before(const struct record *record, size_t *end, long *pid,
                           unsigned long long *start_time)
 {
     while (*end > 0) {
         size_t begin = *end;
-        while (begin > 0 && lines->at[begin - 1] != '\n')
+        while (begin > 0 && record->members[begin - 1] != '\n')
             begin--;
-        bool found = member(lines->at + begin, *end - begin, pid, start_time);
+        bool found = member(record->members + begin, *end - begin, pid, start_time);
         *end = begin > 0 ? begin - 1 : 0;
         if (found)
             return true;
@@ -71,38 +71,30 @@ static char *line_of(long pid, unsigned long long start_time)
 /* The namespaces of a member that lives: the last, then the builder, of which one mostly does. */
 bool find_spaces(struct record *record, int spaces[2])
 {
-    const struct text *lines = &record->members;
-    const char *line = memchr(lines->at, '\n', lines->length);
-    size_t end = lines->length, first = line ? (size_t)(line - lines->at) : 0;
+    const char *line = memchr(record->members, '\n', record->length);
+    size_t end = record->length, first = line ? (size_t)(line - record->members) : 0;
     long pid;
     unsigned long long start_time;
-    if (!member_before(lines, &end, &pid, &start_time))
-        return false;
-    if (spaces_of(record, pid, start_time, spaces))
-        return true;
-    if (member_before(lines, &first, &pid, &start_time) &&
-        spaces_of(record, pid, start_time, spaces))
-        return true;
-    while (member_before(lines, &end, &pid, &start_time)) {
+    for (int tries = 0; member_before(record, &end, &pid, &start_time); tries++) {
         if (spaces_of(record, pid, start_time, spaces)) {
             /* The next one shall find it as the last at once. */
-            record->again = line_of(pid, start_time);
+            record->again = tries ? line_of(pid, start_time) : NULL;
             return true;
         }
+        if (tries == 0 && member_before(record, &first, &pid, &start_time) &&
+            spaces_of(record, pid, start_time, spaces))
+            return true;
     }
-    if (!record->cut)
-        return false;
-    record_members(record, true);
-    return find_spaces(record, spaces);
+    return false;
 }
 
 /* Whether a member lives, who may be on his way in. */
 bool record_entering(const struct record *record)
 {
-    size_t end = record->members.length;
+    size_t end = record->length;
     long pid;
     unsigned long long start_time;
-    while (member_before(&record->members, &end, &pid, &start_time))
+    while (member_before(record, &end, &pid, &start_time))
         if (alive(pid, start_time))
             return true;
     return false;

@@ -1,24 +1,33 @@
-/* The command line, by the table of options that tables.h has from plan/options.py, as `parse` there
- * reads it. What `parse` refuses, explains or looks up in plan/foreign.py is handed over. */
+/* The command line, by the tables that tables.h has from plan/options.py and shifter/options.py, as
+ * `parse` there reads it. What that refuses, explains or looks up in plan/foreign.py is handed over.
+ */
 #include "joiner.h"
 #include "tables.h"
 
 #include <string.h>
 
+/* Shifter's options may be cut short, where only one of that beginning is meant. */
 static const struct option *by_name(const char *name, size_t length)
 {
-    for (size_t i = 0; i < OPTION_COUNT; i++)
-        if (strlen(OPTIONS[i].name) == length && memcmp(OPTIONS[i].name, name, length) == 0)
-            return &OPTIONS[i];
-    return NULL;
+    const struct option *found = NULL;
+    bool ambiguous = false;
+    for (const struct option *one = start.shifter ? SHIFTER : OPTIONS; one->name; one++) {
+        if (!length || strncmp(one->name, name, length) != 0)
+            continue;
+        if (!one->name[length])
+            return one;
+        ambiguous = ambiguous || !start.shifter || (found && found->field != one->field);
+        found = one;
+    }
+    return ambiguous ? NULL : found;
 }
 
 static const struct option *by_letter(char letter)
 {
-    for (size_t i = 0; i < OPTION_COUNT; i++)
-        if (letter && OPTIONS[i].letter == letter)
-            return &OPTIONS[i];
-    return NULL;
+    const struct option *one = start.shifter ? SHIFTER : OPTIONS;
+    while (one->name && one->letter != letter)
+        one++;
+    return one->name ? one : NULL;
 }
 
 bool is_image(const char *word)
@@ -63,47 +72,47 @@ static void take(struct request *request, const struct option *option, char *giv
         hand_over();
     if (option->choices[0] && !is_one_of(given ? given : "", option->choices))
         hand_over();
-    give(request, (int)(option - OPTIONS), given ? given : (char *)"");
+    if (option->field == OPTION_COUNT)
+        return; /* of Shifter, and means nothing */
+    if (start.shifter && option->field == O_env_file)
+        request->options[O_env_file].values.count = 0; /* the last one counts */
+    give(request, option->field, given ? given : (char *)"");
+}
+
+/* Takes an option with its value: `given`, the next word, or none; returns what follows. */
+static char **valued(struct request *request, const struct option *option, char *given, char **argv,
+                     bool named)
+{
+    if (!option)
+        hand_over();
+    bool needed = option->kind == VALUE || option->kind == LIST;
+    bool maybe = option->kind == OPTIONAL && !start.shifter && !named &&
+                 !request->options[O_image].set && argv[0] && argv[1];
+    if (!given && *argv && (needed || (maybe && is_value(option, *argv))))
+        given = *argv++;
+    take(request, option, given);
+    return argv;
 }
 
 /* Reads the leading options; returns what follows them. `named`: the image is known. */
 static char **options(struct request *request, char **argv, bool named)
 {
-    char *rest_of_bundle = NULL;
-    while (*argv || rest_of_bundle) {
-        char *word = rest_of_bundle ? rest_of_bundle : *argv, *given = NULL;
-        const struct option *option;
-        if (!rest_of_bundle && (*word != '-' || !word[1]))
-            break;
-        if (!rest_of_bundle)
-            argv++;
-        rest_of_bundle = NULL;
+    while (*argv && **argv == '-' && (*argv)[1]) {
+        char *word = *argv++, *equals = strchr(word, '='), *given;
         if (strcmp(word, "--") == 0)
-            return argv;
+            break;
         if (word[1] == '-') {
-            char *equals = strchr(word, '=');
             size_t length = equals ? (size_t)(equals - word) - 2 : strlen(word) - 2;
-            option = by_name(word + 2, length);
             given = equals ? equals + 1 : NULL;
-        } else {
-            option = by_letter(word[1]);
-            given = word[1] && word[2] ? word + 2 : NULL;
-            if (option && option->kind == FLAG && given) {
-                rest_of_bundle = JOIN("-", given);
-                given = NULL;
-            }
+            argv = valued(request, by_name(word + 2, length), given, argv, named);
+            continue;
         }
-        if (!option)
-            hand_over();
-        if (!given && !rest_of_bundle && (option->kind == VALUE || option->kind == LIST)) {
-            if (!*argv)
-                hand_over();
-            given = *argv++;
-        } else if (!given && option->kind == OPTIONAL && !named && !request->options[O_image].set &&
-                   argv[0] && argv[1] && is_value(option, argv[0])) {
-            given = *argv++;
+        for (char *letter = word + 1; letter && *letter;) {
+            const struct option *option = by_letter(*letter++);
+            bool flag = option && option->kind == FLAG;
+            argv = valued(request, option, flag || !*letter ? NULL : letter, argv, named);
+            letter = flag ? letter : NULL;
         }
-        take(request, option, given);
     }
     return argv;
 }
@@ -124,7 +133,9 @@ void parse(struct request *request, char **argv, const struct list *env)
     bool named = get_or(env, "UDI_IMAGE", NULL) != NULL;
     if (get_or(env, "UDI_EDF", NULL))
         hand_over();
-    char **rest = start.shifter ? shifter_parse(request, argv, env) : options(request, argv, named);
+    char **rest = options(request, argv, named);
+    if (start.shifter)
+        rest = shifter_command(request, rest, env);
     if (*rest && !named && !request->options[O_image].set &&
         strstr(COMMANDS, JOIN(" ", *rest, " ")))
         hand_over();

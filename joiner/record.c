@@ -7,8 +7,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { PART = 1 << 13 }; /* bytes that are read at once: a head and some members are fewer */
-
 static void damaged(void)
 {
     hand_over();
@@ -94,34 +92,19 @@ static bool length_at(const struct text *data, size_t *at, char end, size_t *len
     return true;
 }
 
-/* Read from byte `at` to the end, or at least `least` bytes: the read that reaches them ends it. */
-static void read_from(int fd, struct text *text, size_t at, size_t least)
-{
-    static char part[PART];
-    ssize_t got = 1;
-    for (size_t all = 0; got > 0 && all < least; all += (size_t)got) {
-        got = pread(fd, part, sizeof part, (off_t)(at + all));
-        if (got < 0 || text->length > RECORD_MOST)
-            hand_over();
-        add_bytes(text, part, (size_t)got);
-    }
-}
-
 static void head(struct record *record)
 {
     static const char FIRST[] = "udi " RECORD_FORMAT " ";
     struct text *data = &record->data;
     size_t at = sizeof FIRST - 1, length;
-    add(data, "");
-    read_from(record->fd, data, 0, 1);
     if (data->length < at || memcmp(data->at, FIRST, at) != 0 ||
         !length_at(data, &at, '\n', &length))
         damaged();
     record->tail = at + length;
     if (data->length < record->tail)
-        read_from(record->fd, data, data->length, record->tail - data->length);
-    if (data->length < record->tail)
         damaged();
+    if (data->length - record->tail > RECORD_LONG)
+        hand_over(); /* it is written anew there */
     while (at < record->tail) {
         if (!length_at(data, &at, ':', &length) || at > record->tail ||
             length >= record->tail - at || data->at[at + length] != '\n')
@@ -140,31 +123,12 @@ static void head(struct record *record)
         damaged();
 }
 
-/* The lines of members: of very many the first and the last, unless `all` are asked for. */
-void record_members(struct record *record, bool all)
-{
-    struct text *members = &record->members;
-    record->cut = !all && record->size > record->tail + 2 * PART;
-    members->length = 0;
-    add(members, "");
-    read_from(record->fd, members, record->tail, record->cut ? 1 : SIZE_MAX);
-    if (!record->cut)
-        return;
-    /* What lies between is missing, and so is the rest of the lines that it cuts. */
-    while (members->length && members->at[members->length - 1] != '\n')
-        members->length--;
-    struct text last = {0};
-    read_from(record->fd, &last, record->size - PART, SIZE_MAX);
-    const char *line = last.length ? memchr(last.at, '\n', last.length) : NULL;
-    if (line)
-        add_bytes(members, line, last.length - (size_t)(line - last.at));
-}
-
 /* Read the record of the container `name`; false where there is none. */
 bool record_read(int directory, const char *name, struct record *record)
 {
     struct stat found;
     *record = (struct record){0};
+    add(&record->data, "");
     record->fd = openat(directory, JOIN(name, "." RECORD_FORMAT),
                         O_RDWR | O_APPEND | O_NOFOLLOW | O_CLOEXEC);
     if (record->fd < 0 && errno == ENOENT)
@@ -172,10 +136,10 @@ bool record_read(int directory, const char *name, struct record *record)
     /* Whose it is, by the descriptor that is then read: base/trust.py says why not. */
     if (record->fd < 0 || fstat(record->fd, &found) || !S_ISREG(found.st_mode) ||
         (found.st_uid != getuid() && found.st_uid != 0) || found.st_mode & 022 ||
-        found.st_size > RECORD_LONG)
-        hand_over(); /* a long one is compacted there */
-    record->size = (size_t)found.st_size;
+        !read_all(record->fd, &record->data, RECORD_MOST))
+        hand_over();
     head(record);
-    record_members(record, false);
+    record->members = record->data.at + record->tail;
+    record->length = record->data.length - record->tail;
     return true;
 }

@@ -1,72 +1,8 @@
-/* shifter's command line and variables, which rootless_udi/shifter/options.py translates. */
+/* What shifter's options and variables mean, as rootless_udi/shifter/options.py translates them. */
 #include "joiner.h"
 #include "tables.h"
 
 #include <string.h>
-
-typedef const struct shifter row;
-
-static row *by_name(const char *name, size_t length)
-{
-    row *found = NULL;
-    bool ambiguous = false;
-    for (row *one = SHIFTER; one->name; one++) {
-        if (!length || strncmp(one->name, name, length) != 0)
-            continue;
-        if (!one->name[length])
-            return one;
-        ambiguous = ambiguous || (found && found->option != one->option);
-        found = one;
-    }
-    return ambiguous ? NULL : found;
-}
-
-static row *by_letter(char letter)
-{
-    row *one = SHIFTER;
-    while (one->name && one->letter != letter)
-        one++;
-    return one->name ? one : NULL;
-}
-
-static char **take(struct request *request, row *option, char *given, char **argv)
-{
-    if (!option || (option->kind == FLAG && given) || (option->kind == VALUE && !given && !*argv))
-        hand_over();
-    if (option->kind == VALUE && !given)
-        given = *argv++;
-    if (option->kind == VALUE && !*given)
-        hand_over();
-    if (option->option == OPTION_COUNT)
-        return argv; /* it means nothing */
-    struct given *one = &request->options[option->option];
-    if (option->option == O_env_file)
-        one->values.count = 0; /* the last one counts */
-    give(request, option->option, given ? given : (char *)"");
-    return argv;
-}
-
-static char **options(struct request *request, char **argv)
-{
-    while (*argv && **argv == '-' && (*argv)[1]) {
-        char *word = *argv++, *equals = strchr(word, '=');
-        if (strcmp(word, "--") == 0)
-            break;
-        if (word[1] == '-') {
-            size_t length = equals ? (size_t)(equals - word) - 2 : strlen(word) - 2;
-            argv = take(request, by_name(word + 2, length), equals ? equals + 1 : NULL, argv);
-            continue;
-        }
-        for (char *letter = word + 1; *letter;) {
-            row *option = by_letter(*letter++);
-            bool rest = option && option->kind != FLAG && *letter;
-            argv = take(request, option, rest ? letter : NULL, argv);
-            if (option->kind != FLAG)
-                break;
-        }
-    }
-    return argv;
-}
 
 static const char *variable(const struct list *env, const char *name)
 {
@@ -113,12 +49,11 @@ static void from_variables(struct request *request, const struct list *env)
         give(request, O_module, (char *)module);
 }
 
-/* Reads the command line; returns the command. */
-char **shifter_parse(struct request *request, char **argv, const struct list *env)
+/* Returns the command: `rest` is what follows the options. */
+char **shifter_command(struct request *request, char **rest, const struct list *env)
 {
     static char *bare[] = {SHELL, NULL};
     static char *shell[] = {SHELL, "-c", "[ -x \"$0\" ] && exec \"$0\"; exec " SHELL, NULL, NULL};
-    char **rest = options(request, argv);
     const struct list *own = &request->options[O_env].values;
     from_variables(request, env);
     give(request, O_shifter, (char *)"");

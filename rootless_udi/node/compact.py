@@ -1,8 +1,8 @@
 """Write the record of a container anew without the members that have ended.
 
 Each rank that joins adds a line, so thousands of short commands make a long record. The helper does
-this for containers that are kept (`serve.keeper`); for others the rank that finds a record of more
-than `record.LONG` bytes.
+this for containers that are kept (`serve.keeper`); for others the rank that finds more than
+`record.LONG` bytes of members.
 """
 
 import os
