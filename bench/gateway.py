@@ -41,7 +41,7 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": head})
     await send({"type": "http.response.body", "body": b"{}"})
 
-one = listen.opened(listen.parsed(sys.argv[1]))
+one = listen.Listener(listen.parsed(sys.argv[1]))
 serve.run(app, Nothing(), [one], lambda: print("ready", flush=True))
 """
 

@@ -5,7 +5,7 @@ import time
 
 from rootless_udi.base.errors import counted, plain
 from rootless_udi.base.process import say, tell
-from rootless_udi.commands import gateway_serve
+from rootless_udi.commands import gateway_copies, gateway_serve
 from rootless_udi.commands.common.given import Arguments
 from rootless_udi.commands.common.parsers import Parsers, command, group
 from rootless_udi.config import load
@@ -15,6 +15,7 @@ def add(commands: Parsers) -> None:
     """Add the parsers of `udi gateway`."""
     actions = group(commands, "gateway", "serve a site's images to its users")
     gateway_serve.add(actions)
+    gateway_copies.add(actions)
     four = command(actions, "expire", expire, "remove images by the rules of the site's gateway")
     four.add_argument("--dry-run", action="store_true", help="only say which")
     two = command(actions, "token", token, "make a token that proves you to the site's gateway")

@@ -32,7 +32,14 @@ def add(actions: Parsers) -> None:
         "--listen",
         action="append",
         metavar="ADDRESS",
-        help="unix:/PATH or 127.0.0.1:PORT; several times for several (unix:DIR/gateway.socket)",
+        help="unix:/PATH, 127.0.0.1:PORT or https://ADDRESS:PORT; several times for several "
+        "(unix:DIR/gateway.socket)",
+    )
+    one.add_argument(
+        "--certificate", metavar="FILE", default="", help="for https://: the certificates, as PEM"
+    )
+    one.add_argument(
+        "--key", metavar="FILE", default="", help="their key, as PEM (in the certificate's file)"
     )
     one.add_argument("--workers", type=int, default=2, help="pulls at once (2)")
     one.add_argument("--admin", action="append", metavar="USER", help="may expire; several times")
@@ -111,6 +118,8 @@ def serve(arguments: Arguments) -> int:
     root = os.path.abspath(arguments.store)
     words = arguments.listen or [f"unix:{root}/{listen.SOCKET}"]
     addresses = [listen.parsed(word) for word in words]
+    given = (arguments.certificate, arguments.key)
+    certificate = listen.Certificate(*given) if arguments.certificate else None
     os.umask(0o022)
     store, site = Store(root), load.load(os.environ)
     store.create(0o755)
@@ -124,20 +133,16 @@ def serve(arguments: Arguments) -> int:
         service = Service(store, database, site, systems, people, arguments.workers, *more)
         service.accel = arguments.accel.rstrip("/")
         service.begin()
-        sockets = [listen.opened(one) for one in addresses]
-        found = [
-            one.replace(port=s.getsockname()[1]) if one.host else one
-            for one, s in zip(addresses, sockets, strict=True)
-        ]
+        listeners = [listen.Listener(one, certificate) for one in addresses]
 
         def ready() -> None:
-            for one in found:
-                say(f"listening on {one}")
+            for one in listeners:
+                say(f"listening on {one.address}")
             if service.starts.address:
                 say(f"counting starts at {service.starts.address}")
             sys.stdout.flush()
 
-        server.run(app.application(service), service, sockets, ready)
+        server.run(app.application(service), service, listeners, ready, app.quick(service))
     finally:
         if service is not None:
             service.member.leave()

@@ -26,6 +26,10 @@ MOST = 500
 """Most entries of a list. ext4 keeps about 500 in a block of 4096 bytes; XFS has more."""
 
 
+class NoId(UdiError):
+    """A user or group that has no id here."""
+
+
 class NoLists(UdiError):
     """The file system has no access lists, and what is asked for needs one."""
 
@@ -69,6 +73,22 @@ def _apply(path: str, public: bool, data: bytes) -> None:
         if error.errno not in (errno.ENODATA, errno.ENOTSUP):
             raise
     os.chmod(path, 0o644 if public else 0o600)
+
+
+def check_ids(users: Iterable[int], groups: Iterable[int]) -> None:
+    """See that users and groups are ones that a list here can have. Raises NoId.
+
+    In a user namespace (a container) only what is mapped there is an id (user_namespaces(7)).
+    """
+    for kind, ids in (("user", users), ("group", groups)):
+        with open(f"/proc/self/{kind[0]}id_map") as file:
+            ranges = [(int(at), int(count)) for at, _, count in map(str.split, file)]
+        for one in ids:
+            if not any(at <= one < at + count for at, count in ranges):
+                raise NoId(
+                    f"{kind} {one} has no id in the user namespace in which the gateway runs",
+                    "name others, or run the gateway outside of a container",
+                )
 
 
 def group_for(users: Iterable[int], groups: Iterable[int]) -> int:

@@ -1,5 +1,6 @@
 """The ASGI application: routes, and how errors are answered."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,8 @@ from starlette.responses import JSONResponse, Response
 
 from rootless_udi.base.errors import UdiError, plain
 from rootless_udi.gateway import munge, own_api, page, page_guard, shifter_api
-from rootless_udi.gateway.access import NoLists
+from rootless_udi.gateway.access import NoId, NoLists
+from rootless_udi.gateway.connection import Quick
 from rootless_udi.gateway.database import Unavailable
 from rootless_udi.gateway.jobs import TooMany
 from rootless_udi.gateway.limits import Busy
@@ -28,6 +30,7 @@ _STATUS: tuple[tuple[type[UdiError], int], ...] = (
     (munge.BadCredential, 401),
     (Forbidden, 403),
     (NoLists, 403),
+    (NoId, 400),
     (NotFound, 404),
     (NoToken, 400),
     (TooMany, 429),
@@ -40,9 +43,13 @@ _STATUS: tuple[tuple[type[UdiError], int], ...] = (
 def application(service: Service) -> Callable[..., Any]:
     """Return the ASGI application that `service` answers."""
     handlers: dict[Any, Any] = {UdiError: _error, HTTPException: _refused}
-    quick = QuickAnswers(service)
-    routes = shifter_api.routes(service, quick) + own_api.routes(service) + page.routes(service)
-    return page_guard.around(quick.around(Starlette(routes=routes, exception_handlers=handlers)))
+    routes = shifter_api.routes(service) + own_api.routes(service) + page.routes(service)
+    return page_guard.around(Starlette(routes=routes, exception_handlers=handlers))
+
+
+def quick(service: Service) -> Quick:
+    """Return what answers plain lookups before the application is asked."""
+    return QuickAnswers(service, functools.partial(shifter_api.look_up, service)).answer
 
 
 def status_of(error: UdiError) -> int:

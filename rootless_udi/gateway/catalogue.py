@@ -7,7 +7,7 @@ connection of `database.Database` and run in its threads.
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, and_, delete, insert, select, update
@@ -52,6 +52,10 @@ def wanted_of(text: str) -> Wanted:
     return Wanted(public, tuple(users), tuple(groups))
 
 
+Question = tuple[str, bool, str]
+"""A platform (`Platform.key`), whether an image's name follows, and the name or else the digest."""
+
+
 class CatalogueEntry(Record):
     """An image of the catalogue. `names` are those for one platform; `facts` is Shifter's part."""
 
@@ -71,11 +75,24 @@ class CatalogueEntry(Record):
         return self.public or uid in self.users or bool({*self.groups} & {*groups})
 
 
-def by_name(connection: Connection, platform: str, name: str) -> CatalogueEntry | None:
-    """Return what `name` means on `platform` (`Platform.key`), or None."""
-    query = select(NAMES.c.digest).where(NAMES.c.platform == platform, NAMES.c.name == name)
-    digest = connection.execute(query).scalar()
-    return None if digest is None else by_digest(connection, platform, digest)
+def answers(connection: Connection, questions: Sequence[Question]) -> list[CatalogueEntry | None]:
+    """Return what each question means, or None."""
+    found: dict[Question, CatalogueEntry] = {}
+    for platform in {platform for platform, _, _ in questions}:
+        asked = [one for one in questions if one[0] == platform]
+        names = [what for _, named, what in asked if named]
+        digests = [what for _, named, what in asked if not named]
+        query = select(NAMES.c.name, NAMES.c.digest)
+        query = query.where(NAMES.c.platform == platform, NAMES.c.name.in_(names))
+        meant = dict(connection.execute(query).all() if names else ())
+        wanted = {*digests, *meant.values()}
+        rows = connection.execute(select(IMAGES).where(IMAGES.c.digest.in_(wanted))).all()
+        entries = {one.digest: one for one in _entries(connection, platform, rows)}
+        for one in asked:
+            digest = meant.get(one[2], "") if one[1] else one[2]
+            if digest in entries:
+                found[one] = entries[digest]
+    return [found.get(one) for one in questions]
 
 
 def by_digest(connection: Connection, platform: str, digest: str) -> CatalogueEntry | None:

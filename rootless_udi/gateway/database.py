@@ -37,17 +37,18 @@ class Unavailable(UdiError):
 class Database:
     """The database of the gateway that keeps `store`: SQLite, or at the address `url`.
 
-    `shared` tells whether other gateways may have it too; `where` names it. `close` it.
+    `shared` tells whether other gateways may have it too; `where` names it. `close` it. With
+    `beside` a gateway may have it meanwhile, whose schema it must have.
     """
 
-    def __init__(self, store: str, url: str = "") -> None:
+    def __init__(self, store: str, url: str = "", beside: bool = False) -> None:
         self.folder = f"{store}/{FOLDER}"
         self.url = postgres.parsed(url) if url else None
         self.shared = self.url is not None
-        path = f"{self.folder}/{_FILE}"
+        path = self.path(store)
         self.where = str(self.url.set(drivername="postgresql")) if self.url else path
         self._hint = postgres.hint if self.url else sqlite.hint
-        self._lock = _lock(self.folder, self.shared)
+        self._lock, alone = _lock(self.folder, self.shared, beside)
         try:
             self._writer, self._reader = (
                 postgres.engines(self.url, _READERS) if self.url else sqlite.engines(path, _READERS)
@@ -56,12 +57,17 @@ class Database:
             os.close(self._lock)
             raise _refused(path, error) from None
         try:
-            self.write_now(_upgrade)
+            self.write_now(upgrade, not alone)
         except BaseException:
             self.close()
             raise
         self._writing = trio.CapacityLimiter(1)
         self._reading = trio.CapacityLimiter(_READERS)
+
+    @staticmethod
+    def path(store: str) -> str:
+        """Return the path of a store's SQLite."""
+        return f"{store}/{FOLDER}/{_FILE}"
 
     def close(self) -> None:
         """Close all connections and let another gateway open the database."""
@@ -89,6 +95,10 @@ class Database:
         return await trio.to_thread.run_sync(
             self._do, self._writer, call, args, limiter=self._writing
         )
+
+    def read_now(self, call: Callable[..., _Answer], *args: Any) -> _Answer:
+        """Do as `read`, from code that does not run in trio."""
+        return self._do(self._reader, call, args)
 
     def write_now(self, call: Callable[..., _Answer], *args: Any) -> _Answer:
         """Do as `write_quietly`, from code that does not run in trio."""
@@ -133,10 +143,10 @@ def _refused(path: str, error: OSError) -> UdiError:
     return UdiError(f"opening the gateway's database failed on {path}: {why}", hint)
 
 
-def _lock(folder: str, shared: bool) -> int:
+def _lock(folder: str, shared: bool, beside: bool) -> tuple[int, bool]:
     """Take the store's lock, which one gateway has, or all of a `shared` database.
 
-    Returns its descriptor. Raises UdiError.
+    Returns its descriptor, and True. Raises UdiError. With `beside` another may have it: False.
     """
     path = f"{folder}/lock"
     try:
@@ -147,6 +157,8 @@ def _lock(folder: str, shared: bool) -> int:
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
+        if beside and isinstance(error, BlockingIOError):
+            return fd, False
         who = os.pread(fd, 200, 0).decode(errors="replace").strip()
         os.close(fd)
         if not isinstance(error, BlockingIOError):
@@ -157,11 +169,12 @@ def _lock(folder: str, shared: bool) -> int:
         ) from None
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.uname().nodename}, process {os.getpid()}\n".encode(), 0)
-    return fd
+    return fd, True
 
 
-def _upgrade(connection: Connection) -> None:
-    """Bring the schema to what this version has. Raises UdiError for one of a later version."""
+def upgrade(connection: Connection, used: bool = False) -> None:
+    """Bring the schema to what this version has. Raises UdiError for one of a later version, and
+    for an earlier one that a gateway has in use."""
     from alembic.config import Config
     from alembic.runtime.environment import EnvironmentContext
     from alembic.runtime.migration import MigrationContext
@@ -176,6 +189,12 @@ def _upgrade(connection: Connection) -> None:
             f"the gateway's database has schema {current}, and this version of rootless_udi knows "
             f"schemas up to {script.get_current_head()}",
             "start the version that made it, or a later one",
+        )
+
+    if used and current != script.get_current_head():
+        raise UdiError(
+            f"the gateway that runs has schema {current}, and this version has another",
+            "start it anew with this version first",
         )
 
     def steps(revision: Any, context: Any) -> Any:

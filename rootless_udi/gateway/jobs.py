@@ -100,7 +100,7 @@ def _answers(connection: Connection, job: Any, wanted: Wanted, now: float) -> bo
     age = now - job.changed
     if job.state == "FAILURE":
         return bool(0 <= age < _FAILED_SECONDS)
-    entry = catalogue.by_name(connection, job.platform, job.name)
+    (entry,) = catalogue.answers(connection, [(job.platform, True, job.name)])
     if entry is None or entry.digest != job.digest or not 0 <= age < FRESH_SECONDS:
         return False
     if entry.public:

@@ -1,12 +1,14 @@
-"""Where the gateway listens: "unix:/PATH", or ADDRESS:PORT of loopback."""
+"""Where the gateway listens: "unix:/PATH", ADDRESS:PORT of loopback, "https://ADDRESS:PORT"."""
 
 import contextlib
 import ipaddress
 import os
 import socket
+import ssl
 import stat
 
 from rootless_udi.base.errors import UdiError, disk_hint
+from rootless_udi.base.process import complain
 from rootless_udi.base.records import Record
 
 SOCKET = "gateway.socket"
@@ -17,20 +19,73 @@ _PATH_MAX = 107
 
 
 class Address(Record):
-    """An address to listen on: the path of a Unix socket, or host and port."""
+    """An address to listen on: the path of a Unix socket, or host and port, perhaps with TLS."""
 
     path: str = ""
     host: str = ""
     port: int = 0
+    secure: bool = False
 
     def __str__(self) -> str:
         if self.path:
             return f"unix:{self.path}"
-        return (
-            f"http://[{self.host}]:{self.port}"
-            if ":" in self.host
-            else f"http://{self.host}:{self.port}"
-        )
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.secure else 'http'}://{host}:{self.port}"
+
+
+class Certificate(Record):
+    """The files that TLS needs, as PEM: the certificate with those that lead to its issuer, and its
+    key ("" where that is in the same file)."""
+
+    chain: str
+    key: str = ""
+
+    def load(self, context: ssl.SSLContext) -> None:
+        """Have new connections get what is in the files now. Raises UdiError."""
+        try:
+            # Nobody is there to type one.
+            context.load_cert_chain(self.chain, self.key or None, password=lambda: "")
+        except (OSError, ValueError) as error:
+            files = " and ".join(filter(None, (self.chain, self.key)))
+            # OpenSSL's own errors have their text in the whole alone.
+            own = isinstance(error, ssl.SSLError) or not isinstance(error, OSError)
+            why = error if own else os.strerror(getattr(error, "errno", 0) or 0)
+            raise UdiError(
+                f"the certificate of --certificate and --key can't be used: {files}: {why}",
+                "a certificate and its key without a password, as PEM, which this account can read",
+            ) from None
+
+
+class Listener:
+    """A listening socket, and how its connections are encrypted."""
+
+    def __init__(self, address: Address, certificate: Certificate | None = None) -> None:
+        self.secure: ssl.SSLContext | None = None
+        self._certificate = certificate
+        if address.secure:
+            if certificate is None:
+                raise UdiError(
+                    f"--listen={address}: there is no certificate for it",
+                    "--certificate=FILE.pem --key=FILE.pem",
+                )
+            self.secure = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            self.secure.set_alpn_protocols(["http/1.1"])
+            certificate.load(self.secure)
+        self.socket = opened(address)
+        port = 0 if address.path else int(self.socket.getsockname()[1])
+        self.address = address.replace(port=port)
+
+    def load_again(self) -> None:
+        """Have new connections get the certificate that is in its files now; the old one where that
+        is none."""
+        if self.secure is None or self._certificate is None:
+            return
+        try:
+            # What is half of a pair must not be in force: it is tried first.
+            self._certificate.load(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))
+            self._certificate.load(self.secure)
+        except UdiError as error:
+            complain("udi gateway", error.message, "the one before is still used")
 
 
 def parsed(text: str) -> Address:
@@ -43,22 +98,26 @@ def parsed(text: str) -> Address:
                 "the kernel allows no longer path for a socket: unix:/run/user/1000/gateway.socket",
             )
         return Address(path=path)
-    host, colon, port = text.rpartition(":")
+    secure = text.startswith("https://")
+    host, colon, port = text.removeprefix("https://").rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not port.isascii() or not port.isdecimal() or int(port) > 65535:
         raise UdiError(
-            f"--listen={text}: is no address", "unix:/PATH, 127.0.0.1:PORT or [::1]:PORT"
+            f"--listen={text}: is no address",
+            "unix:/PATH, 127.0.0.1:PORT, [::1]:PORT or https://ADDRESS:PORT",
         )
+    host = "127.0.0.1" if host == "localhost" else host
     try:
-        loopback = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host).is_loopback
+        loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
         raise UdiError(f"--listen={text}: {host!r} is no IP address", "127.0.0.1:PORT") from None
-    if not loopback:
+    if not loopback and not secure:
         raise UdiError(
             f"--listen={text}: others could read what is sent there",
-            "listen on loopback, and have a web server with TLS stand in front of it",
+            f"--listen=https://{text} with --certificate and --key; or loopback, and a web server "
+            "with TLS in front of it",
         )
-    return Address(host="127.0.0.1" if host == "localhost" else host, port=int(port))
+    return Address(host=host, port=int(port), secure=secure)
 
 
 def opened(address: Address) -> socket.socket:

@@ -3,6 +3,7 @@
 A gateway alone with its SQLite has nobody to follow.
 """
 
+import contextlib
 from collections.abc import Callable
 
 import trio
@@ -15,6 +16,8 @@ from rootless_udi.gateway.queue import Queue
 
 _LOOK_SECONDS = 0.5
 """So often it is looked for what others have changed in the database."""
+_HEAR_SECONDS = 1.0
+"""The same for SQLite, which another program changes hardly ever."""
 _LOST_SECONDS = 5.0
 """Without an answer for so long, what is in memory is believed no more."""
 
@@ -41,6 +44,7 @@ class GatewayMember:
     def enter(self) -> None:
         """Complete what was begun, and go on with the jobs. Raises UdiError."""
         if not self._database.shared:
+            nodes.check_alone(self._database.folder)
             self._complete()
             self._database.write_now(jobs.restart)
             return
@@ -58,7 +62,10 @@ class GatewayMember:
     async def run(self) -> None:
         """Do the queue's jobs for as long as they are this gateway's, for ever."""
         if not self._database.shared:
-            await self._queue.run()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._queue.run)
+                nursery.start_soon(self._hear)
+                await trio.sleep_forever()
         while True:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._queue.run)
@@ -66,6 +73,18 @@ class GatewayMember:
                 # Others may do our jobs now.
                 nursery.cancel_scope.cancel()
             await self._enter_again()
+
+    async def _hear(self) -> None:
+        """Follow what is put back into a database of SQLite meanwhile (`copies`), for ever."""
+        seen = -1
+        while True:
+            with contextlib.suppress(UdiError):
+                number = await self._database.read(nodes.changes)
+                if number != seen:
+                    seen = number
+                    self._forget()
+                    self._queue.heard()
+            await trio.sleep(_HEAR_SECONDS)
 
     async def _follow(self) -> None:
         """Follow what other gateways do to the database; return where the session is lost."""

@@ -17,6 +17,8 @@ from rootless_udi.gateway.database import Database
 from rootless_udi.gateway.postgres import LOCKS, lasting
 from rootless_udi.gateway.tables import CHANGES, GATEWAYS
 
+WORD = "database"
+"""The file in the gateway's folder with the word by which store and database know each other."""
 _ALIVE = text(
     "SELECT objid::bigint FROM pg_locks WHERE locktype = 'advisory' AND granted "
     f"AND classid = {LOCKS} AND objsubid = 2 "
@@ -60,14 +62,18 @@ class Presence:
         Raises Unavailable: the session has ended, and others may do this gateway's jobs.
         """
         with self._database.failures():
-            number = self._connection.execute(select(CHANGES.c.number)).scalar_one()
-            return int(number), bool(dead(self._connection))
+            return changes(self._connection), bool(dead(self._connection))
 
     def close(self) -> None:
         """End the session: what was not done is for others to do."""
         self._connection.invalidate()
         self._connection.close()
         self._engine.dispose()
+
+
+def changes(connection: Connection) -> int:
+    """Return how often the database was changed, as far as others are told of it."""
+    return int(connection.execute(select(CHANGES.c.number)).scalar_one())
 
 
 def dead(connection: Connection) -> set[int]:
@@ -85,12 +91,22 @@ def bury(connection: Connection) -> int:
     return len(gone)
 
 
+def check_alone(folder: str) -> None:
+    """See that a gateway without a shared database may have the store. Raises UdiError."""
+    path = f"{folder}/{WORD}"
+    if os.path.lexists(path):
+        raise UdiError(
+            f"this store's gateways share a PostgreSQL database, by {path}",
+            "start it with --database; udi gateway backup and restore bring its rows to SQLite",
+        )
+
+
 def check_store(connection: Connection, folder: str) -> None:
     """See that the database is this store's: a wrong one's images would all be forgotten.
 
     Raises UdiError. The first gateway writes the same word into both.
     """
-    path = f"{folder}/database"
+    path = f"{folder}/{WORD}"
     try:
         with open(path) as file:
             here = file.read(100).strip()

@@ -16,18 +16,17 @@ from typing import Any
 
 import trio
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from rootless_udi.gateway import audit, jobs, requests, sharing, statistics, tokens
 from rootless_udi.gateway.catalogue import CatalogueEntry
+from rootless_udi.gateway.image_file import ImageResponse
 from rootless_udi.gateway.people import Asker, Forbidden
 from rootless_udi.gateway.requests import BadRequest
 from rootless_udi.gateway.service import NotFound, Service
 
 _NOTE_MOST = 200
-_LARGE, _SMALL, _FEW = 1 << 20, 1 << 16, 32
-"""Bytes of a piece of an image, and for how many clients at once the large one is used."""
 
 
 def routes(service: Service) -> list[Route]:
@@ -46,23 +45,6 @@ def routes(service: Service) -> list[Route]:
         Route("/api/v1/images/{digest}/facts", api.facts, methods=["GET"]),
         Route("/api/v1/images/{digest}", api.image, methods=["GET", "HEAD"]),
     ]
-
-
-class _ImageResponse(FileResponse):
-    """An image's file, read in large pieces as long as few clients get one.
-
-    Each piece is a change of threads, and stays in memory until its client has read it.
-    """
-
-    _now = 0
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        self.chunk_size = _LARGE if _ImageResponse._now < _FEW else _SMALL
-        _ImageResponse._now += 1
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            _ImageResponse._now -= 1
 
 
 class _OwnApi:
@@ -192,7 +174,7 @@ class _OwnApi:
             # nginx sends it, by its own file descriptors and sendfile(2), and does the ranges.
             headers["X-Accel-Redirect"] = f"{self._service.accel}/images/{name}"
             return Response(media_type="application/vnd.squashfs", headers=headers)
-        return _ImageResponse(path, media_type="application/vnd.squashfs", headers=headers)
+        return ImageResponse(path, media_type="application/vnd.squashfs", headers=headers)
 
     async def facts(self, request: Request) -> Response:
         """Answer with what the store knows of an image."""

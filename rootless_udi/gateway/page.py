@@ -191,7 +191,9 @@ class _Pages:
         if by not in page_usage.KINDS or (by == "user" and not asker.admin):
             raise BadRequest("by is none of its words", "image; for administrators also user")
         await self._service.write_counts()
-        found = await page_usage.read(self._service.database, asker, days, by)
+        found = await page_usage.read(
+            self._service.database, asker, days, by, self.shown, self._service.starts.hashed
+        )
         return self._page("usage.html", asker, "usage", days=days, by=by, **found)
 
     async def login_form(self, request: Request) -> Response:

@@ -14,7 +14,7 @@ from rootless_udi.base.records import Record
 from rootless_udi.gateway import jobs
 from rootless_udi.gateway.catalogue import Wanted, wanted_of
 from rootless_udi.gateway.people import Asker, user_name
-from rootless_udi.gateway.tables import GRANTS, IMAGES, JOBS, LOOKUPS, NAMES
+from rootless_udi.gateway.tables import GRANTS, IMAGES, JOBS, LOOKUPS, NAMES, STARTS
 
 PAGE = 50
 """Rows of one page of the list."""
@@ -217,6 +217,35 @@ def lookups(
     if uid is not None:
         query = query.where(LOOKUPS.c.uid == uid)
     return [(int(row[0]), row[1], row[2], row[3]) for row in connection.execute(query)]
+
+
+def starts(
+    connection: Connection, since: float, user: str | None
+) -> list[tuple[int, str, str, int]]:
+    """Return (day, user, image's name or "", number) of starts since a time, of one user or of all.
+
+    `user` is as the table has it; one whose id was told has his name in the answer.
+    """
+    day = cast(STARTS.c.time, BigInteger) // _DAY
+    query = select(day.label("day"), STARTS.c.user, STARTS.c.digest, func.count())
+    query = query.where(STARTS.c.time >= since).group_by("day", STARTS.c.user, STARTS.c.digest)
+    if user is not None:
+        query = query.where(STARTS.c.user == user)
+    rows = connection.execute(query).all()
+    started = select(STARTS.c.digest).where(STARTS.c.time >= since)
+    first = select(NAMES.c.digest, func.min(NAMES.c.name)).group_by(NAMES.c.digest)
+    found = connection.execute(first.where(NAMES.c.digest.in_(started))).all()
+    names: dict[str, str] = dict(row.tuple() for row in found)
+    users = {row[1]: _starter(row[1]) for row in rows}
+    return [
+        (int(row[0]), users[row[1]], names.get(row[2], row[2][:19]), int(row[3])) for row in rows
+    ]
+
+
+def _starter(user: str) -> str:
+    if user == "-":
+        return "not told"
+    return user_name(int(user)) if user.isdecimal() and int(user) < 2**32 - 1 else user
 
 
 def pulls(connection: Connection, since: float, uid: int | None) -> list[tuple[int, int, int]]:

@@ -32,7 +32,7 @@ def around(app: Callable[..., Any]) -> Callable[..., Any]:
             if _is_from_elsewhere(scope, told):
                 await PlainTextResponse(_REFUSED, 403)(scope, receive, send)
                 return
-            if scope.get(PEER) is not None and not _is_local(_host(told)):
+            if scope.get(PEER) is not None and not is_local(told):
                 scope[PEER] = None
         await app(scope, receive, send)
 
@@ -58,11 +58,13 @@ def _is_from_elsewhere(scope: Any, told: Mapping[bytes, bytes]) -> bool:
     return page and not read
 
 
-def _is_local(host: str) -> bool:
-    """Tell whether a request's Host is a name that only this machine or its network gives.
+def is_local(told: Mapping[bytes, bytes]) -> bool:
+    """Tell whether a request's Host, one of the headers `told`, is a name that only this machine or
+    its network gives.
 
     A name of one label (localhost, gateway) can't be bought; an address is not looked up.
     """
+    host = _host(told)
     name = urlsplit(f"//{host}").hostname if host.startswith("[") else host.partition(":")[0]
     name = (name or "").removesuffix(".")
     if "." not in name and ":" not in name:

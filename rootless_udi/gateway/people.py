@@ -6,7 +6,7 @@ import pwd
 import socket
 import struct
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import trio
@@ -67,6 +67,8 @@ class People:
         self._anonymous = anonymous
         self._known: dict[int, tuple[float, Asker]] = {}
         self._limiter = trio.CapacityLimiter(8)
+        self.take: Callable[[str], Awaitable[None]] | None = None
+        """Remembers a munge credential that is good, and raises UdiError where that was done."""
 
     async def asker(self, uid: int | None, header: str) -> Asker:
         """Return who asks: by the header `authentication`, else by the socket's peer `uid`.
@@ -90,6 +92,8 @@ class People:
                 "this gateway does not take munge credentials", "start it with --munge to do so"
             )
         found = await munge.decoded(header, self._munge)
+        if self.take is not None:
+            await self.take(header)
         one = await self.known(found.uid, "munge")
         return one.replace(secrets=munge.locations(found.payload))
 

@@ -8,8 +8,8 @@ import functools
 import os
 import resource
 import signal
-import socket
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
@@ -21,6 +21,9 @@ from hypercorn.typing import ConnectionState
 
 from rootless_udi.base.process import complain
 from rootless_udi.gateway import people
+from rootless_udi.gateway.connection import ClientStream, Quick, SecureStream
+from rootless_udi.gateway.image_file import ZERO_COPY
+from rootless_udi.gateway.listen import Listener
 from rootless_udi.gateway.service import PEER, Service
 
 CONNECTIONS = 2000
@@ -29,36 +32,7 @@ HEAD_MAX = 32 << 10
 """Most bytes of a request's head: a munge credential with several registries' passwords fits."""
 _HEAD_SECONDS = 5
 """How long a client may take to send a request's head, and how long a connection may idle."""
-_SEND_SECONDS = 60
-"""How long a client may take to read what fits into its socket's buffer."""
-_GRACE_SECONDS = 2
-_PIECE = 256 << 10
-
-
-class _Stream:
-    """A connection on which a client that reads nothing is given up.
-
-    hypercorn answers what is no HTTP while the answer to what came before it is still being sent:
-    the two take turns.
-    """
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self._stream = stream
-        self._turn = trio.Lock()
-        self.socket = stream.socket
-        self.receive_some = stream.receive_some
-        self.send_eof = stream.send_eof
-        self.aclose = stream.aclose
-
-    async def send_all(self, data: bytes) -> None:
-        view = memoryview(data)
-        async with self._turn:
-            for at in range(0, len(view), _PIECE):
-                # hypercorn shields this from cancellation; a deadline within is not affected.
-                with trio.move_on_after(_SEND_SECONDS) as scope:
-                    await self._stream.send_all(view[at : at + _PIECE])
-                if scope.cancelled_caught:
-                    raise trio.BrokenResourceError("the client does not read")
+_ENDS = (signal.SIGTERM, signal.SIGINT)
 
 
 def config() -> Config:
@@ -70,33 +44,52 @@ def config() -> Config:
     found.keep_alive_timeout = _HEAD_SECONDS
     found.keep_alive_max_requests = 1_000_000
     found.include_server_header = False
+    found.ssl_handshake_timeout = _HEAD_SECONDS
     return found
 
 
 async def serve(
     app: Callable[..., Any],
     service: Service,
-    sockets: list[socket.socket],
+    listeners: Sequence[Listener],
     ready: Callable[[], None],
+    quick: Quick | None = None,
 ) -> None:
-    """Serve `app` on listening sockets; call `ready` once clients are answered."""
+    """Serve `app` on `listeners`; call `ready` once clients are answered.
+
+    `quick` answers what it can before `app` is asked (`connection`).
+    """
     _more_descriptors()
     context, settings = WorkerContext(None), config()
     limit = trio.CapacityLimiter(CONNECTIONS)
 
-    async def handle(stream: trio.SocketStream) -> None:
-        wrapped = ASGIWrapper(functools.partial(_with_peer, app, people.peer(stream.socket)))
-        await TCPServer(wrapped, settings, context, ConnectionState({}), _Stream(stream))  # type: ignore[arg-type]
+    async def handle(secure: ssl.SSLContext | None, stream: trio.SocketStream) -> None:
+        if secure is not None:
+            encrypted = trio.SSLStream(stream, secure, server_side=True, https_compatible=True)
+            one: ClientStream = SecureStream(encrypted)
+        else:
+            one = ClientStream(stream, people.peer(stream.socket), quick)
+        wrapped = ASGIWrapper(functools.partial(_through, app, one))
+        state: Any = ConnectionState({})
+        server = one.server = TCPServer(wrapped, settings, context, state, one)  # type: ignore[arg-type]
+        await server
 
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    # Without certificates a terminal that closes ends it, as it does other programs.
+    again = [signal.SIGHUP] if any(one.secure for one in listeners) else []
+    with trio.open_signal_receiver(*_ENDS, *again) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(service.run)
-            for one in sockets:
-                one.setblocking(False)
-                nursery.start_soon(_accept, trio.socket.from_stdlib_socket(one), handle, limit)
+            for listener in listeners:
+                listener.socket.setblocking(False)
+                sock = trio.socket.from_stdlib_socket(listener.socket)
+                each = functools.partial(handle, listener.secure)
+                nursery.start_soon(_accept, sock, each, limit)
             ready()
-            async for _ in signals:
-                break
+            async for number in signals:
+                if number in _ENDS:
+                    break
+                for listener in listeners:
+                    listener.load_again()
             await context.terminated.set()
             await service.write_counts()
             nursery.cancel_scope.cancel()
@@ -128,9 +121,11 @@ async def _accept(listener: Any, handle: Callable[..., Any], limit: trio.Capacit
             nursery.start_soon(one, sock)
 
 
-async def _with_peer(
-    app: Callable[..., Any], peer: int | None, scope: Any, receive: Any, send: Any
+async def _through(
+    app: Callable[..., Any], one: ClientStream, scope: Any, receive: Any, send: Any
 ) -> None:
+    """Have `app` answer a request, with what it can't know from hypercorn: who is at the other end,
+    and that files may be sent past it (ASGI's "Zero Copy Send")."""
     names = [name for name, _ in scope["headers"]]
     if b"transfer-encoding" in names and b"content-length" in names:
         # h11 knows which of the two counts. What stands in front of us may think otherwise, and
@@ -139,8 +134,17 @@ async def _with_peer(
         await send({"type": "http.response.start", "status": 400, "headers": head})
         await send({"type": "http.response.body"})
         return
-    scope[PEER] = peer
-    await app(scope, receive, send)
+    scope[PEER] = one.peer
+    if scope["type"] == "http" and one.sends_files():
+        scope["extensions"][ZERO_COPY] = {}
+
+    async def sent(message: Any) -> None:
+        if message["type"] != ZERO_COPY:
+            await send(message)
+        elif await one.send_file(message["file"], message["offset"], message["count"]):
+            await send({"type": "http.response.body"})
+
+    await app(scope, receive, sent)
 
 
 def _more_descriptors() -> None:
@@ -153,9 +157,10 @@ def _more_descriptors() -> None:
 def run(
     app: Callable[..., Any],
     service: Service,
-    sockets: list[socket.socket],
+    listeners: Sequence[Listener],
     ready: Callable[[], None],
+    quick: Quick | None = None,
 ) -> None:
     """Do `serve`; return when a signal has ended it."""
     os.umask(0o022)
-    trio.run(serve, app, service, sockets, ready)
+    trio.run(serve, app, service, listeners, ready, quick)

@@ -1,5 +1,6 @@
 """What the gateway does, whatever interface asks for it: find, pull, expire, count."""
 
+import functools
 import os
 import time
 from collections import deque
@@ -12,11 +13,21 @@ from starlette.requests import Request
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import complain
-from rootless_udi.gateway import access, audit, catalogue, expiry, importing, sharing, tokens
+from rootless_udi.gateway import (
+    access,
+    audit,
+    catalogue,
+    expiry,
+    importing,
+    munge,
+    sharing,
+    tokens,
+)
 from rootless_udi.gateway.catalogue import CatalogueEntry, Wanted
 from rootless_udi.gateway.database import Database
 from rootless_udi.gateway.examiner import Examiner
 from rootless_udi.gateway.expiry import Clock, Rules
+from rootless_udi.gateway.finding import Finder
 from rootless_udi.gateway.limits import Limits
 from rootless_udi.gateway.member import GatewayMember
 from rootless_udi.gateway.people import Asker, Denied, Forbidden, People
@@ -30,8 +41,6 @@ from rootless_udi.plan.site import Site
 from rootless_udi.store import find
 from rootless_udi.store.store import Store
 
-_KNOWN_MOST = 20_000
-"""Most entries that are kept in memory, so that a lookup of one asks the database nothing."""
 _COUNT_SECONDS = 1.0
 """Lookups are written together, that often."""
 _COUNTED_MOST = 100_000
@@ -77,9 +86,9 @@ class Service:
         self.starts = starts or StartCounter(database, None)
         self._clock = Clock()
         self._people = people
+        people.take = functools.partial(munge.take, database)
         self._limits = limits
-        self._known: dict[tuple[str, str], CatalogueEntry] = {}
-        self._known_at = -1
+        self.finder = Finder(database, lambda: self.queue.published, lambda: self.member.current)
         self._tokens: dict[str, tuple[int, str, float]] = {}
         self._counting = trio.Lock()
         self._counted: deque[dict[str, Any]] = deque(maxlen=_COUNTED_MOST)
@@ -108,6 +117,7 @@ class Service:
         """Do the queue's jobs and write what was counted, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.member.run)
+            nursery.start_soon(self.finder.run)
             nursery.start_soon(self._count_on)
             nursery.start_soon(self.starts.run)
 
@@ -170,27 +180,16 @@ class Service:
         self, call: Callable[..., None], uid: int, digest: str, users: Any, groups: Any
     ) -> None:
         """Change an image's access list by `call`, a function of `sharing`. Raises UdiError."""
+        if call is not sharing.remove:
+            access.check_ids(users, groups)
         await self.database.write(call, self.store, uid, digest, users, groups)
         self.queue.published += 1
 
     async def find(self, platform: str, reference: Reference) -> CatalogueEntry | None:
         """Return the image that a reference means on a platform (`Platform.key`), or None."""
-        if self._known_at != self.queue.published:
-            self._known.clear()
-            self._known_at = self.queue.published
-        key = (platform, reference.canonical)
-        if key in self._known and self.member.current:
-            return self._known[key]
-        at = self._known_at
         named = reference.kind != "store"
-        call = catalogue.by_name if named else catalogue.by_digest
         what = find.name_of(reference) if named else reference.digest
-        found = await self.database.read(call, platform, what)
-        if found is not None and at == self.queue.published:
-            if len(self._known) >= _KNOWN_MOST:
-                self._known.clear()
-            self._known[key] = found
-        return found
+        return await self.finder.find((platform, named, what))
 
     async def pull(
         self,
@@ -215,9 +214,10 @@ class Service:
         return await self.queue.ask(platform, name, asker.uid, wanted, own, self._limits.pulls)
 
     def _check_lists(self, wanted: Wanted) -> None:
-        """Raise NoLists where the file system can't close an image as it is wanted."""
+        """Raise NoLists or NoId where an image can't be closed as it is wanted."""
         if not wanted.public and not self.private:
             access.group_for(wanted.users, wanted.groups)
+        access.check_ids(wanted.users, wanted.groups)
 
     def check_import(self) -> None:
         """Raise Forbidden where the site lets nobody import files."""

@@ -17,18 +17,18 @@ from starlette.routing import Route
 from rootless_udi.gateway import catalogue, jobs, requests
 from rootless_udi.gateway.catalogue import CatalogueEntry
 from rootless_udi.gateway.people import Asker, Forbidden
-from rootless_udi.gateway.quick import KnownAnswer, QuickAnswers
+from rootless_udi.gateway.quick import KnownAnswer
 from rootless_udi.gateway.requests import BadRequest
 from rootless_udi.gateway.service import NotFound, Service
-from rootless_udi.plan.reference import parse
+from rootless_udi.plan.reference import Platform, parse
 from rootless_udi.pull.gateway import ANY_SYSTEM
 from rootless_udi.shifter.lines import tag_of
 from rootless_udi.store import find
 
 
-def routes(service: Service, quick: QuickAnswers) -> list[Route]:
-    """Return the routes, which `service` answers; lookups are remembered in `quick`."""
-    api = _Api(service, quick)
+def routes(service: Service) -> list[Route]:
+    """Return the routes, which `service` answers."""
+    api = _Api(service)
     # The commonest first: Starlette tries one after the other.
     table = (
         ("/api/lookup/{system}/{kind}/{tag:path}", "GET", api.lookup),
@@ -51,28 +51,18 @@ def routes(service: Service, quick: QuickAnswers) -> list[Route]:
 class _Api:
     """A method for each of Shifter's calls."""
 
-    def __init__(self, service: Service, quick: QuickAnswers) -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
-        self._quick = quick
 
     def _system(self, request: Request) -> str:
-        system = str(request.path_params["system"])
-        if system == ANY_SYSTEM:
-            return self._service.systems[0]
-        if system not in self._service.systems:
-            known = ", ".join(self._service.systems)
-            raise NotFound(f"there is no system {system[:60]!r} here", f"known: {known}")
-        return system
+        return _system(self._service, str(request.path_params["system"]))
 
     def _reference(self, request: Request) -> Any:
         words = request.path_params
         return requests.reference(words["kind"], words["tag"], self._service.site.registry)
 
     def _platform(self, request: Request, given: dict[str, Any] | None = None) -> Any:
-        text = (given or {}).get("platform", "") or request.query_params.get("platform", "")
-        if not isinstance(text, str) or len(text) > 60:
-            raise BadRequest("platform is no OS/ARCHITECTURE")
-        return requests.platform(text, self._service.machine)
+        return _platform(self._service, _platform_text(request, given))
 
     async def help(self, request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):
@@ -82,22 +72,12 @@ class _Api:
     async def lookup(self, request: Request) -> Response:
         """Answer with the image's record, and count the use."""
         asker = await self._service.asker(request)
-        system = self._system(request)
-        reference = self._reference(request)
-        platform = self._platform(request).key()
-        at = self._service.queue.published
-        found = await self._service.find(platform, reference)
-        if found is None or not found.readable(asker.uid, asker.groups):
-            # The same answer to both: that an image is there is its readers' to know.
-            raise NotFound("image not found", "pull it first")
-        tag = str(request.path_params["tag"]).strip("/")
-        kind = str(request.path_params["kind"])
-        self._service.count(asker, system, kind, tag, found.digest)
-        text = record(system, found).encode()
-        if not request.url.query:
-            known = KnownAnswer(found, text, system, kind, tag)
-            self._quick.keep(request.scope.get("raw_path", b""), at, known)
-        return Response(text, media_type="application/json")
+        words = request.path_params
+        tag = str(words["tag"]).strip("/")
+        asked = (str(words["system"]), str(words["kind"]), tag, _platform_text(request))
+        found = await look_up(self._service, asker, *asked)
+        self._service.count(asker, found.system, found.kind, found.tag, found.entry.digest)
+        return Response(found.body, media_type="application/json")
 
     async def list(self, request: Request) -> Response:
         """Answer with the records of all images that the asker may read."""
@@ -202,6 +182,38 @@ class _Api:
                 return Response(record(system, entry), media_type="application/json")
         name = find.name_of(reference)
         return JSONResponse(self._job(system, job, "INIT" if new else job.state, name))
+
+
+async def look_up(
+    service: Service, asker: Asker, system: str, kind: str, tag: str, platform: str = ""
+) -> KnownAnswer:
+    """Return the answer to a lookup. Raises BadRequest and NotFound."""
+    system, tag = _system(service, system), tag.strip("/")
+    reference = requests.reference(kind, tag, service.site.registry)
+    found = await service.find(_platform(service, platform).key(), reference)
+    if found is None or not found.readable(asker.uid, asker.groups):
+        # The same answer to both: that an image is there is its readers' to know.
+        raise NotFound("image not found", "pull it first")
+    return KnownAnswer(found, record(system, found).encode(), system, kind, tag)
+
+
+def _system(service: Service, system: str) -> str:
+    if system == ANY_SYSTEM:
+        return service.systems[0]
+    if system not in service.systems:
+        known = ", ".join(service.systems)
+        raise NotFound(f"there is no system {system[:60]!r} here", f"known: {known}")
+    return system
+
+
+def _platform_text(request: Request, given: dict[str, Any] | None = None) -> Any:
+    return (given or {}).get("platform", "") or request.query_params.get("platform", "")
+
+
+def _platform(service: Service, text: Any) -> Platform:
+    if not isinstance(text, str) or len(text) > 60:
+        raise BadRequest("platform is no OS/ARCHITECTURE")
+    return requests.platform(text, service.machine)
 
 
 def record(system: str, entry: CatalogueEntry) -> str:

@@ -127,10 +127,11 @@ class StartCounter:
         for level, kind, value in extra:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS) and user != "-":
                 user = str(struct.unpack("3i", value)[1])
-        row = {"id": one, "time": time.time(), "user": self._hashed(user), "digest": digest}
+        row = {"id": one, "time": time.time(), "user": self.hashed(user), "digest": digest}
         self._waiting.setdefault(one, row)
 
-    def _hashed(self, user: str) -> str:
+    def hashed(self, user: str) -> str:
+        """Return a user's id as the table has it."""
         if not self._key or user == "-":
             return user
         return "h" + hmac.digest(self._key, user.encode(), "sha256").hex()[:24]

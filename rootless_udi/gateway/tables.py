@@ -130,6 +130,17 @@ TOKENS = Table(
     Column("expires", Float, nullable=False),
 )
 
+# munge credentials that a gateway of a shared database has taken; empty in SQLite, whose gateway's
+# own munged knows them.
+CREDENTIALS = Table(
+    "credentials",
+    METADATA,
+    # The credential's SHA-256.
+    Column("mark", String(64), primary_key=True),
+    Column("time", Float, nullable=False),
+    Index("credentials_time", "time"),
+)
+
 AUDIT = Table(
     "audit",
     METADATA,

@@ -1,6 +1,9 @@
 """The gateway on file systems that are full or have no access lists."""
 
+import contextlib
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import pytest
 from rootless_udi.base.errors import UdiError
 from rootless_udi.gateway import access, importing
 from tests.conftest import User
+from tests.gateway.test_clients import configured
 from tests.gateway.test_import import imported
 from tests.kit.gateway import SYSTEM, Gateway, gateway
 from tests.kit.registry import Registry
@@ -93,3 +97,72 @@ def test_a_disk_that_gets_full_while_it_runs(
         assert [row["tag"] for row in rows] == [tag] * 3
         failed = one.pulled(f"{registry.host}/site/big:1")
         assert failed["status"] == "READY" or "free" in failed["status_message"]
+
+
+@contextlib.contextmanager
+def ext4(folder: Path) -> Iterator[Path]:
+    """An ext4 at `folder`; yields the file by which the kernel makes it as a broken disk is."""
+    image = folder.with_suffix(".ext4")
+    with open(image, "wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    folder.mkdir()
+    subprocess.run(["mount", "-o", "loop,errors=remount-ro", str(image), str(folder)], check=True)
+    try:
+        words = ["findmnt", "-no", "SOURCE", str(folder)]
+        device = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+        yield Path("/sys/fs/ext4") / Path(device).name / "trigger_fs_error"
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.root
+@pytest.mark.needs("loop")
+def test_a_disk_that_becomes_read_only_while_it_runs(
+    user: User, tmp_path: Path, registry: Registry
+) -> None:
+    """Who reads is served; what can't be written is said, and written once it can be again."""
+    tag = f"{registry.host}/site/box:1"
+    folder = tmp_path / "disk"
+    with ext4(folder) as broken:
+        os.chown(folder, user.uid, -1)
+        with gateway(user, folder / "site") as one:
+            ready = one.pulled(tag)
+            assert ready["status"] == "READY"
+            broken.write_text("1")
+            found = one.pull("127.0.0.1:1/none:1")
+            assert found.status == 503 and "readonly" in found.body["message"], found
+            assert "must be able to write it" in found.body["hint"]
+            for _ in range(3):
+                assert one.get(f"/api/lookup/{SYSTEM}/docker/{tag}/").status == 200
+            assert one.get(f"/api/list/{SYSTEM}/").status == 200
+            assert one.get(f"/api/v1/images/sha256:{ready['id']}").status == 200
+            assert one.get("/page/images").status == 200
+            assert one.get(f"/api/expire/{SYSTEM}/docker/{tag}/").status in (500, 503)
+            subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
+            rows = one.get(f"/api/metrics/{SYSTEM}/?limit=10").body
+            assert [row["tag"] for row in rows] == [tag] * 3
+            assert one.get(f"/api/expire/{SYSTEM}/docker/{tag}/").status == 200
+
+
+def test_an_id_that_is_none_in_a_container(user: User, tmp_path: Path, box: Path) -> None:
+    """There only the caller's own ids are mapped: others are refused, and nothing else changes."""
+    mine = ("unshare", "--user", f"--map-user={os.getuid()}", f"--map-group={os.getgid()}")
+    file = tmp_path / "file"
+    file.write_bytes(box.read_bytes())
+    with gateway(user, tmp_path / "site", "--import=1G", before=mine) as one:
+        configured(user, f"unix:{one.socket}")
+        ready = imported(one, "box", file, allowed_uids=str(os.getuid()))
+        name = f"{importing.HOST}/{user.name}/box"
+        path = f"/api/v1/access/{SYSTEM}/docker/{name}/"
+        before = one.get(path).body
+        assert [row["id"] for row in before["users"]] == [os.getuid()], (ready, before)
+        for given, kind in (({"users": [4711]}, "user"), ({"groups": [4711]}, "group")):
+            found = one.ask("POST", path, given)
+            assert found.status == 400, found
+            assert f"{kind} 4711 has no id in the user namespace" in found.body["message"]
+        assert one.get(path).body == before
+        found = one.pull("127.0.0.1:1/a:1", allowed_uids="4711")
+        assert found.status == 400 and "user 4711 has no id" in found.body["message"], found
+        done = user.run("udi", "share", name, "--user=4711")
+        assert done.returncode == 125 and "name others, or run the gateway outside" in done.stderr

@@ -1,5 +1,6 @@
 """The gateway's pages as people see them: in a real Chromium, wide and narrow, light and dark."""
 
+import os
 import random
 import sqlite3
 import threading
@@ -49,6 +50,12 @@ def filled(store: Path, tags: dict[str, str]) -> None:
     with sqlite3.connect(store / "gateway/gateway.sqlite") as base:
         columns = "time, uid, user, system, type, tag, digest"
         base.executemany(f"insert into lookups ({columns}) values (?, ?, ?, ?, ?, ?, ?)", rows)
+        begun = [
+            (f"{number:x}", row[0], ("-", "h" + "1" * 24, str(row[1]))[number % 3], row[-1])
+            for number, row in enumerate(rows)
+        ]
+        begun += [(f"x{n}", now, str(os.getuid()), "") for n in range(3)]
+        base.executemany('insert into starts (id, time, "user", digest) values (?, ?, ?, ?)', begun)
 
 
 def looked_at(browser: Browser, name: str) -> None:
@@ -91,8 +98,11 @@ def test_all_pages_on_all_screens(
     browser.open(f"{mine}usage?by=user&days=90")
     assert BAD * 3 in browser.text and len(browser.all(".bars rect")) > 200
     browser.picture("usage-by-user")
+    labels = [one.text for one in browser.all(".legend .label")]
+    assert "Starts by day" in browser.text and "not told" in labels and "h" + "1" * 24 in labels
     browser.open(f"{mine}usage?days=7")
     assert "Who uses what" in browser.text and "grace" in browser.text
+    assert "images that are not here" in browser.text
     looked_at(browser, "usage")
     browser.open(f"{mine}login")
     looked_at(browser, "login")

@@ -83,6 +83,8 @@ def test_who_sees_what(served: Gateway, registry: Registry, closed: Registry, us
     for uid, name in ((user.uid, user.name), (OTHER, "stranger")):
         asked = {"time": now, "uid": uid, "user": name, "system": SYSTEM, "type": "docker"}
         insert(served, "lookups", **asked, tag=f"looked/up:{uid}", digest=digest)
+    begun = {"id": "1", "time": now, "user": str(user.uid), "digest": digest}
+    insert(served, "starts", **begun)
     mine, theirs = log_in(served, str(own_token(served)["token"])), log_in(served, STRANGER)
     # The list is what the REST interface lists.
     bearer = {"Authorization": f"Bearer {STRANGER}"}
@@ -101,6 +103,8 @@ def test_who_sees_what(served: Gateway, registry: Registry, closed: Registry, us
     assert f"looked/up:{user.uid}" in page(served, "usage", mine).body
     assert f"looked/up:{OTHER}" not in page(served, "usage", mine).body
     assert f"looked/up:{user.uid}" not in page(served, "usage", theirs).body
+    assert "Starts of yours by day" in page(served, "usage", mine).body
+    assert "Starts" not in page(served, "usage", theirs).body
     assert page(served, "usage?by=user", mine).status == 400
     assert tag in json.dumps(first_event(served, mine))
     assert closed.host not in json.dumps(first_event(served, theirs))

@@ -9,7 +9,7 @@ import pytest
 
 from rootless_udi.base.errors import UdiError
 from tests.conftest import User
-from tests.kit.gateway import SYSTEM, Gateway, gateway
+from tests.kit.gateway import SYSTEM, Answer, Gateway, credential, gateway, munged
 from tests.kit.postgres import Cluster, cluster
 from tests.kit.registry import PASSWORD, USER, Registry, flaky
 
@@ -148,6 +148,39 @@ def test_access_lists_are_in_force_whoever_changes_them(
     image = one.store / f"images/sha256-{ready['id']}.sqfs"
     data = os.getxattr(image, "system.posix_acl_access")
     assert (4_000_000_000).to_bytes(4, "little") in data
+
+
+@pytest.mark.needs("munge")
+def test_a_credential_that_one_has_taken_is_no_proof_to_another(
+    user: User, tmp_path: Path, url: str
+) -> None:
+    """Each with a munged of its own, as on nodes of their own, which have one key."""
+    path = f"/api/list/{SYSTEM}/"
+    store, option = tmp_path / "site", f"--database={url}"
+    with munged(tmp_path / "m1") as first:
+        key = (tmp_path / "m1/key").read_bytes()
+        with (
+            munged(tmp_path / "m2", key) as second,
+            gateway(user, store, option, f"--munge={first}") as one,
+            gateway(user, store, option, f"--munge={second}", name="2") as other,
+        ):
+
+            def asked(where: Gateway, text: str) -> Answer:
+                return where.ask("GET", path, loopback=True, authentication=text)
+
+            for a, b, socket in ((one, other, first), (other, one, second)):
+                text = credential(socket)
+                assert asked(a, text).status == 200
+                found = asked(b, text)
+                assert found.status == 401, found
+                assert "it was used before, at another gateway" in found.body["message"]
+                assert asked(b, credential(socket)).status == 200
+            # What base64 leaves free makes no other credential of it.
+            text = credential(first)
+            assert asked(one, text).status == 200
+            body = text.removeprefix("MUNGE:").removesuffix(":")
+            for more in (f"MUNGE:{body[:8]} {body[8:]}:", f"MUNGE:{body}=:", f"MUNGE:{body}:x"):
+                assert asked(other, more).status == 401, more
 
 
 def test_gateways_go_on_when_the_database_is_there_again(

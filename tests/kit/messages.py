@@ -62,7 +62,7 @@ TOPICS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 KINDS = (
     *("UdiError", "Untrusted", "Missing", "WrongContent", "GaveUp", "StaleError", "NotThere"),
     *("BadRequest", "TooLarge", "TooSlow", "Denied", "Forbidden", "NotFound", "TooMany", "Busy"),
-    *("BadCredential", "Unreachable", "Unavailable", "NoToken", "NoLists"),
+    *("BadCredential", "Unreachable", "Unavailable", "NoToken", "NoLists", "NoId"),
 )
 
 

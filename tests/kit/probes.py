@@ -144,6 +144,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "gateway": _gateway,
     "chromium": _chromium,
     "postgresql": lambda: bool(postgres_programs()) and _module("psycopg")(),
+    "loop": lambda: os.access("/dev/loop-control", os.W_OK) and _command("mkfs.ext4")(),
     "systemd-analyze": _command("systemd-analyze"),
     "munge": _command("munged", "munge", "unmunge"),
     "tensors": lambda: _module("torch")() or _module("cupy")(),

@@ -42,6 +42,7 @@ REFUSED = {
     *("jupyter.install", "jupyter.list", "jupyter.remove", "jupyter.start"),
     *("check", "exec", "login", "logout", "mpi.capture", "pack", "profile", "ps", "run", "shell"),
     *("gateway.audit", "gateway.expire", "gateway_serve.serve", "gateway.token", "share", "stats"),
+    *("gateway_copies.backup", "gateway_copies.restore"),
     *("push", "sign"),
     "site.add_site",
     "stop",
