@@ -1,6 +1,7 @@
 """udi import: a squashfs file as an image of the user's store."""
 
 import os
+from typing import Any
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import say, tell
@@ -130,6 +131,7 @@ def _store(store: Store, fd: int, digest: str, image: Image, name: str) -> None:
 
     known = image.facts or enroot.facts(image.path)
     facts = {"version": 1, "reference": name, **known, "digest": digest}
+    facts["elf"] = known.get("elf") or _elf(image.path)
     facts["imported"] = {"digest": image.digest}
     target = store.temporary("images", digest)
     summed = hashlib.sha256()
@@ -145,6 +147,17 @@ def _store(store: Store, fd: int, digest: str, image: Image, name: str) -> None:
         raise store.refused(f"importing {image.path}", error) from None
     finally:
         discard(target)
+
+
+def _elf(path: str) -> Any:
+    """Return what is known of the image's libraries, for --mpi; None where it can't be read."""
+    from rootless_udi.forecast import imagefacts
+
+    try:
+        return imagefacts.elf(path)
+    except UdiError as error:
+        tell(f"its libraries are not known: {error.message}")
+        return None
 
 
 def _platform(image: Image) -> Platform:

@@ -34,7 +34,7 @@ def _check(arguments: Arguments) -> int:
     if not elf:
         raise UdiError(
             f"nothing is known of the libraries of {arguments.image}",
-            "only images of `udi pull` can have the host's MPI put in",
+            "`udi pull` finds out what --mpi needs, and so does `udi import FILE NAME`",
         )
     known = [profiles.from_dict(name, table) for name, table in site.mpi.items()]
     asked = arguments.profile, arguments.compat

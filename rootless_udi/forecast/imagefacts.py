@@ -77,6 +77,12 @@ def facts(image: Image, environ: Mapping[str, str]) -> dict[str, Any]:
     return {**image.facts, "elf": elf, "forecast": found}
 
 
+def elf(path: str) -> Any:
+    """Return the "elf" part of an image's facts, as the pull makes it, for a squashfs file at
+    `path`. Raises UdiError where the file can't be read."""
+    return gather(path, (_ElfFacts,))["elf"]
+
+
 def gather(path: str, wanted: tuple[type[Gatherer], ...], offset: int = 0) -> dict[str, Any]:
     """Show the image at byte `offset` of its file to new gatherers; return NAME -> result, and
     "unread"."""

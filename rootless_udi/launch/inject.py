@@ -157,7 +157,7 @@ def _mpi(
     if not elf:
         raise UdiError(
             f"--mpi: nothing is known of the libraries of {image.request}",
-            "only images of `udi pull` can have the host's MPI put in",
+            "`udi pull` finds out what --mpi needs, and so does `udi import FILE NAME`",
         )
     known = [profiles.from_dict(name, table) for name, table in site.mpi.items()]
     facts = image.facts

@@ -51,6 +51,9 @@ def test_an_image(user: User) -> None:
     facts = json.loads(user.run("udi", "inspect", "my/app:1").stdout)
     assert facts["labels"] == {"Author": "me", "org.label-schema.build-arch": "amd64"}
     assert facts["architecture"] == "amd64"
+    # What is known of its libraries lets the host's MPI in.
+    assert facts["elf"]
+    assert "nothing is known" not in user.run("udi", "mpi", "check", "my/app:1").stderr
     # The same squashfs is the same image.
     again = user.run("udi", "import", path, "other:1")
     assert again.stdout == done.stdout
