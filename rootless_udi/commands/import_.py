@@ -152,11 +152,12 @@ def _store(store: Store, fd: int, digest: str, image: Image, name: str) -> None:
 def _elf(path: str) -> Any:
     """Return what is known of the image's libraries, for --mpi; None where it can't be read."""
     from rootless_udi.forecast import imagefacts
+    from rootless_udi.forecast.needs import Unreadable
 
     try:
         return imagefacts.elf(path)
-    except UdiError as error:
-        tell(f"its libraries are not known: {error.message}")
+    except (UdiError, Unreadable) as error:
+        tell(f"its libraries are not known: {error}")
         return None
 
 
