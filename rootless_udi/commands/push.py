@@ -7,6 +7,7 @@ from rootless_udi.base.process import say, tell
 from rootless_udi.commands.common.given import (
     Arguments,
     any_image,
+    image_stores,
     opened,
     parsed_platform,
     parsed_reference,
@@ -77,6 +78,7 @@ def _push(
     from rootless_udi.pull.identity import Name
     from rootless_udi.pull.registry import Endpoint
     from rootless_udi.pull.upload import Uploading
+    from rootless_udi.store.store import Store
 
     key = private_key(arguments.key) if arguments.key else None
     insecure = arguments.insecure or target.registry in site.insecure
@@ -106,7 +108,9 @@ def _push(
             shown.blob("squashfs", done, content.size, state)
 
         try:
-            done = pushing.push(target, there, origin, content, image.facts, report, shown.note)
+            store = Store(image_stores(site)[0])
+            more = image.facts, report, shown.note, store
+            done = pushing.push(target, there, origin, content, *more)
             if key is not None:
                 signing.sign(there, Name(str(there)), done.digest, key)
             return done

@@ -1,5 +1,6 @@
 """An image's file as it is pushed: the squashfs, the list of its windows, what starts ask."""
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -17,22 +18,34 @@ class ImageContent:
 
     A thread reads and sums it while it is sent, makes the list of its windows, and compares that
     with the list that is there: a damaged image is pushed nowhere. Facts in the file are left out,
-    since they are a blob of their own. `end` must be called.
+    since they are a blob of their own. `mark` tells it from others. `end` must be called.
     """
 
     def __init__(self, fd: int, name: str) -> None:
         """Raises UdiError for what is no whole squashfs file; OSError."""
         self._fd, self._name = fd, name
-        self._used, (_, asks) = inside.parts(fd)
+        self._used, (at, asks) = inside.parts(fd)
         if not windows.used(fd) or os.fstat(fd).st_size < self._used:
             raise UdiError(f"pushing {name} failed: it is no whole squashfs file")
         self.size = lists.place(self._used) + lists.room(self._used) + asks
+        self.mark = self._marked(at, asks)
         self._tail = bytearray()
         self._digest = self._listed = ""
         self._error: Exception | None = None
         self._ended = False
         self._thread = threading.Thread(target=self._sum, daemon=True)
         self._thread.start()
+
+    def _marked(self, at: int, asks: int) -> str:
+        """Return what tells this content from others, at once: its list and what is behind it; of
+        a file without a list its times."""
+        known = None
+        with contextlib.suppress(ValueError):  # the thread says what is wrong with it
+            known = windows.behind(self._fd, self._used)
+        if known is not None:
+            return f"{known.digest} {lists.sha256(os.pread(self._fd, asks, at)).hex()}"
+        status = os.fstat(self._fd)
+        return f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns}"
 
     def _sum(self) -> None:
         summed, done = hashlib.sha256(), 0

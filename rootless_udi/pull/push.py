@@ -20,7 +20,9 @@ from rootless_udi.pull.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor
 from rootless_udi.pull.registry import Endpoint, Missing
 from rootless_udi.pull.repository import fallback_tag
 from rootless_udi.pull.sources import parse
+from rootless_udi.pull.unfinished import Unfinished
 from rootless_udi.pull.upload import Report, Uploading
+from rootless_udi.store.store import Store
 
 _TRIES = 5
 """How often an index of referrers is written anew where others write it at the same time."""
@@ -43,16 +45,22 @@ def push(
     facts: Mapping[str, Any],
     report: Report,
     told: Callable[[str], object],
+    store: Store | None = None,
 ) -> Pushed:
     """Push an image to `target` at `there`; `origin` is the repository of the same registry that it
     was pulled from, None where there is none.
 
-    `told` is called with what happens. Raises UdiError.
+    `told` is called with what happens. In `store` is noted how far it is, for the next push after
+    this one was killed. Raises UdiError.
     """
     subject = _subject(there, origin, str(facts.get("digest") or ""), told)
     # Before minutes of sending.
     _look_at_tag(target, there, subject)
-    digest = there.upload(content, report)
+    unfinished = Unfinished(store, str(there), content.mark)
+    try:
+        digest = there.upload(content, report, unfinished)
+    finally:
+        unfinished.close()
     listed, windows = content.listed()
     known = {key: value for key, value in facts.items() if key not in _NOT_PUSHED}
     known = {"version": 1, **known, "windows": [listed]}

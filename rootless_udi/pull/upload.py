@@ -1,6 +1,7 @@
 """Upload to a repository of a registry: blobs in chunks, manifests (distribution-spec, "Push").
 
-A chunk that was cut is gone on with: the registry is asked how far it came. Where an upload goes, a
+A chunk that was cut is gone on with, also by another process after a kill (`unfinished`): the
+registry is asked how far it came. Where an upload goes, a
 Location says: credentials go there only if it is the registry itself (`parties`), and what asks for
 some elsewhere is not answered.
 """
@@ -14,12 +15,22 @@ from email.message import Message
 from typing import Protocol
 
 from rootless_udi.base.errors import UdiError
+from rootless_udi.base.records import Record
 from rootless_udi.pull import credentials, parties
 from rootless_udi.pull.authorizer import Lookup, said
 from rootless_udi.pull.http import Body, Reply, Transport, target
 from rootless_udi.pull.manifest import Descriptor, sha256
 from rootless_udi.pull.registry import RENEWALS, Endpoint, Missing, Note
-from rootless_udi.pull.retry import TRANSIENT, Patience, Tries, lasting, reason, retry_after
+from rootless_udi.pull.retry import (
+    TRANSIENT,
+    GaveUp,
+    Patience,
+    Tries,
+    lasting,
+    reason,
+    retry_after,
+)
+from rootless_udi.pull.unfinished import Unfinished
 
 _CHUNK, _LARGEST, _SMALLEST = 64 << 20, 1 << 30, 4 << 20
 """Bytes of the first chunk, of the largest, and of the smallest, after some that were cut. A
@@ -67,6 +78,14 @@ class _Cut(Exception):
 
 class _Gone(Exception):
     """The registry has forgotten the upload."""
+
+
+class _Begun(Record):
+    """An upload: where it goes on, the least bytes of a chunk, and how many have come already."""
+
+    place: str
+    least: int
+    done: int = 0
 
 
 class Uploading(Endpoint):
@@ -137,10 +156,19 @@ class Uploading(Endpoint):
             self._ask("PUT", place, what, (201, 204), headers, data).close()
         return Descriptor(media, digest, len(data))
 
-    def upload(self, content: Content, report: Report = lambda done: None) -> str:
-        """Push a blob; return its digest. What is there is not sent."""
+    def upload(
+        self,
+        content: Content,
+        report: Report = lambda done: None,
+        unfinished: Unfinished | None = None,
+    ) -> str:
+        """Push a blob; return its digest. What is there is not sent.
+
+        `unfinished` says where an earlier process was, and is told how far this one is.
+        """
         if content.size < _WAIT_FOR:
             content.digest(True)
+        unfinished = unfinished or Unfinished(None)
         tries = self._tries()
         looked = False
         while True:
@@ -148,31 +176,53 @@ class Uploading(Endpoint):
             if not looked and (digest := content.digest(False)):
                 looked = True
                 if self.has(digest) or self.mounted(digest):
+                    unfinished.forget()
                     report(content.size)
                     return digest
-            reply = self._ask("POST", "blobs/uploads/", what, (202,))
-            reply.close()
+            begun = self._begun(content.size, what, unfinished)
             try:
-                return self._send(
-                    self._location(reply, what), reply, content, report, tries, looked
-                )
+                digest = self._send(begun, content, report, tries, looked, unfinished)
             except _Gone as gone:
+                unfinished.forget()
                 tries.failed(what, str(gone))
+                continue
+            unfinished.forget()
+            return digest
+
+    def _begun(self, size: int, what: str, unfinished: Unfinished) -> "_Begun":
+        """Begin an upload, or find the one that an earlier process has begun."""
+        noted, least = unfinished.read()
+        if noted:
+            try:
+                base = self._find_base(what)
+                noted = target(f"{base}/", noted, self.insecure, base, "GET")
+                place, done = self._came(noted, what, size)
+                return _Begun(place, max(_SMALLEST, least), done)
+            except GaveUp:
+                raise
+            except (OSError, http.client.HTTPException, UdiError, _Gone):
+                unfinished.forget()
+        with contextlib.closing(self._ask("POST", "blobs/uploads/", what, (202,))) as reply:
+            text = reply.headers.get("OCI-Chunk-Min-Length", "")
+            known = text.isascii() and text.isdigit() and len(text) <= 18
+            least = max(_SMALLEST, int(text) if known else 0)
+            place = self._location(reply, what)
+        unfinished.write(place, least)
+        return _Begun(place, least)
 
     def _send(
         self,
-        place: str,
-        begun: Reply,
+        begun: "_Begun",
         content: Content,
         report: Report,
         tries: Tries,
         looked: bool,
+        unfinished: Unfinished,
     ) -> str:
         what = f"pushing a blob to {self}"
-        text = begun.headers.get("OCI-Chunk-Min-Length", "")
-        least = max(_SMALLEST, int(text) if text.isascii() and text.isdigit() else 0)
+        place, least, done = begun.values()
         chunk = max(_CHUNK, least)
-        done = 0
+        report(done)
         while done < content.size:
             if not looked and (digest := content.digest(False)):
                 looked = True
@@ -192,6 +242,7 @@ class Uploading(Endpoint):
                 tries.failed(what, str(cut), cut.wait)
                 place, done = self._came(place, what, content.size)
                 chunk = max(chunk // 4, least)
+            unfinished.write(place, least)
             tries.progressed(done, content.size)
             report(done)
         digest = content.digest(True)
@@ -203,6 +254,13 @@ class Uploading(Endpoint):
             # An answer that was lost, perhaps: then the blob is there.
             if not self.has(digest):
                 raise _Gone("the registry has forgotten the upload") from None
+        except GaveUp:
+            raise
+        except UdiError as error:
+            if not begun.done:
+                raise
+            # What the earlier process has sent was not this.
+            raise _Gone(error.message) from None
         return digest
 
     def _chunk(self, place: str, content: Content, start: int, stop: int, what: str) -> str:

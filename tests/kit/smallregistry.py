@@ -42,6 +42,7 @@ class SmallRegistry:
         self.scheme = "http"
         self.replace: dict[str, list[dict[str, object]]] = {}
         self.answers: list[tuple[str, int, bytes]] = []
+        self.busy = threading.Event()
         self._lock = threading.Lock()
         self._server = serve(self._handler())
         self.host = f"127.0.0.1:{self._server.server_port}"
@@ -49,6 +50,10 @@ class SmallRegistry:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def settled(self) -> None:
+        """Wait until the last chunk has ended, be it with its client."""
+        assert self.busy.wait(60)
 
     def paths(self, method: str) -> list[str]:
         return [path for one, path, _ in self.log if one == method]
@@ -141,7 +146,7 @@ class SmallRegistry:
                     return
                 key = str(len(outer.log))
                 outer.uploads[key] = bytearray()
-                host = outer.elsewhere or outer.host
+                host = outer.elsewhere or self.headers["Host"]
                 least = {"OCI_Chunk_Min_Length": str(outer.least)} if outer.least else {}
                 place = f"{outer.scheme}://{host}/v2/{name}/blobs/uploads/{key}"
                 self.say(202, Location=place, Range="0-0", **least)
@@ -173,11 +178,15 @@ class SmallRegistry:
                     self.close_connection = True
                     self.connection.shutdown(socket.SHUT_RDWR)
                     return
-                while size:
-                    data = self.rfile.read(min(size, 1 << 20))
-                    held += data
-                    size -= len(data)
-                self.came(name, key, 202)
+                outer.busy.clear()
+                try:
+                    while size and (data := self.rfile.read1(min(size, 1 << 20))):
+                        held += data
+                        size -= len(data)
+                finally:
+                    outer.busy.set()
+                if not size:
+                    self.came(name, key, 202)
 
             def came(self, name: str, key: str, status: int = 204) -> None:
                 held = outer.uploads.get(key)
