@@ -13,7 +13,7 @@ from rootless_udi.config import load
 from rootless_udi.plan import options
 from rootless_udi.plan.image import Image
 from rootless_udi.plan.options import Request
-from rootless_udi.plan.reference import parse, parse_platform
+from rootless_udi.plan.reference import named, parse_platform
 from rootless_udi.plan.site import Site
 
 TYPE_CHECKING = False
@@ -125,7 +125,7 @@ def _image(request: Request, config: Site) -> Image:
     from rootless_udi.store import resolve
 
     platform = parse_platform(request.platform) if request.platform else None
-    reference = parse(request.image, config.registry)
+    reference = named(request.image, config.registry)
     if reference.kind in ("directory", "path", "squashfs"):
         return resolve.local(request.image, os.path.abspath(reference.path), sif=True)
     return any_image(request.image, config, platform)

@@ -10,12 +10,12 @@ from rootless_udi.base.trees import remove_tree
 from rootless_udi.commands.common.given import (
     Arguments,
     image_stores,
-    named,
     parsed_platform,
     stored_image,
 )
 from rootless_udi.commands.common.parsers import Parsers, add_platform, command
 from rootless_udi.config import load
+from rootless_udi.plan.reference import named
 from rootless_udi.plan.site import Site
 from rootless_udi.store import resolve, sif, unpacked
 from rootless_udi.store.store import Store
@@ -33,7 +33,7 @@ def extract(arguments: Arguments) -> int:
     from rootless_udi.layers import squashfs_tools
 
     site = load.load(os.environ)
-    reference = named(arguments.image, site)
+    reference = named(arguments.image, site.registry)
     if reference.kind in ("squashfs", "path"):
         say(_file(os.path.realpath(reference.path), site))
         return 0

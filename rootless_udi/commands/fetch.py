@@ -14,8 +14,9 @@ from rootless_udi.commands.common.given import (
 )
 from rootless_udi.commands.common.parsers import Parsers, add_insecure, add_platform, command
 from rootless_udi.config import load
-from rootless_udi.plan.reference import REMOTE, Reference
+from rootless_udi.plan.reference import ELSEWHERE, REMOTE, Reference
 from rootless_udi.plan.site import Site
+from rootless_udi.serve.distant import THERE
 from rootless_udi.store import resolve
 
 TYPE_CHECKING = False
@@ -48,7 +49,7 @@ def fetch(arguments: Arguments) -> int:
     stores = image_stores(site)
     there = resolve.lookup(stores, reference, platform)
     if there is None:
-        if reference.kind not in ("registry", "web"):
+        if reference.kind not in ELSEWHERE:
             return _pull(arguments)
         remote = _remote(arguments, reference, site, stores[0])
         if remote is None:
@@ -80,7 +81,7 @@ def _remote(arguments: Arguments, reference: Reference, site: Site, store: str) 
         shown.stage("resolve", reference.canonical)
         found = opening.found(asked)
         if isinstance(found, str):
-            return None if found.startswith("none") else found
+            return found if found == THERE else None
         _fill(asked, found, shown)
     return "filled"
 

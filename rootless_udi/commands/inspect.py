@@ -7,7 +7,7 @@ from rootless_udi.base.process import page
 from rootless_udi.commands.common.given import Arguments, any_image, parsed_platform, stored_image
 from rootless_udi.commands.common.parsers import Parsers, add_platform, command
 from rootless_udi.config import load
-from rootless_udi.plan.reference import parse
+from rootless_udi.plan.reference import named
 from rootless_udi.store import find, resolve
 
 
@@ -21,7 +21,7 @@ def add(commands: Parsers) -> None:
 def inspect(arguments: Arguments) -> int:
     """udi inspect: the facts that the pull wrote, and where the image is; or those in a file."""
     site = load.load(os.environ)
-    if parse(arguments.image, site.registry).kind in ("squashfs", "path"):
+    if named(arguments.image, site.registry).kind in ("squashfs", "path"):
         file = any_image(arguments.image, site, sif=True)
         place = {"squashfs": file.path, "size": os.stat(file.path).st_size}
         if file.offset:

@@ -15,7 +15,7 @@ from rootless_udi.base.windows import WindowList
 from rootless_udi.commands.common.given import Arguments, any_image, stored_image
 from rootless_udi.commands.common.parsers import Parsers, command
 from rootless_udi.config import load
-from rootless_udi.plan.reference import parse
+from rootless_udi.plan.reference import named
 from rootless_udi.store import adding, find, inside, resolve, windows
 from rootless_udi.store.store import Store, stem
 
@@ -44,7 +44,7 @@ def add(commands: Parsers) -> None:
 def optimize(arguments: Arguments) -> int:
     """udi optimize: print the new file; in the store it stands beside the image."""
     site = load.load(os.environ)
-    reference = parse(arguments.image, site.registry)
+    reference = named(arguments.image, site.registry)
     raw, profiles = not arguments.compact, arguments.profile
     if reference.kind in ("squashfs", "path"):
         if arguments.output is None:

@@ -8,14 +8,12 @@ from rootless_udi.commands.common.given import Arguments, image_stores, parsed_p
 from rootless_udi.commands.tag import new_name
 from rootless_udi.config import load
 from rootless_udi.plan.reference import platform_of
-from rootless_udi.store import find
 
 
 def pull(arguments: Arguments) -> int:
     """Fetch the image, and print its digest."""
     from rootless_udi.commands.common import progress
     from rootless_udi.pull import from_gateway
-    from rootless_udi.pull.gateway import ANY_SYSTEM, GatewayClient
     from rootless_udi.store.store import Store
 
     given = vars(arguments)
@@ -26,21 +24,16 @@ def pull(arguments: Arguments) -> int:
                 "leave one of them out",
             )
     site = load.load(os.environ)
-    address, reference = from_gateway.parts(arguments.image, site.gateway, site.registry)
-    if site.policy:
-        from rootless_udi.pull import policy
-
-        policy.read(site.policy).check(reference, (), None)
-    client = GatewayClient(address, ANY_SYSTEM, site.gateway_munge)
-    name = new_name(arguments.name, site) if arguments.name else find.name_of(reference)
+    one = from_gateway.meant(arguments.image, site, arguments.insecure)
+    names = (new_name(arguments.name, site),) if arguments.name else one.names
     platform = parsed_platform(arguments) or platform_of(os.uname().machine)
     with progress.shown(arguments.quiet) as shown:
-        shown.stage("resolve", f"{reference.canonical}, of the gateway at {address}")
+        shown.stage("resolve", f"{one.image.canonical}, of the gateway at {one.client.address}")
 
         def tell(done: int, total: int) -> None:
             shown.blob("sha256:image", done, total, "running" if done < total else "done")
 
         store = Store(image_stores(site)[0])
-        image = from_gateway.pull(client, reference, store, platform, name, tell)
+        image = from_gateway.pull(one, store, platform, names, tell)
     say(image.digest)
     return 0

@@ -13,7 +13,7 @@ from rootless_udi.commands.common.given import (
 )
 from rootless_udi.commands.common.parsers import Parsers, add_platform, command
 from rootless_udi.config import load
-from rootless_udi.plan.reference import Platform, Reference, parse, platform_of
+from rootless_udi.plan.reference import ELSEWHERE, Platform, Reference, parse, platform_of
 from rootless_udi.plan.site import Site
 from rootless_udi.store import filling, find, upkeep
 from rootless_udi.store.store import Store
@@ -66,7 +66,7 @@ def _stopped(store: Store, text: str, site: Site, platform: Platform) -> bool:
 
 
 def _names(reference: Reference) -> tuple[str, ...]:
-    return (find.name_of(reference),) if reference.kind in ("registry", "web") else ()
+    return (find.name_of(reference),) if reference.kind in ELSEWHERE else ()
 
 
 def _meant(text: str, site: Site, store: Store, platform: Platform) -> Reference:

@@ -14,12 +14,12 @@ from rootless_udi.commands.common.given import (
     Arguments,
     any_image,
     image_stores,
-    named,
     parsed_platform,
     stored_image,
 )
 from rootless_udi.commands.common.parsers import Parsers, add_json, add_platform, command
 from rootless_udi.config import load
+from rootless_udi.plan.reference import named
 from rootless_udi.plan.site import Site
 from rootless_udi.store import find, resolve, windows
 from rootless_udi.store.store import Store, stem
@@ -75,7 +75,7 @@ def verify(arguments: Arguments) -> int:
 
 def _named(arguments: Arguments, site: Site) -> Iterator[_File]:
     for text in arguments.image:
-        if named(text, site).kind in ("squashfs", "path"):
+        if named(text, site.registry).kind in ("squashfs", "path"):
             image = any_image(text, site)
             yield _File(text, image.path, _lists(image.facts), False)
         else:

@@ -1,5 +1,6 @@
-"""An image that is elsewhere, named by a URL or, with `image.pull = lazy`, in a registry: who
-fetches it, and how it is checked.
+"""An image that is elsewhere: who fetches it, and how it is checked.
+
+It is named by a URL, as an image of a gateway, or, with `image.pull = lazy`, by its registry.
 """
 
 import os
@@ -8,7 +9,7 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import tell
 from rootless_udi.plan.image import Image, Root
 from rootless_udi.plan.options import Request
-from rootless_udi.plan.reference import REMOTE, parse, parse_platform, web
+from rootless_udi.plan.reference import GATEWAY, REMOTE, named, parse, parse_platform
 from rootless_udi.plan.site import Site
 from rootless_udi.plan.start import Start
 from rootless_udi.serve import distant
@@ -69,32 +70,44 @@ def find(request: Request, site: Site, environ: "dict[str, str]") -> "Away | Non
     """Return the request's image if it is to be read where it is, None where a store has it, or
     where it must be pulled first. Raises UdiError where there is no image at a URL."""
     lazy = (request.pull or site.pull) == LAZY
-    if request.image.startswith(REMOTE):
-        return _by_url(request, site, environ, lazy)
+    if request.image.startswith((*REMOTE, GATEWAY)):
+        return _in_place(request, site, environ, lazy)
     return _of_registry(request, site, environ) if lazy else None
 
 
-def _by_url(request: Request, site: Site, environ: "dict[str, str]", lazy: bool) -> "Away | None":
-    url, _, digest = request.image.partition("#")
+def _in_place(request: Request, site: Site, environ: "dict[str, str]", lazy: bool) -> "Away | None":
+    """Return an image whose name says where it is; None where a store has it and may be asked."""
+    reference = named(request.image, site.registry)
+    platform = parse_platform(request.platform) if request.platform else None
+    stores = resolve.all_stores(site, environ)
+    never = request.pull == "never"
+    if (lazy or never) and resolve.lookup(stores, reference, platform) is not None:
+        return None
+    if never:
+        shown = request.image.partition("#")[0]
+        raise UdiError(f"image {shown} is in no image store, and --pull=never", "leave that out")
+    # --explain changes nothing.
+    folder = stores[0] if request.explain is None else ""
+    if reference.kind == "web":
+        return _by_url(request, site, folder, lazy)
+    asked = site.timeout, request.insecure, folder, lazy and bool(folder), request.platform or ""
+    found = distant.opened(request.image, *asked)
+    return None if isinstance(found, str) else _listed(request, site, found)
+
+
+def _by_url(request: Request, site: Site, folder: str, lazy: bool) -> "Away | None":
+    _, _, digest = request.image.partition("#")
     if digest and (not digest.startswith("sha256:") or len(digest) != 71):
         raise UdiError(
             f"image {request.image}: {digest!r} is no digest of a list of windows",
             "URL#sha256:HEX, as `udi inspect FILE` prints it (windows)",
         )
-    stores = resolve.all_stores(site, environ)
-    never = request.pull == "never"
-    if (lazy or never) and resolve.lookup(stores, web(request.image)) is not None:
-        return None
-    if never:
-        raise UdiError(f"image {url} is in no image store, and --pull=never", "leave that out")
     checked = site.verify != "never" or bool(digest) or lazy
-    host = url.partition("://")[2].partition("/")[0].rpartition("@")[2]
+    host = request.image.partition("://")[2].partition("/")[0].rpartition("@")[2]
     insecure = request.insecure or host in site.insecure
     # Kept with the downloads of pulls, of which those that were not used for a day are removed.
     # Only what is compared with a list before each use may be kept.
-    folder = stores[0] if checked else ""
-    if request.explain is not None:
-        folder = ""
+    folder = folder if checked else ""
     found = distant.opened(request.image, site.timeout, insecure, folder, lazy and bool(folder))
     if isinstance(found, str):
         return None  # another start has just filled the store
@@ -117,9 +130,15 @@ def _of_registry(request: Request, site: Site, environ: "dict[str, str]") -> "Aw
     asked = site.timeout, insecure, folder, bool(folder), request.platform or ""
     found = distant.opened(request.image, *asked)
     if isinstance(found, str):
-        if request.verbose and found.startswith(distant.NONE):
-            tell(f"{request.image} is pulled first: {found.partition(chr(0))[2]}")
+        kind, _, why = found.partition("\0")
+        if kind == distant.BROKEN or (request.verbose and kind == distant.NONE):
+            tell(f"{request.image} is pulled first: {why}")
         return None
+    return _listed(request, site, found)
+
+
+def _listed(request: Request, site: Site, found: Distant) -> Away:
+    """Return an image that has a list of its windows, and whose facts came along."""
     packed = resolve.check(f"/proc/self/fd/{found.file}", "push it again (udi push)", ())
     facts = resolve.parsed(found.facts.encode())
     image = Image(request.image, found.digest, found.shown, "", facts, *packed)

@@ -15,7 +15,7 @@ from rootless_udi.node import places
 from rootless_udi.plan.facts import Host
 from rootless_udi.plan.image import Image, Root
 from rootless_udi.plan.options import Request
-from rootless_udi.plan.reference import REMOTE
+from rootless_udi.plan.reference import GATEWAY, REMOTE
 from rootless_udi.plan.site import Site
 from rootless_udi.plan.start import Start
 from rootless_udi.serve import choose
@@ -55,7 +55,7 @@ def find(
         # For kernels that mount no overlay. Only --writable needs it.
         host = host.replace(fuse_overlayfs=facts.which("fuse-overlayfs", environ))
     away = None
-    if request.image.startswith(REMOTE) or "lazy" in (request.pull, site.pull):
+    if request.image.startswith((*REMOTE, GATEWAY)) or "lazy" in (request.pull, site.pull):
         from rootless_udi.launch import away as elsewhere
 
         away = elsewhere.find(request, site, environ)

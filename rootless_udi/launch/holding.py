@@ -14,7 +14,7 @@ from rootless_udi.node.record import state_of
 from rootless_udi.plan import keeping
 from rootless_udi.plan.options import Request
 from rootless_udi.plan.planner import Plan
-from rootless_udi.plan.reference import parse, parse_platform, platform_of
+from rootless_udi.plan.reference import named, parse_platform, platform_of
 from rootless_udi.plan.steps import Mount, Squashfs
 from rootless_udi.store import find, resolve
 
@@ -84,10 +84,10 @@ def _image(
     if found.image.path and not found.image.directory:
         # Which may be unpacked elsewhere.
         yield "file", found.image.path
-    reference = parse(request.image, found.site.registry)
+    reference = named(request.image, found.site.registry)
     if reference.kind in ("squashfs", "directory", "path", "store"):
         return
-    if reference.path:
+    if reference.kind in ("oci", "archive"):
         path = os.path.abspath(reference.path)
         yield "file", f"{path}/index.json" if reference.kind == "oci" else path
     platform = parse_platform(request.platform) if request.platform else None
@@ -101,7 +101,7 @@ def _image(
 
 def _unchanged(request: Request, environ: "Mapping[str, str]", found: StartFacts) -> bool:
     """Tell whether the name still means the image, now that its state has been noted."""
-    reference = parse(request.image, found.site.registry)
+    reference = named(request.image, found.site.registry)
     if reference.kind in ("squashfs", "directory", "path"):
         return True
     platform = parse_platform(request.platform) if request.platform else None

@@ -13,7 +13,7 @@ DOCKER_HUB = "docker.io"
 _FORMS = (
     "one of NAME[:TAG], HOST[:PORT]/NAME[:TAG], NAME@sha256:HEX, oci:DIR[:TAG], "
     "docker-archive:FILE, docker-daemon:NAME, containers-storage:NAME, a .sqfs file, a directory "
-    "(./DIR); of udi-run an https:// URL of a .sqfs file, too"
+    "(./DIR); of udi-run an https:// URL of a .sqfs file and gateway://HOST/NAME, too"
 )
 _HUB_ALIASES = (DOCKER_HUB, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com")
 _OTHER_TRANSPORTS = (
@@ -27,6 +27,10 @@ _OTHER_TRANSPORTS = (
 )
 REMOTE = ("https://", "http://")
 """How the name of an image begins that is read from a web server; `launch.away` takes these."""
+GATEWAY = "gateway://"
+"""How the name of an image begins that an image gateway (docs/gateway.md) has."""
+ELSEWHERE = ("registry", "web", "gateway")
+"""Kinds of references whose image may be read where it is (`remote`)."""
 STORAGES = ("docker-daemon", "containers-storage")
 """Where other tools of this machine keep images: Docker's daemon; podman, buildah and skopeo."""
 _HEX = "0123456789abcdef"
@@ -46,6 +50,7 @@ class Reference(Record):
     - "squashfs", "directory": path. "path": a path that may be either, as stat(2) tells.
     - "store": digest of an image in the store.
     - "web": path is the URL of a squashfs file (`web`), perhaps digest.
+    - "gateway": path is the gateway's HOST[:PORT], "" for the site's own; and as for "registry".
 
     `canonical` is the complete reference, equal for all spellings of one image; paths in it are as
     given.
@@ -174,6 +179,30 @@ def parse(text: str, default_registry: str = DOCKER_HUB) -> Reference:
     if text.endswith(SQUASHFS_SUFFIXES):
         return Reference("squashfs", text, path=text)
     return _registry(text, text, default_registry)
+
+
+def named(text: str, default_registry: str = DOCKER_HUB) -> Reference:
+    """Return what `parse` does, also for a URL and an image of a gateway. Raises UdiError."""
+    if text.startswith(REMOTE):
+        return web(text)
+    return (
+        _of_gateway(text, default_registry)
+        if text.startswith(GATEWAY)
+        else parse(text, default_registry)
+    )
+
+
+def _of_gateway(text: str, default_registry: str) -> Reference:
+    host, _, name = text.removeprefix(GATEWAY).partition("/")
+    host = host.lower()
+    fault = _host_fault(host) if host else ""
+    if fault or not name:
+        raise UdiError(
+            f"image reference {text!r}: {fault or 'names no image of a gateway'}",
+            "gateway://HOST/NAME:TAG; gateway:///NAME:TAG asks the one of gateway.address",
+        )
+    one = _registry(text, name, default_registry)
+    return one.replace(kind="gateway", canonical=f"{GATEWAY}{host}/{one.canonical}", path=host)
 
 
 def web(text: str) -> Reference:

@@ -9,7 +9,6 @@ as Shifter's does.
 import http.client
 import json
 import os
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -18,7 +17,12 @@ from typing import Any
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.plan.reference import Reference
-from rootless_udi.pull import credentials
+from rootless_udi.pull import credentials, parties
+from rootless_udi.pull.artifact import FACTS_MAX
+from rootless_udi.pull.http import Reply, Transport
+from rootless_udi.pull.parties import NOTHING, Pass
+from rootless_udi.pull.proxies import is_loopback
+from rootless_udi.pull.retry import TRANSIENT, reason
 
 ENDED = ("READY", "FAILURE")
 """The statuses of a pull that change no more."""
@@ -32,29 +36,33 @@ _PAUSE = 0.5
 """Seconds between two questions how a pull goes, as Shifter's client has it."""
 TOKEN = "UDI_GATEWAY_TOKEN"
 """The variable that has a token of the gateway's, in place of munge."""
+_NAME_IT = "the configuration has to name it (gateway.address), or to trust its host"
 IDENTITY = "<token>"
 """The user's name where the password is an identity token, as credential helpers have it."""
 
 
-class _Local(http.client.HTTPConnection):
-    """A connection to a Unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("gateway", timeout=_SECONDS)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(_SECONDS)
-        self.sock.connect(self._path)
-
-
 class GatewayClient:
-    """The gateway at `address` ("unix:/PATH", "http://HOST:PORT", "https://HOST") for `system`."""
+    """The gateway at `address` ("unix:/PATH", "http://HOST:PORT", "https://HOST") for `system`.
 
-    def __init__(self, address: str, system: str, munge_socket: str = "") -> None:
-        self.address, self.system = address, system
-        self._munge = munge_socket
+    With `known` it is one that the configuration names: another one is not told who asks, since it
+    could ask the site's in his name then.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        system: str,
+        munge_socket: str = "",
+        known: bool = True,
+        insecure: bool = False,
+        answer: float = _SECONDS,
+    ) -> None:
+        """`answer`: most seconds for an answer; `insecure`: any certificate will do."""
+        self.address, self.system, self.known = address, system, known
+        self._munge, self._insecure = munge_socket, insecure
+        local = address.removeprefix("unix:") if address.startswith("unix:") else ""
+        self._base = "http://localhost" if local else address.rstrip("/")
+        self.transport = Transport(answer=answer, local=local)
 
     def images(self) -> list[dict[str, Any]]:
         """Return the records of all images that the caller may read. Raises UdiError."""
@@ -68,7 +76,24 @@ class GatewayClient:
 
     def facts(self, digest: str) -> dict[str, Any]:
         """Return an image's facts, as its store has them. Raises UdiError."""
-        return self._ask("GET", f"/api/v1/images/{digest}/facts")
+        return self._ask("GET", f"/api/v1/images/{digest}/facts", most=FACTS_MAX)
+
+    def part(self, digest: str, headers: dict[str, str]) -> Reply:
+        """Return the answer to a GET of an image's file: 200, 206, 416, or what may pass.
+
+        Raises OSError and HTTPException of the network; UdiError for what the gateway refuses.
+        """
+        proof = self._proof({})[0]
+        url = f"{self._base}/api/v1/images/{digest}"
+        reply = self.transport.get(url, headers, proof, self._insecure)
+        if reply.status in (200, 206, 416, *TRANSIENT):
+            return reply
+        try:
+            text = reply.read_all(1 << 16, f"asking {self.address}")
+        finally:
+            reply.close()
+        self._read(reply.status, text)
+        raise UdiError(f"the image gateway at {self.address} answers {reply.status}")
 
     def download(self, digest: str, fd: int, tell: Callable[[int, int], None]) -> None:
         """Write an image's file to `fd`; `tell` gets (done, of all) bytes.
@@ -76,28 +101,27 @@ class GatewayClient:
         What broke off is asked for from where it was, a few times. Raises UdiError, and OSError of
         the file.
         """
-        done, total, why = 0, -1, "it broke off"
+        done, total, why = 0, -1, ""
         for attempt in range(_ATTEMPTS):
             time.sleep(attempt)
-            connection = self._connection()
-            headers = {**self._proof({})[0], "Range": f"bytes={done}-"}
             try:
-                connection.request("GET", f"/api/v1/images/{digest}", None, headers)
-                reply = connection.getresponse()
-                if reply.status != 206 or reply.headers.get("ETag") != f'"{digest}"':
-                    self._read(reply.status if reply.status != 206 else 502, reply.read(1 << 16))
-                total = int(reply.headers.get("Content-Range", "").rpartition("/")[2])
-                while data := reply.read(1 << 18):
+                reply = self.part(digest, {"Range": f"bytes={done}-"})
+            except (OSError, http.client.HTTPException) as error:
+                why = reason(error)
+                continue
+            try:
+                if reply.status in TRANSIENT:
+                    why = f"it answers {reply.status}"
+                    continue
+                span, _, size = reply.headers.get("Content-Range", "").rpartition("/")
+                if not span.startswith(f"bytes {done}-") or not size.isdigit() or len(size) > 18:
+                    raise UdiError(f"{self.address} answers no range of {digest}")
+                total, why = int(size), "it broke off"
+                while data := _some(reply):
                     done += os.pwrite(fd, data, done)
                     tell(done, total)
-            except http.client.HTTPException as error:
-                why = str(error) or type(error).__name__
-            except ValueError:
-                raise UdiError(f"{self.address} answers no range of {digest}") from None
-            except (ConnectionError, TimeoutError, socket.gaierror) as error:
-                why = error.strerror or str(error)
             finally:
-                connection.close()
+                reply.close()
             if done == total:
                 return
         raise UdiError(
@@ -203,43 +227,51 @@ class GatewayClient:
         path: str,
         body: dict[str, Any] | None = None,
         secrets: dict[str, str] | None = None,
+        most: int = _MOST,
     ) -> dict[str, Any]:
-        """Send a request; return the JSON object of its answer. Raises UdiError."""
+        """Send a request; return the JSON object of its answer, of at most `most` bytes.
+
+        Raises UdiError.
+        """
         given = {"authorized_locations": secrets} if secrets else {}
-        headers, carried = self._proof(given)
+        proof, carried = self._proof(given)
+        headers = {}
         if body is not None:
             headers["Content-Type"] = "application/json"
             body = body if carried else {**body, **given}
         data = json.dumps(body).encode() if body is not None else None
-        connection = self._connection()
         try:
-            connection.request(method, path, data, headers)
-            reply = connection.getresponse()
-            status, text = reply.status, reply.read(_MOST + 1)
+            reply = self.transport.get(
+                self._base + path, headers, proof, self._insecure, method, data
+            )
+            try:
+                text = reply.read_all(most, f"asking the image gateway at {self.address}")
+            finally:
+                reply.close()
         except (OSError, http.client.HTTPException) as error:
-            why = getattr(error, "strerror", "") or str(error) or type(error).__name__
             raise UdiError(
-                f"the image gateway at {self.address} can't be asked: {why}",
+                f"the image gateway at {self.address} can't be asked: {reason(error)}",
                 "it may be down: tell the site; images of your own store need no gateway",
             ) from None
-        finally:
-            connection.close()
-        return self._read(status, text)
+        return self._read(reply.status, text)
 
-    def _proof(self, given: dict[str, Any]) -> tuple[dict[str, str], bool]:
-        """Return the headers that say who asks, and whether `given` travels in them."""
+    def _proof(self, given: dict[str, Any]) -> tuple[Pass, bool]:
+        """Return what says who asks, and whether `given` travels in it."""
+        if not self.known:
+            return NOTHING, False
+        here = parties.origin(self._base)
         token = os.environ.get(TOKEN, "")
         if token:
-            return {"Authorization": f"Bearer {self._guarded(token)}"}, False
+            return Pass(f"Bearer {self._guarded(token)}", here), False
         if self.address.startswith("unix:"):
-            return {}, False
+            return NOTHING, False
         payload = json.dumps(given) if given else ""
-        return {"authentication": encoded(payload.encode(), self._munge)}, True
+        return Pass(encoded(payload.encode(), self._munge), here, "authentication"), True
 
     def _guarded(self, token: str) -> str:
         """Return the token. Raises UdiError where others could read it on its way."""
-        host = urllib.parse.urlsplit(self.address).hostname
-        if self.address.startswith("http:") and host not in ("127.0.0.1", "::1", "localhost"):
+        scheme, host, _ = parties.origin(self._base)
+        if scheme == "http" and not is_loopback(host):
             raise UdiError(
                 f"{TOKEN} is not sent to {self.address}: others could read it on its way",
                 "a gateway on another host is reached by https://",
@@ -248,17 +280,9 @@ class GatewayClient:
             raise UdiError(f"{TOKEN} is no token", "udi gateway token makes one")
         return token
 
-    def _connection(self) -> http.client.HTTPConnection:
-        if self.address.startswith("unix:"):
-            return _Local(self.address.removeprefix("unix:"))
-        parts = urllib.parse.urlsplit(self.address)
-        secure = parts.scheme == "https"
-        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        return kind(parts.hostname or "", parts.port, timeout=_SECONDS)
-
     def _read(self, status: int, text: bytes) -> dict[str, Any]:
         try:
-            found = json.loads(text) if len(text) <= _MOST else None
+            found = json.loads(text)
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
@@ -271,8 +295,18 @@ class GatewayClient:
                 str(found.get("message", f"status {status}")),
                 str(found.get("hint", "")),
             )
+            if status == 401 and not self.known:
+                hint = f"it was not told who asks: {_NAME_IT}"
             raise UdiError(f"the image gateway at {self.address} says: {message}", hint)
         return found
+
+
+def _some(reply: Reply) -> bytes:
+    """Return some bytes; b"" at the end, or where the connection broke."""
+    try:
+        return reply.read_some(1 << 18)
+    except (OSError, http.client.HTTPException):
+        return b""
 
 
 def _path(reference: Reference) -> str:

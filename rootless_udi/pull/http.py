@@ -101,6 +101,19 @@ class Reply:
         self._transport.done(self._place, self._connection, self._response)
 
 
+class _Local(http.client.HTTPConnection):
+    """A connection to the Unix socket at `path`."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(_IDLE_SECONDS)
+        self.sock.connect(self._path)
+
+
 class Transport:
     """GETs for one pull. Safe for several threads; keeps connections for the next request.
 
@@ -112,10 +125,12 @@ class Transport:
         stop: Stop | None = None,
         environ: Mapping[str, str] | None = None,
         answer: float | None = None,
+        local: str = "",
     ) -> None:
         """`answer`: most seconds for an answer's status and headers, ANSWER_SECONDS without it; and
-        for bytes, if fewer than _IDLE_SECONDS."""
+        for bytes, if fewer than _IDLE_SECONDS. `local`: a Unix socket to which all requests go."""
         self.stop = stop or Stop()
+        self._local = local
         self._answer = answer
         self.reached: set[str] = set()
         self._environ = os.environ if environ is None else environ
@@ -142,9 +157,9 @@ class Transport:
         for _ in range(_REDIRECTS_MAX):
             visited.append(url)
             sent = dict(headers)
-            authorization = parties.sent(given, visited)
-            if authorization:
-                sent["Authorization"] = authorization
+            proof = parties.sent(given, visited)
+            if proof:
+                sent[given.header] = proof
             here = parties.lenient(insecure, url, visited[0])
             reply = self._once(method, url, sent, body, here)
             reply.visited = tuple(visited)
@@ -161,7 +176,7 @@ class Transport:
         self, method: str, url: str, headers: dict[str, str], body: Body | None, insecure: bool
     ) -> Reply:
         scheme, host, port = origin(url)
-        proxy = self._proxies.of(scheme, host, port)
+        proxy = "" if self._local else self._proxies.of(scheme, host, port)
         place = (scheme, host, port), insecure, proxy
         # A Location or realm may have blanks and other characters that http.client refuses.
         parts = urllib.parse.urlsplit(urllib.parse.quote(url, safe=_SAFE))
@@ -207,6 +222,8 @@ class Transport:
             idle = self._idle.get(place)
             if idle:
                 return idle.pop(), False
+        if self._local:
+            return _Local(self._local), True
         (scheme, host, port), insecure, proxy = place
         inner = self._context(host, port, insecure) if scheme == "https" else None
         outer = None

@@ -6,6 +6,8 @@
     redirect target    a Location, from whomever                     nothing, whatever it asks for,
                                                                      nor whoever it leads to
     proxy              http_proxy, https_proxy                       the user of that URL
+    image gateway      origin of its own URL, which the              a token, or a munge credential
+                       configuration names
 
 A secret is a `Pass`, which has the only origin that it may be sent to. An identity token is in the
 body of a POST, which is never redirected. Pure. Such decisions went wrong in CVE-2020-15157: a
@@ -26,10 +28,11 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class Pass(Record):
-    """An Authorization header's value and the only origin that it may be sent to."""
+    """The value of a `header` that says who asks, and the only origin that it may be sent to."""
 
     value: str = ""
     good_for: Origin = ("", "", 0)
+    header: str = "Authorization"
 
     def __repr__(self) -> str:
         return f"Pass(for {self.good_for})"
@@ -51,7 +54,7 @@ def origin(url: str) -> Origin:
 
 
 def sent(given: Pass, visited: Sequence[str]) -> str:
-    """Return the Authorization header for the last of the `visited` URLs of a request, "" for none.
+    """Return what the last of the `visited` URLs of a request is sent, "" for nothing.
 
     The earlier URLs are those that redirected here. After a redirect to another origin nothing is
     sent any more, also if that redirects back: it would choose what the secret is used for.

@@ -241,9 +241,10 @@ class _Pull:
             source.squashfs, resolved.digest, self._options.believed, self._progress.detail
         )
         try:
+            facts = None
             if found is not None:
                 facts = await self._take(source, resolved, found, target)
-            else:
+            if facts is None:
                 facts = await self._merge(source, resolved, target)
             if self._signed:
                 facts["signed"] = list(self._signed)
@@ -261,27 +262,49 @@ class _Pull:
 
     async def _take(
         self, source: Source, resolved: Resolved, found: FoundSquashfs, target: str
-    ) -> dict[str, Any]:
-        """Fetch a pushed squashfs into the file `target`; return the image's facts."""
+    ) -> dict[str, Any] | None:
+        """Fetch a pushed squashfs into the file `target`; return the image's facts.
+
+        None where one that lies beside an image is damaged, or is not there: the image's layers may
+        be.
+        """
         self._progress.detail(f"squashfs {found.artifact} of {found.host}: {found.why}")
+        layers = self._wanted
         self._wanted = [found.parts.squashfs, found.parts.facts]
         await trio.to_thread.run_sync(self._check_room, source, self._wanted)
         self._progress.stage("pushed", resolved.digest)
-        paths = await self._fetch(source, self._wanted)
+        for blob in self._wanted:
+            self._progress.blob(blob.digest, 0, blob.size, "waiting")
 
         def taken() -> dict[str, Any]:
-            facts = pushed.facts(self._reference, resolved, found, paths[found.parts.facts.digest])
-            self._blobs.take(paths[found.parts.squashfs.digest], target)
+            # One after the other: where one fails, this pull goes on.
+            path = self._fetch_one(source, found.parts.facts)
+            facts = pushed.facts(self._reference, resolved, found, path)
+            self._blobs.take(self._fetch_one(source, found.parts.squashfs), target)
             pushed.check(target, found, f"pulling {self._reference.canonical}")
             return facts
 
-        return await self._in_thread(taken)
+        try:
+            return await self._in_thread(taken)
+        except GaveUp:
+            raise
+        except UdiError as error:
+            if resolved.found is not None:
+                raise
+            self._progress.note(
+                f"the squashfs that {found.host} has for it is not used: {error.message}; "
+                "the image is made of its layers"
+            )
+        discard(target)
+        self._wanted += layers
+        return None
 
     async def _merge(self, source: Source, resolved: Resolved, target: str) -> dict[str, Any]:
         """Fetch the layers and make the squashfs file `target`; return the image's facts."""
-        await trio.to_thread.run_sync(self._check_room, source, self._wanted)
+        layers = list({x.digest: x for x in resolved.manifest.layers}.values())
+        await trio.to_thread.run_sync(self._check_room, source, layers)
         self._progress.stage("fetch", resolved.digest)
-        paths = await self._fetch(source, source.order(self._wanted))
+        paths = await self._fetch(source, source.order(layers))
         self._progress.stage("convert", resolved.digest)
         return await trio.to_thread.run_sync(self._convert, resolved, paths, target)
 

@@ -34,6 +34,7 @@ class Repository:
         self.reference = reference
         self._note = note
         self.transport = Transport(stop, answer=answer)
+        brief = (patience or Patience()).replace(attempts=2)
         hosts = [*(mirrors or {}).get(reference.registry, ()), reference.registry]
         self.endpoints = [
             Endpoint(
@@ -41,7 +42,7 @@ class Repository:
                 reference.repository,
                 self.transport,
                 # A mirror that does not answer is given up soon: there is another after it.
-                patience if host == reference.registry else Patience(attempts=2),
+                patience if host == reference.registry else brief,
                 insecure and host == reference.registry,
                 note,
                 lookup,

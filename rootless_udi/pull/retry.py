@@ -56,13 +56,15 @@ class Patience(Record):
     """How often and how long to try again.
 
     At most `attempts` without any progress; waits of `first` seconds, doubled each time up to
-    `longest`. A server that asks to wait more than `asked` seconds is given up.
+    `longest`. A server that asks to wait more than `asked` seconds is given up. `total`: seconds
+    for all attempts at one thing, 0 for any time.
     """
 
     attempts: int = 6
     first: float = 0.5
     longest: float = 30.0
     asked: float = 300.0
+    total: float = 0.0
 
 
 class Tries:
@@ -74,6 +76,7 @@ class Tries:
         self._note = note
         self._failures = 0
         self._furthest = 0
+        self._begun = time.monotonic()
 
     def progressed(self, done: int, total: int) -> None:
         """Note that there are `done` of `total` bytes; after progress, failures count from 0 again.
@@ -100,6 +103,9 @@ class Tries:
         wait *= random.uniform(0.75, 1.25)
         if asked is not None:
             wait = max(wait, asked)
+        total = self.patience.total
+        if total and time.monotonic() - self._begun + wait > total:
+            raise GaveUp(f"{what}: {why} ({total:g} s)", "is the network there? " + hint)
         self._note(f"{what}: {why}; again in {wait:.1f} s")
         self._stop.sleep(wait)
 

@@ -16,6 +16,7 @@ from typing import Any
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.syscalls import is_local
 from rootless_udi.base.windows import WINDOW
+from rootless_udi.fuse.remotefile import WRONG
 from rootless_udi.remote.kept import Kept
 from rootless_udi.remote.places import WindowsPlace
 from rootless_udi.store import adding, filling, windows
@@ -136,6 +137,9 @@ class Filler:
                     why = self._kept.fill(missing[at : at + self._together])
                     if self._kept.full is not None:
                         raise FillingEnded(f"a window can't be kept: {self._kept.full.strerror}")
+                    if why == WRONG:
+                        # Also when it was asked for anew.
+                        raise FillingEnded("what comes is not what its list of windows says")
                     failures = failures + 1 if why else 0
                     if failures >= _FAILURES:
                         raise FillingEnded(why)

@@ -1,11 +1,11 @@
-"""Find an image that is elsewhere, by its URL or its name in a registry."""
+"""Find an image that is elsewhere, by its URL, its name in a registry or at a gateway."""
 
 import contextlib
 import os
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.config import load
-from rootless_udi.plan.reference import REMOTE
+from rootless_udi.plan.reference import GATEWAY, REMOTE
 from rootless_udi.remote.sources import Remote, RemoteRequest, of_web
 from rootless_udi.store import striping
 
@@ -20,6 +20,10 @@ def found(asked: RemoteRequest) -> Remote | str:
             striping.prepare(asked.folder, load.load(dict(os.environ)).stripes)
     if asked.image.startswith(REMOTE):
         return of_web(asked)
+    if asked.image.startswith(GATEWAY):
+        from rootless_udi.remote.gateway import of_gateway
+
+        return of_gateway(asked)
     # Not for a URL: it is a tenth of a second.
     from rootless_udi.remote.pushed import of_registry
 

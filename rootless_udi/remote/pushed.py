@@ -15,11 +15,12 @@ from rootless_udi.pull.artifact import FoundSquashfs
 from rootless_udi.pull.blobs import Blobs
 from rootless_udi.pull.from_registry import RegistrySource
 from rootless_udi.pull.repository import Repository
+from rootless_udi.pull.retry import GaveUp, Patience
 from rootless_udi.pull.stop import Stop
 from rootless_udi.remote.origins import Blob
 from rootless_udi.remote.ranges import Ranges
 from rootless_udi.remote.sources import Remote, RemoteRequest, begun
-from rootless_udi.serve.distant import NONE, THERE
+from rootless_udi.serve.distant import BROKEN, NONE, THERE
 from rootless_udi.store import find, platforms
 from rootless_udi.store.store import Store
 
@@ -27,8 +28,11 @@ _AGAIN = "push it again (udi push)"
 
 
 def of_registry(asked: RemoteRequest) -> Remote | str:
-    """Return the image; NONE, with the reasons behind a NUL, where no squashfs is to be used; THERE
-    where the store has it by another name. Raises UdiError."""
+    """Return the image; or, with reasons behind a NUL, NONE where no squashfs is to be used, BROKEN
+    where one that is beside an image is damaged; or THERE where the store has it by another name.
+
+    Raises UdiError.
+    """
     site = load.load(dict(os.environ))
     reference = parse(asked.image, site.registry)
     wanted = parse_platform(asked.platform) if asked.platform else None
@@ -45,14 +49,22 @@ def of_registry(asked: RemoteRequest) -> Remote | str:
     found = resolved.found or source.squashfs(resolved.digest, believed, reasons.append)
     if found is None:
         return f"{NONE}\0{'; '.join(reasons)}"
-    ranges, head, used, known, data = _read(source.repository, found, asked)
+    try:
+        ranges, head, used, known, data = _read(source.repository, found, asked)
+        facts = pushed.made(reference, resolved, found, data)
+    except GaveUp:
+        raise
+    except UdiError as error:
+        if resolved.found is not None:
+            raise
+        # A pull says the same, and takes the image's layers.
+        return f"{BROKEN}\0{error.message}"
     tail = windows.packed(known)
     if place(used) + len(tail) != ranges.size:
         # What `udi optimize` appended.
         whole = bytearray()
         ranges.read(place(used), ranges.size - place(used), lambda _, piece: whole.extend(piece))
         tail = bytes(whole)
-    facts = pushed.made(reference, resolved, found, data)
     if signed:
         facts["signed"] = list(signed)
     names = ((named.key(), name),)
@@ -64,8 +76,8 @@ def _source(asked: RemoteRequest, site: Site) -> RegistrySource:
     stop = Stop()
     insecure = asked.insecure or reference.registry in site.insecure
     blobs = Blobs(Store(asked.folder or "/nowhere"), stop, False, lambda _: None)
-    mirrors = dict(site.mirrors)
-    return RegistrySource(reference, blobs, stop, insecure, mirrors, answer=asked.timeout)
+    more = insecure, dict(site.mirrors), Patience(total=asked.timeout)
+    return RegistrySource(reference, blobs, stop, *more, answer=asked.timeout)
 
 
 def _read(

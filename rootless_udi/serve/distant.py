@@ -15,8 +15,9 @@ NAME = "udi-remote"
 """The process's name in ps(1)."""
 GET, AGAIN = b"g", b"a"
 """What the image server asks for a window: to have it, and to have it anew."""
-NONE, THERE = "none", "there"
-"""Answers for an image of a registry: it can't be read in place; the store has it."""
+NONE, BROKEN, THERE = "none", "broken", "there"
+"""Answers for an image of a registry: nothing is to be read in place; what is there is damaged; the
+store has the image."""
 
 
 class Distant(Record):
@@ -45,7 +46,8 @@ def opened(
     fill: bool = False,
     platform: str = "",
 ) -> "Distant | str":
-    """Have a process fetch windows of an image; or return NONE or THERE, with reasons after a NUL.
+    """Have a process fetch windows of an image; or return NONE, BROKEN or THERE, with reasons
+    after a NUL.
 
     `image` is a URL, or with `fill` a name of a registry. In `folder`, a store, if it can be
     written, it keeps them for the next start; with `fill` it goes on until the store has the image.
@@ -72,7 +74,7 @@ def opened(
     if kind == "ok" and fds:
         return Distant(fds[0], ours, *rest.split("\0", 4))
     ours.close()
-    if kind in (NONE, THERE):
+    if kind in (NONE, BROKEN, THERE):
         return text
     message, _, hint = rest.partition("\0")
     shown = image.partition("?")[0]

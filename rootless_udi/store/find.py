@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-+,=:@#")
 """Characters that an escaped name may have."""
+_NAMED = ("registry", "web", "gateway", *STORAGES)
+"""Kinds of references that are a name in a store as they are."""
 _CHUNK = 240
 """Most bytes of a part of an escaped name; the kernel allows 255."""
 OPTIMIZED = ".optimized.sqfs"
@@ -253,7 +255,7 @@ def name_of(reference: Reference) -> str:
     size of the file that changes whenever the image does. Raises UdiError where that is missing.
     """
     place = place_of(reference)
-    if reference.kind in ("registry", "web", *STORAGES):
+    if reference.kind in _NAMED:
         return place
     path = os.path.abspath(reference.path)
     changes = f"{path}/index.json" if reference.kind == "oci" else path
@@ -272,7 +274,7 @@ def place_of(reference: Reference) -> str:
 
     Raises ValueError for a file or directory that is an image.
     """
-    if reference.kind in ("registry", "web", *STORAGES):
+    if reference.kind in _NAMED:
         return reference.canonical
     if reference.kind not in ("oci", "archive"):
         raise ValueError(f"{reference.canonical}: is not kept in a store")

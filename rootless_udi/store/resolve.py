@@ -26,14 +26,7 @@ from rootless_udi.base.superblock import (
 )
 from rootless_udi.plan.image import Image
 from rootless_udi.plan.options import Request
-from rootless_udi.plan.reference import (
-    REMOTE,
-    Platform,
-    Reference,
-    parse,
-    parse_platform,
-    web,
-)
+from rootless_udi.plan.reference import Platform, Reference, named, parse_platform
 from rootless_udi.store import find
 
 TYPE_CHECKING = False
@@ -56,8 +49,7 @@ def image(request: Request, site: "Site", environ: "Mapping[str, str]", who: str
     their launcher, "" for none. Raises UdiError where there is no such image, or this node's CPU
     can't run it.
     """
-    at = request.image.startswith(REMOTE)
-    reference = web(request.image) if at else parse(request.image, site.registry)
+    reference = named(request.image, site.registry)
     platform = parse_platform(request.platform) if request.platform else None
     if reference.kind not in ("squashfs", "directory", "path"):
         found = _stored(request, reference, platform, site, environ, who)

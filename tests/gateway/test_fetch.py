@@ -27,6 +27,8 @@ def test_an_image_is_fetched_into_a_store_of_ones_own(
         assert done.stdout == f"sha256:{ready['id']}\n", done.stderr
         token = user.run("udi", "gateway", "token").stdout.strip()
         env = {"UDI_GATEWAY_TOKEN": token, "UDI_STORE": str(tmp_path / "other")}
+        trusted = f'[registry."127.0.0.1:{one.port}"]\ntrusted = true\n'
+        configured(user, f"unix:{one.socket}", trusted)
         where = f"gateway://127.0.0.1:{one.port}/{tag}"
         done = user.run("udi", "pull", where, "mine:1", env=env)
         assert done.stdout == f"sha256:{ready['id']}\n", done.stderr
@@ -41,10 +43,10 @@ def test_an_image_is_fetched_into_a_store_of_ones_own(
         signed = {"type": "sigstoreSigned", "keyPath": "/key"}
         for needed, why in (({"type": "reject"}, "it rejects all"), (signed, "only registries")):
             policy.write_text(json.dumps({"default": [needed]}))
-            configured(user, f"unix:{one.socket}", f'[image]\npolicy = "{policy}"\n')
+            configured(user, f"unix:{one.socket}", f'{trusted}[image]\npolicy = "{policy}"\n')
             done = user.run("udi", "pull", where, "other:1", env=env)
             assert done.returncode == 125 and why in done.stderr, done.stderr
-        configured(user, f"unix:{one.socket}")
+        configured(user, f"unix:{one.socket}", trusted)
         done = user.run("udi", "pull", "--force", where)
         assert done.returncode == 125 and "the image is taken as it is there" in done.stderr
         # What is damaged at the gateway is not taken.

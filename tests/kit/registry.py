@@ -274,6 +274,9 @@ Rule = Callable[["Flaky", "Quiet", str], bool]
 """(proxy, request, path) -> answered; else the request goes on to the registry."""
 
 
+_PASSED = ("Content-Length", "Content-Type", "Content-Range", "Www-Authenticate", "Etag")
+
+
 class Flaky:
     """Stands before a registry; `rule` may answer in its place, `cut` ends blobs early.
 
@@ -327,9 +330,8 @@ class Flaky:
                     return
                 self.send_response(reply.status)
                 for name, value in reply.getheaders():
-                    if name in ("Content-Length", "Content-Type", "Content-Range") or (
-                        name == "Www-Authenticate"
-                    ):
+                    # Servers of HTTP write names in any case.
+                    if name.title() in _PASSED:
                         self.send_header(name, value)
                 self.end_headers()
                 self._body(path, reply.status, reply)

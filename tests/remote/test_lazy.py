@@ -155,6 +155,20 @@ def test_who_is_not_trusted_is_not_asked(user: User, shop: Shop, store: Store) -
     assert "pushed" not in store.facts(store.images()[0].image)
 
 
+def test_what_is_damaged_beside_an_image(user: User, shop: Shop, store: Store) -> None:
+    """Neither the start nor the pull that it makes takes it; each says so in one line."""
+    pusher = Pusher(shop.front.target, "app")
+    index = pusher.read(f"manifests/{shop.digest.replace(':', '-')}")
+    claim = pusher.read(f"manifests/{index['manifests'][0]['digest']}")
+    facts = claim["layers"][2]["digest"]
+    shop.front.alter = lambda path, body: body[::-1] if path.endswith(facts) else body
+    done = user.run("udi-run", LAZY, shop.name, "sh", "-c", "echo $FROM")
+    assert (done.returncode, done.stdout) == (0, "afar\n"), done.stderr
+    assert f"{shop.name} is pulled first: pulling facts of" in done.stderr, done.stderr
+    assert "is not used: " in done.stderr and "the image is made of its layers" in done.stderr
+    assert "pushed" not in store.facts(store.images()[0].image)
+
+
 def test_an_image_of_its_own(user: User, shop: Shop, opened: Registry, store: Store) -> None:
     """The name means the artifact: nobody needs to be believed."""
     source = user.home / "source.sqfs"

@@ -13,28 +13,16 @@ from rootless_udi.base import trust
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import page, say
 from rootless_udi.plan.image import Image
-from rootless_udi.plan.reference import (
-    REMOTE,
-    Platform,
-    Reference,
-    parse,
-    parse_platform,
-    web,
-)
+from rootless_udi.plan.reference import Platform, Reference, named, parse, parse_platform
 from rootless_udi.plan.site import Site
 from rootless_udi.store import find, resolve, upkeep
 
 Arguments = argparse.Namespace
 
 
-def named(text: str, site: Site) -> Reference:
-    """Return what an image's name, its path or a URL refers to. Raises UdiError."""
-    return web(text) if text.startswith(REMOTE) else parse(text, site.registry)
-
-
 def parsed_reference(text: str, site: Site) -> Reference:
     """Return a name's reference, or a URL's. Raises UdiError for a path, and what is no name."""
-    found = named(text, site)
+    found = named(text, site.registry)
     if found.kind in ("squashfs", "directory", "path"):
         raise UdiError(
             f"{text} is a path, not an image of a registry or a store",
@@ -78,7 +66,7 @@ def any_image(text: str, site: Site, platform: Platform | None = None, sif: bool
 
     Raises UdiError where there is none, and for a directory.
     """
-    reference = named(text, site)
+    reference = named(text, site.registry)
     if reference.kind in ("squashfs", "path"):
         found = resolve.local(text, os.path.abspath(reference.path), sif)
         if not found.path:
