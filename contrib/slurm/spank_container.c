@@ -8,21 +8,32 @@
  * options, are said by variables, which udi-task takes away.
  *
  * plugstack.conf: required spank_container.so task=/usr/local/lib/slurm/udi-task [path=DIR]
- * DIR is where udi-run is, before the PATH of the user's.
+ * DIR is where udi-run is, before the PATH of the user's. What is wrong with that line ends the steps
+ * that ask for a container, and none of the others.
  */
+#include <ctype.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <slurm/slurm.h>
 #include <slurm/spank.h>
 
 SPANK_PLUGIN(udi_container, 1)
 
 enum { IMAGE, MOUNTS, WORKDIR, NAME, ENV, WITH_VALUE,
        WRITABLE = WITH_VALUE, READONLY, HOME, NO_HOME, ENTRYPOINT, NO_ENTRYPOINT, NO_REMAP,
-       REMAP, SAVE, COUNT };
+       REMAP, SAVE, LOG, UNSHARE, COUNT };
 
 static char *values[COUNT];
 static const char *task, *path;
+/* Why no container can be had, "" where one can. */
+static char broken[256];
+/* Why an option is refused, "" where none is. srun ends by its callback's status; slurmstepd only by a
+ * task's hook, of which alone the user sees the line. */
+static char refused[512];
+/* --container-image is another plugin's, and so are pyxis' variables. */
+static int elsewhere;
 
 /* As spank_udi.c has it: far from the limits of what carries it. */
 #define LONGEST 4096
@@ -33,7 +44,7 @@ static const char *task, *path;
 static int taken(int which, const char *text, int remote);
 
 static struct spank_option options[] = {
-    {"container-image", "[REGISTRY#]IMAGE", "run the tasks in this image, by udi-run", 1, IMAGE, taken},
+    {"container-image", "[USER@][REGISTRY#]IMAGE", "run the tasks in this image, by udi-run", 1, IMAGE, taken},
     {"container-mounts", "SRC:DST[:FLAGS][,...]", "bind SRC of the host to DST inside", 1, MOUNTS, taken},
     {"container-workdir", "DIR", "start in DIR", 1, WORKDIR, taken},
     {"container-name", "NAME", "share the container by this name", 1, NAME, taken},
@@ -47,24 +58,47 @@ static struct spank_option options[] = {
     {"no-container-remap-root", NULL, "you are you inside (always so)", 0, NO_REMAP, taken},
     {"container-remap-root", NULL, "refused: nobody is root inside", 0, REMAP, taken},
     {"container-save", "PATH", "refused: an image is not changed by what runs in it", 1, SAVE, taken},
+    {"container-entrypoint-log", NULL, "refused: its output is the task's", 0, LOG, taken},
+    {"container-unshare", "NS[,...]", "refused: network, IPC and host name are the host's", 1, UNSHARE, taken},
     SPANK_OPTIONS_TABLE_END,
 };
 
 static int bad(const char *text, const char *more)
 {
-    slurm_error("udi: --%s%s", text, more);
+    snprintf(refused, sizeof refused, "--%s%s", text, more);
+    slurm_error("udi: %s", refused);
     return ESPANK_BAD_ARG;
+}
+
+static void broke(const char *format, ...)
+{
+    va_list rest;
+
+    if (*broken)
+        return;
+    va_start(rest, format);
+    vsnprintf(broken, sizeof broken, format, rest);
+    va_end(rest);
 }
 
 static int taken(int which, const char *text, int remote)
 {
     (void)remote;
+    if (*broken) {
+        slurm_error("udi: %s", broken);
+        memcpy(refused, broken, sizeof broken);
+        return ESPANK_BAD_ARG;
+    }
     if (spank_context() == S_CTX_ALLOCATOR)
         return bad(options[which].name, " is for srun; for a whole job: --image, and srun udi-run");
     if (which == REMAP)
         return bad("container-remap-root", ": nobody is root in a container of udi-run's");
     if (which == SAVE)
         return bad("container-save", ": what runs in an image does not change it; udi pull, udi export");
+    if (which == LOG)
+        return bad("container-entrypoint-log", ": an ENTRYPOINT's output is the task's own");
+    if (which == UNSHARE)
+        return bad("container-unshare", ": network, IPC and host name are the host's, as MPI needs them");
     if (which < WITH_VALUE && (!text || !*text || strlen(text) >= LONGEST || strpbrk(text, "\n\r")))
         return bad(options[which].name, " needs one line of 1 to 4095 characters");
     if (which == NAME && strchr(text, ':'))
@@ -84,21 +118,97 @@ int slurm_spank_init(spank_t spank, int argc, char **argv)
             task = argv[i] + 5;
         else if (!strncmp(argv[i], "path=/", 6))
             path = argv[i] + 5;
-        else {
-            slurm_error("udi: plugstack.conf: %s: task=/FILE or path=/DIR", argv[i]);
-            return FAILED;
-        }
+        else
+            broke("plugstack.conf: %s: task=/FILE or path=/DIR", argv[i]);
     }
-    if (!task) {
-        slurm_error("udi: plugstack.conf: spank_container.so needs task=/FILE, the path of udi-task");
-        return FAILED;
-    }
+    if (!task)
+        broke("plugstack.conf: spank_container.so needs task=/FILE, the path of udi-task");
     for (int i = 0; options[i].name; i++)
         if (spank_option_register(spank, &options[i]) != ESPANK_SUCCESS) {
-            slurm_error("udi: option --%s cannot be registered (pyxis'?)", options[i].name);
-            return FAILED;
+            broke("option --%s cannot be registered (pyxis'?)", options[i].name);
+            elsewhere |= options[i].val == IMAGE;
         }
     return ESPANK_SUCCESS;
+}
+
+/* The variable that pyxis reads where its option is not given: PYXIS_CONTAINER_IMAGE, ... */
+static const char *variable(spank_t spank, int which)
+{
+    static char name[64], text[LONGEST + 1];
+    char *to = name + snprintf(name, sizeof name, "PYXIS_");
+
+    for (const char *from = options[which].name; *from; from++)
+        *to++ = *from == '-' ? '_' : toupper((unsigned char)*from);
+    *to = 0;
+    if (spank_context() != S_CTX_REMOTE)
+        return getenv(name);
+    spank_err_t got = spank_getenv(spank, name, text, sizeof text);
+    if (got == ESPANK_ENV_NOEXIST)
+        return NULL;
+    if (got != ESPANK_SUCCESS) {
+        /* Too long, which `taken` says. */
+        memset(text, 'x', LONGEST);
+        text[LONGEST] = 0;
+    }
+    return text;
+}
+
+static int one_of(const char *text, const char *words)
+{
+    char word[16];
+
+    return !strchr(text, ' ') && snprintf(word, sizeof word, " %s ", text) < (int)sizeof word &&
+           strstr(words, word) != NULL;
+}
+
+/* A switch's variable is yes or no. */
+static void switched(int yes, int no, const char *text)
+{
+    if (values[yes] || (no >= 0 && values[no]))
+        return;
+    if (one_of(text, " 1 true yes y "))
+        taken(yes, NULL, 0);
+    else if (!one_of(text, " 0 false no n "))
+        bad(options[yes].name, " by its variable: yes or no");
+    else if (no >= 0)
+        taken(no, NULL, 0);
+}
+
+static void variables_of_pyxis(spank_t spank)
+{
+    static const int opposite[COUNT] = {[WRITABLE] = READONLY, [READONLY] = WRITABLE, [HOME] = NO_HOME,
+                                        [ENTRYPOINT] = NO_ENTRYPOINT, [REMAP] = NO_REMAP, [LOG] = -1};
+
+    for (int i = 0; i < COUNT; i++) {
+        const char *text = strncmp(options[i].name, "no-", 3) ? variable(spank, i) : NULL;
+        if (!text)
+            continue;
+        if (!options[i].has_arg)
+            switched(i, opposite[i], text);
+        else if (!values[i])
+            taken(i, text, 0);
+    }
+}
+
+/* In srun before it asks for anything, in slurmstepd before its tasks. There nothing fails yet: a node
+ * on which a whole step or script can't be launched may be drained. */
+int slurm_spank_init_post_opt(spank_t spank, int unused, char **none)
+{
+    uint32_t step = 0;
+    int remote = spank_context() == S_CTX_REMOTE;
+
+    (void)unused, (void)none;
+    if (elsewhere || (!remote && spank_context() != S_CTX_LOCAL))
+        return ESPANK_SUCCESS;
+    if (remote && spank_get_item(spank, S_JOB_STEPID, &step) != ESPANK_SUCCESS)
+        return FAILED;
+    if (remote && step == SLURM_BATCH_SCRIPT) {
+        if (variable(spank, IMAGE))
+            bad("container-image", " by PYXIS_CONTAINER_IMAGE is for srun: set it in the script");
+        return ESPANK_SUCCESS;
+    }
+    variables_of_pyxis(spank);
+    return *refused && !remote ? FAILED : ESPANK_SUCCESS;
 }
 
 /* A text that grows, for a shell; `full` where it did not fit. */
@@ -152,6 +262,22 @@ static void mounts(struct text *out, char *text)
     option(out, "--container-mounts=", text);
 }
 
+/* [docker://][USER@][REGISTRY#]IMAGE, or a path. USER is for a download, which no task does. */
+static void image(struct text *out, char *text)
+{
+    char *from = text, *hash = strchr(text, '#');
+
+    if (hash && *text != '/' && *text != '.') {
+        *hash = '/';
+        if (!strncmp(from, "docker://", 9))
+            from += 9;
+        for (char *c = from; c < hash; c++)
+            if (*c == '@')
+                from = c + 1;
+    }
+    option(out, "--image=", from);
+}
+
 static void variables(spank_t spank, struct text *out, char *names)
 {
     static char pair[ROOM];
@@ -192,7 +318,11 @@ int slurm_spank_task_init(spank_t spank, int unused, char **none)
     char **argv = NULL;
 
     (void)unused, (void)none;
-        for (int i = 0; i < COUNT && !values[IMAGE]; i++)
+    if (*refused) {
+        slurm_error("udi: %s", refused);
+        return FAILED;
+    }
+    for (int i = 0; i < COUNT && !values[IMAGE]; i++)
         if (values[i])
             return bad(options[i].name, " needs --container-image"), FAILED;
     if (!values[IMAGE])
@@ -202,10 +332,7 @@ int slurm_spank_task_init(spank_t spank, int unused, char **none)
     if (several(argc, argv))
         return bad("container-image", " with --multi-prog: its programs would run outside; name udi-run "
                                       "in the file"), FAILED;
-    char *hash = strchr(values[IMAGE], '#');
-    if (hash && values[IMAGE][0] != '/' && values[IMAGE][0] != '.')
-        *hash = '/';
-    option(&out, "--image=", values[IMAGE]);
+    image(&out, values[IMAGE]);
     if (values[MOUNTS])
         mounts(&out, values[MOUNTS]);
     if (values[WORKDIR])

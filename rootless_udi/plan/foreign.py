@@ -142,7 +142,7 @@ COMMANDS = {
     "info": "udi doctor",
     "doctor": "udi doctor",
     "build": "an image is built by another tool (docker, podman, buildah); udi pull takes it",
-    "push": "an image is pushed by the tool that built it",
+    "push": "udi push IMAGE",
     "save": "an image is one file already: udi inspect IMAGE names it",
     "load": "udi pull docker-archive:FILE, or udi pull - from a pipe",
     "convert": "udi pull docker-archive:FILE, or oci:DIR",
@@ -227,6 +227,8 @@ def command(words: "Sequence[str]") -> list[str]:
 
 
 def _absolute(name: str, path: str) -> str:
+    if name == "--container-mounts" and path in _NO_FOLDERS:
+        raise UdiError(f"option {name}: {path!r} is no folder of the host", _NO_FOLDERS[path])
     if not path.startswith("/"):
         what = "a named volume" if "/" not in path and "." not in path else "not absolute"
         hint = "a folder of the host is written whole: $PWD/DIR:/DIR"
@@ -237,13 +239,25 @@ def _absolute(name: str, path: str) -> str:
 
 
 _IGNORED = ("z", "Z", "U", "cached", "delegated", "consistent", "nosuid", "nodev", "bind")
+_CREATE = "x-create="
+"""Of enroot: a mount point is made. Here it always is."""
+_NO_FOLDERS = {
+    "tmpfs": "memory of the node: --volume=/tmp:/DIR:perNodeCache=size=1G",
+    "umount": "a mount of the site is left out by [[mount]] with enabled = false in "
+    "~/.config/rootless_udi/config.toml",
+}
+"""What enroot and pyxis take in a folder's place, and what it is here."""
 _FLAGS = {"rbind": "rec", "rshared": "slave", "rslave": "slave", "rprivate": "private"}
 _FLAGS |= {"shared": "slave", "readonly": "ro", "image-src=/": "sqfs"}
 
 
 def _flags(text: str) -> list[str]:
     words = text.replace(":", ",").split(",")
-    return [_FLAGS.get(word, word) for word in words if word and word not in _IGNORED]
+    return [_FLAGS.get(word, word) for word in words if word and not _ignored(word)]
+
+
+def _ignored(word: str) -> bool:
+    return word in _IGNORED or word.startswith(_CREATE)
 
 
 def _volume(name: str, value: str) -> list[str]:
@@ -257,7 +271,7 @@ def _binds(name: str, value: str) -> list[str]:
     """Rewrite SRC[:DST[:FLAGS]],... of Apptainer and pyxis; a comma may also be before a flag."""
     found: list[str] = []
     for one in value.split(","):
-        if found and one in (*volumes.FLAGS, *_FLAGS, *_IGNORED):
+        if found and (one in (*volumes.FLAGS, *_FLAGS) or _ignored(one)):
             found[-1] += f",{one}"
         else:
             found.append(one)

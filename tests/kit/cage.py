@@ -51,6 +51,12 @@ def reachable(path: Path) -> Path:
     return path
 
 
+def ok(done: "subprocess.CompletedProcess[str]") -> str:
+    """Return what a command printed, which must have succeeded."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 class Cage:
     """A running cage; use it with `with`.
 

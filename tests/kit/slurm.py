@@ -7,6 +7,8 @@ host name of all of them is the machine's.
 import os
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.conftest import User
@@ -88,6 +90,27 @@ class Slurm(Scheduler):
         for name in names:
             self.cage.run("slurmd", "-f", self.conf, "-N", name)
         self.cage.run("srun", f"-N{len(names)}", "true", env=self.settings)
+
+    @contextmanager
+    def plugins(self, *lines: str) -> Iterator[None]:
+        """Have these lines in plugstack.conf, which each command and each slurmstepd reads anew."""
+        path = self.folder / "etc/plugstack.conf"
+        before = path.read_text()
+        path.write_text("".join(f"{line}\n" for line in lines))
+        try:
+            yield
+        finally:
+            path.write_text(before)
+
+    def commands_plugins(self, user: User, *lines: str) -> dict[str, str]:
+        """Return variables by which srun and sbatch read these lines, and slurmstepd its own."""
+        folder = reachable(user.home)
+        stack, conf = folder / "plugstack.conf", folder / "slurm.conf"
+        stack.write_text("".join(f"{line}\n" for line in lines))
+        conf.write_text(
+            self.conf.read_text().replace(f"{self.folder}/etc/plugstack.conf", str(stack))
+        )
+        return {"SLURM_CONF": str(conf)}
 
     def _munge(self) -> None:
         """Start a munged with a key and a socket of its own."""

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import User
 from tests.kit import images
-from tests.kit.cage import reachable
+from tests.kit.cage import ok, reachable
 from tests.kit.nodes import SHOW, squashfs, state_files
 from tests.kit.places import TREE
 from tests.kit.slurm import Slurm
@@ -52,11 +52,6 @@ def nothing_remains(slurm: Slurm, user: User) -> Iterator[None]:
     slurm.gone(lambda: state_files(state))
 
 
-def ok(done: "subprocess.CompletedProcess[str]") -> str:
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_tasks_run_inside_without_udi_run(slurm: Slurm, user: User, image: Path) -> None:
     """As the user, in one container on each node; the command may be the image's alone."""
     script = f'echo "$SLURMD_NODENAME $(id -u)" $({SHOW}); env | grep -c UDI_TASK'
@@ -74,7 +69,7 @@ def test_each_option_does_what_pyxis_says(slurm: Slurm, user: User, image: Path)
         (user.home / name).mkdir()
         (user.home / name / "word").write_text(f"{name}\n")
     options = (
-        f"--container-mounts={user.home}/a b:/one:ro+rprivate,{user.home}/c:/two",
+        f"--container-mounts={user.home}/a b:/one:ro+rprivate+x-create=dir,{user.home}/c:/two",
         *("--container-workdir=/two", "--container-env=GREETING,MISSING"),
         *("--container-writable", "--container-mount-home", "--no-container-entrypoint"),
         *("--container-name=mine", "--no-container-remap-root"),
@@ -112,6 +107,13 @@ def test_a_step_of_a_batch_job(slurm: Slurm, user: User, image: Path) -> None:
     [
         (("--container-remap-root",), "--container-remap-root: nobody is root"),
         (("--container-save=/x",), "--container-save: what runs in an image does not change it"),
+        (("--container-unshare=net",), "--container-unshare: network, IPC and host name"),
+        (("--container-entrypoint-log",), "--container-entrypoint-log: an ENTRYPOINT's output"),
+        (
+            ("--container-image=i", "--container-mounts=tmpfs:/x"),
+            "'tmpfs' is no folder of the host",
+        ),
+        (("--container-image=i", "--container-mounts=umount:/x"), "'umount' is no folder"),
         (("--container-image=",), "--container-image needs one line of 1 to 4095 characters"),
         (("--container-image=" + "x" * 5000,), "--container-image needs one line"),
         (("--container-mounts=/a:/b",), "--container-mounts needs --container-image"),
@@ -163,19 +165,81 @@ def test_root_runs_nothing_inside(slurm: Slurm, image: Path) -> None:
         slurm.cage.run("srun", "-n1", f"--container-image={image}", "true", env=slurm.settings)
 
 
-@pytest.mark.parametrize(
+WRONG = pytest.mark.parametrize(
     ("words", "line"),
     [("", "needs task=/FILE"), ("tasks=/x", "tasks=/x: task=/FILE or path=/DIR")],
 )
+
+
+@WRONG
 def test_a_line_of_plugstack_that_is_wrong(
-    slurm: Slurm, user: User, tmp_path: Path, words: str, line: str
+    slurm: Slurm, user: User, image: Path, words: str, line: str
 ) -> None:
-    plugin = slurm.folder.parent / "spank_container.so"
-    conf = slurm.folder / "etc/slurm.conf"
-    own = reachable(user.home) / "slurm.conf"
-    stack = user.home / "plugstack.conf"
-    stack.write_text(f"required {plugin} {words}\n")
-    text = conf.read_text().replace(str(slurm.folder / "etc/plugstack.conf"), str(stack))
-    own.write_text(text)
-    done = slurm.run(user, "srun", "-n1", "true", env={"SLURM_CONF": str(own)})
-    assert line in done.stderr, done.stderr
+    """Who asks for a container is told; nobody else is."""
+    with slurm.plugins(f"required {slurm.folder.parent}/spank_container.so {words}"):
+        done = slurm.run(user, "srun", "-Q", "-n1", "echo", "out")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "out\n", "")
+        done = slurm.run(user, "srun", "-n1", f"--container-image={image}", "true")
+        assert done.returncode != 0 and line in done.stderr, done.stderr
+
+
+@WRONG
+def test_a_line_that_is_wrong_on_a_node_alone(
+    slurm: Slurm, user: User, image: Path, words: str, line: str
+) -> None:
+    """No task runs outside in place of inside."""
+    good = (slurm.folder / "etc/plugstack.conf").read_text().strip()
+    with slurm.plugins(f"required {slurm.folder.parent}/spank_container.so {words}"):
+        env = slurm.commands_plugins(user, good)
+        argv = ("srun", "-n1", f"--container-image={image}", "touch", user.home / "ran")
+        done = slurm.run(user, *argv, env=env)
+        assert done.returncode != 0 and line in done.stderr, done.stderr
+        assert not (user.home / "ran").exists()
+        assert ok(slurm.run(user, "srun", "-n1", "echo", "out", env=env)) == "out\n"
+
+
+def test_pyxis_variables(slurm: Slurm, user: User, image: Path) -> None:
+    """What pyxis reads where an option is not given; the option wins."""
+    env = {
+        "PYXIS_CONTAINER_IMAGE": str(image),
+        "PYXIS_CONTAINER_WORKDIR": "/bin",
+        "PYXIS_CONTAINER_WRITABLE": "yes",
+        "PYXIS_CONTAINER_REMAP_ROOT": "0",
+        "PYXIS_CONTAINER_MOUNT_HOME": "y",
+    }
+    argv = ("sh", "-c", "pwd; echo x > /new && cat /new")
+    assert ok(slurm.run(user, "srun", "-n1", *argv, env=env)) == "/bin\nx\n"
+    words = ("srun", "-n1", "--container-workdir=/var")
+    assert ok(slurm.run(user, *words, *argv, env=env)) == "/var\nx\n"
+    lines = slurm.batch(
+        user, "#!/bin/sh\nsrun -Q -n1 pwd\n", f"--export=ALL,{next(iter(env))}={image}"
+    )
+    assert "PYXIS_CONTAINER_IMAGE is for srun: set it in the script" in lines
+    assert "only" in slurm.batch(
+        user, f"#!/bin/sh\nexport PYXIS_CONTAINER_IMAGE={image}\nsrun -Q -n1 only-here\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("REMAP_ROOT", "1", "--container-remap-root: nobody is root"),
+        ("WRITABLE", "maybe", "--container-writable by its variable: yes or no"),
+        ("UNSHARE", "net", "--container-unshare: network, IPC and host name are the host's"),
+        ("ENTRYPOINT_LOG", "y", "--container-entrypoint-log: an ENTRYPOINT's output"),
+        ("NAME", "x:exec", "no flag is known here"),
+        ("WORKDIR", "x" * 5000, "--container-workdir needs one line"),
+        ("WORKDIR", "/bin", "--container-workdir needs --container-image"),
+    ],
+)
+def test_pyxis_variables_that_are_refused(
+    slurm: Slurm, user: User, name: str, value: str, line: str
+) -> None:
+    done = slurm.run(user, "srun", "-n1", "true", env={f"PYXIS_CONTAINER_{name}": value})
+    assert done.returncode != 0 and line in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("image", ["host.example#my/app:1", "docker://$me@host.example#my/app:1"])
+def test_enroots_names_of_images(slurm: Slurm, user: User, image: str) -> None:
+    done = slurm.run(user, "srun", "-n1", f"--container-image={image}", "true")
+    assert done.returncode == 125 and "image host.example/my/app:1 " in done.stderr, done.stderr

@@ -1,7 +1,6 @@
 """Under a real Slurm: one container per node and step, whatever starts it and however it ends."""
 
 import os
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +10,8 @@ import pytest
 from tests.conftest import User
 from tests.kit import mpi as mpis
 from tests.kit import mpiprogs
-from tests.kit.cage import reachable
+from tests.kit.cage import ok, reachable
 from tests.kit.nodes import SHOW, busybox, state_files
-from tests.kit.places import TREE
 from tests.kit.slurm import Slurm
 
 pytestmark = [
@@ -69,11 +67,6 @@ def spaces(text: str) -> dict[tuple[str, str], set[tuple[str, str]]]:
         node, step, _, user, mnt = line.split()
         found.setdefault((node, step), set()).add((user, mnt))
     return found
-
-
-def ok(done: "subprocess.CompletedProcess[str]") -> str:
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_one_container_for_each_node_of_a_step(slurm: Slurm, user: User, image: Path) -> None:
@@ -228,77 +221,3 @@ def test_the_hosts_mpi_inside(slurm: Slurm, user: User, pmi: str, image: str, ho
     words = [mpis.PROGRAM] if made.built else ["python3", "-c", mpis.PYTHON]
     done = slurm.run(user, *argv, *words, env=mpis.environment(user, host))
     mpis.verify(ok(done), host, 4)
-
-
-# The plugin of contrib/slurm
-
-
-@pytest.fixture(scope="module")
-def spank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    folder = tmp_path_factory.mktemp("spank")
-    built = reachable(folder) / "spank_udi.so"
-    source = TREE / "contrib/slurm/spank_udi.c"
-    flags = ["-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run(["gcc", *flags, "-o", built, source], check=True)
-    (folder / "slurm").mkdir()
-    with Slurm(folder / "slurm", nodes=1, spank=f"required {built}") as cluster:
-        yield cluster
-
-
-VARIABLES = 'echo "${UDI_IMAGE-none} ${UDI_MODULE-none} ${UDI_VOLUME-none}"'
-
-
-@pytest.mark.needs("gcc")
-def test_the_plugins_options_are_known(spank: Slurm, user: User) -> None:
-    for command in ("srun", "sbatch", "salloc"):
-        text = ok(spank.run(user, command, "--help"))
-        assert "--image=IMAGE" in text and "--module=" in text and "--volume=" in text
-
-
-@pytest.mark.needs("gcc")
-def test_an_image_given_to_srun(spank: Slurm, user: User, image: Path) -> None:
-    argv = ["srun", "-n2", f"--image={image}", "udi-run", "cat", "/etc/passwd"]
-    assert "root:x:0:0:" in ok(spank.run(user, *argv))
-
-
-@pytest.mark.needs("gcc")
-@pytest.mark.parametrize("export", [(), ("--export=NONE",)])
-def test_an_image_given_to_sbatch(spank: Slurm, user: User, export: tuple[str, ...]) -> None:
-    """The script and its steps have it; a step's own option wins there, a variable does not.
-
-    srun is quiet (-Q), as it may have to wait for the step before to be gone.
-    """
-    script = f"""#!/bin/sh
-#SBATCH --image=first:1 --module=a,b
-#SBATCH --volume=/a:/b;/c:/d
-{VARIABLES}
-srun -Q -n1 /bin/sh -c '{VARIABLES}'
-srun -Q -n1 --image=second:2 --module=none /bin/sh -c '{VARIABLES}'
-UDI_IMAGE=third srun -Q -n1 /bin/sh -c '{VARIABLES}'
-"""
-    job = "a,b /a:/b;/c:/d"
-    assert spank.batch(user, script, *export).splitlines() == [
-        f"first:1 {job}",
-        f"first:1 {job}",
-        "second:2 none /a:/b;/c:/d",
-        f"first:1 {job}",
-    ]
-
-
-@pytest.mark.needs("gcc")
-def test_an_image_given_to_salloc(spank: Slurm, user: User) -> None:
-    argv = ["salloc", "-n1", "--image=first:1", "srun", "sh", "-c", VARIABLES]
-    assert ok(spank.run(user, *argv)) == "first:1 none none\n"
-
-
-@pytest.mark.needs("gcc")
-@pytest.mark.parametrize("option", ["--image=", "--module=a\nb", "--volume=" + "x" * 5000])
-def test_a_bad_value_is_refused_at_submission(spank: Slurm, user: User, option: str) -> None:
-    done = spank.run(user, "srun", "-n1", option, "true")
-    assert done.returncode != 0
-    assert "udi: this option needs one line of 1 to 4095 characters" in done.stderr
-
-
-@pytest.mark.needs("gcc")
-def test_without_the_options_nothing_is_set(spank: Slurm, user: User) -> None:
-    assert ok(spank.run(user, "srun", "-n1", "sh", "-c", VARIABLES)) == "none none none\n"
