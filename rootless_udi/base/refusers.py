@@ -36,6 +36,9 @@ _MODULES = {
     ("mount", EACCES): ("of the class filesystem, dir or cap_userns", "`mount,`"),
     ("mount", EPERM): (_CAPABILITY, "`capability sys_admin,`"),
 }
+DEVICE = "/dev/fuse"
+"""Stands for the call that opens it, in `hint`; no setting refuses it."""
+_FILES = {(DEVICE, EACCES): ("of the class chr_file", f"`{DEVICE} rw,`")}
 _FREE = "unconfined"
 """Such domains lack none: something else refused it (a seccomp filter, a chroot)."""
 _CONTAINERS = ("container", "docker", "cri-containerd", "lxc", "spc_t")
@@ -64,8 +67,8 @@ SETTINGS = (
         "1",
         "only programs with an AppArmor profile may use one (Ubuntu 23.10 and later)",
         tuple(_MODULES),
-        "the administrator: install contrib/apparmor/udi-run as /etc/apparmor.d/udi-run, or "
-        f"sysctl -w {APPARMOR}=0",
+        "the administrator: install contrib/apparmor/udi-run as /etc/apparmor.d/udi-run (it is for "
+        f"the paths in it, none of them in a home directory), or sysctl -w {APPARMOR}=0",
     ),
 )
 
@@ -85,10 +88,15 @@ def domain() -> str:
 
 def profile() -> str:
     """Return the AppArmor profile that confines this process, else ""."""
-    # The second, where the kernel has it, also with another module beside AppArmor.
-    said = _read("/proc/self/attr/apparmor/current") or _read("/proc/self/attr/current")
-    name, _, mode = said.rpartition(" ")
+    name, _, mode = label().rpartition(" ")
     return name if mode == "(enforce)" else ""
+
+
+def label() -> str:
+    """Return this process' AppArmor profile with its mode ("udi-run (unconfined)"), "unconfined"
+    without one."""
+    # The first, where the kernel has it, also with another module beside AppArmor.
+    return _read("/proc/self/attr/apparmor/current") or _read("/proc/self/attr/current")
 
 
 def hint(call: str, errno: int | None) -> str:
@@ -97,11 +105,11 @@ def hint(call: str, errno: int | None) -> str:
     for one in SETTINGS:
         if answer in one.answers and value(one.name) == one.bad:
             return f"{one.name} is {one.bad}: {one.means}; {one.remedy}"
-    return _module(answer) if answer in _MODULES else ""
+    rules = {**_MODULES, **_FILES}.get(answer)
+    return _module(*rules) if rules else ""
 
 
-def _module(answer: "tuple[str, int]") -> str:
-    for_selinux, for_apparmor = _MODULES[answer]
+def _module(for_selinux: str, for_apparmor: str) -> str:
     kind, name = domain(), profile()
     if kind and not kind.startswith(_FREE):
         module, who, rule = "SELinux", f"the domain {kind}", for_selinux.replace("DOMAIN", kind)

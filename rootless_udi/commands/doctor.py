@@ -130,8 +130,12 @@ def _kernel() -> Finding:
 def _user_namespaces() -> Iterator[Finding]:
     for one in refusers.SETTINGS:
         value = refusers.value(one.name)
-        if value == one.bad:
-            # A profile may allow it to this program: what is tried below tells.
+        named, _, mode = refusers.label().rpartition(" ")
+        if value == one.bad and one.name == refusers.APPARMOR and mode == "(unconfined)":
+            # Whether this one allows it, what is tried below tells.
+            yield Finding(OK, one.name, f"{value}, and this program has the profile {named}")
+        elif value == one.bad:
+            # Some program that starts this one may have a profile which allows it.
             state = WARNING if one.name == refusers.APPARMOR else FAILURE
             yield Finding(state, one.name, f"{value}: {one.means}", one.remedy)
         elif value:
@@ -177,12 +181,11 @@ def _fuse_device() -> Finding:
     try:
         os.close(os.open("/dev/fuse", os.O_RDWR))
     except OSError as error:
-        return Finding(
-            WARNING,
-            "/dev/fuse",
-            f"{error.strerror}: images are extracted into directories instead",
-            "the administrator: chmod 0666 /dev/fuse (udev does that where fuse3 is installed)",
-        )
+        remedy = "the administrator: chmod 0666 /dev/fuse (udev does that where fuse3 is installed)"
+        if os.stat("/dev/fuse").st_mode & 0o006 == 0o006:
+            remedy = refusers.hint(refusers.DEVICE, error.errno) or remedy
+        why = f"{error.strerror}: images are extracted into directories instead"
+        return Finding(WARNING, "/dev/fuse", why, remedy)
     return Finding(OK, "/dev/fuse", "may be opened")
 
 

@@ -128,7 +128,7 @@ def busybox_layout(path: Path, tag: str = "latest", config: dict[str, Any] | Non
 
 
 def debian_root(suite: str, packages: tuple[str, ...] = ()) -> Path:
-    """Return a cached tar of a minimal Debian `suite` with `packages` (made by mmdebstrap)."""
+    """Return a cached tar of a minimal Debian `suite`, or Ubuntu's, with `packages`."""
     name = "-".join((suite, *packages))
     target = cache() / f"{name}.tar"
     with open(cache() / f"{name}.lock", "w") as lock:
@@ -163,6 +163,21 @@ def mirror() -> str:
     return max(set(mirrors), key=mirrors.count)
 
 
+UBUNTU = {"noble": ("noble",), "noble-updates": ("noble", "noble-updates")}
+"""Ubuntu's suites: 24.04 as it came out, with Linux 6.8, and with its updates, which bring newer
+kernels."""
+
+
+def sources(suite: str) -> list[str]:
+    """Return apt's lines for a suite, Debian's or Ubuntu's."""
+    if suite not in UBUNTU:
+        return [f"deb {mirror()} {suite} main"]
+    # Debian 12 has no package with Ubuntu's keys: the server's certificate says whose files these
+    # are.
+    site = "[trusted=yes] https://archive.ubuntu.com/ubuntu"
+    return [f"deb {site} {name} main universe" for name in UBUNTU[suite]]
+
+
 def _mmdebstrap(suite: str, packages: tuple[str, ...], target: Path) -> None:
     partial = target.with_suffix(".part.tar")
     argv = [
@@ -177,9 +192,9 @@ def _mmdebstrap(suite: str, packages: tuple[str, ...], target: Path) -> None:
         '--aptopt=Acquire::Check-Valid-Until "false"',
         "--dpkgopt=path-exclude=/usr/share/man/*",
         "--dpkgopt=path-exclude=/usr/share/doc/*",
-        suite,
+        suite.partition("-")[0],
         str(partial),
-        f"deb {mirror()} {suite} main",
+        *sources(suite),
     ]
     # A mirror may be in the middle of an update: what its lists name is there a moment later.
     for last in (False, False, True):

@@ -1,4 +1,4 @@
-"""A small virtual machine with another kernel: Debian's cloud kernels of other suites, in qemu.
+"""A small virtual machine with another kernel: those of Debian's suites and Ubuntu's, in qemu.
 
 The root file system is the initramfs: a Debian root with the tree in /opt/udi, packed once and kept
 beside the other roots (see `images.cache`). What a test adds, files and the list of commands, is a
@@ -46,7 +46,7 @@ class Step:
     argv: tuple[str, ...]
     user: bool = True
     env: tuple[tuple[str, str], ...] = ()
-    seconds: int = 180
+    seconds: int = 600
     """After which it is killed: everything takes ten times as long as outside."""
 
 
@@ -59,13 +59,14 @@ class Done:
     stderr: str
 
 
-def step(name: str, *argv: str, user: bool = True, seconds: int = 180, **env: str) -> Step:
+def step(name: str, *argv: str, user: bool = True, seconds: int = 600, **env: str) -> Step:
     """Return a Step."""
     return Step(name, argv, user, tuple(env.items()), seconds)
 
 
 def kernel(suite: str) -> Path:
-    """Return the folder of a suite's newest cloud kernel, unpacked: boot/, lib/modules/."""
+    """Return the folder of a suite's newest kernel, unpacked: boot/, lib/modules/. Of Debian it is
+    the one for clouds, of Ubuntu the generic one, which it has alone."""
     with open(images.cache() / f"kernel-{suite}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         target = images.cache() / f"kernel-{suite}"
@@ -80,7 +81,8 @@ def _fetch(suite: str, target: Path) -> None:
     for folder in ("lists/partial", "cache/archives/partial", "deb"):
         (work / folder).mkdir(parents=True)
     (work / "status").touch()
-    (work / "list").write_text(f"deb {images.mirror()} {suite} main\n")
+    (work / "list").write_text("".join(f"{line}\n" for line in images.sources(suite)))
+    flavour = "generic" if suite in images.UBUNTU else "cloud-amd64"
     options = [
         f"-oDir::Etc::sourcelist={work}/list",
         "-oDir::Etc::sourceparts=/dev/null",
@@ -99,7 +101,7 @@ def _fetch(suite: str, target: Path) -> None:
         ).stdout
 
     run("apt-get", "update")
-    found = run("apt-cache", "search", "^linux-image-[0-9].*-cloud-amd64$").splitlines()
+    found = run("apt-cache", "search", f"^linux-image-[0-9].*-{flavour}$").splitlines()
     names = [line.split()[0] for line in found if "-rt-" not in line and "unsigned" not in line]
     newest = max(names, key=lambda name: [int(x) for x in re.findall(r"\d+", name)])
     # In Debian 14 it holds nothing, and needs packages of the same release with kernel and modules.
