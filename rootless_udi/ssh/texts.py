@@ -73,7 +73,7 @@ PermitUserEnvironment no
 PermitTTY {"yes" if terminal else "no"}
 PermitTunnel no
 X11Forwarding no
-AllowStreamLocalForwarding no
+AllowStreamLocalForwarding yes
 PrintMotd no
 PrintLastLog no
 UseDNS no

@@ -105,6 +105,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "mmdebstrap": _command("mmdebstrap"),
     "busybox": _command("busybox"),
     "zstd": _command("zstd"),
+    "curl": _command("curl"),
     "sshd": lambda: (
         bool(shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")) and _command("ssh", "sftp")()
     ),
