@@ -1,10 +1,12 @@
 """A directory behind a network that takes 1 ms for each metadata operation: an NFS-like backing.
 
-    slowfs.py [--ms=1] [--reads] BACKING MOUNTPOINT COMMAND [ARG...]
+    slowfs.py [--ms=1] [--reads] [--no-sparse] [--quota=BYTES] BACKING MOUNTPOINT COMMAND [ARG...]
 
 runs COMMAND in namespaces of its own, as the caller, with BACKING at MOUNTPOINT through a FUSE
 server that sleeps before each look-up, stat, create, open, rename and remove; data passes freely,
-or with --reads at the same cost for each read of a file or of a folder.
+or with --reads at the same cost for each read of a file or of a folder. Locks are those of a node:
+two such mounts of one directory are two nodes whose locks don't meet. With --no-sparse files have
+no holes; with --quota no more bytes than these can be written.
 It speaks the raw protocol (linux/fuse.h), since fuse libraries need more to be installed.
 """
 
@@ -47,6 +49,9 @@ def readable(flags: int) -> int:
 class Server:
     """Pass requests through to `root`; nodes are remembered by path."""
 
+    sparse = True
+    quota: int | None = None
+
     def __init__(self, root: str, seconds: float) -> None:
         self.seconds = seconds
         self.paths = {1: root}
@@ -69,6 +74,8 @@ class Server:
             1: lambda node, data: self.entry(self.below(node, data)),
             3: lambda node, data: self.attributes(node),
             4: self.setattr,
+            5: lambda node, data: os.fsencode(os.readlink(self.paths[node])),
+            6: self.symlink,
             9: self.mkdir,
             10: self.unlink,
             11: self.rmdir,
@@ -115,6 +122,9 @@ class Server:
     def init(self, node: int, data: bytes) -> bytes:
         _, _, ahead, flags = struct.unpack_from("<4I", data)
         flags &= BIG_WRITES | WRITEBACK_CACHE | MAX_PAGES
+        if self.quota is not None:
+            # Who writes is told at once.
+            flags &= ~WRITEBACK_CACHE
         head = struct.pack("<4I2H2I2H", 7, 31, ahead, flags, 16, 12, LARGEST, 1, 256, 0)
         return head.ljust(64, b"\0")
 
@@ -163,7 +173,17 @@ class Server:
             os.chmod(path, stat.S_IMODE(mode))
         if valid & 8:
             os.truncate(path, size)
+            if size and not self.sparse:
+                fd = os.open(path, os.O_WRONLY)
+                os.posix_fallocate(fd, 0, size)
+                os.close(fd)
         return self.attributes(node)
+
+    def symlink(self, node: int, data: bytes) -> bytes:
+        name, text, _ = data.split(b"\0", 2)
+        path = self.below(node, name)
+        os.symlink(os.fsdecode(text), path)
+        return self.entry(path)
 
     def mkdir(self, node: int, data: bytes) -> bytes:
         path = self.below(node, data[8:])
@@ -226,6 +246,10 @@ class Server:
 
     def write(self, node: int, data: bytes) -> bytes:
         fd, offset, size = struct.unpack_from("<2QI", data)
+        if self.quota is not None:
+            if size > self.quota:
+                raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+            self.quota -= size
         return struct.pack("<2I", os.pwrite(fd, memoryview(data)[40 : 40 + size], offset), 0)
 
     def statfs(self, node: int, data: bytes) -> bytes:
@@ -257,9 +281,12 @@ class Server:
 
 def main() -> None:
     words = sys.argv[1:]
-    seconds = float(words.pop(0)[5:]) / 1000 if words[0].startswith("--ms=") else 0.001
-    reads = words[0] == "--reads"
-    backing, mountpoint, *command = words[reads:]
+    given = {}
+    while words[0].startswith("--"):
+        name, _, value = words.pop(0)[2:].partition("=")
+        given[name] = value
+    seconds = float(given.get("ms", "1")) / 1000
+    backing, mountpoint, *command = words
     uid, gid = os.getuid(), os.getgid()
     root = os.open(backing, os.O_RDONLY | os.O_DIRECTORY)
     check(LIBC.unshare(0x10000000 | 0x20000), "unshare")
@@ -285,7 +312,9 @@ def main() -> None:
         # It lives in the mount's own namespace, so only the command's end can end it.
         check(LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL), "prctl")
         server = Server(f"/proc/self/fd/{root}/.", seconds)
-        if reads:
+        server.sparse = "no-sparse" not in given
+        server.quota = int(given["quota"]) if "quota" in given else None
+        if "reads" in given:
             server.slow_reads()
         server.serve(fuse)
         os._exit(0)
