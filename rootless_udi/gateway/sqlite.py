@@ -25,6 +25,7 @@ def hint(why: str) -> str:
         ("locked", "another program holds it (a backup?); asked again later it works"),
         ("full", "make room on its file system"),
         ("readonly", "the gateway's account must be able to write it and its folder"),
+        ("disk I/O error", "is its file system read-only now, or broken? see the kernel's log"),
         ("malformed", "restore the last backup: docs/gateway.md"),
         ("not a database", "restore the last backup: docs/gateway.md"),
     ):
