@@ -1,22 +1,33 @@
 """Read an image's file and check each window of it before any byte of that is used.
 
 For images with a list of their windows (`base.windows`). A window that is not what the list says is
-an error for whoever reads it, and one line in the log.
+an error for whoever reads it, and one line in the log. A window that is right is read as any file
+is, out of the kernel's cache, for a while; then it is compared anew, since the kernel may have
+dropped it, and the disk may give something else.
 """
 
-from os import pread
+from _thread import start_new_thread
+from os import nice, pread, preadv
+from time import monotonic
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.windows import WindowList, behind, sha256
-from rootless_udi.fuse.format import Superblock, WrongWindow
+from rootless_udi.fuse.format import Corrupt, Superblock, WrongWindow
 from rootless_udi.fuse.imagefile import WINDOW, ImageFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rootless_udi.fuse.imagefile import Opener
+    from rootless_udi.fuse.workers import Workers
 
 _CACHED = 32 * WINDOW
-"""Bytes of windows that are kept. One that was dropped is read and summed anew."""
+"""Bytes of windows that are kept, of those that are in no file (`remotefile`)."""
+GOOD = 10.0
+"""Seconds for which a window that was right is taken to be so."""
+_EARLY = 64
+"""Most windows that are compared before the start that will read them does."""
+_NICE = 8
+"""nice(2) of the thread that does it, as of a worker (`workers`)."""
 _HINT = "`udi verify IMAGE` checks all of it; copy it again, or pull it anew (udi pull --force)"
 
 
@@ -26,25 +37,82 @@ class CheckedFile(ImageFile):
     `place` says where the bytes come from, for messages.
     """
 
-    __slots__ = ("known", "place")
+    __slots__ = ("_good", "_rooms", "known", "place")
 
     def __init__(
         self, fd: int, known: "WindowList | None", place: str, size: int, base: int = 0
     ) -> None:
         super().__init__(fd, size, _CACHED, base)
-        self.slow = True
         self.known = known
         self.place = place
+        self._good: dict[int, float] = {}  # window -> until when it is taken to be right
+        self._rooms: list[bytearray] = []  # what threads read windows into
 
-    def fetch(self, number: int) -> bytes:
-        """Return the window `number`, read anew. Raises WrongWindow, Corrupt, OSError."""
-        return self.checked(number, super().fetch(number))
+    def expect(self, ranges: "tuple[tuple[int, int], ...]", workers: "Workers | None") -> None:
+        """Compare the windows of `ranges` in a thread, while the container is made."""
+        super().expect(ranges, None)
+        order: list[int] = []
+        for at, size in ranges:
+            most = at // WINDOW + _EARLY - len(order)
+            order += range(at // WINDOW, min((at + size - 1) // WINDOW + 1, most))
+        if order:
+            try:
+                start_new_thread(self._early, (order,))
+            except RuntimeError:
+                return  # at a limit of processes: who reads them compares them
 
-    def checked(self, number: int, data: bytes) -> bytes:
-        """Return `data` if it is the window `number`. Raises WrongWindow."""
+    def _early(self, order: "list[int]") -> None:
+        nice(_NICE)  # on Linux of this thread alone (sched(7))
+        for number in order:
+            try:
+                if number not in self._good:
+                    self.sure(number)
+            except (Corrupt, OSError):
+                continue  # who reads it gets the error
+
+    def read(self, at: int, size: int) -> bytes:
+        """Return `size` bytes from position `at`. Raises WrongWindow, Corrupt, OSError."""
+        if at + size > self.size:
+            return super().read(at, size)
+        parts, stop, now = [], at + size, monotonic()
+        while at < stop:
+            number, begin = divmod(at, WINDOW)
+            end = min(begin + stop - at, WINDOW)
+            window = b"" if self._good.get(number, 0.0) > now else self.sure(number)
+            if window:
+                parts.append(window[begin:end])
+            else:
+                data = pread(self.fd, end - begin, self.base + at)
+                parts.append(self._rest(at, end - begin, data))
+            at += end - begin
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def sure(self, number: int) -> bytes:
+        """Make sure that the window `number` is in the file, and right; return it where it is not
+        in the file, else b"". Any thread may call this. Raises WrongWindow, Corrupt, OSError."""
+        self.compare(number)
+        self._good[number] = monotonic() + GOOD
+        return b""
+
+    def compare(self, number: int) -> None:
+        """Read the window `number`, and compare it. Raises WrongWindow, Corrupt, OSError."""
+        if self.known is None:
+            return
+        # Memory that was never used would cost a fault of each page.
+        room = self._rooms.pop() if self._rooms else bytearray(WINDOW)
+        at = number * WINDOW
+        size = min(WINDOW, self.size - at)
+        view = memoryview(room)[:size]
+        if preadv(self.fd, [view], self.base + at) < size:
+            self.checked(number, self.fetch(number))
+        else:
+            self.checked(number, view)
+        self._rooms.append(room)
+
+    def checked(self, number: int, data: "bytes | memoryview") -> None:
+        """Raise WrongWindow where `data` is not the window `number`."""
         if self.known is not None and sha256(data) != self.known.of(number):
             raise self.wrong(number)
-        return data
 
     def wrong(self, number: int) -> WrongWindow:
         """Return the error for a window that is not what the list says."""

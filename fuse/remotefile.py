@@ -2,18 +2,20 @@
 
 The process, and what is said over the socket to it, are in `remote.process`; nothing here knows
 where the bytes come from. A window is asked for once; where it is not what the image's list says,
-once more.
+once more. What that process has compared with the list just now is read as a local file's bytes
+are; what an earlier start left is compared here.
 """
 
 import _socket
 from _thread import allocate_lock, start_new_thread
 from errno import EIO
 from os import close, pread
+from time import monotonic
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.messages import take
 from rootless_udi.base.windows import WindowList, behind
-from rootless_udi.fuse.checkedfile import CheckedFile
+from rootless_udi.fuse.checkedfile import GOOD, CheckedFile
 from rootless_udi.fuse.format import Corrupt, Superblock
 from rootless_udi.fuse.imagefile import WINDOW, ImageFile
 
@@ -22,10 +24,14 @@ if TYPE_CHECKING:
     from _thread import LockType
 
     from rootless_udi.fuse.imagefile import Opener
+    from rootless_udi.fuse.workers import Workers
 
 _GET, _AGAIN = b"g", b"a"
 WRONG = "wrong"
 """The answer for a window that is not what the image's list says, also when it came once more."""
+CHECKED = "checked"
+"""The answer for a window that the process has compared with the list and written into the file."""
+_EVER = float("inf")
 _MARGIN = 5.0
 """Seconds beyond its own time after which the process is taken for dead."""
 
@@ -34,15 +40,23 @@ class RemoteFile(CheckedFile):
     """Reads of the image whose windows come into the file at `fd`.
 
     `sock` is connected to the process that fetches them, which answers within `timeout` seconds.
-    Without a list (`known`) nothing is checked.
+    Without a list (`known`) nothing is checked; with `always` each window is at each read.
     """
 
-    __slots__ = ("_answers", "_sock", "_there", "_timeout", "_waiting")
+    __slots__ = ("_always", "_answers", "_sock", "_there", "_timeout", "_waiting")
 
     def __init__(
-        self, fd: int, size: int, known: "WindowList | None", place: str, sock: int, timeout: float
+        self,
+        fd: int,
+        size: int,
+        known: "WindowList | None",
+        place: str,
+        sock: int,
+        timeout: float,
+        always: bool = False,
     ) -> None:
         super().__init__(fd, known, place, size)
+        self._always = always
         self._sock = _socket.socket(fileno=sock)
         self._timeout = timeout
         self._there: set[int] = {0}
@@ -50,32 +64,62 @@ class RemoteFile(CheckedFile):
         self._answers: dict[int, tuple[str, int]] = {}
         start_new_thread(self._listen, ())
 
-    def fetch(self, number: int) -> bytes:
-        """Return the window `number`. Raises WrongWindow, Corrupt, OSError."""
+    def expect(self, ranges: "tuple[tuple[int, int], ...]", workers: "Workers | None") -> None:
+        """Do nothing: the process that fetches reads these ranges ahead."""
+
+    def sure(self, number: int) -> bytes:
+        """Do what `CheckedFile.sure` does; one of the threads that want a window asks for it."""
+        mine = allocate_lock()
+        mine.acquire()
+        other = self._loading.setdefault(number, mine)
+        if other is not mine:
+            with other:
+                pass
+            if number in self._good:
+                return b""
+            # It is in no file, or the other thread has met an error, which this one shall meet too.
+            return self._windows.get(number) or self.sure(number)
+        try:
+            return self._windows.get(number) or self._come(number)
+        finally:
+            del self._loading[number]
+            mine.release()
+
+    def _come(self, number: int) -> bytes:
+        aside = -1
         if number not in self._there:
             aside = self._ask(_GET, number)
-            if aside >= 0:
-                return self._aside(number, aside)
-        try:
-            return super().fetch(number)
-        except Corrupt:
-            # A disk, or another node that writes the file, may have lied: one fresh try.
-            aside = self._ask(_AGAIN, number)
-            return self._aside(number, aside) if aside >= 0 else super().fetch(number)
+        if aside < 0 and self._good.get(number) != _EVER:
+            try:
+                self.compare(number)
+            except Corrupt:
+                # A disk, or another node that writes the file, may have lied: one fresh try.
+                aside = self._ask(_AGAIN, number)
+                if aside < 0:
+                    self.compare(number)
+        if aside >= 0:
+            # Its disk is full.
+            data = self._aside(number, aside)
+            self._windows.put(number, data)
+            return data
+        self._good[number] = monotonic() + GOOD if self._always else _EVER
+        return b""
 
     def _aside(self, number: int, fd: int) -> bytes:
         """Return a window that is in the file at `fd`, since the disk is full."""
         try:
-            return self.checked(number, pread(fd, WINDOW, 0))
+            data = pread(fd, WINDOW, 0)
         finally:
             close(fd)
+        self.checked(number, data)
+        return data
 
     def _ask(self, what: bytes, number: int) -> int:
         """Ask for a window and wait until it is in the file; or return a descriptor that it is in,
         else -1. Raises WrongWindow, OSError."""
         done = allocate_lock()
         done.acquire()
-        # `load` lets only one thread fetch a window.
+        # `sure` lets only one thread fetch a window.
         self._waiting[number] = done
         try:
             self._sock.send(what + number.to_bytes(8, "little"))
@@ -86,10 +130,12 @@ class RemoteFile(CheckedFile):
         why, aside = self._answers.pop(number, (self._gone(), -1))
         if why == WRONG:
             raise self.wrong(number)
-        if why:
+        if why and why != CHECKED:
             raise OSError(EIO, why)
         if aside < 0:
             self._there.add(number)
+            if why == CHECKED and not self._always:
+                self._good[number] = _EVER
         return aside
 
     def _gone(self) -> str:
@@ -117,11 +163,14 @@ class RemoteFile(CheckedFile):
             self._waiting.pop(number).release()
 
 
-def opener(sock: int, url: str, timeout: float, check: bool, digest: str) -> "Opener":
+def opener(
+    sock: int, url: str, timeout: float, check: bool, digest: str, always: bool = False
+) -> "Opener":
     """Return what opens a remote image's file, to be checked with the list of its windows.
 
     Its beginning and what is behind its squashfs are there. `digest` is the list's, "" if that is
-    not known. Raises UdiError where the list is missing, damaged or another.
+    not known; with `always` each window is checked at each read. Raises UdiError where the list is
+    missing, damaged or another.
     """
 
     def opened(fd: int, head: Superblock, name: str) -> ImageFile:
@@ -137,7 +186,7 @@ def opener(sock: int, url: str, timeout: float, check: bool, digest: str) -> "Op
             if digest and known.digest != digest:
                 why = f"its list of windows is {known.digest}, wanted is {digest}"
                 raise UdiError(f"mounting failed on {url}: {why}", "the file there is another one")
-        found = RemoteFile(fd, used, known, url, sock, timeout)
+        found = RemoteFile(fd, used, known, url, sock, timeout, always)
         # The superblock was read before anything could be checked.
         if found.some(0, len(head.head)) != head.head[:used]:
             raise UdiError(f"mounting failed on {url}: its first bytes have changed")

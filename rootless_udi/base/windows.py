@@ -92,7 +92,7 @@ def _document(size: int, sums: bytes) -> bytes:
     return _HEAD.pack(MARK, WINDOW, size) + sums
 
 
-def sha256(data: bytes) -> bytes:
+def sha256(data: "bytes | memoryview") -> bytes:
     """Return the SHA-256 of `data`."""
     try:
         # OpenSSL's, without the 2 ms that hashlib takes to look which others there are.

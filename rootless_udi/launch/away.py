@@ -14,7 +14,7 @@ from rootless_udi.plan.site import Site
 from rootless_udi.plan.start import Start
 from rootless_udi.serve import distant
 from rootless_udi.serve.distant import Distant
-from rootless_udi.serve.outside import LISTED
+from rootless_udi.serve.outside import CHECKED, LISTED
 from rootless_udi.store import resolve
 
 LAZY = "lazy"
@@ -32,7 +32,7 @@ class Away:
     ) -> None:
         """`digest` is what the list of its windows must have, "" for any."""
         self._found, self._digest, self._checked = found, digest, checked
-        self._timeout = site.timeout
+        self._timeout, self._always = site.timeout, site.verify == "always"
         self.fds = (found.file, found.sock.fileno())
         self.image = image
 
@@ -54,10 +54,15 @@ class Away:
                 f"and {root.server} was chosen ({root.reason})",
                 "leave out --fuse; `udi doctor` says what this machine lacks",
             )
-        return LISTED if self._checked else ""
+        if not self._checked:
+            return ""
+        return LISTED if self._always else CHECKED
 
     def told(self, start: Start) -> Start:
         """Return `start` with what the server must know of the image besides."""
+        if not start.known and self.image.optimized:
+            # What is behind the squashfs has come.
+            start = start.replace(known=self.kept, behind=True)
         return start.replace(timeout=self._timeout, digest=self._digest)
 
     def close(self) -> None:

@@ -138,4 +138,5 @@ def _start(image: Image, words: "list[str]", state: str, listed: str) -> Start:
             return Start(key, known=path)
     except OSError:
         pass
-    return Start(key, name, known=image.path if image.optimized and not listed else "")
+    known = image.path if image.optimized and not listed else ""
+    return Start(key, name, known, behind=bool(known))

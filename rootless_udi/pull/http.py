@@ -71,6 +71,21 @@ class Reply:
         """Return at most `most` bytes that have arrived; b"" at the end or a broken connection."""
         return self._response.read1(most)
 
+    def read_into(self, view: memoryview) -> int:
+        """Put bytes that have arrived into `view`, without a copy on the way; return how many.
+
+        0 at the end or a broken connection.
+        """
+        response = self._response
+        if response.chunked or response.length is None or response.fp is None:
+            piece = response.read1(len(view))
+            view[: len(piece)] = piece
+            return len(piece)
+        # As HTTPResponse.read1 does, which allocates and copies.
+        got = response.fp.readinto1(view[: response.length])
+        response.length -= got
+        return got
+
     def read_all(self, most: int, what: str) -> bytes:
         """Return the whole body. Raises UdiError where it has more than `most` bytes."""
         parts = []

@@ -7,15 +7,14 @@ the proxy looks up the server's name, which a node behind a proxy often can't (a
 
 import http.client
 import ipaddress
+import os
 import socket
 import ssl
 import urllib.parse
-import urllib.request
 from errno import ECONNRESET
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.pull import parties
-from rootless_udi.pull.tlsintls import TlsInTls
 
 CONNECT_SECONDS = 30
 """Most seconds for each step of connecting: TCP, the proxy's answer, TLS."""
@@ -33,7 +32,11 @@ class Proxies:
     """The proxies that the environment names; read once."""
 
     def __init__(self) -> None:
-        self._proxies = urllib.request.getproxies()
+        self._proxies: dict[str, str] = {}
+        if any(name.lower().endswith("_proxy") for name in os.environ):
+            import urllib.request  # a fifth of what a lazy start has to load
+
+            self._proxies = urllib.request.getproxies()
 
     def of(self, scheme: str, host: str, port: int) -> str:
         """Return the proxy's URL for a server, empty for none.
@@ -136,6 +139,8 @@ class Connection(http.client.HTTPConnection):
         elif self._scheme and self._inner is not None:
             self._tunnel()  # type: ignore[attr-defined]  # of http.client, for CONNECT
         if self._inner is not None and self._outer is not None:
+            from rootless_udi.pull.tlsintls import TlsInTls
+
             self.sock = TlsInTls(self._inner, self.sock, self.host)
         elif self._inner is not None:
             self._shake_hands(self._inner, self.host)

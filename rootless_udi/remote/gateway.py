@@ -49,10 +49,9 @@ def of_gateway(asked: RemoteRequest) -> Remote | str:
         return THERE
     given = one.client.facts(digest)
     ranges, head, used = begun(_GatewayFile(one.client, digest), asked.timeout)
-    tail = bytearray()
-    ranges.read(place(used), ranges.size - place(used), lambda _, piece: tail.extend(piece))
+    tail = ranges.part(place(used), ranges.size)
     try:
-        known = windows.behind(lambda at, most: bytes(tail[at - place(used) :][:most]), used)
+        known = windows.behind(lambda at, most: tail[at - place(used) :][:most], used)
     except ValueError as error:
         raise UdiError(f"reading {ranges.shown} failed: {error}") from None
     if known is None:
@@ -60,4 +59,4 @@ def of_gateway(asked: RemoteRequest) -> Remote | str:
     own = own or known.digest
     facts = from_gateway.facts(given, digest, own, one.names[0])
     names = tuple((platform.key(), name) for name in one.names)
-    return Remote(ranges, head, used, bytes(tail), known, own, facts, names)
+    return Remote(ranges, head, used, tail, known, own, facts, names)

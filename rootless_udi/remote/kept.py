@@ -59,6 +59,10 @@ class Kept:
         self._quiet = threading.Condition(self._lock)
         self._jobs: PriorityQueue[tuple[int, int, int, int, bool]] = PriorityQueue()
         self._turn = count()
+        self._rooms = threading.local()
+        self.checked: set[int] = set()
+        """Windows that are in the file, and were what the list says when they were written there
+        by this process."""
         self.full: OSError | None = None
         """The error with which a window could not be written last, a full disk or a quota."""
 
@@ -72,11 +76,12 @@ class Kept:
                     raise
                 return
 
-    def put(self, at: int, data: "bytes | bytearray") -> None:
+    def put(self, at: int, data: "bytes | memoryview") -> None:
         """Write bytes of the file, of a window or behind the windows. Raises OSError."""
-        done = 0
-        while done < len(data):
-            done += os.pwrite(self._fd, data[done:], at + done)
+        left = memoryview(data)
+        while left:
+            done = os.pwrite(self._fd, left, at)
+            at, left = at + done, left[done:]
 
     def begin(self, head: bytes, tail: bytes) -> None:
         """Put the first window, and what is behind the squashfs in its file.
@@ -95,6 +100,7 @@ class Kept:
             self.put(place(self._size), tail)
         with self._lock:
             self._there.add(0)
+        self._sure(0)
         self._journal.note(0)
 
     def want(self, number: int, fresh: bool = False) -> bool:
@@ -109,6 +115,7 @@ class Kept:
             self._there |= self._journal.news()
             if fresh:
                 self._there.discard(number)
+                self.checked.discard(number)
             if number in self._there:
                 return True
             self._waited.add(number)
@@ -140,6 +147,7 @@ class Kept:
         """Note that windows are not there after all."""
         with self._lock:
             self._there.difference_update(numbers)
+        self.checked.difference_update(numbers)
 
     def fill(self, numbers: list[int]) -> str:
         """Fetch those of `numbers`, which follow one another, that are missing, once nobody waits
@@ -198,20 +206,21 @@ class Kept:
         """
         at = numbers[0] * WINDOW
         stop = min((numbers[-1] + 1) * WINDOW, self._size)
-        left, wrong, come = list(numbers), [], bytearray()
+        left, wrong, room = list(numbers), [], self._room(stop - at)
 
-        def sink(_: int, piece: bytes) -> None:
-            come.extend(piece)
-            while left and len(come) >= self._length(left[0]):
-                number = left.pop(0)
-                window = bytes(come[: self._length(number)])
-                del come[: len(window)]
-                if not self._take(number, window):
+        def come(there: int) -> None:
+            while left:
+                number, begin = left[0], left[0] * WINDOW - at
+                end = begin + self._length(number)
+                if there < end:
+                    return
+                del left[0]
+                if not self._take(number, room[begin:end]):
                     wrong.append(number)
 
         why = ""
         try:
-            self._source.read(at, stop - at, sink, fresh)
+            self._source.read(at, room, come, fresh)
         except UdiError as error:
             why = error.message
         except Exception as error:
@@ -226,10 +235,18 @@ class Kept:
             self._settle(wrong, why)
         return why
 
+    def _room(self, size: int) -> memoryview:
+        """Return memory of this thread for an answer: its own, since what is new costs a fault of
+        each page."""
+        room: bytearray | None = getattr(self._rooms, "room", None)
+        if room is None or len(room) < size:
+            room = self._rooms.room = bytearray(size)
+        return memoryview(room)[:size]
+
     def _length(self, number: int) -> int:
         return min(WINDOW, self._size - number * WINDOW)
 
-    def _take(self, number: int, window: bytes) -> bool:
+    def _take(self, number: int, window: memoryview) -> bool:
         """Write a window that has come, and tell of it; return False where it is wrong."""
         if self._known is not None and sha256(window) != self._known.of(number):
             return False
@@ -239,11 +256,16 @@ class Kept:
             self.full = error
             # The disk is full: whoever waits gets it all the same, and the next one fetches it
             # again.
-            self._settle([number], "", window)
+            self._settle([number], "", bytes(window))
             return True
+        self._sure(number)
         self._journal.note(number)
         self._settle([number])
         return True
+
+    def _sure(self, number: int) -> None:
+        if self._known is not None:
+            self.checked.add(number)
 
     def _settle(self, numbers: list[int], why: str = "", window: bytes = b"") -> None:
         with self._lock:

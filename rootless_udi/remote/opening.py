@@ -4,10 +4,8 @@ import contextlib
 import os
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.config import load
 from rootless_udi.plan.reference import GATEWAY, REMOTE
 from rootless_udi.remote.sources import Remote, RemoteRequest, of_web
-from rootless_udi.store import striping
 
 
 def found(asked: RemoteRequest) -> Remote | str:
@@ -16,6 +14,9 @@ def found(asked: RemoteRequest) -> Remote | str:
     Raises UdiError, OSError.
     """
     if asked.fill:
+        from rootless_udi.config import load
+        from rootless_udi.store import striping
+
         with contextlib.suppress(UdiError):  # without a store a start goes on
             striping.prepare(asked.folder, load.load(dict(os.environ)).stripes)
     if asked.image.startswith(REMOTE):

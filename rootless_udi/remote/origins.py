@@ -16,7 +16,11 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.pull import parties
 from rootless_udi.pull.http import Reply, Transport
 from rootless_udi.pull.proxies import is_loopback
-from rootless_udi.pull.registry import Endpoint
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    # What speaks to a registry takes as long to load as a file of a web server takes to open.
+    from rootless_udi.pull.registry import Endpoint
 
 
 class Origin(Protocol):
@@ -127,7 +131,7 @@ class Blob:
     pinned = True
 
     def __init__(
-        self, endpoints: Sequence[Endpoint], transport: Transport, digest: str, size: int
+        self, endpoints: "Sequence[Endpoint]", transport: Transport, digest: str, size: int
     ) -> None:
         self.size = size
         self.others = len(endpoints) - 1

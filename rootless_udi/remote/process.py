@@ -8,8 +8,9 @@ socket. So the server reads one sort of file, and one process of a node fetches 
   "none" where an image of a registry has no squashfs that could be read in place; "there" where the
   store has it; or "!", a message and a hint.
 - from the server: an operation (GET or AGAIN) and a window's number, 8 bytes little-endian.
-- to the server: the number, and why the window can't be had, "" if it is in the file now; or, where
-  the disk is full, with a descriptor of a file in memory that has it.
+- to the server: the number, and why the window can't be had; "" if it is in the file now, CHECKED
+  if this process has compared it with the list and written it; or, where the disk is full, with a
+  descriptor of a file in memory that has it.
 
 It ends when nobody has the other end of the socket any more: with the image server, whatever ended
 that. Only while it fills a store it goes on, until the image is there whole (`remote.filler`).
@@ -28,14 +29,16 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.base.messages import send
 from rootless_udi.base.superblock import HEAD
 from rootless_udi.fuse.format import Corrupt, Superblock
+from rootless_udi.fuse.remotefile import CHECKED
 from rootless_udi.remote import opening, places
-from rootless_udi.remote.filler import Filler
 from rootless_udi.remote.kept import Kept
 from rootless_udi.remote.places import WindowsPlace
 from rootless_udi.remote.sources import Remote, RemoteRequest
 from rootless_udi.serve import outside
 from rootless_udi.serve.distant import AGAIN, NAME, THERE
 
+_TABLES = 4 << 20
+"""Most bytes of an image's tables, from its end, that are fetched before they are asked for."""
 SOCKET = 3
 """The descriptor of the socket that udi-run gives."""
 
@@ -69,12 +72,24 @@ def _tell(sock: socket.socket, *words: str) -> None:
         return  # udi-run has ended
 
 
+def _first(remote: Remote) -> tuple[tuple[int, int], ...]:
+    """Return what every start reads first, each (position, length): inodes and folders, from which
+    the server looks up all else, and what the image says itself."""
+    try:
+        head = Superblock(remote.head[:HEAD])
+        tables = max(head.inode_table, remote.used - _TABLES)
+        return (tables, remote.used - tables), *head.hot()
+    except Corrupt:
+        return ()  # whoever reads the image will say what is wrong
+
+
 class _Fetcher:
     def __init__(self, sock: socket.socket, asked: RemoteRequest, mask: int) -> None:
         self._sock = sock
         self._asked = asked
         self._mask = mask
         self._shown = ""
+        self._kept: Kept | None = None
         self._waiting: dict[int, float] = {}
         self._lock = threading.Lock()
 
@@ -90,16 +105,16 @@ class _Fetcher:
             _tell(self._sock, THERE)
             return
         kept = Kept(remote.ranges, where.fd, remote.used, self._answer, where.journal, remote.known)
+        self._kept = kept
         kept.begin(remote.head, remote.tail)
-        try:
-            hot = Superblock(remote.head[:HEAD]).hot()
-        except Corrupt:
-            hot = ()  # whoever reads the image will say what is wrong
         kept.start()
+        kept.expect(_first(remote))
         self._introduce(remote, where)
-        kept.expect(hot)
-        filler = Filler(kept, where, remote.facts) if where.filling is not None else None
-        if filler is not None:
+        filler = None
+        if where.filling is not None:
+            from rootless_udi.remote.filler import Filler
+
+            filler = Filler(kept, where, remote.facts)
             filler.start()
         self._serve(kept)
         if filler is not None:
@@ -142,6 +157,8 @@ class _Fetcher:
         with self._lock:
             if self._waiting.pop(number, None) is None:
                 return
+            if not why and self._kept is not None and number in self._kept.checked:
+                why = CHECKED
             fds = []
             try:
                 if window:

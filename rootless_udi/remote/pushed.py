@@ -62,9 +62,7 @@ def of_registry(asked: RemoteRequest) -> Remote | str:
     tail = windows.packed(known)
     if place(used) + len(tail) != ranges.size:
         # What `udi optimize` appended.
-        whole = bytearray()
-        ranges.read(place(used), ranges.size - place(used), lambda _, piece: whole.extend(piece))
-        tail = bytes(whole)
+        tail = ranges.part(place(used), ranges.size)
     if signed:
         facts["signed"] = list(signed)
     names = ((named.key(), name),)

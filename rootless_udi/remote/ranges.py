@@ -16,7 +16,6 @@ from rootless_udi.pull.http import Reply
 from rootless_udi.pull.retry import TRANSIENT, lasting, reason, retry_after
 from rootless_udi.remote.origins import Origin
 
-_PIECE = 1 << 18
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0
 """Seconds before the second attempt, doubled each time, and at most."""
 _EXPIRED = (401, 403, 410)
@@ -49,28 +48,39 @@ class Ranges:
 
     def begin(self, most: int) -> bytes:
         """Return the file's first `most` bytes, fewer where it is shorter; it fixes `size`."""
-        data = bytearray()
-        self.read(0, most, lambda _, piece: data.extend(piece))
-        return bytes(data)
+        room = memoryview(bytearray(most))
+        self.read(0, room)
+        return bytes(room[: self.size])
+
+    def part(self, at: int, stop: int) -> bytes:
+        """Return the bytes from `at` to `stop`."""
+        room = bytearray(max(stop - at, 0))
+        self.read(at, memoryview(room))
+        return bytes(room)
 
     def read(
-        self, at: int, size: int, sink: Callable[[int, bytes], object], fresh: bool = False
+        self,
+        at: int,
+        room: memoryview,
+        come: Callable[[int], object] = lambda there: None,
+        fresh: bool = False,
     ) -> None:
-        """Give the bytes of a range to sink(position, bytes), in order, as they come.
+        """Put the bytes from `at` on into `room`, as many as it holds or the file has; call
+        come(how many are there) as they come.
 
-        `sink` raises no OSError. After an interruption the rest is asked for. `fresh`: caches on
+        `come` raises no OSError. After an interruption the rest is asked for. `fresh`: caches on
         the way shall not answer.
         """
         end, begun = time.monotonic() + self.timeout, at
         wait, others = _FIRST_WAIT, self._origin.others
-        stop = min(at + size, self.size or at + size)
+        stop = min(at + len(room), self.size or at + len(room))
         while at < stop:
             before = at
             try:
-                for piece in self._once(at, stop - at, fresh, begun == at == 0):
-                    sink(at, piece)
-                    at += len(piece)
+                for got in self._once(at, room[at - begun : stop - begun], fresh, begun == at == 0):
+                    at += got
                     stop = min(stop, self.size)
+                    come(at - begun)
                     if time.monotonic() > end:
                         raise _Again("it comes too slowly")
                 return
@@ -105,24 +115,24 @@ class Ranges:
         final = lasting(error, self._origin.reached())
         return UdiError(f"reading {self.shown} failed: {final[0]}", final[1]) if final else None
 
-    def _once(self, at: int, size: int, fresh: bool, first: bool) -> Iterator[bytes]:
+    def _once(self, at: int, room: memoryview, fresh: bool, first: bool) -> Iterator[int]:
+        size = len(room)
         headers = {"Range": f"bytes={at}-{at + size - 1}", "Accept-Encoding": "identity"}
         if fresh:
             headers["Cache-Control"] = "no-cache"
         self.requests += 1
         reply = self._origin.ask(headers)
         try:
-            length = self._judged(reply, at, size, first)
-            left = length
-            while left:
-                piece = reply.read_some(min(_PIECE, left + 1))
-                if not piece:
+            room = room[: self._judged(reply, at, size, first)]
+            while room:
+                got = reply.read_into(room)
+                if not got:
                     raise _Again("the connection broke")
-                if len(piece) > left:
-                    raise self._wrong("more bytes than it announced")
-                left -= len(piece)
-                self.bytes += len(piece)
-                yield piece
+                room = room[got:]
+                self.bytes += got
+                yield got
+            if reply.length() is None and reply.read_some(1):
+                raise self._wrong("more bytes than it announced")
         finally:
             reply.close()
 

@@ -64,19 +64,16 @@ def of_web(asked: RemoteRequest) -> Remote:
     url, _, _ = asked.image.partition("#")
     origin = Web(url, asked.timeout, asked.insecure)
     ranges, head, used = begun(origin, asked.timeout)
-    tail = bytearray()
-    behind = ranges.size - place(used)
-    if behind > 0:
-        ranges.read(place(used), behind, lambda _, piece: tail.extend(piece))
+    tail = ranges.part(place(used), ranges.size)
     try:
-        known = windows.behind(lambda at, most: bytes(tail[at - place(used) :][:most]), used)
+        known = windows.behind(lambda at, most: tail[at - place(used) :][:most], used)
     except ValueError:
         known = None  # whoever reads the image will say what is wrong
     if known is None:
-        return Remote(ranges, head, used, bytes(tail), None, "", {})
+        return Remote(ranges, head, used, tail, None, "", {})
     name, key = web(asked.image).canonical, platform_of(os.uname().machine).key()
-    facts = {"version": 1, **_inside(bytes(tail)), "digest": known.digest, "reference": name}
-    return Remote(ranges, head, used, bytes(tail), known, known.digest, facts, ((key, name),))
+    facts = {"version": 1, **_inside(tail), "digest": known.digest, "reference": name}
+    return Remote(ranges, head, used, tail, known, known.digest, facts, ((key, name),))
 
 
 def begun(origin: Origin, timeout: float) -> tuple[Ranges, bytes, int]:

@@ -47,6 +47,7 @@ class Helper:
         self._server = ""
         self._said = ""
         self.known = self._key = self._keep = ""
+        self._behind = False
         self.keeps = self.ranks = False
         self.volumes: Volumes | None = None
         self._mine, theirs = pair()
@@ -86,7 +87,7 @@ class Helper:
         are a remote image's file and the socket to who fetches it (`distant.opened`).
         """
         if not root.trace:
-            self.known = start.known
+            self.known, self._behind = start.known, start.behind
         self._key, self._keep = start.key, start.keep
         try:
             told = root.path, root.trace, program, start.keep, start.key, start.verify
@@ -119,6 +120,7 @@ class Helper:
                 pass
         kinds += "k" if self.keeps else ""
         kinds += "r" if self.ranks else ""
+        kinds += "b" if self._behind else ""
         what = root.server, kinds, root.path, root.program, self.known, self._key, self._keep
         try:
             send(self._mine, (*what, str(root.offset), *root.options), fds)
@@ -211,7 +213,7 @@ def work(sock: "_socket.socket", source: "_socket.socket", place: "Place", launc
     fuse = fds.pop(0) if "f" in kinds else None
     if server == "udi":
         tell(sock, f"pid {child} {started(child)}")
-    asked = _asked(sock, known, path, key, watch) if known else ("", [])
+    asked = _asked(sock, known, "b" in kinds, key, watch) if known else ("", [])
     hold = _holder(sock, "k" in kinds, asked, place)
     if "r" in kinds and "k" not in kinds:
         hold = _looker(launcher, watch)
@@ -251,14 +253,14 @@ def work(sock: "_socket.socket", source: "_socket.socket", place: "Place", launc
 
 
 def _asked(
-    sock: "_socket.socket", known: str, path: str, key: str, watch: int | None
+    sock: "_socket.socket", known: str, behind: bool, key: str, watch: int | None
 ) -> tuple[str, list[int]]:
     """Start the process that prefetches if udi-run asks for it; return the message if it is another
     one, else ("", [])."""
     said, fds = receive(sock)
     if said != "ask":
         return said, fds
-    _ask_ahead(known, path, key, fds, watch)
+    _ask_ahead(known, behind, key, fds, watch)
     return "", []
 
 
@@ -327,15 +329,15 @@ def _end(place: "Place", why: str = "") -> None:
         ending.end(*place, why)
 
 
-def _ask_ahead(known: str, image: str, key: str, fds: list[int], watch: int | None) -> None:
+def _ask_ahead(known: str, behind: bool, key: str, fds: list[int], watch: int | None) -> None:
     """Start a process that prefetches.
 
-    `known` is the path of the questions, the image's own where they are appended to it for `key`;
-    `fds` are the mount's user namespace and a copy of the mount.
+    `known` is the path of the questions, with `behind` of an image's file to which they are
+    appended for `key`; `fds` are the mount's user namespace and a copy of the mount.
     """
     from rootless_udi.serve import prefetch
 
-    questions = prefetch.behind(image, key) if known == image else prefetch.find(known)
+    questions = prefetch.behind(known, key) if behind else prefetch.find(known)
     try:
         child = os.fork() if questions else -1
     except OSError:

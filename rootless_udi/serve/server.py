@@ -138,7 +138,7 @@ def _remote(sock: int, url: str, verify: str, timeout: str, digest: str) -> "Ope
     """Return what opens a remote image's file; `sock` leads to the process that fetches it."""
     from rootless_udi.fuse.remotefile import opener
 
-    return opener(sock, url, int(timeout), bool(verify), digest)
+    return opener(sock, url, int(timeout), bool(verify), digest, verify == LISTED)
 
 
 def _keeper(name: str) -> "Callable[[list[Question]], object]":

@@ -87,9 +87,9 @@ def source(digest: str, *hosts: str, known: bool = False, timeout: float = 20) -
 
 
 def read(one: Ranges, at: int, size: int) -> bytes:
-    out = bytearray()
-    one.read(at, size, lambda _, piece: out.extend(piece))
-    return bytes(out)
+    room = bytearray(size)
+    one.read(at, memoryview(room))
+    return bytes(room[: one.size - at])
 
 
 def whole(one: Ranges) -> bool:

@@ -27,6 +27,7 @@ from tests.kit import fuseimages, images
 from tests.kit.calls import calls_of
 from tests.kit.fusemount import Mount, ours
 from tests.kit.places import PROGRAMS, TREE
+from tests.kit.rangeserver import serving
 from tests.launch.test_run import wait_for
 
 Question = tuple[str, bytes, int, int]
@@ -455,10 +456,10 @@ def test_an_optimised_image_knows_its_start(user: User, box: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert target.stat().st_size % 4096 == 0
 
-    def asked(count: int, *command: object) -> bool:
+    def asked(count: int, *command: object, image: object = target) -> bool:
         """Tell whether a start asks so many ahead."""
         log = tmp_path / "log"
-        words = ("strace", "-f", "-e", "trace=chroot,/stat", "-o", log, "udi-run", target)
+        words = ("strace", "-f", "-e", "trace=chroot,/stat", "-o", log, "udi-run", image)
         one = user.popen(*words, *command, stdin=subprocess.PIPE)
 
         def found() -> list[str]:
@@ -481,6 +482,8 @@ def test_an_optimised_image_knows_its_start(user: User, box: Path, tmp_path: Pat
     (file,) = kept(user)
     file.write_bytes(prefetch.pack([("s", b"absent", 0, 0)]))
     assert asked(1, "sh", "-c", many)
+    with serving(target.read_bytes()) as server:
+        assert asked(150, "sh", "-c", many, image=server.url)
     # One that was optimised for a profile without a key.
     traced.write_text("udi profile 1\n" + traced.read_text().split("\n", 1)[1])
     done = user.run("udi", "optimize", "-o", target, box, traced)
