@@ -1,132 +1,226 @@
 #!/usr/bin/env python3
-"""`import numpy` of an image that is nowhere local, from a URL, against the same file on this disk.
+"""`import numpy` of an image that is nowhere local, against the same file on this disk.
 
-    python3 -m bench.remote IMAGE [--optimize] [--rounds=N]
+    python3 -m bench.remote IMAGE [--optimize] [--rounds=N] [--sizes=GB,GB]
 
-The links are a server on loopback that answers a request after a delay and sends all answers
-together at a rate. Before that the local file is read with each window checked (image.verify) and
-without. IMAGE is copied with the list of its windows (`udi export` does); with
---optimize it is laid out for this command first. Prints medians, ratios to the local file, and what
-was fetched: requests and bytes, against the windows that were needed.
+Prints medians, and ratios within a round:
+
+- what checking costs a start of a local file (image.verify);
+- over a link (`links`) by URL: against a local start, and against curl, which fetches the same
+  bytes; requests and bytes before the command ends, against the windows that it touches;
+- of images that are grown to these sizes, by tag with a token and by digest without one, out of a
+  registry that has the squashfs as a referrer: all that is asked is counted.
+
+IMAGE is copied with the list of its windows; with --optimize it is laid out for this command first.
 """
 
-import http.server
-import multiprocessing
+import json
 import os
-import re
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
+from bench import links
 from bench.fuse_cold import COMMAND, TREE, forgetful, once, optimised
+from bench.links import Link
+from rootless_udi.commands import profile
+from rootless_udi.fuse import profile as profiles
+from rootless_udi.fuse.filesystem import ROOT, FileSystem
+from rootless_udi.fuse.imagefile import WINDOW, ImageFile
+from rootless_udi.fuse.reader import Reader
 from rootless_udi.store import inside, resolve
 
 LINKS = ((1, 10_000), (20, 1_000))
 """Milliseconds of a round trip, Mb/s."""
+SIZES = (0.1, 1.0, 10.0)
+"""GB of images that are read at the second of them."""
+RUN = str(TREE / "bin/udi-run")
+UDI = str(TREE / "bin/udi")
 
 
-def serve(
-    path: str, delay: float, rate: float, port: "multiprocessing.Queue[int]", log: str
-) -> None:
-    """Serve the file at `path` after `delay` seconds, `rate` bytes a second; ranges go to `log`."""
-    size, fd = os.path.getsize(path), os.open(path, os.O_RDONLY)
-    turn = threading.Lock()
-    free = [0.0]
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            found = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-            assert found is not None
-            at, last = int(found[1]), min(int(found[2]), size - 1)
-            with open(log, "a") as file:
-                file.write(f"{at} {last + 1}\n")
-            time.sleep(delay)
-            self.send_response(206)
-            self.send_header("Content-Length", str(last + 1 - at))
-            self.send_header("Content-Range", f"bytes {at}-{last}/{size}")
-            self.end_headers()
-            while at <= last:
-                data = os.pread(fd, min(1 << 18, last + 1 - at), at)
-                with turn:
-                    free[0] = max(free[0], time.monotonic()) + len(data) / rate
-                    due = free[0]
-                time.sleep(max(0.0, due - time.monotonic()))
-                self.wfile.write(data)
-                at += len(data)
-
-    class Server(http.server.ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *_: object) -> None:
-            pass
-
-    server = Server(("127.0.0.1", 0), Handler)
-    port.put(server.server_address[1])
-    server.serve_forever()
-
-
-def listed(image: str, target: Path) -> str:
+def listed(image: str, target: Path) -> Path:
     """Return a copy of `image` with the list of its windows and its facts inside."""
     facts = resolve.local(image, image).facts
-    with open(image, "rb") as source, target.open("wb") as out:
+    with open(image, "rb") as source:
+        out = links.sparsely(target)
         inside.copy(source.fileno(), image, facts, out.write)
-    return str(target)
+        out.close()
+    return target
+
+
+def touched(image: Path, folder: Path) -> int:
+    """Return how many windows the command reads anything of: its reads, once more in here."""
+    traced = str(folder / "touched")
+    assert not profile.traced([RUN], str(image), COMMAND, traced)
+    seen = {0}
+
+    class Seen(ImageFile):
+        def read(self, at: int, size: int) -> bytes:
+            seen.update(range(at // WINDOW, (at + max(size, 1) - 1) // WINDOW + 1))
+            return super().read(at, size)
+
+    fd = os.open(image, os.O_RDONLY)
+    reader = Reader(fd, str(image), opener=lambda fd, head, _: Seen(fd, head.bytes_used))
+    fs = FileSystem(reader)
+    for one in profiles.load(traced):
+        node = ROOT
+        for name in one.path.split(b"/") if one.path else ():
+            node = fs.lookup(node, name)
+            if not node:
+                break
+        if node and one.kind == "r":
+            fs.read(node, one.offset, one.length)
+        elif node and one.kind == "d":
+            list(fs.entries(node, 0))
+        elif node and one.kind == "l":
+            fs.readlink(node)
+    fs.close()
+    os.close(fd)
+    return len(seen)
+
+
+def median(found: list[float]) -> float:
+    return statistics.median(found)
+
+
+def ratio(ours: list[float], theirs: list[float]) -> float:
+    """Return the median of the ratios within a round."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def checking(path: Path, first: dict[str, str], folder: Path, rounds: int) -> None:
+    """Print what each value of image.verify costs a start of a local file."""
+    took: dict[str, list[float]] = {"never": [], "remote": [], "always": []}
+    for word in took:
+        (folder / f"{word}.toml").write_text(f'[image]\nverify = "{word}"\n')
+    for round_ in range(rounds + 1):
+        for word, found in took.items():
+            env = {**first, "UDI_CONFIG": str(folder / f"{word}.toml")}
+            one = once([RUN, "--fuse=udi", str(path), *COMMAND], env)
+            if round_:
+                found.append(one)
+    for word in ("remote", "always"):
+        of_never = ratio(took[word], took["never"])
+        print(f"a local file, image.verify = {word}: {of_never:.3f} of never")
+
+
+def fetched(link: Link, until: float) -> tuple[int, float]:
+    """Return requests, and bytes in MB, before `until`."""
+    asked = link.asked(until)
+    return len(asked), sum(stop - at for _, at, stop, _ in asked) / 1e6
+
+
+def curl(link: Link, until: float) -> list[str]:
+    """Return the argv that fetches what was asked of the image's file, six at a time."""
+    argv = [
+        "curl",
+        "--no-progress-meter",
+        "--parallel",
+        "--parallel-immediate",
+        "--parallel-max",
+        "6",
+    ]
+    for number, (_, at, stop, _) in enumerate(link.asked(until)):
+        argv += ["--next"] if number else []
+        argv += [
+            "-sS",
+            "-r",
+            f"{at}-{stop - 1}",
+            "-o",
+            "/dev/null",
+            f"http://{link.host}/image.sqfs",
+        ]
+    return argv
+
+
+def by_url(path: Path, first: dict[str, str], folder: Path, rounds: int) -> None:
+    """Print starts by URL over each link, against local ones and curl."""
+    wanted = touched(path, folder) * WINDOW / 1e6
+    documents: links.Documents = {"/image.sqfs": ("application/octet-stream", str(path))}
+    for delay, rate in LINKS:
+        here, away, bare = [], [], []
+        with links.link(documents, folder, delay / 1000, rate * 1e6 / 8, False) as link:
+            url = f"http://{link.host}/image.sqfs"
+            for round_ in range(rounds + 1):
+                local = once([RUN, "--fuse=udi", str(path), *COMMAND], first)
+                link.settle()
+                link.clear()
+                remote = once([RUN, url, *COMMAND], {**first, **fresh(folder)})
+                end = time.monotonic()
+                requests, came = fetched(link, end)
+                floor = once(curl(link, end)) if shutil.which("curl") else 0.0
+                if round_:
+                    here.append(local)
+                    away.append(remote)
+                    bare.append(floor)
+        print(
+            f"{delay} ms, {rate} Mb/s: local {median(here) * 1000:.0f} ms, by URL "
+            f"{median(away) * 1000:.0f} ms: {ratio(away, here):.2f} of it (least / least "
+            f"{min(away) / min(here):.2f}); curl of the same bytes {median(bare) * 1000:.0f} ms; "
+            f"{requests} requests, {came:.1f} MB: {came / wanted:.2f} of the windows touched"
+        )
+
+
+def fresh(folder: Path) -> dict[str, str]:
+    """Return what makes a store of its own, empty, for one start."""
+    store = folder / f"store-{time.monotonic_ns()}"
+    return {"UDI_STORE": str(store)}
+
+
+def of_registry(path: Path, size: float, first: dict[str, str], folder: Path, rounds: int) -> None:
+    """Print starts of a registry's image that is being filled, by tag and by digest."""
+    delay, rate = LINKS[1]
+    found, digest = links.documents(path, dict(resolve.local(str(path), str(path)).facts))
+    for what, name, tokens in (
+        ("by tag with a token", "app:1", True),
+        ("by digest", f"app@{digest}", False),
+    ):
+        took = []
+        with links.link(found, folder, delay / 1000, rate * 1e6 / 8, tokens) as link:
+            config = folder / "trusted.toml"
+            config.write_text(f'[registry."{link.host}"]\ntrusted = true\n')
+            for round_ in range(rounds + 1):
+                link.clear()
+                env = {**first, **fresh(folder), "UDI_CONFIG": str(config)}
+                full = f"{link.host}/{name}"
+                one = once([RUN, "--pull=lazy", full, *COMMAND], env)
+                requests, came = fetched(link, time.monotonic())
+                subprocess.run([UDI, "rm", full], env={**os.environ, **env}, capture_output=True)
+                link.settle()
+                shutil.rmtree(env["UDI_STORE"])
+                if round_:
+                    took.append(one)
+        print(
+            f"{size:g} GB at {delay} ms, {rate} Mb/s, {what}: {median(took) * 1000:.0f} ms; "
+            f"{requests} requests, {came:.1f} MB with what fills the store"
+        )
 
 
 def main(argv: list[str]) -> None:
     """Run the benchmark."""
-    rounds = next((int(w[9:]) for w in argv if w.startswith("--rounds=")), 5)
+    words = dict(w[2:].partition("=")[::2] for w in argv if w.startswith("--"))
+    rounds = int(words.get("rounds", "5"))
+    sizes = [float(w) for w in words["sizes"].split(",")] if "sizes" in words else list(SIZES)
     image = next(w for w in argv if not w.startswith("--"))
-    run = str(TREE / "bin/udi-run")
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         folder = Path(name)
-        if "--optimize" in argv:
+        if "optimize" in words:
             image = optimised(image, folder)
         path = listed(image, folder / "listed.sqfs")
         first = forgetful(folder)
-        always = folder / "always.toml"
-        always.write_text('[image]\nverify = "always"\n')
-        checked, unchecked = [], []
-        for round_ in range(rounds + 1):
-            one = once([run, path, *COMMAND], first)
-            other = once([run, path, *COMMAND], {**first, "UDI_CONFIG": str(always)})
-            if round_:
-                unchecked.append(one)
-                checked.append(other)
-        ratio = statistics.median(a / b for a, b in zip(checked, unchecked, strict=True))
-        print(f"a local file, image.verify = always: {ratio:.2f} of unchecked")
-        for delay, rate in LINKS:
-            log = folder / f"log-{delay}"
-            port: multiprocessing.Queue[int] = multiprocessing.Queue()
-            words = path, delay / 1000, rate * 1e6 / 8, port, str(log)
-            server = multiprocessing.Process(target=serve, args=words, daemon=True)
-            server.start()
-            url = f"http://127.0.0.1:{port.get()}/listed.sqfs"
-            here, away = [], []
-            for round_ in range(rounds + 1):
-                local = once([run, "--fuse=udi", path, *COMMAND], first)
-                log.write_text("")
-                remote = once([run, url, *COMMAND], first)
-                if round_:
-                    here.append(local)
-                    away.append(remote)
-            server.terminate()
-            ranges = [tuple(map(int, line.split())) for line in log.read_text().splitlines()]
-            came = sum(stop - at for at, stop in ranges)
-            ratio = statistics.median(a / b for a, b in zip(away, here, strict=True))
-            print(
-                f"{delay} ms, {rate} Mb/s: local {statistics.median(here) * 1000:.0f} ms, "
-                f"by URL {statistics.median(away) * 1000:.0f} ms: {ratio:.2f} of it; "
-                f"{len(ranges)} requests, {came / 1e6:.1f} MB"
-            )
+        checking(path, first, folder, rounds)
+        by_url(path, first, folder, rounds)
+        facts = resolve.local(image, image).facts
+        for size in sizes:
+            big, whole = folder / "big.sqfs", folder / "whole.sqfs"
+            links.grown(Path(image), big, int(size * 1e9))
+            big.with_suffix(".json").write_text(json.dumps(dict(facts)))
+            of_registry(listed(str(big), whole), size, first, folder, rounds)
+            big.unlink()
 
 
 if __name__ == "__main__":
