@@ -1,4 +1,5 @@
-"""`udi sshd` on two nodes of a real Slurm: the image's own mpirun, rsync, a terminal."""
+"""`udi sshd` on two nodes of a real Slurm: the image's own mpirun, of MPICH and Open MPI, rsync, a
+terminal."""
 
 import os
 import pwd
@@ -11,13 +12,15 @@ import pytest
 
 from tests.conftest import User
 from tests.kit import images, mpiprogs
-from tests.kit.cage import reachable
+from tests.kit.cage import ok, reachable
 from tests.kit.nodes import SHOW, squashfs, state_files
 from tests.kit.slurm import Slurm
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.needs("sshd", "slurm", "userns", "fuse", "mksquashfs", "mmdebstrap", "mpich"),
+    pytest.mark.needs(
+        "sshd", "slurm", "userns", "fuse", "mksquashfs", "mmdebstrap", "mpich", "openmpi"
+    ),
 ]
 SSHD = ("srun", "-N2", "--ntasks-per-node=1", "--mpi=none", "udi", "sshd")
 
@@ -32,11 +35,15 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The distribution with MPICH, ssh and rsync, and the MPI program."""
-    root = images.debian_root(mpiprogs.codename(), ("mpich", "openssh-client", "rsync"))
-    compiled = mpiprogs.program(mpiprogs.MPICH).read_bytes()
+    """The distribution with MPICH, Open MPI, ssh and rsync, and the MPI program of each."""
+    packages = ("mpich", "openmpi-bin", "openssh-client", "rsync")
+    root = images.debian_root(mpiprogs.codename(), packages)
     inside = mpiprogs.INSIDE.strip("/")
-    layer = images.tar([(inside, None, {}), (f"{inside}/mpicheck", compiled, {"mode": 0o755})])
+    entries: list[images.Entry] = [(inside, None, {})]
+    for kind in mpiprogs.KINDS.values():
+        compiled = mpiprogs.program(kind).read_bytes()
+        entries.append((f"{inside}/{kind.name}", compiled, {"mode": 0o755}))
+    layer = images.tar(entries)
     folder = reachable(tmp_path_factory.mktemp("image"))
     return squashfs(folder / "ssh.squashfs", [root, layer])
 
@@ -49,11 +56,6 @@ def nothing_remains(slurm: Slurm, user: User) -> Iterator[None]:
     state = Path(user.env["XDG_RUNTIME_DIR"])
     slurm.gone(lambda: state_files(state))
     assert not (user.home / ".local/state/rootless_udi/ssh-jobs").exists()
-
-
-def ok(done: "subprocess.CompletedProcess[str]") -> str:
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_ssh_from_inside_goes_to_that_nodes_container(
@@ -74,14 +76,26 @@ def test_ssh_from_inside_goes_to_that_nodes_container(
     assert lines[-1] == "x"
 
 
-def test_the_images_mpirun_starts_ranks_on_both_nodes(
-    slurm: Slurm, user: User, image: Path
-) -> None:
+def test_the_images_hydra_starts_ranks_on_both_nodes(slurm: Slurm, user: User, image: Path) -> None:
     """Each node's ranks share its container; MPI itself runs on the other node alone, since the two
     pretend nodes have one address."""
     spread = f"mpiexec.hydra -hosts n0,n1 -ppn 2 -n 4 sh -c 'echo $({SHOW})'"
-    other = f"mpiexec.hydra -hosts n1 -n 4 {mpiprogs.INSIDE}/mpicheck 3 65536"
-    out = ok(slurm.run(user, *SSHD, image, "sh", "-c", f"{spread}; {other}"))
+    other = f"mpiexec.hydra -hosts n1 -n 4 {mpiprogs.INSIDE}/mpich 3 65536"
+    shared(ok(slurm.run(user, *SSHD, image, "sh", "-c", f"{spread}; {other}")))
+
+
+def test_the_images_open_mpi_starts_ranks_on_both_nodes(
+    slurm: Slurm, user: User, image: Path
+) -> None:
+    """As hydra does. Slots are counted by tasks of the step; the cage has no interface but lo."""
+    mpirun = "mpirun.openmpi --map-by :OVERSUBSCRIBE --mca oob_tcp_if_include lo"
+    spread = f"{mpirun} --host n0:2,n1:2 -n 4 sh -c 'echo $({SHOW})'"
+    other = f"{mpirun} --host n1:4 -n 4 {mpiprogs.INSIDE}/openmpi 3 65536"
+    shared(ok(slurm.run(user, *SSHD, image, "sh", "-c", f"{spread} && {other}")))
+
+
+def shared(out: str) -> None:
+    """Check the two nodes' containers of the first command, and the contents of the second's."""
     pairs = [tuple(line.split()) for line in out.splitlines() if line.startswith("user:")]
     assert len(pairs) == 4 and sorted(pairs.count(one) for one in {*pairs}) == [2, 2], out
     result = mpiprogs.parse(out)
