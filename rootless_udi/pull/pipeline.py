@@ -241,9 +241,7 @@ class _Pull:
             source.squashfs, resolved.digest, self._options.believed, self._progress.detail
         )
         try:
-            facts = None
-            if found is not None:
-                facts = await self._take(source, resolved, found, target)
+            facts = await self._take(source, resolved, found, target) if found else None
             if facts is None:
                 facts = await self._merge(source, resolved, target)
             if self._signed:
@@ -286,10 +284,8 @@ class _Pull:
 
         try:
             return await self._in_thread(taken)
-        except GaveUp:
-            raise
         except UdiError as error:
-            if resolved.found is not None:
+            if isinstance(error, GaveUp) or resolved.found is not None:
                 raise
             self._progress.note(
                 f"the squashfs that {found.host} has for it is not used: {error.message}; "
