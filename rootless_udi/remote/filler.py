@@ -91,6 +91,14 @@ class Filler:
 
         Raises FillingEnded, UdiError, OSError.
         """
+        try:
+            self._alone()
+        except (FillingEnded, UdiError, OSError):
+            # A node whose locks don't meet ours may have made it meanwhile.
+            if not self._place.made():
+                raise
+
+    def _alone(self) -> None:
         self._check_room()
         lock = self._store.lock(self._what.digest)
         wait = _FIRST_WAIT

@@ -1,5 +1,9 @@
-"""Stores that fill on file systems of other kinds: without sparse files, with a quota."""
+"""Stores that fill on file systems of every kind: without sparse files, with a quota, with locks
+that hold on one node only; starts of 64 ranks; and networks that end at any moment."""
 
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +13,8 @@ from rootless_udi.base.windows import count
 from rootless_udi.store.store import Store
 from tests.conftest import User
 from tests.kit.places import TREE
-from tests.remote.test_lazy import LAZY, Shop, opened, shop, store, used_in
+from tests.kit.registry import Flaky, Quiet
+from tests.remote.test_lazy import LAZY, Shop, hold, opened, shop, store, used_in
 
 pytestmark = pytest.mark.needs("userns", "fuse", "busybox", "registry")
 __all__ = ["opened", "shop", "store"]
@@ -50,3 +55,64 @@ def test_a_quota(user: User, shop: Shop, store: Store, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len(shop.windows()) < count(used_in(shop))
     assert Path(store.images()[0].image.squashfs).read_bytes() == shop.data
+
+
+def test_two_nodes_whose_locks_do_not_meet(
+    user: User, shop: Shop, store: Store, tmp_path: Path
+) -> None:
+    """Both fill, one of them makes the image, and both are right."""
+    ready = hold(shop)
+    nodes = []
+    for name in ("a", "b"):
+        words = *behind(user, tmp_path / name), "udi", "fetch", "-q", shop.name
+        nodes.append(user.popen(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    assert ready.wait(60)
+    shop.front.rule = None
+    said = [one.communicate(timeout=120) for one in nodes]
+    assert [one.returncode for one in nodes] == [0, 0], said
+    assert {out for out, _ in said} == {f"{shop.digest}\n"}
+    assert Path(store.images()[0].image.squashfs).read_bytes() == shop.data
+    assert user.run("udi", "verify", shop.name).returncode == 0
+    assert not os.listdir(store.path("blobs"))
+
+
+def test_64_ranks_with_nothing_local(user: User, shop: Shop, store: Store) -> None:
+    """A lazy start of a step: one server of the node, and no window comes twice."""
+    env = {"UDI_SHARE": "lazy"}
+    words = "udi-run", LAZY, shop.name, "sh", "-c", "cat /noise >/dev/null; sleep 5"
+    ranks = [user.popen(*words, env=env) for _ in range(64)]
+    assert {one.wait(240) for one in ranks} == {0}
+    assert user.run("udi", "fetch", "-q", shop.name).returncode == 0
+    came = shop.windows()
+    # `udi fetch` looks at the first, where the image is not there yet.
+    assert set(came) == set(range(count(used_in(shop))))
+    assert len([one for one in came if one]) == len(set(came)) - 1 and came.count(0) <= 2
+    assert Path(store.images()[0].image.squashfs).read_bytes() == shop.data
+
+
+@pytest.mark.slow
+def test_the_network_ends_at_any_moment(user: User, shop: Shop, tmp_path: Path) -> None:
+    """From the first question to the last window: an end that names the registry, an I/O error of
+    the program (SIGBUS where it is the program's own page), or all is there."""
+    ended = 0
+    for number in range(1, 60):
+        user.env["UDI_STORE"] = str(tmp_path / f"s{number}")
+        shop.front.log.clear()
+
+        def rule(front: Flaky, request: Quiet, _: str, last: int = number) -> bool:
+            if len(front.log) < last:
+                return False
+            request.close_connection = True
+            return True
+
+        shop.front.rule = rule
+        done = user.run("udi-run", LAZY, shop.name, "md5sum", "/noise", timeout=120)
+        asked = len(shop.front.log)
+        if done.returncode == 125:
+            assert shop.front.host in done.stderr and not done.stdout, done.stderr
+        elif done.returncode not in (0, -signal.SIGBUS):
+            assert "Input/output error" in done.stderr, done.stderr
+        ended += bool(done.returncode)
+        if not done.returncode or asked < number:
+            break
+    assert ended >= 6 and not done.returncode
