@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rootless_udi.base import process
+from rootless_udi.bundle import FORMAT
 from rootless_udi.node import publish
 from rootless_udi.node.record import PAIR, NodeRecord, living
 from rootless_udi.plan import environment
@@ -116,8 +117,8 @@ def modules(bundle: Path) -> object:
     """Return what a bundle holds, to be compared: which strings are interned differs by process."""
     data = bundle.read_bytes()
     form, boot, table, groups, elsewhere = marshal.loads(data)
-    codes = [(names, marshal.loads(data[begin:end])) for names, begin, end in groups]
-    return form, boot, table, codes, elsewhere
+    parts = [[marshal.loads(data[at:]) for at in places] for places in groups]
+    return form, boot, table, parts, elsewhere
 
 
 def test_a_damaged_bundle_is_left_aside_and_written_anew(user: User, box: Path) -> None:
@@ -131,8 +132,8 @@ def test_a_damaged_bundle_is_left_aside_and_written_anew(user: User, box: Path) 
     assert user.run(*argv).stdout == "ok\n"
     bundles = sorted((prefix / "rootless_udi/__pycache__").glob("udi-*.bundle"))
     assert [one.name.partition(".")[0] for one in bundles] == ["udi-run", "udi-start"]
-    odd = marshal.dumps((5, "boot = None", {}, (), {}))
-    old = marshal.dumps((4, "boot = None", {}, (), {}))
+    odd = marshal.dumps((FORMAT, "boot = None", {}, (), {}))
+    old = marshal.dumps((FORMAT - 1, "boot = None", {}, (), {}))
     for bundle in bundles:
         whole, sound = bundle.read_bytes(), modules(bundle)
         for content in (
