@@ -13,6 +13,7 @@ from tests.commands.test_sif import ENV, squashfs
 from tests.conftest import User
 from tests.kit import images, probes, sifs
 from tests.kit.nodes import Leftovers, Rank, counted
+from tests.launch.test_run import wait_for
 
 pytestmark = pytest.mark.needs("userns", "fuse", "mksquashfs", "busybox")
 
@@ -216,7 +217,10 @@ def test_what_the_plan_says(user: User, app: Path, left: Leftovers) -> None:
     assert plan["notes"] == ["the image's signatures are not checked"]
     assert "/.singularity.d/env/*.sh" in user.run("udi-run", "--explain", "app.sif").stdout
     done = user.run("udi-run", "--trace=p", "app.sif", "true")
-    assert done.returncode == 0 and "udi profile 1" in (user.home / "p").read_text()
+    assert done.returncode == 0
+    # The image server writes it when it ends, after the command.
+    wait_for(lambda: (user.home / "p").exists())
+    assert "udi profile 1" in (user.home / "p").read_text()
 
 
 def test_changes_are_operations() -> None:
