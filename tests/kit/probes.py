@@ -88,6 +88,11 @@ def _chromium() -> bool:
     return _command("chromium", "chromedriver")() and all(_module(name)() for name in modules)
 
 
+def _openmpi4() -> bool:
+    command = ["mpirun.openmpi", "--version"]
+    return _command(command[0])() and b" 4." in subprocess.check_output(command)
+
+
 PROBES: dict[str, Callable[[], bool]] = {
     "userns": _userns,
     "fuse": _fuse,
@@ -123,6 +128,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "gridengine": _command("qsub", "sge_qmaster"),
     "mpich": _command("mpicc.mpich", "mpiexec.hydra"),
     "openmpi": _command("mpicc.openmpi", "mpiexec.openmpi"),
+    "openmpi4": _openmpi4,
     "openmpi-c++": lambda: any(Path("/usr/lib").glob("*/libmpi_cxx.so.40")),
     "fuse-overlayfs": _command("fuse-overlayfs"),
     "fuse2fs": _command("fuse2fs", "mke2fs"),
