@@ -5,7 +5,7 @@ import os
 import time
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.base.process import say
+from rootless_udi.base.process import say, tell
 from rootless_udi.commands.common.given import (
     Arguments,
     image_stores,
@@ -16,7 +16,7 @@ from rootless_udi.commands.common.parsers import Parsers, add_insecure, add_plat
 from rootless_udi.config import load
 from rootless_udi.plan.reference import ELSEWHERE, REMOTE, Reference
 from rootless_udi.plan.site import Site
-from rootless_udi.serve.distant import THERE
+from rootless_udi.serve.distant import BROKEN, NONE
 from rootless_udi.store import resolve
 
 TYPE_CHECKING = False
@@ -51,9 +51,12 @@ def fetch(arguments: Arguments) -> int:
     if there is None:
         if reference.kind not in ELSEWHERE:
             return _pull(arguments)
-        remote = _remote(arguments, reference, site, stores[0])
-        if remote is None:
-            return _pull(arguments)
+        kind, _, why = _remote(arguments, reference, site, stores[0]).partition("\0")
+        if kind in (NONE, BROKEN):
+            if kind == BROKEN:
+                tell(f"{arguments.image} is pulled: {why}")
+            # What has just failed is not asked for again.
+            return _pull(arguments, *(["--convert"] if kind == BROKEN else []))
         there = resolve.lookup(stores, reference, platform)
     if there is None:
         raise UdiError(f"image {arguments.image} is not in the store after it was fetched")
@@ -61,15 +64,18 @@ def fetch(arguments: Arguments) -> int:
     return 0
 
 
-def _pull(arguments: Arguments) -> int:
+def _pull(arguments: Arguments, *options: str) -> int:
     from rootless_udi.commands import pull
 
-    given = {"name": None, "compression": None, "force": False, "keep_blobs": False, "writer": ""}
-    return pull.pull(argparse.Namespace(**{**given, "site": False, **vars(arguments)}))
+    words = [f"--{name}" for name in ("insecure", "quiet") if vars(arguments)[name]]
+    words += [f"--platform={arguments.platform}"] if arguments.platform else []
+    whole = argparse.ArgumentParser()
+    pull.add(whole.add_subparsers())
+    return pull.pull(whole.parse_args(["pull", *options, *words, "--", arguments.image]))
 
 
-def _remote(arguments: Arguments, reference: Reference, site: Site, store: str) -> "str | None":
-    """Fetch what is missing; return None where the image can't be read in place."""
+def _remote(arguments: Arguments, reference: Reference, site: Site, store: str) -> str:
+    """Fetch what is missing; return "", or what `opening.found` says where it can't be read."""
     from rootless_udi.commands.common import progress
     from rootless_udi.remote import opening
     from rootless_udi.remote.sources import RemoteRequest
@@ -81,9 +87,9 @@ def _remote(arguments: Arguments, reference: Reference, site: Site, store: str) 
         shown.stage("resolve", reference.canonical)
         found = opening.found(asked)
         if isinstance(found, str):
-            return found if found == THERE else None
+            return found
         _fill(asked, found, shown)
-    return "filled"
+    return ""
 
 
 def _insecure(reference: Reference, site: Site) -> bool:

@@ -71,13 +71,16 @@ class Away:
         self._found.sock.close()
 
 
-def find(request: Request, site: Site, environ: "dict[str, str]") -> "Away | None":
+def find(request: Request, site: Site, environ: "dict[str, str]", who: str) -> "Away | None":
     """Return the request's image if it is to be read where it is, None where a store has it, or
-    where it must be pulled first. Raises UdiError where there is no image at a URL."""
+    where it must be pulled first. `who` is the launcher of several ranks, which never pull, or "".
+
+    Raises UdiError where there is no image at a URL.
+    """
     lazy = (request.pull or site.pull) == LAZY
     if request.image.startswith((*REMOTE, GATEWAY)):
         return _in_place(request, site, environ, lazy)
-    return _of_registry(request, site, environ) if lazy else None
+    return _of_registry(request, site, environ, who) if lazy else None
 
 
 def _in_place(request: Request, site: Site, environ: "dict[str, str]", lazy: bool) -> "Away | None":
@@ -122,7 +125,9 @@ def _by_url(request: Request, site: Site, folder: str, lazy: bool) -> "Away | No
     return Away(found, image.replace(path=found.shown), digest, checked, site)
 
 
-def _of_registry(request: Request, site: Site, environ: "dict[str, str]") -> "Away | None":
+def _of_registry(
+    request: Request, site: Site, environ: "dict[str, str]", who: str
+) -> "Away | None":
     reference = parse(request.image, site.registry)
     if reference.kind != "registry":
         return None
@@ -137,7 +142,10 @@ def _of_registry(request: Request, site: Site, environ: "dict[str, str]") -> "Aw
     if isinstance(found, str):
         kind, _, why = found.partition("\0")
         if kind == distant.BROKEN or (request.verbose and kind == distant.NONE):
-            tell(f"{request.image} is pulled first: {why}")
+            tell(f"{request.image} {'must be' if who else 'is'} pulled first: {why}")
+        if kind == distant.BROKEN and not who:
+            # What has just failed is not asked for again.
+            resolve.pull(request, stores[0], "--convert")
         return None
     return _listed(request, site, found)
 

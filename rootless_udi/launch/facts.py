@@ -58,7 +58,7 @@ def find(
     if request.image.startswith((*REMOTE, GATEWAY)) or "lazy" in (request.pull, site.pull):
         from rootless_udi.launch import away as elsewhere
 
-        away = elsewhere.find(request, site, environ)
+        away = elsewhere.find(request, site, environ, who)
     image = away.image if away is not None else resolve.image(request, site, environ, who)
     wanted = "udi" if request.trace else request.fuse or site.server
     try:

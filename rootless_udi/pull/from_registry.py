@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 
+from rootless_udi.base.errors import UdiError
 from rootless_udi.plan.reference import Platform, Reference
 from rootless_udi.pull import credentials
 from rootless_udi.pull.artifact import FoundSquashfs
@@ -61,7 +62,11 @@ class RegistrySource:
         return believed.allow(self._reference, digests, self.repository.signatures)
 
     def squashfs(self, digest: str, believed: Believed, told: Told) -> FoundSquashfs | None:
-        return find_squashfs(self.repository, digest, believed, told)
+        try:
+            return find_squashfs(self.repository, digest, believed, told)
+        except UdiError as error:
+            told(error.message)
+            return None
 
     def order(self, layers: Sequence[Descriptor]) -> list[Descriptor]:
         """Return the layers with the largest first, since it takes the longest."""

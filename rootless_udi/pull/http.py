@@ -90,7 +90,7 @@ class Reply:
         """Return the whole body. Raises UdiError where it has more than `most` bytes."""
         parts = []
         left = most + 1
-        with within(ANSWER_SECONDS, self._sock):
+        with within(self._transport.seconds, self._sock):
             while left > 0:
                 part = self._response.read1(min(left, 1 << 16))
                 if not part:
@@ -142,17 +142,23 @@ class Transport:
         answer: float | None = None,
         local: str = "",
     ) -> None:
-        """`answer`: most seconds for an answer's status and headers, ANSWER_SECONDS without it; and
-        for bytes, if fewer than _IDLE_SECONDS. `local`: a Unix socket to which all requests go."""
+        """`answer`: most seconds for an answer's status and headers, and for a whole document,
+        ANSWER_SECONDS without it; and for bytes or to connect, if fewer than those usually have.
+        `local`: a Unix socket to which all requests go."""
         self.stop = stop or Stop()
         self._local = local
-        self._answer = answer
+        self._most = answer
         self.reached: set[str] = set()
         self._environ = os.environ if environ is None else environ
         self._proxies = Proxies()
         self._idle: dict[_Place, list[http.client.HTTPConnection]] = {}
         self._contexts: dict[tuple[str, bool], ssl.SSLContext] = {}
         self._lock = threading.Lock()
+
+    @property
+    def seconds(self) -> float:
+        """The most seconds for an answer, or a whole document."""
+        return ANSWER_SECONDS if self._most is None else self._most
 
     def get(
         self,
@@ -202,7 +208,6 @@ class Transport:
             target = urllib.parse.urlunsplit((scheme, netloc, parts.path, parts.query, ""))
             headers |= parties.for_proxy(proxy)
         headers.setdefault("User-Agent", _USER_AGENT)
-        most = ANSWER_SECONDS if self._answer is None else self._answer
         while True:
             self.stop.check()
             connection, fresh = self._connection(place)
@@ -211,11 +216,11 @@ class Transport:
                 if fresh:
                     connection.connect()
                     if connection.sock is not None:
-                        connection.sock.settimeout(min(_IDLE_SECONDS, most))
+                        connection.sock.settimeout(min(_IDLE_SECONDS, self.seconds))
                     self.stop.watch(connection)
                 # Kept, since http.client takes it from the connection if the server will close it.
                 sock = connection.sock
-                with within(most, sock):
+                with within(self.seconds, sock):
                     connection.request(method, target, body, headers)
                     response = connection.getresponse()
             except BaseException as error:
@@ -224,7 +229,7 @@ class Transport:
                     raise UdiError(f"GET {url} failed: {host!r} is no host name") from None
                 # A kept connection, which the server may have closed meanwhile: try a new one. Of a
                 # PATCH the server may have taken a part, which it would have twice.
-                again = not fresh and method != "PATCH"
+                again = not (fresh or method == "PATCH" or isinstance(error, TimeoutError))
                 if again and isinstance(error, OSError | http.client.HTTPException):
                     continue
                 self.stop.check()
@@ -246,7 +251,8 @@ class Transport:
         if through == "https":
             # `insecure` is about the registry: a proxy's certificate is checked.
             outer = self._context(name, number, False)
-        return Connection(host, port, proxy, inner, outer), True
+        seconds = min(proxies.CONNECT_SECONDS, self.seconds)
+        return Connection(host, port, proxy, inner, outer, seconds), True
 
     def done(
         self,

@@ -108,6 +108,7 @@ class Connection(http.client.HTTPConnection):
 
     `inner` is for TLS with an https server, `outer` for TLS with an https:// proxy. To an http
     server there is no tunnel through HTTP proxies: the request line has the whole URL instead.
+    `seconds` is the most that connecting may take.
     """
 
     def __init__(
@@ -117,11 +118,13 @@ class Connection(http.client.HTTPConnection):
         proxy: str,
         inner: ssl.SSLContext | None,
         outer: ssl.SSLContext | None,
+        seconds: float = CONNECT_SECONDS,
     ) -> None:
-        super().__init__(host, port, timeout=CONNECT_SECONDS)
+        super().__init__(host, port, timeout=seconds)
         # http.client leaves this port out of the Host header.
         self.default_port = 80 if inner is None else 443
         self._inner, self._outer, self._proxy = inner, outer, proxy
+        self._seconds = seconds
         self._scheme, *_ = address(proxy) if proxy else ("",)
         if inner is not None and self._scheme in ("http", "https"):
             self.set_tunnel(host, port, parties.for_proxy(proxy))
@@ -130,7 +133,7 @@ class Connection(http.client.HTTPConnection):
         """Connect, TLS included. Raises OSError, also where a proxy refuses."""
         # self.sock is set before each step that waits: to stop the pull, `Stop` shuts that socket.
         at = address(self._proxy)[1:] if self._proxy else (self.host, self.port)
-        self.sock = socket.create_connection(at, CONNECT_SECONDS)
+        self.sock = socket.create_connection(at, self._seconds)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._outer is not None:
             self._shake_hands(self._outer, at[0])

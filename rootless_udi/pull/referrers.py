@@ -24,21 +24,24 @@ def find_squashfs(
     """Return a squashfs for the image whose manifest is `digest`, None where there is none.
 
     `told` is called with each reason why one is not used. Each registry or mirror is believed, or
-    not, by its own name. Nothing is asked where nobody would be believed. Raises UdiError for what
-    is given up; that the pull of the image itself can't be tried either is not said by that.
+    not, by its own name. Nothing is asked where nobody would be believed. Raises UdiError where
+    none was found, and one that was asked has not answered well; the image itself may be there.
     """
     reference = repository.reference
     if not believed.anybody(reference, [one.host for one in repository.endpoints]):
         told("no registry is trusted and no key named: what others pushed for it is not looked for")
         return None
+    failure: UdiError | None = None
     for endpoint in repository.endpoints:
         try:
             found = _at(endpoint, repository, digest, believed, told)
         except UdiError as error:
-            told(error.message)
+            failure = failure or error
             continue
         if found is not None:
             return found
+    if failure is not None:
+        raise failure
     return None
 
 

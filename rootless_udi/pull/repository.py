@@ -30,11 +30,14 @@ class Repository:
         lookup: Lookup = credentials.find,
         answer: float | None = None,
     ) -> None:
-        """`answer`: most seconds for an answer (`http.Transport`)."""
+        """`answer`: most seconds for an answer (`http.Transport`). Where the time is fixed
+        (`Patience.total`), a mirror that was given up is not asked again."""
         self.reference = reference
         self._note = note
         self.transport = Transport(stop, answer=answer)
-        brief = (patience or Patience()).replace(attempts=2)
+        patience = patience or Patience()
+        self._fixed = bool(patience.total)
+        brief = patience.replace(attempts=1 if self._fixed else 2)
         hosts = [*(mirrors or {}).get(reference.registry, ()), reference.registry]
         self.endpoints = [
             Endpoint(
@@ -62,6 +65,8 @@ class Repository:
             except UdiError as error:
                 said.append(f"mirror {mirror.host}: {error.message}")
                 self._note(said[-1])
+                if self._fixed and isinstance(error, GaveUp):
+                    self.endpoints = [one for one in self.endpoints if one is not mirror]
         try:
             return ask(registry)
         except Missing:

@@ -60,7 +60,7 @@ class Source(Protocol):
 
     def squashfs(self, digest: str, believed: Believed, told: Told) -> FoundSquashfs | None:
         """Return a squashfs that was pushed for the image `digest`, None where none is to be used;
-        `told` is called with the reasons. Raises UdiError."""
+        `told` is called with the reasons."""
         ...
 
     def fetch(self, layer: Descriptor, report: Report) -> str:

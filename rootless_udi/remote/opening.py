@@ -2,16 +2,17 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.plan.reference import GATEWAY, REMOTE
 from rootless_udi.remote.sources import Remote, RemoteRequest, of_web
 
 
-def found(asked: RemoteRequest) -> Remote | str:
+def found(asked: RemoteRequest, known: Callable[[], object] = lambda: None) -> Remote | str:
     """Return the image, or what udi-run is told where it can't be read in place (`serve.distant`).
 
-    Raises UdiError, OSError.
+    `known` is called once an image could be pulled, if it can't be read. Raises UdiError, OSError.
     """
     if asked.fill:
         from rootless_udi.config import load
@@ -28,4 +29,4 @@ def found(asked: RemoteRequest) -> Remote | str:
     # Not for a URL: it is a tenth of a second.
     from rootless_udi.remote.pushed import of_registry
 
-    return of_registry(asked)
+    return of_registry(asked, known)

@@ -5,8 +5,9 @@ reader of files: the windows come into a sparse file that both have open, and th
 socket. So the server reads one sort of file, and one process of a node fetches for all its ranks.
 
 - first message to udi-run: "ok", and what `serve.distant.Distant` says, with the file's descriptor;
-  "none" where an image of a registry has no squashfs that could be read in place; "there" where the
-  store has it; or "!", a message and a hint.
+  "none" where an image of a registry has no squashfs that could be read in place; "broken" where
+  one is damaged, or does not come in time; "there" where the store has it; or "!", a message and a
+  hint.
 - from the server: an operation (GET or AGAIN) and a window's number, 8 bytes little-endian.
 - to the server: the number, and why the window can't be had; "" if it is in the file now, CHECKED
   if this process has compared it with the list and written it; or, where the disk is full, with a
@@ -14,7 +15,8 @@ socket. So the server reads one sort of file, and one process of a node fetches 
 
 It ends when nobody has the other end of the socket any more: with the image server, whatever ended
 that. Only while it fills a store it goes on, until the image is there whole (`remote.filler`).
-Nobody ever waits longer than the site's time: an answer is sent then, whatever a thread does.
+Nobody ever waits longer than the site's time, neither for a window nor for the start: an answer is
+sent then, whatever a thread does.
 """
 
 import os
@@ -35,12 +37,15 @@ from rootless_udi.remote.kept import Kept
 from rootless_udi.remote.places import WindowsPlace
 from rootless_udi.remote.sources import Remote, RemoteRequest
 from rootless_udi.serve import outside
-from rootless_udi.serve.distant import AGAIN, NAME, THERE
+from rootless_udi.serve.distant import AGAIN, BROKEN, NAME, THERE
 
 _TABLES = 4 << 20
 """Most bytes of an image's tables, from its end, that are fetched before they are asked for."""
 SOCKET = 3
 """The descriptor of the socket that udi-run gives."""
+_MORE = 0.5
+"""Seconds that a start has beyond the site's time: who waits for an answer says best which."""
+_HINT = "is the network there? image.timeout says how long to wait; `udi pull` is more patient"
 
 
 def main() -> None:
@@ -92,10 +97,12 @@ class _Fetcher:
         self._kept: Kept | None = None
         self._waiting: dict[int, float] = {}
         self._lock = threading.Lock()
+        self._opened = False
+        self._pullable = False
 
     def run(self) -> None:
         """Open the image, tell udi-run, and answer the server until it has ended."""
-        remote = opening.found(self._asked)
+        remote = self._found()
         if isinstance(remote, str):
             _tell(self._sock, *remote.split("\0"))
             return
@@ -119,6 +126,34 @@ class _Fetcher:
         self._serve(kept)
         if filler is not None:
             filler.join()
+
+    def _found(self) -> Remote | str:
+        """Return what `opening.found` does; after the site's time tell udi-run, and end."""
+        late = threading.Timer(self._asked.timeout + _MORE, self._late)
+        late.daemon = True
+        late.start()
+        try:
+            return opening.found(self._asked, self._can_be_pulled)
+        finally:
+            late.cancel()
+            with self._lock:
+                self._opened = True
+
+    def _can_be_pulled(self) -> None:
+        self._pullable = True
+
+    def _late(self) -> None:
+        """End where each answer comes in time, but not all that a start needs."""
+        with self._lock:
+            if self._opened:
+                return
+            name, seconds = self._asked.image.partition("?")[0], f"{self._asked.timeout:g} s"
+            why = f"what a start needs of {name} did not come in {seconds}"
+            if self._pullable:
+                _tell(self._sock, BROKEN, why)
+            else:
+                _tell(self._sock, "!", why, _HINT)
+            os._exit(0)
 
     def _introduce(self, remote: Remote, where: WindowsPlace) -> None:
         listed = remote.known.digest if remote.known is not None else ""

@@ -14,8 +14,9 @@ from rootless_udi.pull import claims, pushed
 from rootless_udi.pull.artifact import FoundSquashfs
 from rootless_udi.pull.blobs import Blobs
 from rootless_udi.pull.from_registry import RegistrySource
+from rootless_udi.pull.referrers import find_squashfs
 from rootless_udi.pull.repository import Repository
-from rootless_udi.pull.retry import GaveUp, Patience
+from rootless_udi.pull.retry import Patience
 from rootless_udi.pull.stop import Stop
 from rootless_udi.remote.origins import Blob
 from rootless_udi.remote.ranges import Ranges
@@ -27,9 +28,10 @@ from rootless_udi.store.store import Store
 _AGAIN = "push it again (udi push)"
 
 
-def of_registry(asked: RemoteRequest) -> Remote | str:
+def of_registry(asked: RemoteRequest, known: Callable[[], object]) -> Remote | str:
     """Return the image; or, with reasons behind a NUL, NONE where no squashfs is to be used, BROKEN
-    where one that is beside an image is damaged; or THERE where the store has it by another name.
+    where one beside an image is damaged, or could not be looked for or read in time; or THERE where
+    the store has it by another name. `known` is called where it could be pulled as ever.
 
     Raises UdiError.
     """
@@ -46,27 +48,28 @@ def of_registry(asked: RemoteRequest) -> Remote | str:
         Store(asked.folder).set_name(name, named, resolved.digest)
         return THERE
     reasons: list[str] = []
-    found = resolved.found or source.squashfs(resolved.digest, believed, reasons.append)
-    if found is None:
-        return f"{NONE}\0{'; '.join(reasons)}"
+    if resolved.found is None:
+        known()
     try:
-        ranges, head, used, known, data = _read(source.repository, found, asked)
+        found = resolved.found or find_squashfs(
+            source.repository, resolved.digest, believed, reasons.append
+        )
+        if found is None:
+            return f"{NONE}\0{'; '.join(reasons)}"
+        ranges, head, used, listed, data = _read(source.repository, found, asked)
         facts = pushed.made(reference, resolved, found, data)
-    except GaveUp:
-        raise
     except UdiError as error:
         if resolved.found is not None:
             raise
-        # A pull says the same, and takes the image's layers.
         return f"{BROKEN}\0{error.message}"
-    tail = windows.packed(known)
+    tail = windows.packed(listed)
     if place(used) + len(tail) != ranges.size:
         # What `udi optimize` appended.
         tail = ranges.part(place(used), ranges.size)
     if signed:
         facts["signed"] = list(signed)
     names = ((named.key(), name),)
-    return Remote(ranges, head, used, tail, known, resolved.digest, facts, names)
+    return Remote(ranges, head, used, tail, listed, resolved.digest, facts, names)
 
 
 def _source(asked: RemoteRequest, site: Site) -> RegistrySource:
@@ -74,8 +77,11 @@ def _source(asked: RemoteRequest, site: Site) -> RegistrySource:
     stop = Stop()
     insecure = asked.insecure or reference.registry in site.insecure
     blobs = Blobs(Store(asked.folder or "/nowhere"), stop, False, lambda _: None)
-    more = insecure, dict(site.mirrors), Patience(total=asked.timeout)
-    return RegistrySource(reference, blobs, stop, *more, answer=asked.timeout)
+    mirrors = dict(site.mirrors)
+    more = insecure, mirrors, Patience(total=asked.timeout)
+    # A mirror that hangs shall leave time for those behind it.
+    answer = asked.timeout / (1 + len(mirrors.get(reference.registry, ())))
+    return RegistrySource(reference, blobs, stop, *more, answer=answer)
 
 
 def _read(

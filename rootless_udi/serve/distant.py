@@ -16,8 +16,8 @@ NAME = "udi-remote"
 GET, AGAIN = b"g", b"a"
 """What the image server asks for a window: to have it, and to have it anew."""
 NONE, BROKEN, THERE = "none", "broken", "there"
-"""Answers for an image of a registry: nothing is to be read in place; what is there is damaged; the
-store has the image."""
+"""Answers for an image of a registry: nothing is to be read in place; what is there is damaged, or
+does not come in time; the store has the image."""
 
 
 class Distant(Record):

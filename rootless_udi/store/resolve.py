@@ -330,12 +330,12 @@ def _chosen(request: Request) -> str:
     return f"--platform={request.platform} " if request.platform else ""
 
 
-def pull(request: Request, store: str) -> None:
-    """Run `udi pull` for the request's image, into `store`.
+def pull(request: Request, store: str, *options: str) -> None:
+    """Run `udi pull` with `options` for the request's image, into `store`.
 
     Raises UdiError where that fails; `udi pull` has said why.
     """
-    words = ["pull", *(["--quiet"] if request.quiet else [])]
+    words = ["pull", *options, *(["--quiet"] if request.quiet else [])]
     words += [*(["--insecure"] if request.insecure else []), *_chosen(request).split()]
     words += ["--", request.image]
     if udi(words, {"UDI_STORE": store}):

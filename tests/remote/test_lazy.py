@@ -18,6 +18,7 @@ from tests.kit import fuseimages, images
 from tests.kit.artifacts import Pusher, artifact
 from tests.kit.listed import listed, used
 from tests.kit.nodes import Leftovers, counted
+from tests.kit.pulling import HERE
 from tests.kit.rangeserver import serving
 from tests.kit.registry import Flaky, Quiet, Registry, flaky, open_registry
 
@@ -83,6 +84,19 @@ class Shop:
         self.front, self.digest, self.data = front, digest, data
         self.name = f"{front.host}/app:1"
 
+    def blobs(self) -> dict[str, str]:
+        """The digests of what was pushed, by its kind: squashfs, windows, facts."""
+        pusher = Pusher(self.front.target, "app")
+        index = pusher.read(f"manifests/{self.digest.replace(':', '-')}")
+        claim = pusher.read(f"manifests/{index['manifests'][0]['digest']}")
+        return dict(
+            zip(
+                ("squashfs", "windows", "facts"),
+                (x["digest"] for x in claim["layers"]),
+                strict=True,
+            )
+        )
+
     def windows(self) -> list[int]:
         """The windows of the squashfs that were asked for, in turn."""
         found: list[int] = []
@@ -141,7 +155,8 @@ def test_an_image_of_a_registry(user: User, shop: Shop, left: Leftovers, store: 
 
 
 def test_who_is_not_trusted_is_not_asked(user: User, shop: Shop, store: Store) -> None:
-    """The image is pulled; `--verbose` says why. In a job of several ranks that is an error."""
+    """The image is pulled, also by `udi fetch`; `--verbose` says why. In a job of several ranks
+    that is an error."""
     config = user.home / "other.toml"
     config.write_text("[image]\ntimeout = 5\n")
     env = {"UDI_CONFIG": str(config)}
@@ -153,20 +168,27 @@ def test_who_is_not_trusted_is_not_asked(user: User, shop: Shop, store: Store) -
     assert f"{shop.name} is pulled first: no registry is trusted" in done.stderr
     assert not [path for path, *_ in shop.front.log if "referrers" in path]
     assert "pushed" not in store.facts(store.images()[0].image)
+    assert user.run("udi", "rm", shop.name).returncode == 0
+    for words in ((), ("--quiet", "--insecure", f"--platform={HERE}")):
+        done = user.run("udi", "fetch", *words, shop.name, env=env)
+        assert (done.returncode, done.stdout) == (0, f"{shop.digest}\n"), done.stderr
+        assert user.run("udi", "rm", shop.name).returncode == 0
 
 
 def test_what_is_damaged_beside_an_image(user: User, shop: Shop, store: Store) -> None:
-    """Neither the start nor the pull that it makes takes it; each says so in one line."""
-    pusher = Pusher(shop.front.target, "app")
-    index = pusher.read(f"manifests/{shop.digest.replace(':', '-')}")
-    claim = pusher.read(f"manifests/{index['manifests'][0]['digest']}")
-    facts = claim["layers"][2]["digest"]
+    """The start says so in one line, and the pull that it makes does not ask for it again; nor does
+    `udi fetch`."""
+    facts = shop.blobs()["facts"]
     shop.front.alter = lambda path, body: body[::-1] if path.endswith(facts) else body
     done = user.run("udi-run", LAZY, shop.name, "sh", "-c", "echo $FROM")
     assert (done.returncode, done.stdout) == (0, "afar\n"), done.stderr
     assert f"{shop.name} is pulled first: pulling facts of" in done.stderr, done.stderr
-    assert "is not used: " in done.stderr and "the image is made of its layers" in done.stderr
+    assert len(shop.front.paths(facts)) == 1
     assert "pushed" not in store.facts(store.images()[0].image)
+    assert user.run("udi", "rm", shop.name).returncode == 0
+    done = user.run("udi", "fetch", shop.name)
+    assert (done.returncode, done.stdout) == (0, f"{shop.digest}\n"), done.stderr
+    assert f"{shop.name} is pulled: pulling facts of" in done.stderr, done.stderr
 
 
 def test_an_image_of_its_own(user: User, shop: Shop, opened: Registry, store: Store) -> None:
