@@ -12,12 +12,14 @@ import pytest
 from rootless_udi.base.windows import count
 from rootless_udi.store.store import Store
 from tests.conftest import User
+from tests.kit.devlog import devlog
+from tests.kit.nodes import Leftovers
 from tests.kit.places import TREE
 from tests.kit.registry import Flaky, Quiet
-from tests.remote.test_lazy import LAZY, Shop, hold, opened, shop, store, used_in
+from tests.remote.test_lazy import LAZY, Shop, hold, left, opened, shop, store, used_in
 
 pytestmark = pytest.mark.needs("userns", "fuse", "busybox", "registry")
-__all__ = ["opened", "shop", "store"]
+__all__ = ["left", "opened", "shop", "store"]
 
 
 def behind(user: User, point: Path, *words: str) -> tuple[object, ...]:
@@ -55,6 +57,48 @@ def test_a_quota(user: User, shop: Shop, store: Store, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len(shop.windows()) < count(used_in(shop))
     assert Path(store.images()[0].image.squashfs).read_bytes() == shop.data
+
+
+FILLED = f"""
+mount -t tmpfs -o mode=700,size=24m none "$UDI_STORE"
+udi-run {LAZY} "$1" sh -c 'echo up; read x; md5sum /noise'
+echo read; read x
+udi fetch -q "$1"
+echo fetched; read x
+"""
+
+
+def test_a_disk_that_others_fill_meanwhile(
+    user: User, shop: Shop, left: Leftovers, tmp_path: Path
+) -> None:
+    """There is room when the filling begins, and none when the rest comes: what runs reads on, the
+    log has a line, and `udi fetch` goes on where there is room again."""
+    ready = hold(shop)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with devlog(tmp_path / "log") as log:
+        one = user.popen(*log.words, "sh", "-c", FILLED, "sh", shop.name, **pipes)
+        assert one.stdin is not None and one.stdout is not None
+        assert one.stdout.readline() == "up\n" and ready.wait(60)
+        inside = Path(f"/proc/{one.pid}/root{user.env['UDI_STORE']}")
+        hog = inside / "hog"
+        with hog.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+            while True:
+                file.write(bytes(1 << 16))
+        shop.front.rule = None
+        print(file=one.stdin, flush=True)
+        assert one.stdout.readline().endswith("/noise\n") and one.stdout.readline() == "read\n"
+        line = log.wait("filling ")
+        why = "a window can't be kept: No space left on device; the next start goes on"
+        assert f"of {shop.front.host}/app ended: {why}" in line
+        hog.unlink()
+        shop.front.log.clear()
+        print(file=one.stdin, flush=True)
+        assert one.stdout.readline() == f"{shop.digest}\n" and one.stdout.readline() == "fetched\n"
+        # What had come before the disk was full is not fetched again.
+        assert 0 < len(shop.windows()) < count(used_in(shop))
+        made = Store(str(inside)).path("images", f"{shop.digest.replace(':', '-')}.sqfs")
+        assert Path(made).read_bytes() == shop.data
+        one.communicate("\n", timeout=60)
 
 
 def test_two_nodes_whose_locks_do_not_meet(

@@ -2,6 +2,7 @@
 
 import _socket
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -23,6 +24,7 @@ from rootless_udi.serve import distant
 from rootless_udi.store import windows
 from tests.conftest import User
 from tests.kit import fuseimages, images
+from tests.kit.devlog import devlog
 from tests.kit.listed import listed, used
 from tests.kit.nodes import Leftovers, counted
 from tests.kit.rangeserver import RangeServer, serving
@@ -250,15 +252,17 @@ def pid_of(left: Leftovers, name: str) -> int:
 @RUN
 @pytest.mark.parametrize("fault", ("rot once", "rot", "404", "whole", "hang", "cut"))
 def test_a_fault_while_the_command_runs(
-    fault: str, user: User, exported: Path, left: Leftovers
+    fault: str, user: User, exported: Path, left: Leftovers, tmp_path: Path
 ) -> None:
-    """The reader gets EIO within the time that the site allows, and the container ends."""
+    """The reader gets EIO within the time that the site allows, and the container ends. The log has
+    a line that names the image, the window and where it came from."""
     config = user.home / "c.toml"
     config.write_text("[image]\ntimeout = 1\n")
     right = user.run("udi-run", exported, "md5sum", "/noise").stdout
-    with serving(exported.read_bytes()) as server:
+    with serving(exported.read_bytes()) as server, devlog(tmp_path / "log") as log:
         words = ("sh", "-c", "echo up; read x; md5sum /noise; echo $?; ls / >/dev/null && echo on")
         one = user.popen(
+            *log.words,
             "udi-run",
             server.url,
             *words,
@@ -278,8 +282,19 @@ def test_a_fault_while_the_command_runs(
         if fault == "rot once":
             assert said == f"{right}0\non\n"
             assert any("Cache-Control" in headers for headers in server.headers)
+            assert not log.lines
+            return
+        assert said == "1\non\n"
+        line = log.wait(server.url)
+        if fault == "rot":
+            assert re.search(
+                rf"the image is damaged: window (\d) of 1 MiB \(from byte \d+ of {server.url}\) "
+                "is not what its list says",
+                line,
+            )
+            assert len(log.lines) == len(set(log.lines))
         else:
-            assert said == "1\non\n"
+            assert f"reading {server.url} failed: " in line
 
 
 @RUN
