@@ -80,11 +80,11 @@ class Filler:
         try:
             self.run()
         except FillingEnded as error:
-            _log(f"filling {self._what.origin} ended: {error}; the next start goes on")
+            log(f"filling {self._what.origin} ended: {error}; the next start goes on")
         except UdiError as error:
-            _log(f"filling {self._what.origin} failed: {error.message}")
+            log(f"filling {self._what.origin} failed: {error.message}")
         except OSError as error:
-            _log(f"filling {self._what.origin} failed: {error}")
+            log(f"filling {self._what.origin} failed: {error}")
 
     def run(self) -> None:
         """Fill, once no other process does, and make the image.
@@ -177,6 +177,7 @@ class Filler:
         adding.add(self._store, self._what.digest, self._place.path, self._facts, self._place.known)
 
 
-def _log(text: str) -> None:
+def log(text: str) -> None:
+    """Write a line to the system's log."""
     syslog.openlog("udi-remote", syslog.LOG_PID, syslog.LOG_USER)
     syslog.syslog(syslog.LOG_NOTICE, text)

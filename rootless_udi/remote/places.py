@@ -73,6 +73,14 @@ def opened(asked: RemoteRequest, remote: Remote, mask: int) -> WindowsPlace:
             why = error.strerror or str(error)
         except UdiError as error:
             why = error.message
+    return nameless(remote, why)
+
+
+def nameless(remote: Remote, why: str) -> WindowsPlace:
+    """Return a place for an image's windows that ends with this process; `why` there is no other.
+
+    Raises OSError.
+    """
     fd = _file()
     os.ftruncate(fd, remote.size)
     return WindowsPlace(fd, f"/proc/{os.getpid()}/fd/{fd}", why=why)

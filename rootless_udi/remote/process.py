@@ -65,7 +65,8 @@ def main() -> None:
     except UdiError as error:
         _tell(sock, "!", error.message, error.hint)
     except (OSError, ValueError, RuntimeError) as error:
-        _tell(sock, "!", f"reading {asked.image.partition('?')[0]} failed: {error}", "")
+        why = getattr(error, "strerror", None) or error
+        _tell(sock, "!", f"reading {asked.image.partition('?')[0]} failed: {why}", "")
     finally:
         os._exit(0)
 
@@ -111,18 +112,25 @@ class _Fetcher:
         if where.made():
             _tell(self._sock, THERE)
             return
-        kept = Kept(remote.ranges, where.fd, remote.used, self._answer, where.journal, remote.known)
+        try:
+            kept = self._begun(remote, where)
+        except OSError as error:
+            # Its disk is full, or a quota used up.
+            where = places.nameless(remote, error.strerror or str(error))
+            kept = self._begun(remote, where)
         self._kept = kept
-        kept.begin(remote.head, remote.tail)
         kept.start()
         kept.expect(_first(remote))
         self._introduce(remote, where)
         filler = None
-        if where.filling is not None:
-            from rootless_udi.remote.filler import Filler
+        if self._asked.fill:
+            from rootless_udi.remote.filler import Filler, log
 
-            filler = Filler(kept, where, remote.facts)
-            filler.start()
+            if where.filling is not None:
+                filler = Filler(kept, where, remote.facts)
+                filler.start()
+            else:
+                log(f"the store does not get {self._shown}: {where.why}")
         self._serve(kept)
         if filler is not None:
             filler.join()
@@ -154,6 +162,12 @@ class _Fetcher:
             else:
                 _tell(self._sock, "!", why, _HINT)
             os._exit(0)
+
+    def _begun(self, remote: Remote, where: WindowsPlace) -> Kept:
+        """Return the windows in a file, which has the first and what is behind them."""
+        kept = Kept(remote.ranges, where.fd, remote.used, self._answer, where.journal, remote.known)
+        kept.begin(remote.head, remote.tail)
+        return kept
 
     def _introduce(self, remote: Remote, where: WindowsPlace) -> None:
         listed = remote.known.digest if remote.known is not None else ""

@@ -16,6 +16,7 @@ from rootless_udi.store.store import Store
 from tests.conftest import User
 from tests.kit import fuseimages, images
 from tests.kit.artifacts import Pusher, artifact
+from tests.kit.devlog import devlog
 from tests.kit.listed import listed, used
 from tests.kit.nodes import Leftovers, counted
 from tests.kit.pulling import HERE
@@ -339,17 +340,23 @@ def test_a_store_that_can_not_be_written(user: User, shop: Shop) -> None:
     assert done.returncode == 125 and "the store can't be filled" in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize("size", (14, 6))
-def test_a_full_disk(size: int, user: User, shop: Shop) -> None:
-    """Of 14 MiB for 13: it fits. Of 6: what is read comes all the same, and nothing is filled."""
+@pytest.mark.parametrize("size", (14 << 20, 6 << 20, 64 << 10))
+def test_a_full_disk(size: int, user: User, shop: Shop, tmp_path: Path) -> None:
+    """Of 14 MiB for 13: it fits. Of 6: what is read comes all the same, and nothing is filled. So
+    where not even the first window fits."""
     inner = (
-        f"mount -t tmpfs -o mode=700,size={size}m none $UDI_STORE && udi-run {LAZY} {shop.name} "
+        f"mount -t tmpfs -o mode=700,size={size} none $UDI_STORE && udi-run {LAZY} {shop.name} "
         f"md5sum /noise && udi fetch {shop.name}"
     )
-    words = "unshare", "--user", "--map-current-user", "--keep-caps", "-m", "sh", "-c", inner
-    done = user.run(*words)
-    assert "/noise" in done.stdout, done.stderr
-    if size > 13:
-        assert done.returncode == 0, done.stderr
-    else:
-        assert done.returncode == 125 and "MiB are missing, and" in done.stderr, done.stderr
+    with devlog(tmp_path / "log") as log:
+        done = user.run(*log.words, "sh", "-c", inner)
+        assert "/noise" in done.stdout, done.stderr
+        if size > 13 << 20:
+            assert done.returncode == 0, done.stderr
+        elif size > WINDOW:
+            assert done.returncode == 125 and "MiB are missing, and" in done.stderr, done.stderr
+            assert "MiB are missing, and" in log.wait("filling ")
+        else:
+            why = "No space left on device"
+            assert done.returncode == 125 and f"failed: {why}" in done.stderr, done.stderr
+            assert log.wait("the store does not get ").endswith(f"of {shop.front.host}/app: {why}")
