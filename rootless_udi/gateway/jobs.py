@@ -12,8 +12,9 @@ from typing import Any
 from sqlalchemy import Connection, and_, func, insert, or_, select, update
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.gateway import catalogue
+from rootless_udi.gateway import catalogue, expiry
 from rootless_udi.gateway.catalogue import Wanted, wanted_of
+from rootless_udi.gateway.people import Forbidden
 from rootless_udi.gateway.tables import JOBS
 
 DONE = ("READY", "FAILURE")
@@ -47,14 +48,15 @@ def ask(
     other: bool = False,
     gateway: int = 0,
     file: tuple[str, str] = ("", ""),
+    room: int = 0,
 ) -> tuple[Any, bool]:
     """Return the job for a request to pull, and whether it is new.
 
     One that is under way is joined, and one that ended a moment ago answers too. With credentials
     (`secret`) each user has a job of his own: what the registry lets him have is asked by him.
     With `other` credentials than before, an earlier failure is no answer. `gateway` is the number
-    of who asks, in whose memory credentials are; `file` is one to import and its version.
-    Raises TooMany where `most` of his jobs wait.
+    of who asks, in whose memory credentials are; `file` is one to import and its version. Raises
+    TooMany where `most` of his jobs wait, Forbidden where he has brought `room` bytes (if not 0).
     """
     now = time.time()
     key = f"{platform}/{name}" + (f"#{uid}" if secret else "") + (f"@{file[1]}" if file[1] else "")
@@ -70,9 +72,7 @@ def ask(
         other = True
     if job is not None and not (failed and other) and _answers(connection, job, wanted, now):
         return job, False
-    waiting = select(func.count()).where(JOBS.c.uid == uid, JOBS.c.state.not_in(DONE))
-    if (connection.execute(waiting).scalar() or 0) >= most:
-        raise TooMany(f"{most} pulls of yours are in the queue already", "wait for one to end")
+    _check_bounds(connection, uid, most, room)
     values = {
         "key": key,
         "platform": platform,
@@ -93,6 +93,18 @@ def ask(
     number = connection.execute(insert(JOBS).values(**values)).inserted_primary_key
     assert number is not None
     return connection.execute(select(JOBS).where(JOBS.c.id == number[0])).one(), True
+
+
+def _check_bounds(connection: Connection, uid: int, most: int, room: int) -> None:
+    waiting = select(func.count()).where(JOBS.c.uid == uid, JOBS.c.state.not_in(DONE))
+    if (connection.execute(waiting).scalar() or 0) >= most:
+        raise TooMany(f"{most} pulls of yours are in the queue already", "wait for one to end")
+    held = expiry.brought(connection, uid) if room else 0
+    if room and held >= room:
+        raise Forbidden(
+            f"the images that you have brought take {held} bytes, and you may have {room}",
+            "shifterimg expire removes your private ones; ask the site for the others",
+        )
 
 
 def _answers(connection: Connection, job: Any, wanted: Wanted, now: float) -> bool:

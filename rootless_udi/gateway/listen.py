@@ -1,6 +1,7 @@
 """Where the gateway listens: "unix:/PATH", ADDRESS:PORT of loopback, "https://ADDRESS:PORT"."""
 
 import contextlib
+import errno
 import ipaddress
 import os
 import socket
@@ -143,10 +144,21 @@ def opened(address: Address) -> socket.socket:
     return one
 
 
+def remove_socket(path: str) -> None:
+    """Remove a socket that a gateway left at `path`. Raises OSError, also for another file."""
+    with contextlib.suppress(FileNotFoundError):
+        _check(path)
+        os.unlink(path)
+
+
+def _check(path: str) -> None:
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+
+
 def _unix(path: str) -> socket.socket:
     with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise FileExistsError(17, "File exists", path)
+        _check(path)
     one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     folder, _, name = path.rpartition("/")
     temporary = f"{folder}/.{name[:20]}.{os.getpid()}"

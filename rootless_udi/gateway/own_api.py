@@ -27,6 +27,8 @@ from rootless_udi.gateway.requests import BadRequest
 from rootless_udi.gateway.service import NotFound, Service
 
 _NOTE_MOST = 200
+_NUMBER_MOST = 2**31 - 1
+"""What every database takes."""
 
 
 def routes(service: Service) -> list[Route]:
@@ -102,9 +104,10 @@ class _OwnApi:
             raise Forbidden("a token makes no tokens", "ask on the gateway's host, or with munge")
         given = await requests.body(request)
         if "revoke" in given:
-            if not isinstance(given["revoke"], int):
-                raise BadRequest("revoke is no number")
-            await self._service.database.write(tokens.revoke, asker.uid, given["revoke"])
+            number = given["revoke"]
+            if type(number) is not int or not 0 < number <= _NUMBER_MOST:
+                raise BadRequest("revoke is no number of a token")
+            await self._service.database.write(tokens.revoke, asker.uid, number)
             self._service.forget_tokens()
             return JSONResponse({"status": True})
         scope, days, note = (given.get(name) for name in ("scope", "days", "note"))

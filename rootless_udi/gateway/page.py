@@ -113,7 +113,7 @@ class _Pages:
     async def images(self, request: Request) -> Response:
         """Show the names that who looks may read; `q` are words in them."""
         asker = await page_session.looker(self._service, request)
-        search = request.query_params.get("q", "")[:_WORDS_MOST]
+        search = request.query_params.get("q", "").replace("\0", "")[:_WORDS_MOST]
         order = request.query_params.get("order", "used")
         number = _number(request, "page", 1, _PAGES_MOST)
         if order not in page_data.ORDERS:

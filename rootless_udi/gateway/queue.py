@@ -71,16 +71,18 @@ class Queue:
         wanted: catalogue.Wanted,
         secrets: Mapping[str, str],
         most: int,
+        room: int = 0,
         file: tuple[str, str] = ("", ""),
     ) -> tuple[Any, bool]:
         """Do as `jobs.ask`, and keep the credentials until the job has ended.
 
-        `file` is one to import, and its version.
+        `file` is one to import, and its version; `room` bounds what the asker may have brought.
         """
         mark = hmac.digest(self._salt, json.dumps(sorted(secrets.items())).encode(), "sha256")
         which = (platform, name, uid)
         other = bool(secrets) and self._marks.get(which, mark) != mark
-        args = (platform, name, uid, wanted, bool(secrets), most, other, self.number, file)
+        what = (platform, name, uid, wanted, bool(secrets))
+        args = (*what, most, other, self.number, file, room)
         job, new = await self._database.write_quietly(self._ask, dict(secrets), args)
         if secrets:
             if len(self._marks) >= _MARKS:

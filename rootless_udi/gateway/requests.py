@@ -38,6 +38,15 @@ class TooSlow(BadRequest):
     """A body that did not come in time."""
 
 
+def single(request: Request, name: str) -> str:
+    """Return a header that says who asks, "" without it. Raises BadRequest for two: what stands in
+    front may have looked at the other one."""
+    found = request.headers.getlist(name)
+    if len(found) > 1:
+        raise BadRequest(f"the request has more than one header {name}", "send one")
+    return found[0] if found else ""
+
+
 async def raw(request: Request) -> bytes:
     """Return a request's body. Raises BadRequest."""
     data = bytearray()
@@ -65,7 +74,20 @@ async def body(request: Request) -> dict[str, Any]:
         raise BadRequest("the request's body is no JSON") from None
     if not isinstance(found, dict):
         raise BadRequest("the request's body is no JSON object")
+    if not _is_text(found):
+        raise BadRequest("the request's body has what is no text: a NUL, or half a character")
     return found
+
+
+def _is_text(found: Any) -> bool:
+    """Tell whether databases, and file names, take all texts of a JSON document."""
+    try:
+        text = json.dumps(found, ensure_ascii=False)
+        text.encode()
+    except (UnicodeEncodeError, RecursionError):
+        return False
+    # A backslash of a text is written as two.
+    return "\\u0000" not in text.replace("\\\\", "")
 
 
 def reference(kind: str, tag: str, registry: str) -> Reference:

@@ -20,6 +20,7 @@ from rootless_udi.gateway import (
     expiry,
     importing,
     munge,
+    requests,
     sharing,
     tokens,
 )
@@ -131,8 +132,8 @@ class Service:
 
         Raises Denied, Forbidden for a token of less, and Busy where he asks too often.
         """
-        header = request.headers.get("authentication", "")
-        text = request.headers.get("authorization", "").removeprefix("Bearer ")
+        header = requests.single(request, "authentication")
+        text = requests.single(request, "authorization").removeprefix("Bearer ")
         if header.startswith(tokens.PREFIX):
             text, header = header, ""
         if text and not header:
@@ -203,7 +204,6 @@ class Service:
         if reference.registry == importing.HOST:
             raise NotFound(f"{importing.HOST} is no registry", "shifterimg lists what is imported")
         self._check_lists(wanted)
-        await self._check_room(asker)
         own = {
             name: text
             for name, text in secrets.items()
@@ -211,7 +211,8 @@ class Service:
             or (name == "default" and reference.registry == self.site.registry)
         }
         name = find.name_of(reference)
-        return await self.queue.ask(platform, name, asker.uid, wanted, own, self._limits.pulls)
+        most, room = self._limits.pulls, self._room(asker)
+        return await self.queue.ask(platform, name, asker.uid, wanted, own, most, room)
 
     def _check_lists(self, wanted: Wanted) -> None:
         """Raise NoLists or NoId where an image can't be closed as it is wanted."""
@@ -234,27 +235,19 @@ class Service:
 
         Raises Forbidden, and UdiError for a file that the asker may not import.
         """
-        most = self.queue.import_most
+        largest = self.queue.import_most
         self._check_lists(wanted)
-        await self._check_room(asker)
         try:
-            version = await trio.to_thread.run_sync(importing.version, path, asker.uid, most)
+            version = await trio.to_thread.run_sync(importing.version, path, asker.uid, largest)
         except UdiError as error:
             raise BadRequest(error.message, error.hint) from None
-        name, pulls = find.name_of(reference), self._limits.pulls
-        return await self.queue.ask(platform, name, asker.uid, wanted, {}, pulls, (path, version))
+        name, file = find.name_of(reference), (path, version)
+        most, room = self._limits.pulls, self._room(asker)
+        return await self.queue.ask(platform, name, asker.uid, wanted, {}, most, room, file)
 
-    async def _check_room(self, asker: Asker) -> None:
-        """Raise Forbidden where the images that a user has brought fill his quota."""
-        room = self.rules.room_of(asker.user)
-        if not room or asker.admin:
-            return
-        held = await self.database.read(expiry.brought, asker.uid)
-        if held >= room:
-            raise Forbidden(
-                f"the images that you have brought take {held} bytes, and you may have {room}",
-                "shifterimg expire removes your private ones; ask the site for the others",
-            )
+    def _room(self, asker: Asker) -> int:
+        """Return the most bytes that a user may have brought when he brings more; 0: no limit."""
+        return 0 if asker.admin else self.rules.room_of(asker.user)
 
     async def expire(self, asker: Asker, reference: Reference, platform: Platform) -> None:
         """Remove a name, and its image if it has no other. Raises Forbidden and NotFound.

@@ -6,6 +6,7 @@ that it was used. On a Unix socket the kernel says who sent it.
 
 import hmac
 import os
+import re
 import secrets
 import socket
 import struct
@@ -19,9 +20,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import complain
 from rootless_udi.gateway.database import Database
+from rootless_udi.gateway.listen import remove_socket
 from rootless_udi.gateway.tables import IMAGES, STARTS
 
 _WORD = b"udi-start/1"
+_DIGEST = re.compile("-|[a-z0-9+._-]{1,16}:[0-9a-f]{1,128}")
 _LONGEST = 1500
 _RECEIVED = 64
 """Datagrams that are read before other tasks have their turn."""
@@ -42,8 +45,7 @@ def opened(text: str) -> socket.socket:
         if text.startswith("unix:/"):
             one = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             path = text.removeprefix("unix:")
-            if os.path.exists(path):
-                os.unlink(path)
+            remove_socket(path)
             one.bind(path)
             os.chmod(path, 0o666)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -122,7 +124,8 @@ class StartCounter:
         except UnicodeDecodeError:
             return
         proper = user == "-" or (user.isdecimal() and len(user) <= 10)
-        if not one.isalnum() or len(one) > 32 or not proper or len(digest) > 135:
+        # PostgreSQL takes no NUL, so that anybody could have kept the others' from being written.
+        if not one.isalnum() or len(one) > 32 or not proper or not _DIGEST.fullmatch(digest):
             return
         for level, kind, value in extra:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS) and user != "-":

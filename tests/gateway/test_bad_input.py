@@ -46,6 +46,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         b'{"authorized_locations": "u:p"}',
         b'{"authorized_locations": {"docker.io": "no-colon"}}',
         b'{"authorized_locations": {"docker.io": 1}}',
+        b'{"allowed_uids": [1], "more": "\\ud800"}',
+        b'{"more": ["\\u0000"]}',
         b'{"platform": 1}',
         b'{"platform": "windows/amd64"}',
         b'{"platform": "linux/.."}',
@@ -88,6 +90,12 @@ def test_other_wrong_requests(served: Gateway) -> None:
     assert served.ask("POST", f"/api/doimport/{SYSTEM}/docker/x/", b"{}").status == 403
     found = served.ask("GET", f"/api/list/{SYSTEM}/", authentication="MUNGE:x")
     assert found.status == 401 and "does not take munge" in found.body["message"]
+
+
+@pytest.mark.parametrize("number", [0, -1, True, 2**31, 10**30, 1.5, "1", None])
+def test_what_is_no_number_of_a_token(served: Gateway, number: object) -> None:
+    found = served.ask("POST", "/api/v1/tokens/", {"revoke": number})
+    assert found.status == 400 and "no number of a token" in found.body["message"], found
 
 
 def raw(served: Gateway, data: bytes) -> bytes:
@@ -210,6 +218,14 @@ def test_a_file_at_the_sockets_place_is_not_removed(user: User, tmp_path: Path) 
     done = user.run("udi", "gateway", "serve", *words)
     assert done.returncode == 125 and "File exists" in done.stderr
     assert (tmp_path / "socket").read_text() == "mine"
+
+
+def test_a_file_where_datagrams_would_come_is_not_removed(user: User, tmp_path: Path) -> None:
+    (tmp_path / "grams").write_text("mine")
+    words = [f"--store={tmp_path}/site", f"--starts=unix:{tmp_path}/grams"]
+    done = user.run("udi", "gateway", "serve", *words)
+    assert done.returncode == 125 and "File exists" in done.stderr
+    assert (tmp_path / "grams").read_text() == "mine"
 
 
 def test_without_the_extra_it_says_which(user: User, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Several gateways of one store and one PostgreSQL, each as if on a node of its own."""
 
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,6 +53,27 @@ def until(true: Callable[[], bool], log: Path) -> None:
 
 def status(one: Gateway, tag: str) -> int:
     return one.get(f"/api/lookup/{SYSTEM}/docker/{tag}/").status
+
+
+def test_texts_that_postgresql_takes_not(user: User, tmp_path: Path, url: str) -> None:
+    """Whoever reaches the datagrams' port may send some; the others' are counted."""
+    path = tmp_path / "grams"
+    options = (f"--database={url}", f"--starts=unix:{path}")
+    with (
+        gateway(user, tmp_path / "site", *options) as one,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
+    ):
+        for number, digest in enumerate((b"sha256:\0", b"-", b"sha256:0\0", b"x" * 99, b"-")):
+            sender.sendto(b"udi-start/1 %d 1000 %s box" % (number, digest), str(path))
+        until(
+            lambda: sum(d["starts"] for d in one.get("/api/v1/stats/").body["days"]) == 2, one.log
+        )
+        note = {"scope": "read", "days": 1, "note": "a\0b"}
+        assert one.ask("POST", "/api/v1/tokens/", note).status == 400
+        assert one.get("/page/images?q=%00a%00").status == 200
+        assert one.get(f"/api/lookup/{SYSTEM}/docker/a%00b/").status == 400
+        assert one.get("/page/image?id=sha256:%00").status == 400
+        assert one.log.read_text() == ""
 
 
 def test_what_one_gateway_does_the_other_knows(
