@@ -55,7 +55,7 @@ class ClientStream:
         self._quick = quick
         self._turn = trio.Lock()
         self._told = trio.current_time()
-        self.send_eof = stream.send_eof
+        self._eof = stream.send_eof
         self.aclose = stream.aclose
 
     async def send_all(self, data: bytes) -> None:
@@ -67,6 +67,18 @@ class ClientStream:
                     await self._stream.send_all(view[at : at + _PIECE])
                 if scope.cancelled_caught:
                     raise trio.BrokenResourceError("the client does not read")
+
+    async def send_eof(self) -> None:
+        """End what is sent. Raises BusyResourceError, as hypercorn expects, while something is."""
+        try:
+            self._turn.acquire_nowait()
+        except trio.WouldBlock:
+            raise trio.BusyResourceError("an answer is being sent") from None
+        try:
+            # Not the other one's error: whose answer this cuts off has a connection that is closed.
+            await self._eof()
+        finally:
+            self._turn.release()
 
     async def receive_some(self, most: int | None = None) -> bytes | bytearray:
         """Return what comes, but for requests that `quick` answers."""

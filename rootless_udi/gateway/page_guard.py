@@ -53,7 +53,10 @@ def _is_from_elsewhere(scope: Any, told: Mapping[bytes, bytes]) -> bool:
         return site.decode("latin-1") not in _OURS and (framed or not link)
     origin = told.get(b"origin")
     if origin is not None:
-        return urlsplit(origin.decode("latin-1").lower()).netloc != _host(told)
+        try:
+            return urlsplit(origin.decode("latin-1").lower()).netloc != _host(told)
+        except ValueError:
+            return True
     # Browsers send one of the two with each form: without it nothing is changed by a page.
     return page and not read
 
@@ -65,14 +68,14 @@ def is_local(told: Mapping[bytes, bytes]) -> bool:
     A name of one label (localhost, gateway) can't be bought; an address is not looked up.
     """
     host = _host(told)
-    name = urlsplit(f"//{host}").hostname if host.startswith("[") else host.partition(":")[0]
-    name = (name or "").removesuffix(".")
-    if "." not in name and ":" not in name:
+    name, _, port = host.rpartition(":") if ":" in host.rpartition("]")[2] else (host, "", "")
+    if port and not port.isdecimal():
+        return False
+    bare = name.removesuffix(".")
+    if not set(bare) & {".", ":", "[", "]"} or bare.endswith(".localhost"):
         return True
-    if name.endswith(".localhost"):
-        return True
+    bracketed = name.startswith("[") and name.endswith("]")
     try:
-        ipaddress.ip_address(name)
+        return bracketed is (ipaddress.ip_address(name[1:-1] if bracketed else bare).version == 6)
     except ValueError:
         return False
-    return True

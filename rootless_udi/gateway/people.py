@@ -19,6 +19,8 @@ _KEPT_SECONDS = 60.0
 """For how long an account's name and groups are believed."""
 _KEPT = 10_000
 """Most accounts that are remembered."""
+_PROOFS = 16
+"""Most munge credentials that are looked at together: each costs a process, whoever sends it."""
 NOBODY = 65534
 """What the kernel says of a peer whose id is not mapped here (user_namespaces(7))."""
 
@@ -67,6 +69,7 @@ class People:
         self._anonymous = anonymous
         self._known: dict[int, tuple[float, Asker]] = {}
         self._limiter = trio.CapacityLimiter(8)
+        self._proofs = trio.CapacityLimiter(_PROOFS)
         self.take: Callable[[str], Awaitable[None]] | None = None
         """Remembers a munge credential that is good, and raises UdiError where that was done."""
 
@@ -91,7 +94,8 @@ class People:
             raise Denied(
                 "this gateway does not take munge credentials", "start it with --munge to do so"
             )
-        found = await munge.decoded(header, self._munge)
+        async with self._proofs:
+            found = await munge.decoded(header, self._munge)
         if self.take is not None:
             await self.take(header)
         one = await self.known(found.uid, "munge")
@@ -110,7 +114,8 @@ class People:
 
     def remembered(self, uid: int) -> Asker | None:
         """Return an account at a Unix socket, if it is remembered still."""
-        kept = self._known.get(uid)
+        # Whom munge or a token calls so is remembered too.
+        kept = None if uid == NOBODY else self._known.get(uid)
         return kept[1] if kept is not None and kept[0] >= time.monotonic() else None
 
     def _look(self, uid: int) -> Asker:

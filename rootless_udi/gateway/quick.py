@@ -19,7 +19,10 @@ from rootless_udi.gateway.people import Asker
 from rootless_udi.gateway.service import Service
 
 _MOST = 20_000
-"""Most answers that are kept; each has a record of a kilobyte or so."""
+"""Most answers that are kept."""
+_MOST_BYTES = 32 << 20
+"""Most bytes of them. A record is a kilobyte or so; one with many labels has 64 KiB, and a user can
+write its name in thousands of ways, of which each is a path of its own (`//NAME`)."""
 _HEADS_MOST = 1000
 _LONGEST = 2000
 """Bytes of the longest request that is looked at, whose bounds are thereby those of the names."""
@@ -56,6 +59,7 @@ class QuickAnswers:
         self._service = service
         self._look = look
         self._known: dict[bytes, KnownAnswer] = {}
+        self._bytes = 0
         self._at = -1
         self._heads: dict[bytes, bool] = {}
         self._second, self._date = 0, b""
@@ -76,7 +80,7 @@ class QuickAnswers:
                 words = (system.decode(), kind.decode(), tag.decode())
                 known = await self._look(asker, *words)
                 if at == self._service.queue.published:
-                    self._known[path] = known
+                    self._keep(path, known)
             elif not known.entry.readable(asker.uid, asker.groups):
                 return None
             self._service.spend(asker)
@@ -88,10 +92,20 @@ class QuickAnswers:
 
     def _remembered(self, path: bytes) -> KnownAnswer | None:
         now = self._service.queue.published
-        if self._at != now or len(self._known) >= _MOST:
+        if self._at != now:
             self._known.clear()
-            self._at = now
+            self._at, self._bytes = now, 0
         return self._known.get(path)
+
+    def _keep(self, path: bytes, known: KnownAnswer) -> None:
+        size = len(path) + len(known.body)
+        if len(self._known) >= _MOST or self._bytes + size > _MOST_BYTES:
+            self._known.clear()
+            self._bytes = 0
+        # Two who asked for it at once have each brought it.
+        if path not in self._known:
+            self._known[path] = known
+            self._bytes += size
 
     def _plain(self, head: bytes) -> bool:
         """Tell whether a request's headers change nothing, and name the gateway as a peer may."""
@@ -112,7 +126,8 @@ class QuickAnswers:
 def _is_plain(head: bytes) -> bool:
     rows = [line.split(b": ", 1) for line in head.split(b"\r\n")[:-1]]
     told = {name.lower(): value for name, value in rows}
-    if len(told) != len(rows) or not told.keys() <= _PLAIN:
+    # One without a Host is answered by an error (RFC 9112, 3.2).
+    if len(told) != len(rows) or not told.keys() <= _PLAIN or b"host" not in told:
         return False
     connection = told.get(b"connection", b"keep-alive").strip().lower()
     return connection == b"keep-alive" and page_guard.is_local(told)

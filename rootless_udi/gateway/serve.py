@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import ssl
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,11 +29,20 @@ from rootless_udi.gateway.service import PEER, Service
 
 CONNECTIONS = 2000
 """Most connections at once; further ones wait in the kernel's queue."""
+OF_ONE_USER = 1500
+"""Most of them that are one user's on Unix sockets: the others' are there whatever he does."""
 HEAD_MAX = 32 << 10
 """Most bytes of a request's head: a munge credential with several registries' passwords fits."""
 _HEAD_SECONDS = 5
 """How long a client may take to send a request's head, and how long a connection may idle."""
 _ENDS = (signal.SIGTERM, signal.SIGINT)
+_WHY = (
+    b'{"status": 503, "message": "you have %d connections to this gateway already"}' % OF_ONE_USER
+)
+_TOO_MANY = (
+    b"HTTP/1.1 503 \r\ncontent-type: application/json\r\nconnection: close\r\n"
+    b"content-length: %d\r\n\r\n%s" % (len(_WHY), _WHY)
+)
 
 
 def config() -> Config:
@@ -98,13 +108,21 @@ async def serve(
 async def _accept(listener: Any, handle: Callable[..., Any], limit: trio.CapacityLimiter) -> None:
     """Accept connections, as many at once as `limit` allows; handle each in a task of its own."""
 
+    here: Counter[int | None] = Counter()
+
     async def one(sock: Any) -> None:
+        peer = people.peer(sock)
+        here[peer] += 1
         try:
-            await handle(trio.SocketStream(sock))
+            if peer is not None and here[peer] > OF_ONE_USER:
+                await trio.SocketStream(sock).send_all(_TOO_MANY)
+            else:
+                await handle(trio.SocketStream(sock))
         except Exception as error:
             # One client's connection: hypercorn lets through what it did not expect.
             complain("udi gateway", f"a connection failed: {error!r}")
         finally:
+            here[peer] -= 1
             sock.close()
             limit.release_on_behalf_of(sock)
 
@@ -127,9 +145,10 @@ async def _through(
     """Have `app` answer a request, with what it can't know from hypercorn: who is at the other end,
     and that files may be sent past it (ASGI's "Zero Copy Send")."""
     names = [name for name, _ in scope["headers"]]
-    if b"transfer-encoding" in names and b"content-length" in names:
-        # h11 knows which of the two counts. What stands in front of us may think otherwise, and
-        # take the rest for another request (RFC 9112, 6.1).
+    unclear = b"content-length" in names or scope["http_version"] == "1.0"
+    if b"transfer-encoding" in names and unclear:
+        # h11 knows where it ends. What stands in front of us may think otherwise, and take the
+        # rest for another request (RFC 9112, 6.1).
         head = [(b"content-length", b"0"), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": 400, "headers": head})
         await send({"type": "http.response.body"})

@@ -4,12 +4,14 @@ import os
 import resource
 import socket
 import subprocess
+import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from rootless_udi.gateway.serve import OF_ONE_USER
 from tests.conftest import User
 from tests.kit.gateway import SYSTEM, credential, gateway, munged
 from tests.kit.registry import Registry
@@ -54,6 +56,32 @@ def test_administrators_by_name(user: User, tmp_path: Path, registry: Registry) 
             get = asked(name)
             for path in ("/api/v1/stats/", "/api/v1/audit/", f"/api/autoexpire/{SYSTEM}/"):
                 assert get(path).endswith("200" if may else "403"), (name, path)
+
+
+HOLD = """
+import resource, socket, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+held = []
+for _ in range(int(sys.argv[2]) + 1):
+    held.append(socket.socket(socket.AF_UNIX))
+    held[-1].connect(sys.argv[1])
+print(held[-1].recv(1 << 16).decode(), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.root
+def test_one_user_does_not_take_all_connections(user: User, tmp_path: Path) -> None:
+    with gateway(user, tmp_path / "site") as one:
+        words = ["setpriv", "--reuid=games", "--regid=nogroup", "--clear-groups"]
+        words += [sys.executable, "-c", HOLD, str(one.socket), str(OF_ONE_USER)]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as hold:
+            assert hold.stdout is not None
+            said = hold.stdout.readline() + hold.stdout.readline() + hold.stdout.readline()
+            assert said.startswith(b"HTTP/1.1 503"), said
+            assert one.get(f"/api/list/{SYSTEM}/").status == 200
+            hold.communicate()
+        assert one.log.read_text() == ""
 
 
 def test_a_thousand_clients_fetch_an_image_at_once(
