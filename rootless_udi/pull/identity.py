@@ -59,6 +59,16 @@ def _remapped(one: Name, prefix: str, signed: str) -> Name:
     return one
 
 
+def _check_prefix(prefix: str) -> None:
+    """Raise ValueError unless names in the fully expanded form can begin with `prefix`."""
+    try:
+        fine = name(f"{prefix}/x/x") == Name(f"{prefix}/x/x")
+    except UdiError:
+        fine = False
+    if not fine:
+        raise ValueError(f"signedIdentity remapIdentity: {prefix!r} is no host or repository")
+
+
 def name(text: str) -> Name:
     """Return the name that a text is. Raises UdiError for what is none."""
     found = parse(text)
@@ -84,6 +94,9 @@ def parsed(value: Any) -> Identity:
     if set(value) != {"type", *keys} or not all(isinstance(value[key], str) for key in keys):
         raise ValueError(f"signedIdentity {kind} has {', '.join(keys) or 'no members'}")
     one = Identity(kind, tuple(value[key] for key in keys))
+    if kind == "remapIdentity":
+        for prefix in one.words:
+            _check_prefix(prefix)
     if kind.startswith("exact"):
         try:
             exact = name(one.words[0])

@@ -8,13 +8,14 @@ refused: a policy never means less than it says.
 import base64
 import binascii
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rootless_udi.base import trust
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
-from rootless_udi.plan.reference import Reference
+from rootless_udi.plan.reference import STORAGES, Reference
 from rootless_udi.pull import identity
 from rootless_udi.pull.identity import Identity, Name
 from rootless_udi.pull.signature import Claim, PublicKey, Signature, claim
@@ -59,6 +60,9 @@ class Policy(Record):
         words = []
         for transport in _TRANSPORTS.get(reference.kind, (reference.kind,)):
             scopes = self.transports.get(transport, {})
+            if reference.kind in STORAGES and set(scopes) - {""}:
+                why = f"scopes of {transport} are not understood here"
+                return transport, (Requirement("unsupported", why=why),)
             scope = next((one for one in _scopes(reference) if one in scopes), None)
             if scope is not None:
                 found += scopes[scope]
@@ -140,9 +144,14 @@ def _against(said: Claim, digest: str, wanted: Name, one: Identity) -> str:
 
 def _scopes(reference: Reference) -> list[str]:
     """Return the scopes that an image falls under, the most specific one first."""
+    if reference.kind in ("oci", "archive"):
+        # The specification has absolute paths without links.
+        path = os.path.realpath(reference.path)
+        parts = path.rstrip("/").split("/")
+        tagged = [f"{path}:{reference.tag}"] if reference.tag else []
+        return [*tagged, *("/".join(parts[:n]) or "/" for n in range(len(parts), 0, -1)), ""]
     if reference.kind != "registry":
-        parts = reference.path.rstrip("/").split("/")
-        return ["/".join(parts[:length]) or "/" for length in range(len(parts), 0, -1)] + [""]
+        return [""]
     name = f"{reference.registry}/{reference.repository}"
     parts = name.split("/")
     found = [str(identity.of(reference))]
