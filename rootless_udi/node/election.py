@@ -68,11 +68,11 @@ class Election:
         self.lock = -1
         return False
 
-    def _open(self, make: int) -> int:
+    def _open(self, make: int, ending: str = ".lock") -> int:
         flags = os.O_RDWR | make | os.O_NOFOLLOW | os.O_CLOEXEC
         mask = os.umask(0o077)
         try:
-            return os.open(f"{self.name}.lock", flags, 0o600, dir_fd=self.directory)
+            return os.open(self.name + ending, flags, 0o600, dir_fd=self.directory)
         finally:
             os.umask(mask)
 
@@ -83,12 +83,18 @@ class Election:
             pass
 
     def make(self) -> None:
-        """Lock NAME.lock in place of the directory, now that a helper will remove it."""
+        """Lock NAME.lock in place of the directory, now that a helper will remove it.
+
+        The file is locked before it has its name: udi-run in C opens it without the directory's
+        lock, and one that got the new file's lock first would build a second container.
+        """
         if self.lock >= 0:
             return
+        at = {"src_dir_fd": self.directory, "dst_dir_fd": self.directory}
         try:
-            self.lock = self._open(os.O_CREAT)
+            self.lock = self._open(os.O_CREAT, ".new")
             fcntl.flock(self.lock, fcntl.LOCK_EX)
+            os.rename(f"{self.name}.new", f"{self.name}.lock", **at)
         except OSError as error:
             raise failed(self.path, error) from None
         self._let_go()

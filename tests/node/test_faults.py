@@ -3,15 +3,19 @@
 Every test counts what remains when it has ended: no process, no mount, no file.
 """
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from rootless_udi.node.election import Election, is_named
 from rootless_udi.node.record import NodeRecord
 from tests.conftest import User
 from tests.kit.cage import reachable
@@ -107,20 +111,45 @@ def calls(user: User, image: Path, log: Path) -> list[tuple[str, int, str]]:
 
 CHANGING = """
     chdir clone clone3 close execve flock fork ftruncate inotify_add_watch inotify_init1 ioctl mkdir
-    mount mount_setattr openat openat2 pivot_root prctl pwrite64 recvfrom recvmsg sendmsg setns
-    socketpair umount2 unlink unshare vfork wait4 write
+    mount mount_setattr openat openat2 pivot_root prctl pwrite64 recvfrom recvmsg renameat
+    sendmsg setns socketpair umount2 unlink unshare vfork wait4 write
 """
 """Calls that change more than the caller's memory."""
 
 
 def points(found: list[tuple[str, int, str]], when: str) -> list[tuple[str, int]]:
     """Return the calls to die at: all of a record's publication, else the last of each sort."""
-    begin = next(i for i, call in enumerate(found) if ".new" in call[2])
-    publish = next(i for i, call in enumerate(found) if call[0].startswith("rename"))
+    # The lock was renamed as well, before.
+    publish = max(i for i, call in enumerate(found) if call[0].startswith("rename"))
+    begin = max(i for i, call in enumerate(found[:publish]) if ".new" in call[2])
     if when == "during":
         return [call[:2] for call in found[begin : publish + 1]]
     part = found[:begin] if when == "before" else found[publish + 1 :]
     return [*{name: (name, count) for name, count, _ in part if name in CHANGING.split()}.values()]
+
+
+def test_a_lock_is_held_when_it_gets_its_name(tmp_path: Path) -> None:
+    """udi-run in C opens it without the directory's lock: who got it first would build as well."""
+    directory = os.open(tmp_path, os.O_RDONLY)
+    got, stop = [], threading.Event()
+
+    def rush() -> None:
+        while not stop.is_set():
+            with suppress(FileNotFoundError, BlockingIOError), open(tmp_path / "one.lock") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                if is_named(file.fileno(), "one.lock", directory):
+                    got.append(file.fileno())
+
+    other = threading.Thread(target=rush)
+    other.start()
+    for _ in range(300):
+        one = Election(str(tmp_path), directory, "one")
+        one.make()
+        one.give_up()
+    stop.set()
+    other.join()
+    assert not got and not os.listdir(tmp_path)
+    os.close(directory)
 
 
 @pytest.mark.needs("strace")

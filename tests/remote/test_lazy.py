@@ -60,7 +60,9 @@ def test_a_start_by_url_fills_the_store(
         assert (done.returncode, done.stdout) == (0, "afar\n"), done.stderr
         fetched(user, server.url)
         asked = [at // WINDOW for at, stop in server.asked if stop <= place(used(exported))]
-        assert len(asked) == len(set(asked))
+        # By the first one both commands learn which image it is.
+        later = [number for number in asked if number]
+        assert len(later) == len(set(later))
         only = store.images()[0]
         assert only.image.digest == listed(exported).digest and only.names[0][1] == server.url
         assert Path(only.image.squashfs).read_bytes() == data
@@ -149,7 +151,9 @@ def test_an_image_of_a_registry(user: User, shop: Shop, left: Leftovers, store: 
     assert Path(only.squashfs).read_bytes() == shop.data
     facts = store.facts(only)
     assert facts["digest"] == shop.digest and facts["pushed"]["registry"] == shop.front.host
-    assert len(shop.windows()) == len(set(shop.windows()))
+    # By the first one both commands learn what its superblock says.
+    later = [number for number in shop.windows() if number]
+    assert len(later) == len(set(later))
     shop.front.log.clear()
     done = user.run("udi-run", LAZY, shop.name, "md5sum", "/noise")
     assert done.returncode == 0 and not shop.front.log, done.stderr
