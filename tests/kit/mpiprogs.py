@@ -126,6 +126,7 @@ class Result:
     library: dict[int, str] = field(default_factory=dict)
     vm_readv: dict[int, str] = field(default_factory=dict)
     times: dict[tuple[str, int], float] = field(default_factory=dict)
+    arrived: bool = False
     done: bool = False
 
 
@@ -142,6 +143,8 @@ def parse(text: str) -> Result:
                 result.vm_readv[int(rank)] = what
             case [("pingpong" | "allreduce") as what, size, time]:
                 result.times[what, int(size)] = float(time)
+            case ["arrived"]:
+                result.arrived = True
             case ["done"]:
                 result.done = True
     return result

@@ -141,6 +141,7 @@ class Slurm(Scheduler):
         done = self.run(user, "sbatch", "--parsable", f"--output={out}", *options, path)
         assert done.returncode == 0, done.stderr
         self.wait(user, done.stdout.strip(), timeout)
+        assert out.exists(), f"the job printed nothing: {self.logs()}"
         return out.read_text()
 
     def wait(self, user: User, job: str, timeout: float = 120) -> None:

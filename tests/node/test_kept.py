@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import User
 from tests.kit import images
 from tests.kit.nodes import SHOW, Leftovers, Rank, busybox, counted
+from tests.launch.test_run import wait_for
 
 pytestmark = pytest.mark.needs("userns", "fuse", "mksquashfs", "busybox")
 
@@ -312,7 +313,8 @@ def test_whichever_of_its_processes_is_killed(
     kill(helpers(left, name))
     assert user.run(*KEEP, image, "sh", "-c", SHOW).returncode == 0
     if name == "udi-image":
-        assert set(helpers(left, "udi-keep")) - set(before)
+        # A new process takes this name a moment after it was started.
+        wait_for(lambda: set(helpers(left, "udi-keep")) - set(before))
     user.run("udi", "stop", "--all", check=True)
     if long:
         long.kill()

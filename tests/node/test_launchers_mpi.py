@@ -117,12 +117,27 @@ OUTSIDE = {
 
 @kinds
 def test_a_bare_rank_beside_one_in_a_container(user: User, left: Leftovers, kind: Kind) -> None:
-    """With the settings that keep MPI from the other's memory, messages of every size arrive."""
+    """With the settings that keep MPI from the other's memory, messages of every size arrive.
+
+    Debian 12's MPICH then waits for ever in MPI_Finalize in 1 of 20 jobs, of bare ranks as well: it
+    is ended where it does not end by itself.
+    """
     page = (TREE / "docs/launchers.md").read_text()
     assert all(f"`{name}={value}`" in page for name, value in OUTSIDE.items())
     user.env |= OUTSIDE
-    result = run(user, by_rank(kind, mpiprogs.bare(kind, 1, 2), contained(kind, 1, 2)))
-    assert result.done and len(set(result.namespaces.values())) == 2
+    argv = by_rank(kind, mpiprogs.bare(kind, 1, 2), contained(kind, 1, 2))
+    with user.popen(*argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
+        assert job.stdout is not None
+        lines: list[str] = []
+        while "arrived\n" not in lines[-1:] and (line := job.stdout.readline()):
+            lines.append(line)
+        try:
+            job.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            job.terminate()
+            job.communicate()
+    result = parse("".join(lines))
+    assert result.arrived and len(set(result.namespaces.values())) == 2
     assert "EPERM" in result.vm_readv.values()
 
 

@@ -6,7 +6,8 @@
  *   vm_readv R ok | vm_readv R ERRNO                  each rank: process_vm_readv(2) of the next rank's memory
  *   pingpong BYTES MEDIAN_US                          ranks 0-1, 2-3, ... at once; rank 0's half round trip
  *   allreduce BYTES MEDIAN_US                         a sum of 64-bit integers over all ranks
- *   done                                              all contents were as they should be
+ *   arrived                                           all contents were as they should be
+ *   done                                              and MPI_Finalize has returned
  *
  * A wrong content aborts the world with status 3.
  */
@@ -187,6 +188,10 @@ int main(int argc, char **argv)
         allreduce(sizes[k], n);
     }
     MPI_Barrier(MPI_COMM_WORLD);
+    if (rank == 0) {
+        puts("arrived");
+        fflush(stdout);
+    }
     MPI_Finalize();
     if (rank == 0)
         puts("done");
