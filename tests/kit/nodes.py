@@ -235,6 +235,20 @@ class Rank:
         _POPENS.pop(self.pid, None)
 
 
+def together(user: User, number: int, *argv: object) -> None:
+    """Start so many ranks of an image at once, which read its /noise and then wait for one another:
+    the last one finds the container of the first. All must succeed."""
+    held, end = os.pipe()
+    words = "sh", "-c", "cat /noise >/dev/null && echo up && read x"
+    pipes = {"stdin": held, "stdout": subprocess.PIPE}
+    ranks = [user.popen(*argv, *words, **pipes) for _ in range(number)]
+    os.close(held)
+    said = [one.stdout.readline() for one in ranks if one.stdout is not None]
+    os.close(end)
+    # The end of its input is what `read` waits for, and not a success.
+    assert (said, {one.wait(120) for one in ranks}) == (["up\n"] * number, {1})
+
+
 @contextmanager
 def counted(user: User) -> Iterator[Leftovers]:
     """Run a test's body; afterwards nothing may remain. For use in a fixture."""

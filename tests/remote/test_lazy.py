@@ -137,7 +137,7 @@ def shop(opened: Registry, user: User, tmp_path: Path, store: Store) -> Iterator
     assert user.run("udi", "rm", name).returncode == 0
     with flaky(opened.host) as front:
         config = user.home / "c.toml"
-        config.write_text(f'[registry."{front.host}"]\ntrusted = true\n[image]\ntimeout = 5\n')
+        config.write_text(f'[registry."{front.host}"]\ntrusted = true\n[image]\ntimeout = 20\n')
         user.env["UDI_CONFIG"] = str(config)
         yield Shop(front, digest, data)
 
@@ -163,7 +163,7 @@ def test_who_is_not_trusted_is_not_asked(user: User, shop: Shop, store: Store) -
     """The image is pulled, also by `udi fetch`; `--verbose` says why. In a job of several ranks
     that is an error."""
     config = user.home / "other.toml"
-    config.write_text("[image]\ntimeout = 5\n")
+    config.write_text("[image]\ntimeout = 20\n")
     env = {"UDI_CONFIG": str(config)}
     ranks = {**env, "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}
     done = user.run("udi-run", LAZY, shop.name, "true", env=ranks)
@@ -248,7 +248,10 @@ def test_killed_while_it_fills(user: User, shop: Shop, left: Leftovers, store: S
     assert done.returncode == 0, done.stderr
     assert user.run("udi", "fetch", shop.name).returncode == 0
     came = shop.windows()
-    assert len(came) == len(set(came)) == 1 + whole - there and {0, *HELD} <= set(came)
+    # `udi fetch` looks at the first, where the image is not there yet.
+    once = sorted(number for number in came if number)
+    assert once == sorted(set(once)) and set(HELD) <= set(once) and 1 <= came.count(0) <= 2
+    assert len(once) == whole - there
     assert Path(store.images()[0].image.squashfs).read_bytes() == shop.data
 
 

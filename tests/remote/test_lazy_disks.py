@@ -13,7 +13,7 @@ from rootless_udi.base.windows import count
 from rootless_udi.store.store import Store
 from tests.conftest import User
 from tests.kit.devlog import devlog
-from tests.kit.nodes import Leftovers
+from tests.kit.nodes import Leftovers, together
 from tests.kit.places import TREE
 from tests.kit.registry import Flaky, Quiet
 from tests.remote.test_lazy import LAZY, Shop, hold, left, opened, shop, store, used_in
@@ -122,10 +122,7 @@ def test_two_nodes_whose_locks_do_not_meet(
 
 def test_64_ranks_with_nothing_local(user: User, shop: Shop, store: Store) -> None:
     """A lazy start of a step: one server of the node, and no window comes twice."""
-    env = {"UDI_SHARE": "lazy"}
-    words = "udi-run", LAZY, shop.name, "sh", "-c", "cat /noise >/dev/null; sleep 5"
-    ranks = [user.popen(*words, env=env) for _ in range(64)]
-    assert {one.wait(240) for one in ranks} == {0}
+    together(user, 64, "udi-run", LAZY, "--share=lazy", shop.name)
     assert user.run("udi", "fetch", "-q", shop.name).returncode == 0
     came = shop.windows()
     # `udi fetch` looks at the first, where the image is not there yet.
@@ -138,7 +135,7 @@ def test_64_ranks_with_nothing_local(user: User, shop: Shop, store: Store) -> No
 def test_the_network_ends_at_any_moment(user: User, shop: Shop, tmp_path: Path) -> None:
     """From the first question to the last window: an end that names the registry, an I/O error of
     the program (SIGBUS where it is the program's own page), or all is there."""
-    ended = 0
+    ended, config = 0, Path(user.env["UDI_CONFIG"])
     for number in range(1, 60):
         user.env["UDI_STORE"] = str(tmp_path / f"s{number}")
         shop.front.log.clear()
@@ -150,6 +147,7 @@ def test_the_network_ends_at_any_moment(user: User, shop: Shop, tmp_path: Path) 
             return True
 
         shop.front.rule = rule
+        config.write_text(config.read_text().replace("timeout = 20", "timeout = 3"))
         done = user.run("udi-run", LAZY, shop.name, "md5sum", "/noise", timeout=120)
         asked = len(shop.front.log)
         if done.returncode == 125:

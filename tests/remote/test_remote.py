@@ -26,7 +26,7 @@ from tests.conftest import User
 from tests.kit import fuseimages, images
 from tests.kit.devlog import devlog
 from tests.kit.listed import listed, used
-from tests.kit.nodes import Leftovers, counted
+from tests.kit.nodes import Leftovers, counted, together
 from tests.kit.rangeserver import RangeServer, serving
 from tests.kit.registry import certificate
 
@@ -186,7 +186,7 @@ def test_a_start_from_a_url(user: User, exported: Path, left: Leftovers) -> None
 def test_the_next_start_has_what_was_fetched(user: User, exported: Path) -> None:
     """Also by another URL of the same image, and after a window of it was damaged on the disk."""
     config = user.home / "c.toml"
-    config.write_text("[image]\ntimeout = 5\n")
+    config.write_text("[image]\ntimeout = 20\n")
     env = {"UDI_CONFIG": str(config)}
     data = exported.read_bytes()
     windows_in = place(used(exported))
@@ -335,10 +335,7 @@ def test_64_ranks_at_once_on_nothing_local(user: User, exported: Path) -> None:
     """They share a container, and with it who fetches: each window comes once."""
     size = place(used(exported))
     with serving(exported.read_bytes()) as server:
-        env = {"UDI_SHARE": "remote"}
-        words = "udi-run", server.url, "sh", "-c", "cat /noise >/dev/null; sleep 5"
-        ranks = [user.popen(*words, env=env) for _ in range(64)]
-        assert {one.wait(120) for one in ranks} == {0}
+        together(user, 64, "udi-run", "--share=remote", server.url)
         asked = [at // WINDOW for at, stop in server.asked if stop <= size]
         assert len(asked) == len(set(asked))
 
