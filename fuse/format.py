@@ -172,6 +172,9 @@ class Superblock:
 SUPERBLOCK_SIZE = SUPERBLOCK.size
 HOT = Struct("<8s4Q")
 HOT_SIZE = HOT.size
+EXPECTED = 4096
+"""Most windows of 1 MiB, 4 GiB, that a marker (`Superblock.hot`) may name; a damaged one names
+terabytes."""
 
 
 def superblock(fd: int, name: str, base: int = 0) -> Superblock:

@@ -5,7 +5,7 @@ from os import POSIX_FADV_WILLNEED, posix_fadvise, pread
 from time import monotonic_ns
 
 from rootless_udi.fuse.bounded_cache import Cache
-from rootless_udi.fuse.format import Corrupt
+from rootless_udi.fuse.format import EXPECTED, Corrupt
 from rootless_udi.fuse.workers import Workers
 
 TYPE_CHECKING = False
@@ -25,8 +25,6 @@ WINDOW = 1 << 20
 """Bytes that are read at once where reads are slow, or are checked (`checkedfile`)."""
 _AHEAD = 6
 """Windows read ahead of the one that a program's start needs."""
-EXPECTED = 4096
-"""Most windows, 4 GiB, that a marker (`Superblock.hot`) may name; a damaged one names terabytes."""
 _SLOW = 300_000
 """Nanoseconds. A local disk or the page cache answers in 10 to 100 microseconds, the server of a
 parallel file system in 1 to 20 milliseconds."""

@@ -14,7 +14,7 @@ from time import monotonic
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.messages import take
-from rootless_udi.base.windows import WindowList, behind
+from rootless_udi.base.windows import CHECKED, WRONG, WindowList, behind
 from rootless_udi.fuse.checkedfile import GOOD, CheckedFile
 from rootless_udi.fuse.format import Corrupt, Superblock
 from rootless_udi.fuse.imagefile import WINDOW, ImageFile
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from rootless_udi.fuse.workers import Workers
 
 _GET, _AGAIN = b"g", b"a"
-WRONG = "wrong"
-"""The answer for a window that is not what the image's list says, also when it came once more."""
-CHECKED = "checked"
-"""The answer for a window that the process has compared with the list and written into the file."""
 _EVER = float("inf")
 _MARGIN = 5.0
 """Seconds beyond its own time after which the process is taken for dead."""

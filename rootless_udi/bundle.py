@@ -117,9 +117,9 @@ GROUPS = {
         "rootless_udi.launch.inject",
         "rootless_udi.launch.container",
     ),
+    "format": ("rootless_udi.fuse.format",),
     "serve": (
         "rootless_udi.fuse.protocol",
-        "rootless_udi.fuse.format",
         "rootless_udi.fuse.failures",
         "rootless_udi.fuse.bounded_cache",
         "rootless_udi.fuse.decompress",
@@ -132,10 +132,8 @@ GROUPS = {
         "rootless_udi.fuse.warmup",
         "rootless_udi.fuse.raw_transport",
     ),
-    "checked": (
-        "rootless_udi.base.windows",
-        "rootless_udi.fuse.checkedfile",
-    ),
+    "windows": ("rootless_udi.base.windows",),
+    "checked": ("rootless_udi.fuse.checkedfile",),
     "sif": ("rootless_udi.store.sif",),
     "inplace": (
         "rootless_udi.store.inplace",
@@ -150,6 +148,18 @@ GROUPS = {
     "away": (
         "rootless_udi.serve.distant",
         "rootless_udi.launch.away",
+    ),
+    "fetch": (
+        "rootless_udi.remote",
+        "rootless_udi.store.journal",
+        "rootless_udi.remote.plain",
+        "rootless_udi.remote.origins",
+        "rootless_udi.remote.ranges",
+        "rootless_udi.remote.sources",
+        "rootless_udi.remote.opening",
+        "rootless_udi.remote.places",
+        "rootless_udi.remote.kept",
+        "rootless_udi.remote.process",
     ),
     "shifter": (
         "rootless_udi.shifter",

@@ -59,9 +59,19 @@ def test_a_launch_imports_what_the_bundle_has() -> None:
 def test_the_server_imports_what_the_bundle_has() -> None:
     found = imported("import rootless_udi.fuse.raw_transport")
     server = {n for n in found if n.startswith("rootless_udi.fuse.")}
-    assert server == set(bundle.GROUPS["serve"])
+    assert server == {*bundle.GROUPS["format"], *bundle.GROUPS["serve"]}
     # A package brings all of its group: were it the planner's, the server would load that too.
     assert "rootless_udi.fuse" in bundle.GROUPS["help"]
+
+
+def test_who_fetches_a_remote_image_imports_what_the_bundle_has() -> None:
+    """A child of udi-run, which has the rest."""
+    found = imported("import rootless_udi.launch.facts, rootless_udi.launch.away")
+    more = imported("import rootless_udi.remote.process") - found
+    ours = {n for n in more if n.startswith("rootless_udi.")}
+    groups = "fetch", "format", "windows"
+    assert ours == {name for group in groups for name in bundle.GROUPS[group]}
+    assert more - ours <= FOREIGN | LAUNCHER | {"_queue", "_struct", "select"}
 
 
 def test_a_builder_under_a_launcher_imports_what_the_bundle_has() -> None:

@@ -35,13 +35,17 @@ def send(sock: "_socket.socket", words: "tuple[str, ...]", fds: "list[int]") -> 
         while text:
             text = text[os.write(long, text) :]
         text, fds = _LONG, [long, *fds]
-    data = b"".join(fd.to_bytes(4, byteorder) for fd in fds)
-    rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, data)] if fds else []
     try:
-        sock.sendmsg([text], rights)
+        give(sock, text, fds)
     finally:
         if long >= 0:
             os.close(long)
+
+
+def give(sock: "_socket.socket", data: bytes, fds: "list[int]") -> None:
+    """Do what `send` does for a message that is no words. Raises OSError."""
+    rights = b"".join([fd.to_bytes(4, byteorder) for fd in fds])
+    sock.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if fds else [])
 
 
 def receive(sock: "_socket.socket") -> "tuple[str, list[int]]":

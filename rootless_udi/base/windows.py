@@ -28,6 +28,9 @@ BLOCK = 4096
 _HEAD = Struct("<8s2Q")
 SUM = 32
 """Bytes of a SHA-256."""
+WRONG, CHECKED = "wrong", "checked"
+"""What who fetches windows answers (`remote.process`) for one that is not what the list says, also
+when it came once more; and for one that it has compared with the list and written into the file."""
 
 
 class WindowList(Record):

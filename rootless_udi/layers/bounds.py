@@ -13,7 +13,7 @@ any image, a million in one of 2 GB.
 
 from rootless_udi.base.records import Record
 from rootless_udi.base.superblock import HEAD
-from rootless_udi.fuse import blocks, filesystem, format, imagefile, reader
+from rootless_udi.fuse import blocks, filesystem, format, reader
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -260,9 +260,9 @@ _SQUASHFS: tuple[tuple[str, int | str, str], ...] = (
     ("metadata block", format.METADATA, "others are refused"),
     ("hot.magic", "compared", "tells the marker of `udi optimize`"),
     ("hot.first", _PLACE, _WHY_PLACE),
-    ("hot.first size", imagefile.EXPECTED, "windows of 1 MiB"),
+    ("hot.first size", format.EXPECTED, "windows of 1 MiB"),
     ("hot.second", _PLACE, _WHY_PLACE),
-    ("hot.second size", imagefile.EXPECTED, "windows of 1 MiB"),
+    ("hot.second size", format.EXPECTED, "windows of 1 MiB"),
 )
 
 TABLE = tuple(

@@ -168,13 +168,18 @@ class Transport:
         insecure: bool = False,
         method: str = "GET",
         body: Body | None = None,
+        located: str = "",
     ) -> Reply:
-        """Return the answer after redirects, whatever its status.
+        """Return the answer after redirects, whatever its status. `located` is the Location that
+        the URL has answered already, if it has.
 
         Raises OSError and HTTPException for failures of the network, UdiError for what would fail
         again.
         """
         visited = []
+        if located:
+            visited.append(url)
+            url = target(url, located, insecure, url)
         for _ in range(_REDIRECTS_MAX):
             visited.append(url)
             sent = dict(headers)

@@ -15,8 +15,7 @@ from typing import Any
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.syscalls import is_local
-from rootless_udi.base.windows import WINDOW
-from rootless_udi.fuse.remotefile import WRONG
+from rootless_udi.base.windows import WINDOW, WRONG
 from rootless_udi.remote.kept import Kept
 from rootless_udi.remote.places import WindowsPlace
 from rootless_udi.store import adding, filling, windows

@@ -8,31 +8,37 @@ for; `fill` fetches the rest.
 """
 
 import os
-import threading
 import time
-from collections.abc import Callable, Iterable
-from itertools import count
-from queue import PriorityQueue
+from _queue import SimpleQueue
+from _thread import _local as Local  # what threading.local is, too
+from _thread import allocate_lock, start_new_thread
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.base.windows import WINDOW, WindowList, place, sha256
+from rootless_udi.base.windows import WINDOW, WRONG, WindowList, place, sha256
 from rootless_udi.base.windows import count as windows_of
-from rootless_udi.fuse.imagefile import EXPECTED
-from rootless_udi.fuse.remotefile import WRONG
+from rootless_udi.fuse.format import EXPECTED
 from rootless_udi.remote.ranges import Ranges
-from rootless_udi.store.filling import Journal
+from rootless_udi.store.journal import Journal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _thread import LockType
+    from collections.abc import Callable, Iterable
+
+    Told = Callable[[int, str, bytes], object]
+    """Is called with a window's number, why it can't be had ("" if it can; WRONG if it is not what
+    the list says), and its bytes where it could not be kept in the file (else b""); by any thread.
+    """
 
 _THREADS = 6
-"""Connections at once: a link of 1 Gb/s and 20 ms holds 2.5 MB."""
+"""Connections at once: a link of 1 Gb/s and 20 ms holds 2.5 MB. One is left to who waits."""
 _TOGETHER = 4
 """Most windows in one request for what a start reads first."""
-_WANTED, _AHEAD = 0, 1
+_AT_FIRST = 2
+"""Such requests at once in the beginning, and with each that is answered one more. With six of them
+all windows would come late together: the tables, which the server opens the image with, too."""
 _STEP = 0.01
 """Seconds between two looks whether another process has fetched a window."""
-
-Told = Callable[[int, str, bytes], object]
-"""Is called with a window's number, why it can't be had ("" if it can; WRONG if it is not what the
-list says), and its bytes where it could not be kept in the file (else b""); by any thread."""
 
 
 class Kept:
@@ -43,7 +49,7 @@ class Kept:
         source: Ranges,
         fd: int,
         size: int,
-        told: Told,
+        told: "Told",
         journal: Journal | None = None,
         known: WindowList | None = None,
     ) -> None:
@@ -51,15 +57,17 @@ class Kept:
         image's list; without it nothing is compared here."""
         self._source, self._fd, self._size, self._told = source, fd, size, told
         self._known = known
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         self._journal = journal or Journal(-1, 0)
         self._there = self._journal.news()
         self._under_way: set[int] = set()
         self._waited: set[int] = set()
-        self._quiet = threading.Condition(self._lock)
-        self._jobs: PriorityQueue[tuple[int, int, int, int, bool]] = PriorityQueue()
-        self._turn = count()
-        self._rooms = threading.local()
+        self._quiet: list[LockType] = []  # of who waits until nobody waits for a window
+        self._wanted: list[tuple[int, bool]] = []
+        self._ahead: list[list[int]] = []
+        self._reading, self._most = 0, _AT_FIRST  # of `_ahead`: how many threads do, and may
+        self._jobs: SimpleQueue[None] = SimpleQueue()  # wakes a thread
+        self._rooms = Local()
         self.checked: set[int] = set()
         """Windows that are in the file, and were what the list says when they were written there
         by this process."""
@@ -70,7 +78,7 @@ class Kept:
         """Start the threads. Raises RuntimeError where not even one can be started."""
         for number in range(_THREADS):
             try:
-                threading.Thread(target=self._work, daemon=True).start()
+                start_new_thread(self._work, ())
             except RuntimeError:
                 if not number:
                     raise
@@ -121,7 +129,8 @@ class Kept:
             self._waited.add(number)
             if number not in self._under_way:
                 self._under_way.add(number)
-                self._jobs.put((_WANTED, next(self._turn), number, 1, fresh))
+                self._wanted.append((number, fresh))
+                self._jobs.put(None)
         return False
 
     def expect(self, ranges: tuple[tuple[int, int], ...]) -> None:
@@ -134,7 +143,8 @@ class Kept:
             most = at // WINDOW + EXPECTED - len(found)
             found.update(dict.fromkeys(range(at // WINDOW, min(last // WINDOW + 1, most))))
         for run in _runs(list(found), _TOGETHER):
-            self._jobs.put((_AHEAD, next(self._turn), run[0], len(run), False))
+            self._ahead.append(run)
+            self._jobs.put(None)
 
     def missing(self) -> list[int]:
         """Return the windows that are neither there nor under way, in order."""
@@ -151,19 +161,49 @@ class Kept:
 
     def fill(self, numbers: list[int]) -> str:
         """Fetch those of `numbers`, which follow one another, that are missing, once nobody waits
-        for others; return why one can't be had, "" if all could. For a thread of its own."""
-        with self._quiet:
-            self._quiet.wait_for(lambda: not self._waited)
+        for others and what a start reads is there; return why one can't be had, "" if all could.
+        For a thread of its own."""
+        with self._lock:
+            busy = self._busy()
+            if busy:
+                turn = allocate_lock()
+                turn.acquire()
+                self._quiet.append(turn)
+        if busy:
+            turn.acquire()
         return self._all(numbers)
+
+    def _busy(self) -> bool:
+        return bool(self._waited or self._ahead or self._reading)
+
+    def _rest(self) -> "list[LockType]":
+        """Return what `fill` waits for, if it may go on. With the lock."""
+        if self._busy():
+            return []
+        quiet, self._quiet = self._quiet, []
+        return quiet
 
     def _work(self) -> None:
         while True:
-            kind, _, first, number, fresh = self._jobs.get()
-            numbers = list(range(first, first + number))
-            if kind == _AHEAD:
-                self._all(numbers)
-            else:
-                self._fetch(numbers, fresh)
+            self._jobs.get()
+            with self._lock:
+                wanted = self._wanted.pop(0) if self._wanted else None
+                ahead: list[int] = []
+                if wanted is None and self._ahead and self._reading < self._most:
+                    ahead = self._ahead.pop(0)
+                    self._reading += 1
+            if wanted is not None:
+                self._fetch([wanted[0]], wanted[1])
+            elif ahead:
+                self._all(ahead)
+                with self._lock:
+                    self._reading -= 1
+                    self._most = min(self._most + 1, _THREADS - 1)
+                    free = min(self._most - self._reading, len(self._ahead))
+                    quiet = self._rest()
+                for _ in range(free):
+                    self._jobs.put(None)
+                _wake(quiet)
 
     def _all(self, numbers: list[int]) -> str:
         """Fetch what is missing of `numbers`; return why one can't be had."""
@@ -273,12 +313,18 @@ class Kept:
             self._waited.difference_update(numbers)
             if not why and not window:
                 self._there.update(numbers)
-            self._quiet.notify_all()
+            quiet = self._rest()
+        _wake(quiet)
         for number in numbers:
             self._told(number, why, window)
 
 
-def _any(reasons: Iterable[str]) -> str:
+def _wake(turns: "list[LockType]") -> None:
+    for turn in turns:
+        turn.release()
+
+
+def _any(reasons: "Iterable[str]") -> str:
     """Return the first reason that is not "", once all are known."""
     return "".join([why for why in reasons if why][:1])
 

@@ -6,21 +6,22 @@ each round trip; when it refuses, as a signed URL does that has expired, the fir
 again. What is sent to whom is `pull.parties`'s: nothing to the target of a redirect.
 """
 
-import http.client
-import threading
-import urllib.parse
-from collections.abc import Sequence
-from typing import Protocol
+import os
+from _thread import allocate_lock
 
-from rootless_udi.base.errors import UdiError
-from rootless_udi.pull import parties
-from rootless_udi.pull.http import Reply, Transport
-from rootless_udi.pull.proxies import is_loopback
+from rootless_udi.remote import plain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Protocol
+
     # What speaks to a registry takes as long to load as a file of a web server takes to open.
+    from rootless_udi.pull.http import Reply, Transport
     from rootless_udi.pull.registry import Endpoint
+    from rootless_udi.remote.plain import PlainReply
+else:
+    Protocol = object
 
 
 class Origin(Protocol):
@@ -34,41 +35,48 @@ class Origin(Protocol):
     pinned: bool
     others: int
 
-    def ask(self, headers: dict[str, str]) -> Reply:
+    def ask(self, headers: "dict[str, str]") -> "Reply | PlainReply":
         """Return the answer to a GET. Raises OSError and HTTPException of the network, UdiError."""
-        ...
 
     def failed(self) -> None:
         """Note that an attempt failed: the next one may be made elsewhere."""
-        ...
 
     def reached(self) -> bool:
         """Tell whether a server has answered before."""
-        ...
+
+
+_PARTIAL = 206
+_REDIRECTS = 301, 302, 303, 307, 308
+"""HTTP statuses: of an answer to a range, and with which a server sends elsewhere."""
 
 
 class _Remembered:
     """The target of the last redirect that led to bytes; safe for several threads."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: "Transport") -> None:
         self._transport = transport
         self._url = ""
         self._asked = ""
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
 
-    def ask(self, headers: dict[str, str], insecure: bool) -> Reply | None:
+    def ask(self, headers: "dict[str, str]", insecure: bool) -> "Reply | None":
         """Return the target's answer, None where there is no target that still answers."""
         with self._lock:
             url, asked = self._url, self._asked
         if not url:
             return None
+        from http.client import HTTPException
+
+        from rootless_udi.base.errors import UdiError
+        from rootless_udi.pull import parties
+
         try:
             lenient = parties.lenient(insecure, url, asked)
             reply = self._transport.get(url, headers, insecure=lenient)
-        except (OSError, http.client.HTTPException, UdiError):
+        except (OSError, HTTPException, UdiError):
             self._forget(url)
             return None
-        if reply.status == http.client.PARTIAL_CONTENT:
+        if reply.status == _PARTIAL:
             return reply
         reply.read_some(1 << 16)
         reply.close()
@@ -80,9 +88,9 @@ class _Remembered:
             if self._url == url:
                 self._url = ""
 
-    def note(self, reply: Reply) -> None:
+    def note(self, reply: "Reply") -> None:
         """Remember where a reply came from, if a redirect led there."""
-        if reply.status == http.client.PARTIAL_CONTENT and len(reply.visited) > 1:
+        if reply.status == _PARTIAL and len(reply.visited) > 1:
             with self._lock:
                 self._asked, self._url = reply.visited[0], reply.url
 
@@ -95,31 +103,67 @@ class Web:
 
     def __init__(self, url: str, timeout: float, insecure: bool = False) -> None:
         self.size = 0
-        self._url, self._insecure = url, insecure
-        self._transport = Transport(answer=timeout)
-        self._target = _Remembered(self._transport)
-        parts = urllib.parse.urlsplit(url)
+        self.shown = url.partition("?")[0]
+        self._url, self._insecure, self._timeout = url, insecure, timeout
+        self._lock = allocate_lock()
+        self._by_http: tuple[Transport, _Remembered] | None = None
+        self._unusual = False
+        self._plain = plain.usual(url, insecure, timeout, os.environ)
+        if self._plain is None:
+            self._judge()
+
+    def _judge(self) -> None:
+        from urllib.parse import urlsplit, urlunsplit
+
+        from rootless_udi.base.errors import UdiError
+        from rootless_udi.pull import parties
+        from rootless_udi.pull.proxies import is_loopback
+
+        parts = urlsplit(self._url)
         netloc = parts.netloc.rpartition("@")[2]
-        self.shown = urllib.parse.urlunsplit((parts.scheme, netloc, parts.path, "", ""))
-        scheme, host, _ = parties.origin(url)
-        if scheme == "http" and not insecure and not is_loopback(host):
+        self.shown = urlunsplit((parts.scheme, netloc, parts.path, "", ""))
+        scheme, host, _ = parties.origin(self._url)
+        if scheme == "http" and not self._insecure and not is_loopback(host):
             raise UdiError(
                 f"reading {self.shown} failed: nothing proves who answers by plain http",
                 "use https, or --insecure",
             )
 
-    def ask(self, headers: dict[str, str]) -> Reply:
-        reply = self._target.ask(headers, self._insecure)
+    def _usual(self) -> "tuple[Transport, _Remembered]":
+        """Return what asks for everything that `remote.plain` doesn't."""
+        with self._lock:
+            if self._by_http is None:
+                from rootless_udi.pull.http import Transport
+
+                transport = Transport(answer=self._timeout)
+                self._by_http = transport, _Remembered(transport)
+            return self._by_http
+
+    def ask(self, headers: "dict[str, str]") -> "Reply | PlainReply":
+        location = ""
+        if self._plain is not None and not self._unusual:
+            found = self._plain.ask(headers)
+            if found is not None and found.status not in _REDIRECTS:
+                return found
+            if found is not None:
+                location = found.headers.get("Location")
+                found.close()
+            # It will be so again.
+            self._unusual = True
+        transport, target = self._usual()
+        reply = target.ask(headers, self._insecure)
         if reply is None:
-            reply = self._transport.get(self._url, headers, insecure=self._insecure)
-            self._target.note(reply)
+            insecure = self._insecure
+            reply = transport.get(self._url, headers, insecure=insecure, located=location)
+            target.note(reply)
         return reply
 
     def failed(self) -> None:
         """Do nothing: there is no other place."""
 
     def reached(self) -> bool:
-        return bool(self._transport.reached)
+        one, other = self._plain, self._by_http
+        return (one is not None and one.reached) or (other is not None and bool(other[0].reached))
 
 
 class Blob:
@@ -131,17 +175,17 @@ class Blob:
     pinned = True
 
     def __init__(
-        self, endpoints: "Sequence[Endpoint]", transport: Transport, digest: str, size: int
+        self, endpoints: "Sequence[Endpoint]", transport: "Transport", digest: str, size: int
     ) -> None:
         self.size = size
         self.others = len(endpoints) - 1
         self.shown = f"blob {digest} of {endpoints[-1]}"
         self._digest = digest
         self._transport = transport
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         self._places = [(endpoint, _Remembered(transport)) for endpoint in endpoints]
 
-    def ask(self, headers: dict[str, str]) -> Reply:
+    def ask(self, headers: "dict[str, str]") -> "Reply":
         with self._lock:
             endpoint, target = self._places[0]
         reply = target.ask(headers, endpoint.insecure)

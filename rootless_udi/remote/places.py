@@ -8,9 +8,14 @@ from rootless_udi.base.syscalls import is_local
 from rootless_udi.base.windows import WINDOW, WindowList, count
 from rootless_udi.plan.reference import platform_of_key
 from rootless_udi.remote.sources import Remote, RemoteRequest
-from rootless_udi.store import filling
-from rootless_udi.store.filling import Filling, Journal
-from rootless_udi.store.store import Store
+from rootless_udi.store import journal as journals
+from rootless_udi.store.journal import Journal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    # What fills a store takes longer to load than a start's first windows to come.
+    from rootless_udi.store.filling import Filling
+    from rootless_udi.store.store import Store
 
 
 class WindowsPlace(Record):
@@ -24,8 +29,8 @@ class WindowsPlace(Record):
     path: str
     journal: Journal | None = None
     known: WindowList | None = None
-    filling: Filling | None = None
-    store: Store | None = None
+    filling: "Filling | None" = None
+    store: "Store | None" = None
     mask: int = 0o022
     why: str = ""
 
@@ -37,10 +42,13 @@ class WindowsPlace(Record):
         """
         if self.filling is None or self.store is None:
             return False
+        from rootless_udi.store import filling
+
         if self.store.image(self.filling.digest) is None:
             return False
         found = filling.wanted(self.store, self.filling) or self.filling
-        for key, name in found.names:
+        # The one that was asked for last: whoever waits for it finds the others, too.
+        for key, name in reversed(found.names):
             self.store.set_name(name, platform_of_key(key), found.digest)
         filling.drop(self.store, found)
         return True
@@ -56,17 +64,21 @@ def opened(asked: RemoteRequest, remote: Remote, mask: int) -> WindowsPlace:
     """
     known, why = remote.known, "the image has no list of its windows"
     if asked.folder and known is not None:
-        name = filling.name_of(remote.digest, known.digest)
+        name = journals.name_of(remote.digest, known.digest)
         try:
-            store = Store(asked.folder)
+            root, store = asked.folder, None
             if asked.fill:
+                from rootless_udi.store.store import Store
+
+                store = Store(asked.folder)
                 store.create()
-            fd, journal = filling.opened(store.root, name)
+                root = store.root
+            fd, journal = journals.opened(root, name)
             why = _long(fd, remote.size)
             if not why:
-                path = f"{store.root}/blobs/{name}{filling.WINDOWS}"
+                path = f"{root}/blobs/{name}{journals.WINDOWS}"
                 one = WindowsPlace(fd, path, Journal(journal, count(known.size), _alone(fd)), known)
-                return _to_fill(one, store, remote, mask) if asked.fill else one
+                return one if store is None else _to_fill(one, store, remote, mask)
             os.close(fd)
             os.close(journal)
         except OSError as error:
@@ -93,8 +105,11 @@ def _alone(fd: int) -> bool:
         return False
 
 
-def _to_fill(one: WindowsPlace, store: Store, remote: Remote, mask: int) -> WindowsPlace:
+def _to_fill(one: WindowsPlace, store: "Store", remote: Remote, mask: int) -> WindowsPlace:
     """Return the place with its record, which is written into the store. Raises OSError."""
+    from rootless_udi.store import filling
+    from rootless_udi.store.filling import Filling
+
     assert one.known is not None
     fields = remote.digest, one.known.digest, remote.size, remote.used, remote.ranges.shown
     what = Filling(*fields, remote.names)

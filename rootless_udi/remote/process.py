@@ -20,18 +20,17 @@ sent then, whatever a thread does.
 """
 
 import os
-import socket
-import sys
-import threading
 import time
+from _thread import allocate_lock, start_new_thread
 from select import POLLIN, poll
 
 from rootless_udi.base import fastjson
 from rootless_udi.base.errors import UdiError
-from rootless_udi.base.messages import send
+from rootless_udi.base.messages import give, send
 from rootless_udi.base.superblock import HEAD
+from rootless_udi.base.windows import CHECKED
 from rootless_udi.fuse.format import Corrupt, Superblock
-from rootless_udi.fuse.remotefile import CHECKED
+from rootless_udi.plan.reference import REMOTE
 from rootless_udi.remote import opening, places
 from rootless_udi.remote.kept import Kept
 from rootless_udi.remote.places import WindowsPlace
@@ -39,28 +38,29 @@ from rootless_udi.remote.sources import Remote, RemoteRequest
 from rootless_udi.serve import outside
 from rootless_udi.serve.distant import AGAIN, BROKEN, NAME, THERE
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+    from _thread import LockType
+
 _TABLES = 4 << 20
 """Most bytes of an image's tables, from its end, that are fetched before they are asked for."""
-SOCKET = 3
-"""The descriptor of the socket that udi-run gives."""
 _MORE = 0.5
 """Seconds that a start has beyond the site's time: who waits for an answer says best which."""
 _HINT = "is the network there? image.timeout says how long to wait; `udi pull` is more patient"
 
 
-def main() -> None:
-    """Serve windows of an image; sys.argv[1:] are the fields of `RemoteRequest`, "" for no flag.
+def main(sock: "_socket.socket", *words: str) -> None:
+    """Serve windows of an image to the other end of `sock`, and end this process.
 
-    The process that udi-run started ends at once: its child, which nobody waits for, does the work.
+    `words` are the fields of `RemoteRequest`, "" for no flag. This is a child of udi-run, which has
+    loaded a half of what is needed; it leaves it here.
     """
-    if os.fork():
-        os._exit(0)
-    image, timeout, insecure, fill, platform, folder = sys.argv[1:7]
+    image, timeout, insecure, fill, platform, folder = words
     asked = RemoteRequest(image, float(timeout), bool(insecure), bool(fill), platform, folder)
-    sock = socket.socket(fileno=SOCKET)
     mask = os.umask(0o077)
     try:
-        outside.leave(NAME, SOCKET)
+        outside.leave(NAME, sock.fileno())
         _Fetcher(sock, asked, mask).run()
     except UdiError as error:
         _tell(sock, "!", error.message, error.hint)
@@ -71,7 +71,7 @@ def main() -> None:
         os._exit(0)
 
 
-def _tell(sock: socket.socket, *words: str) -> None:
+def _tell(sock: "_socket.socket", *words: str) -> None:
     try:
         send(sock, words, [])
     except OSError:
@@ -90,14 +90,14 @@ def _first(remote: Remote) -> tuple[tuple[int, int], ...]:
 
 
 class _Fetcher:
-    def __init__(self, sock: socket.socket, asked: RemoteRequest, mask: int) -> None:
+    def __init__(self, sock: "_socket.socket", asked: RemoteRequest, mask: int) -> None:
         self._sock = sock
         self._asked = asked
         self._mask = mask
         self._shown = ""
         self._kept: Kept | None = None
         self._waiting: dict[int, float] = {}
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         self._opened = False
         self._pullable = False
 
@@ -137,21 +137,23 @@ class _Fetcher:
 
     def _found(self) -> Remote | str:
         """Return what `opening.found` does; after the site's time tell udi-run, and end."""
-        late = threading.Timer(self._asked.timeout + _MORE, self._late)
-        late.daemon = True
-        late.start()
+        over = allocate_lock()
+        over.acquire()
+        start_new_thread(self._late, (over,))
         try:
             return opening.found(self._asked, self._can_be_pulled)
         finally:
-            late.cancel()
             with self._lock:
                 self._opened = True
+            over.release()
 
     def _can_be_pulled(self) -> None:
         self._pullable = True
 
-    def _late(self) -> None:
+    def _late(self, over: "LockType") -> None:
         """End where each answer comes in time, but not all that a start needs."""
+        if over.acquire(True, self._asked.timeout + _MORE):
+            return
         with self._lock:
             if self._opened:
                 return
@@ -171,7 +173,9 @@ class _Fetcher:
 
     def _introduce(self, remote: Remote, where: WindowsPlace) -> None:
         listed = remote.known.digest if remote.known is not None else ""
-        facts = fastjson.dumps(dict(remote.facts))
+        # Those of a web server's file are in it.
+        known = {} if self._asked.image.startswith(REMOTE) else dict(remote.facts)
+        facts = fastjson.dumps(known) if known else ""
         words = "ok", where.path, listed, remote.digest, self._shown, facts
         send(self._sock, words, [where.fd])
 
@@ -214,7 +218,7 @@ class _Fetcher:
                     fds.append(os.memfd_create("window"))
                     os.pwrite(fds[0], window, 0)
                 message = number.to_bytes(8, "little") + why.encode()[:1000]
-                socket.send_fds(self._sock, [message], fds)
+                give(self._sock, message, fds)
             except OSError:
                 return  # the server has ended, which the other thread sees
             finally:

@@ -6,15 +6,17 @@ then the reader gets an error that names the source. Where it is, redirects and 
 `remote.origins`'.
 """
 
-import http.client
-import random
 import time
-from collections.abc import Callable, Iterator
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.pull.http import Reply
-from rootless_udi.pull.retry import TRANSIENT, lasting, reason, retry_after
-from rootless_udi.remote.origins import Origin
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rootless_udi.pull.http import Reply
+    from rootless_udi.remote.origins import Origin
+    from rootless_udi.remote.plain import PlainReply
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0
 """Seconds before the second attempt, doubled each time, and at most."""
@@ -37,7 +39,7 @@ class Ranges:
     names the origin.
     """
 
-    def __init__(self, origin: Origin, timeout: float) -> None:
+    def __init__(self, origin: "Origin", timeout: float) -> None:
         """`timeout`: the seconds that a range may take, all attempts together."""
         self.shown = origin.shown
         self.size = origin.size
@@ -62,7 +64,7 @@ class Ranges:
         self,
         at: int,
         room: memoryview,
-        come: Callable[[int], object] = lambda there: None,
+        come: "Callable[[int], object]" = lambda there: None,
         fresh: bool = False,
     ) -> None:
         """Put the bytes from `at` on into `room`, as many as it holds or the file has; call
@@ -86,8 +88,8 @@ class Ranges:
                 return
             except _Again as error:
                 why, asked = str(error), error.wait
-            except (OSError, http.client.HTTPException, UdiError) as error:
-                final = self._final(error)
+            except Exception as error:
+                final, why = self._judge(error)
                 if final is not None:
                     # What one mirror refuses another may have.
                     others -= 1
@@ -95,11 +97,13 @@ class Ranges:
                         raise final from None
                     self._origin.failed()
                     continue
-                why, asked = reason(error), None
+                asked = None
             self._origin.failed()
             if at > before:
                 wait = _FIRST_WAIT
-            pause = max(wait * random.uniform(0.75, 1.25), asked or 0.0)
+            from random import uniform  # 5 ms, that only who waits needs
+
+            pause = max(wait * uniform(0.75, 1.25), asked or 0.0)
             if time.monotonic() + pause >= end:
                 raise UdiError(
                     f"reading {self.shown} failed: {why} ({self.timeout:g} s)",
@@ -108,14 +112,23 @@ class Ranges:
             time.sleep(pause)
             wait = min(2 * wait, _LONGEST_WAIT)
 
-    def _final(self, error: Exception) -> UdiError | None:
-        """Return the error to raise for one that another attempt would meet again, else None."""
+    def _judge(self, error: Exception) -> tuple[UdiError | None, str]:
+        """Return the error to raise for one that another attempt would meet again, else None; and
+        what it was. Raises what is no error of the network or a server."""
         if isinstance(error, UdiError):
-            return error
-        final = lasting(error, self._origin.reached())
-        return UdiError(f"reading {self.shown} failed: {final[0]}", final[1]) if final else None
+            return error, error.message
+        from http.client import HTTPException
 
-    def _once(self, at: int, room: memoryview, fresh: bool, first: bool) -> Iterator[int]:
+        from rootless_udi.pull.retry import lasting, reason
+
+        if not isinstance(error, (OSError, HTTPException)):
+            raise error
+        final = lasting(error, self._origin.reached())
+        if final is None:
+            return None, reason(error)
+        return UdiError(f"reading {self.shown} failed: {final[0]}", final[1]), final[0]
+
+    def _once(self, at: int, room: memoryview, fresh: bool, first: bool) -> "Iterator[int]":
         size = len(room)
         headers = {"Range": f"bytes={at}-{at + size - 1}", "Accept-Encoding": "identity"}
         if fresh:
@@ -136,13 +149,15 @@ class Ranges:
         finally:
             reply.close()
 
-    def _judged(self, reply: Reply, at: int, size: int, first: bool) -> int:
+    def _judged(self, reply: "Reply | PlainReply", at: int, size: int, first: bool) -> int:
         """Return how many bytes an answer has, if it is that range of that file."""
         status = reply.status
         if status == 206:
             return self._range(reply, at, size, first)
         if status == 200:
             raise self._wrong("the whole file in answer to a range", "it must know Range requests")
+        from rootless_udi.pull.retry import TRANSIENT, retry_after
+
         elsewhere = len(reply.visited) > 1
         if status in TRANSIENT or (elsewhere and status in _EXPIRED):
             raise _Again(f"it answers {status}", retry_after(reply.headers.get("Retry-After")))
@@ -150,7 +165,7 @@ class Ranges:
             raise self._changed()
         raise self._wrong(str(status), "check the URL")
 
-    def _range(self, reply: Reply, at: int, size: int, first: bool) -> int:
+    def _range(self, reply: "Reply | PlainReply", at: int, size: int, first: bool) -> int:
         text = reply.headers.get("Content-Range", "").strip()
         unit, _, rest = text.partition(" ")
         span, _, total = rest.partition("/")

@@ -5,8 +5,6 @@ squashfs that was pushed for it (`pull.artifact`), where there is one that is be
 """
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from rootless_udi.base import windows
 from rootless_udi.base.errors import UdiError
@@ -14,9 +12,16 @@ from rootless_udi.base.records import Record
 from rootless_udi.base.superblock import INSIDE, MAGIC, SIZE, USED
 from rootless_udi.base.windows import WINDOW, WindowList, place
 from rootless_udi.plan.reference import platform_of, web
-from rootless_udi.remote.origins import Origin, Web
+from rootless_udi.remote.origins import Web
 from rootless_udi.remote.ranges import Ranges
 from rootless_udi.store.resolve import parsed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from rootless_udi.remote.origins import Origin
 
 _BEHIND_MAX = 80 << 20
 """Most bytes behind a squashfs: its list of windows, its facts and what starts ask."""
@@ -51,7 +56,7 @@ class Remote(Record):
     tail: bytes
     known: WindowList | None
     digest: str
-    facts: Mapping[str, Any]
+    facts: "Mapping[str, Any]"
     names: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -76,7 +81,7 @@ def of_web(asked: RemoteRequest) -> Remote:
     return Remote(ranges, head, used, tail, known, known.digest, facts, ((key, name),))
 
 
-def begun(origin: Origin, timeout: float) -> tuple[Ranges, bytes, int]:
+def begun(origin: "Origin", timeout: float) -> tuple[Ranges, bytes, int]:
     """Return what reads a squashfs file, its first window, and the size of the squashfs in it.
 
     Raises UdiError for what is none.
@@ -92,7 +97,7 @@ def begun(origin: Origin, timeout: float) -> tuple[Ranges, bytes, int]:
     return ranges, head, used
 
 
-def _inside(tail: bytes) -> dict[str, Any]:
+def _inside(tail: bytes) -> "dict[str, Any]":
     """Return the facts that `udi export` wrote behind the squashfs; {} for none or damaged ones.
 
     They end with the mark and their length; what `udi optimize` appends may follow.

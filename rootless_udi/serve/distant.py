@@ -1,11 +1,12 @@
 """udi-run's side of the process that fetches a remote image's windows (`remote.process`)."""
 
+import gc
 import os
 
-from rootless_udi.base.calls import spawn
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.messages import pair, receive
 from rootless_udi.base.records import Record
+from rootless_udi.serve import outside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,23 +54,29 @@ def opened(
     written, it keeps them for the next start; with `fill` it goes on until the store has the image.
     Raises UdiError.
     """
-    from rootless_udi.base import program
-
     ours, theirs = pair()
     flags = "insecure" if insecure else "", "fill" if fill else ""
-    words = image, str(timeout), *flags, platform, folder
-    argv = program.argv("from rootless_udi.remote.process import main; main()", *words, site=False)
+    outside.arguments()
     try:
-        pid = spawn(argv[0], argv, dict(os.environ), [(theirs.fileno(), 3)])
+        child = os.fork()
     except OSError as error:
         raise UdiError(f"starting a process failed: {error.strerror}") from None
-    finally:
-        theirs.close()
+    if child == 0:
+        try:
+            # The process that fetches is a child of this one, which ends: nobody waits for it.
+            if os.fork() == 0:
+                ours.close()
+                _fetch(theirs, image, str(timeout), *flags, platform, folder)
+        finally:
+            os._exit(0)
+    theirs.close()
+    # As in `serve.helper`.
+    os.sched_yield()
+    text, fds = receive(ours)
     try:
-        os.waitpid(pid, 0)
+        os.waitpid(child, 0)
     except ChildProcessError:
         pass  # the caller ignores SIGCHLD: the kernel has reaped it
-    text, fds = receive(ours)
     kind, _, rest = text.partition("\0")
     if kind == "ok" and fds:
         return Distant(fds[0], ours, *rest.split("\0", 4))
@@ -81,3 +88,13 @@ def opened(
     if kind != "!":
         message = f"reading {shown} failed: the process that fetches it has ended"
     raise UdiError(message, hint)
+
+
+def _fetch(sock: "_socket.socket", *words: str) -> None:
+    """Become the process that fetches. A Python of its own would take 10 ms more to begin, and load
+    once more what is here."""
+    # After fork(2), see `serve.server`.
+    gc.freeze()
+    gc.enable()
+    # By its name: it is a program of its own, of which a start knows nothing else.
+    __import__("rootless_udi.remote.process", fromlist=["main"]).main(sock, *words)
