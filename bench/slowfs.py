@@ -1,12 +1,14 @@
 """A directory behind a network that takes 1 ms for each metadata operation: an NFS-like backing.
 
-    slowfs.py [--ms=1] [--reads] [--no-sparse] [--quota=BYTES] BACKING MOUNTPOINT COMMAND [ARG...]
+    slowfs.py [--ms=1] [--reads] [--no-sparse] [--quota=BYTES] [--read-only-while=FILE]
+        BACKING MOUNTPOINT COMMAND [ARG...]
 
 runs COMMAND in namespaces of its own, as the caller, with BACKING at MOUNTPOINT through a FUSE
 server that sleeps before each look-up, stat, create, open, rename and remove; data passes freely,
 or with --reads at the same cost for each read of a file or of a folder. Locks are those of a node:
 two such mounts of one directory are two nodes whose locks don't meet. With --no-sparse files have
-no holes; with --quota no more bytes than these can be written.
+no holes; with --quota no more bytes than these can be written. While FILE is there nothing can be
+written, as while a server exports read-only: to files that are open neither.
 It speaks the raw protocol (linux/fuse.h), since fuse libraries need more to be installed.
 """
 
@@ -26,6 +28,8 @@ OUT_HEADER = struct.Struct("<IiQ")
 ATTR = struct.Struct("<6Q10I")
 MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 2, 4, 16384, 1 << 18
 BIG_WRITES, WRITEBACK_CACHE, MAX_PAGES = 1 << 5, 1 << 16, 1 << 22
+WRITES = (4, 6, 9, 10, 11, 12, 16, 35)
+"""Requests that change something, beside an open(2) that is to write."""
 VALID = 3
 """Seconds that names and attributes are kept: nfs(5)'s acregmin. Data is kept and written back, as
 an NFS client does."""
@@ -51,6 +55,7 @@ class Server:
 
     sparse = True
     quota: int | None = None
+    frozen = ""
 
     def __init__(self, root: str, seconds: float) -> None:
         self.seconds = seconds
@@ -104,6 +109,8 @@ class Server:
                 continue
             body, number = b"", 0
             try:
+                if self.frozen:
+                    self.check_frozen(opcode, request[40:])
                 if opcode in self.slow:
                     time.sleep(self.seconds)
                     body = self.slow[opcode](node, request[40:])
@@ -119,10 +126,15 @@ class Server:
                 if error.errno != errno.ENOENT:
                     raise
 
+    def check_frozen(self, opcode: int, data: bytes) -> None:
+        opens = opcode == 14 and struct.unpack_from("<I", data)[0] & os.O_ACCMODE != os.O_RDONLY
+        if (opcode in WRITES or opens) and os.path.exists(self.frozen):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
     def init(self, node: int, data: bytes) -> bytes:
         _, _, ahead, flags = struct.unpack_from("<4I", data)
         flags &= BIG_WRITES | WRITEBACK_CACHE | MAX_PAGES
-        if self.quota is not None:
+        if self.quota is not None or self.frozen:
             # Who writes is told at once.
             flags &= ~WRITEBACK_CACHE
         head = struct.pack("<4I2H2I2H", 7, 31, ahead, flags, 16, 12, LARGEST, 1, 256, 0)
@@ -314,6 +326,7 @@ def main() -> None:
         server = Server(f"/proc/self/fd/{root}/.", seconds)
         server.sparse = "no-sparse" not in given
         server.quota = int(given["quota"]) if "quota" in given else None
+        server.frozen = given.get("read-only-while", "")
         if "reads" in given:
             server.slow_reads()
         server.serve(fuse)

@@ -19,7 +19,7 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.plan.reference import Reference
 from rootless_udi.pull import credentials, parties
 from rootless_udi.pull.artifact import FACTS_MAX
-from rootless_udi.pull.http import Reply, Transport
+from rootless_udi.pull.http import Reply, SpentProof, Transport
 from rootless_udi.pull.parties import NOTHING, Pass
 from rootless_udi.pull.proxies import is_loopback
 from rootless_udi.pull.retry import TRANSIENT, reason
@@ -83,9 +83,7 @@ class GatewayClient:
 
         Raises OSError and HTTPException of the network; UdiError for what the gateway refuses.
         """
-        proof = self._proof({})[0]
-        url = f"{self._base}/api/v1/images/{digest}"
-        reply = self.transport.get(url, headers, proof, self._insecure)
+        reply = self._send("GET", f"/api/v1/images/{digest}", headers)
         if reply.status in (200, 206, 416, *TRANSIENT):
             return reply
         try:
@@ -234,16 +232,9 @@ class GatewayClient:
         Raises UdiError.
         """
         given = {"authorized_locations": secrets} if secrets else {}
-        proof, carried = self._proof(given)
-        headers = {}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-            body = body if carried else {**body, **given}
-        data = json.dumps(body).encode() if body is not None else None
+        headers = {} if body is None else {"Content-Type": "application/json"}
         try:
-            reply = self.transport.get(
-                self._base + path, headers, proof, self._insecure, method, data
-            )
+            reply = self._send(method, path, headers, body, given)
             try:
                 text = reply.read_all(most, f"asking the image gateway at {self.address}")
             finally:
@@ -254,6 +245,30 @@ class GatewayClient:
                 "it may be down: tell the site; images of your own store need no gateway",
             ) from None
         return self._read(reply.status, text)
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        body: dict[str, Any] | None = None,
+        given: dict[str, Any] | None = None,
+    ) -> Reply:
+        """Return the answer to a request; `given` goes into what says who asks, else into `body`.
+
+        Raises OSError and HTTPException of the network.
+        """
+        given = given or {}
+        while True:
+            proof, carried = self._proof(given)
+            sent = body if carried or body is None else {**body, **given}
+            data = None if sent is None else json.dumps(sent).encode()
+            try:
+                url = self._base + path
+                return self.transport.get(url, headers, proof, self._insecure, method, data)
+            except SpentProof:
+                # The connection is gone: at the latest a new one ends this.
+                continue
 
     def _proof(self, given: dict[str, Any]) -> tuple[Pass, bool]:
         """Return what says who asks, and whether `given` travels in it."""
@@ -266,7 +281,8 @@ class GatewayClient:
         if self.address.startswith("unix:"):
             return NOTHING, False
         payload = json.dumps(given) if given else ""
-        return Pass(encoded(payload.encode(), self._munge), here, "authentication"), True
+        text = encoded(payload.encode(), self._munge)
+        return Pass(text, here, "authentication", single=True), True
 
     def _guarded(self, token: str) -> str:
         """Return the token. Raises UdiError where others could read it on its way."""

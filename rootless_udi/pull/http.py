@@ -40,6 +40,10 @@ _Place = tuple[Origin, bool, str]
 """Where a connection leads, whether its certificate went unchecked, and through which proxy."""
 
 
+class SpentProof(ConnectionError):
+    """A kept connection broke, and what says who asks may have been taken: another is needed."""
+
+
 class Reply:
     """An answer whose body is read by the caller, who must `close` it.
 
@@ -173,8 +177,8 @@ class Transport:
         """Return the answer after redirects, whatever its status. `located` is the Location that
         the URL has answered already, if it has.
 
-        Raises OSError and HTTPException for failures of the network, UdiError for what would fail
-        again.
+        Raises OSError and HTTPException for failures of the network, SpentProof among them where
+        only a new `given` helps; UdiError for what would fail again.
         """
         visited = []
         if located:
@@ -187,7 +191,8 @@ class Transport:
             if proof:
                 sent[given.header] = proof
             here = parties.lenient(insecure, url, visited[0])
-            reply = self._once(method, url, sent, body, here)
+            single = given.single and bool(proof)
+            reply = self._once(method, url, sent, body, here, single)
             reply.visited = tuple(visited)
             # A POST, which has an identity token in it, is not sent to anybody else.
             if reply.status not in (301, 302, 303, 307, 308) or method != "GET":
@@ -199,7 +204,13 @@ class Transport:
         raise UdiError(f"GET {url} failed: more than {_REDIRECTS_MAX} redirects")
 
     def _once(
-        self, method: str, url: str, headers: dict[str, str], body: Body | None, insecure: bool
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        body: Body | None,
+        insecure: bool,
+        single: bool,
     ) -> Reply:
         scheme, host, port = origin(url)
         proxy = "" if self._local else self._proxies.of(scheme, host, port)
@@ -236,6 +247,8 @@ class Transport:
                 # PATCH the server may have taken a part, which it would have twice.
                 again = not (fresh or method == "PATCH" or isinstance(error, TimeoutError))
                 if again and isinstance(error, OSError | http.client.HTTPException):
+                    if single:
+                        raise SpentProof(str(error)) from None
                     continue
                 self.stop.check()
                 raise

@@ -28,11 +28,15 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class Pass(Record):
-    """The value of a `header` that says who asks, and the only origin that it may be sent to."""
+    """The value of a `header` that says who asks, and the only origin that it may be sent to.
+
+    One that is `single` proves it once: it is not sent again where a connection breaks.
+    """
 
     value: str = ""
     good_for: Origin = ("", "", 0)
     header: str = "Authorization"
+    single: bool = False
 
     def __repr__(self) -> str:
         return f"Pass(for {self.good_for})"

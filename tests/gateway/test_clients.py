@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rootless_udi.config import schema
+from rootless_udi.pull.gateway import GatewayClient
 from tests.conftest import User
 from tests.kit.gateway import SYSTEM, Gateway, gateway, munged
 from tests.kit.places import TREE
@@ -128,6 +129,41 @@ def test_munge_on_loopback_and_a_registrys_password(
         configured(user, address, f'munge_socket = "{where}/none"\n')
         done = user.run("udi", "images", "--site")
         assert done.returncode == 125 and "making a munge credential failed" in done.stderr
+
+
+@pytest.mark.needs("munge")
+def test_a_credential_is_not_sent_again_where_a_connection_breaks(
+    user: User, tmp_path: Path
+) -> None:
+    """The gateway may have taken it, and would say that it was used before."""
+    where = tmp_path / "munge"
+    asked: list[int] = []
+
+    class Breaks(Quiet):
+        """What stands before the gateway: the second answer of a connection is lost."""
+
+        answers = 0
+
+        def do_GET(self) -> None:
+            proof = self.headers["authentication"]
+            found = one.ask("GET", self.path, loopback=True, authentication=proof)
+            asked.append(found.status)
+            self.answers += 1
+            if self.answers == 2:
+                self.close_connection = True
+                return
+            body = json.dumps(found.body).encode()
+            self.answer(found.status, body, Content_Type="application/json")
+
+    with munged(where) as path, gateway(user, tmp_path / "site", f"--munge={path}") as one:
+        server = serve(Breaks)
+        try:
+            client = GatewayClient(f"http://127.0.0.1:{server.server_port}", SYSTEM, str(path))
+            assert client.images() == client.images() == client.images() == []
+        finally:
+            server.shutdown()
+            server.server_close()
+    assert asked == [200, 200, 200, 200, 200]
 
 
 def test_what_is_no_gateway(user: User) -> None:

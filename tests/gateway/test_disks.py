@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import sqlite3
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from tests.conftest import User
 from tests.gateway.test_clients import configured
 from tests.gateway.test_import import imported
 from tests.kit.gateway import SYSTEM, Gateway, gateway
+from tests.kit.places import TREE
 from tests.kit.registry import Registry
 
 pytestmark = pytest.mark.needs("registry", "skopeo", "gateway", "userns")
@@ -133,6 +136,37 @@ def test_a_disk_that_becomes_read_only_while_it_runs(
             found = one.pull("127.0.0.1:1/none:1")
             assert found.status == 503 and "disk I/O error" in found.body["message"], found
             assert found.body["hint"].startswith("is its file system read-only now")
+
+
+@pytest.mark.needs("fuse")
+def test_a_disk_that_is_read_only_for_a_while(
+    user: User, tmp_path: Path, registry: Registry
+) -> None:
+    """As one of a network whose server exports it so: what is counted is written afterwards."""
+    tag, real, frozen = f"{registry.host}/site/box:1", tmp_path / "real", tmp_path / "frozen"
+    for folder in (real, tmp_path / "site"):
+        folder.mkdir(mode=0o755)
+    before = [sys.executable, TREE / "bench/slowfs.py", "--ms=0", f"--read-only-while={frozen}"]
+    before += [real, tmp_path / "site"]
+    with gateway(user, tmp_path / "site", before=tuple(map(str, before))) as one:
+        ready = one.pulled(tag)
+        assert ready["status"] == "READY", ready
+        path = f"/api/lookup/{SYSTEM}/docker/{tag}/"
+        for number, written in enumerate((False, True, False)):
+            frozen.unlink() if written else frozen.touch()
+            assert one.get(path).status == 200
+            found = one.pull(f"127.0.0.1:1/none:{number}")
+            assert found.status == (200 if written else 503), found
+            if not written:
+                assert found.body["hint"].startswith("is its file system read-only now"), found
+                assert [row["tag"] for row in one.get(f"/api/metrics/{SYSTEM}/").body] == []
+        frozen.unlink()
+        rows = one.get(f"/api/metrics/{SYSTEM}/").body
+        assert [row["tag"] for row in rows] == [tag] * 3
+    with sqlite3.connect(real / "gateway/gateway.sqlite") as base:
+        (used,) = base.execute("SELECT used FROM images").fetchone()
+    base.close()
+    assert used == rows[-1]["time"]
 
 
 def test_an_id_that_is_none_in_a_container(user: User, tmp_path: Path, box: Path) -> None:
