@@ -20,9 +20,13 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from rootless_udi.base import process  # noqa: E402
+from rootless_udi.idmap import maps  # noqa: E402
+from rootless_udi.launch import execute, known  # noqa: E402
 from rootless_udi.launch.command import SHELL  # noqa: E402
-from rootless_udi.node import launcher, record  # noqa: E402
+from rootless_udi.launch.facts import WEEK  # noqa: E402
+from rootless_udi.node import launcher, publish, record  # noqa: E402
 from rootless_udi.plan import environment, keeping, options  # noqa: E402
+from rootless_udi.serve import prefetch  # noqa: E402
 from rootless_udi.shifter import options as shifter  # noqa: E402
 
 SOURCES = sorted(HERE.glob("*.c"))
@@ -95,6 +99,7 @@ def tables() -> str:
         "HOST_PREFIXES": environment.HOST_PREFIXES,
         "OPERATIONS": record.OPERATIONS,
         "SHIFTER_TYPES": shifter.TYPES,
+        "COPIED": publish.PLANNED,
     }
     reasons = [
         f"#ifdef {name}\n    {{{name}, {quoted(os.strerror(number))}}},\n#endif"
@@ -109,6 +114,14 @@ def tables() -> str:
             f"#define RECORD_MOST {record.MOST}",
             f"#define RECORD_LONG {record.LONG}",
             f"#define KEEP_MOST {keeping.MOST}",
+            f"#define STARTS {quoted(prefetch.FOLDER)}",
+            f"#define STARTS_AGE {WEEK}",
+            f"#define KNOWN {quoted(known.PLAN)}",
+            f"#define KNOWN_AGE {known.AGE}",
+            f"#define OUTER {maps.OUTER}",
+            f"#define MOUNT_BASE {quoted(execute.BASE)}",
+            f"#define FUSE_OPTIONS {quoted(execute.FUSE_OPTIONS)}",
+            f"#define OVERLAY_OPTIONS {quoted(execute.OVERLAY_OPTIONS)}",
             f"#define KEEP_PLAIN {quoted(''.join(sorted(keeping.PLAIN)))}",
             f"#define SHELL {quoted(SHELL)}",
             f"#define SIF {quoted(options.SIF)}",

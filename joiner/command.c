@@ -82,6 +82,18 @@ static void folders(struct command *command, const struct request *request,
     current_names(&command->cwd, caller);
 }
 
+/* What may have to be said once there is no way back; the rest of it is words of ours. */
+void check_words(const struct command *command, const struct list *env)
+{
+    bool good = printable(command->argv.at[0]) && printable(get(&command->env, "PATH")) &&
+                printable(get_or(&command->env, "UDI_IMAGE", ""));
+    for (size_t i = 0; i < command->cwd.count; i++)
+        good = good && printable(command->cwd.at[i]);
+    if (!good)
+        hand_over();
+    speak_as(env);
+}
+
 void prepare(struct command *command, const struct request *request, const struct record *record,
              const struct list *caller)
 {
@@ -90,7 +102,8 @@ void prepare(struct command *command, const struct request *request, const struc
     folders(command, request, record, caller);
 }
 
-static void line(struct text *text, const char *name, const char *value, size_t length)
+/* A field of a record, or of what tests compare. */
+void add_field(struct text *text, const char *name, const char *value, size_t length)
 {
     add_number(text, strlen(name) + 1 + length);
     add(text, ":");
@@ -103,17 +116,17 @@ static void line(struct text *text, const char *name, const char *value, size_t 
 static void lines(struct text *text, const char *name, const struct list *list)
 {
     for (size_t i = 0; i < list->count; i++)
-        line(text, name, list->at[i], strlen(list->at[i]));
+        add_field(text, name, list->at[i], strlen(list->at[i]));
 }
 
 /* UDI_JOIN_PLAN=1: as launch/joinplan.py. `command` is NULL where there is nothing to join. */
 void print_plan(const struct command *command, const struct text *name, const struct text *key)
 {
     struct text text = {0};
-    line(&text, "by", "c", 1);
-    line(&text, "name", name->at, name->length);
-    line(&text, "request", key->at, key->length);
-    line(&text, "state", command ? "join" : "none", 4);
+    add_field(&text, "by", "c", 1);
+    add_field(&text, "name", name->at, name->length);
+    add_field(&text, "request", key->at, key->length);
+    add_field(&text, "state", command ? "join" : "none", 4);
     if (command) {
         lines(&text, "argv", &command->argv);
         lines(&text, "env", &command->env);

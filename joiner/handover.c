@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-struct start start = {NULL, NULL, false, -1, -1, NULL};
+struct start start = {NULL, NULL, false, false, -1, -1, NULL};
 
 static const char SCRIPT[] = "udi-run-python";
 
@@ -26,7 +26,7 @@ static char *folder_of(const char *path)
 }
 
 /* The Python program lies beside this one; in a checkout by a link, and it looks around itself. */
-static char *script(void)
+char *python_script(void)
 {
     char *me = realpath("/proc/self/exe", NULL);
     if (!me)
@@ -72,35 +72,54 @@ static char *lock(void)
     return JOIN(text.at, ".", start.name);
 }
 
-_Noreturn void hand_over(void)
+static void flag(struct list *argv, const char *option)
 {
-    char *path = script(), *beside = JOIN(folder_of(path), "python3");
+    push(argv, "-X");
+    push(argv, option);
+}
+
+/* The words that start `program` in Python, with these options (-X); its arguments may follow. */
+void python_words(struct list *argv, const char *program, const struct list *options)
+{
+    char *path = python_script(), *beside = JOIN(folder_of(path), "python3");
     struct stat found;
     bool here = stat(beside, &found) == 0 && S_ISREG(found.st_mode);
-    struct list argv = {0};
-    const char *const words[] = {here ? beside : "python3", "-I", "-S", "-X", "utf8=1", "-X",
-                                 start.shifter ? "program=shifter" : "program=udi-run", "-X"};
-    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
-        push(&argv, words[i]);
-    push(&argv, JOIN("ignored=", is_ignored(SIGPIPE) ? "+PIPE" : "",
-                     is_ignored(SIGXFSZ) ? "+XFSZ" : ""));
-    if (!is_set("LC_CTYPE=") && !is_set("LC_ALL=")) {
-        /* Python sets it in the C locale (PEP 538). */
-        push(&argv, "-X");
-        push(&argv, "lc_ctype=unset");
-    }
+    push(argv, here ? beside : "python3");
+    push(argv, "-I");
+    push(argv, "-S");
+    flag(argv, "utf8=1");
+    flag(argv, JOIN("program=", program));
+    for (size_t i = 0; i < options->count; i++)
+        flag(argv, options->at[i]);
+    push(argv, "-c");
+    push(argv, START);
+    push(argv, path);
+}
+
+/* execv(3), or execvp(3) where no Python lies beside the script; returns for an error. */
+void python_execute(const struct list *argv)
+{
+    strchr(argv->at[0], '/') ? execv(argv->at[0], argv->at) : execvp(argv->at[0], argv->at);
+}
+
+_Noreturn void hand_over(void)
+{
+    struct list argv = {0}, options = {0};
+    push(&options, JOIN("ignored=", is_ignored(SIGPIPE) ? "+PIPE" : "",
+                        is_ignored(SIGXFSZ) ? "+XFSZ" : ""));
+    if (!is_set("LC_CTYPE=") && !is_set("LC_ALL="))
+        push(&options, "lc_ctype=unset"); /* Python sets it in the C locale (PEP 538). */
+    if (start.notes)
+        push(&options, "known");
     if (start.directory >= 0) {
-        push(&argv, "-X");
-        push(&argv, lock());
+        push(&options, lock());
         keep(start.directory);
         keep(start.lock);
     }
-    push(&argv, "-c");
-    push(&argv, START);
-    push(&argv, path);
+    python_words(&argv, start.shifter ? "shifter" : "udi-run", &options);
     for (char **word = start.argv[0] ? start.argv + 1 : start.argv; *word; word++)
         push(&argv, *word);
-    here ? execv(beside, argv.at) : execvp("python3", argv.at);
+    python_execute(&argv);
     fail(125, JOIN("executing ", argv.at[0], " failed: ", reason(errno)),
          "it needs Python 3.11 or newer, beside it or on the PATH");
 }

@@ -72,6 +72,7 @@ char **shifter_command(struct request *request, char **rest, const struct list *
 /* launcher.c: who started this rank, and the container's name. */
 char *launcher(const struct list *env, const char *share);
 bool is_ranked(const struct list *env);
+void digest(const struct text *data, struct text *name);
 void container_key(const struct request *request, const char *who, const struct list *env,
                    struct text *key, struct text *name);
 
@@ -103,11 +104,18 @@ struct record {
     struct list entrypoint, cmd;
     char *again; /* the line of a member who was found behind many that have ended */
     struct list same; /* kind, path, state, kind, path, state, ... */
+    /* Of a plan that is noted (launch/known.py) in place of a container: */
+    bool is_plan, optimized;
+    unsigned long long until; /* seconds since 1970 */
+    char *path, *place;       /* of the image's file, of the state directory */
+    struct list steps;        /* kind, path, how, what, kind, ... */
+    struct text copied;       /* the fields that a container's record has too */
 };
 bool record_read(int directory, const char *name, struct record *record);
 
 /* fits.c: whether it is the container that is asked for, and as it was. */
 bool record_fits(const struct record *record, const struct text *key);
+bool record_is_known(const struct record *record, const struct text *key);
 
 /* members.c: through which process to enter, and the way in. */
 bool record_entering(const struct record *record);
@@ -126,14 +134,43 @@ struct command {
 };
 void prepare(struct command *command, const struct request *request, const struct record *record,
              const struct list *env);
+void check_words(const struct command *command, const struct list *env);
+void add_field(struct text *text, const char *name, const char *value, size_t length);
 void print_plan(const struct command *command, const struct text *name, const struct text *key);
-_Noreturn void become(struct command *command, const struct request *request,
-                      const struct record *record, const struct list *caller);
 
 /* arrive.c: the folder, and execve(2). */
 void arrive(struct command *command, const struct request *request, const struct record *record,
             const struct list *caller);
 _Noreturn void execute(struct command *command);
+
+/* served.c: the image server of a known plan. */
+struct served {
+    int helper, server; /* sockets to the two processes */
+};
+bool serve(struct served *served, const struct list *words);
+bool say(int socket, const struct list *words, const int *fds, size_t count);
+char *server_of(const struct served *served);
+int ended(pid_t child);
+
+/* ahead.c: what the image server is told of the start. */
+struct known {
+    const char *image, *program;        /* the file; the command's first word */
+    const char *key, *keep, *questions; /* of plan/start.py: what is prefetched */
+    bool behind;
+};
+void about(const struct request *request, struct known *known);
+bool questions(struct known *known, const char *place, bool optimized);
+bool announce(const struct served *served, const struct known *known);
+
+/* image.c, mounts.c: the container of a known plan, and its steps. */
+bool make_container(const struct served *served, const struct known *known,
+                    const struct list *steps);
+bool wrote(const char *path, int flags, mode_t mode, const char *text);
+bool upper(const struct list *steps);
+bool steps_done(const struct list *steps);
+
+/* known.c */
+void start_known(const struct request *request, const struct list *env);
 
 /* message.c */
 const char *reason(int number);
@@ -146,10 +183,14 @@ _Noreturn void fail(int status, const char *message, const char *hint);
 struct start {
     char **argv, **environ;
     bool shifter;
+    bool notes; /* a plan was looked for: Python notes its own, where it can */
     int directory, lock; /* held for who builds, or the second for who waits to join; -1 */
     const char *name;
 };
 extern struct start start;
+char *python_script(void);
+void python_words(struct list *argv, const char *program, const struct list *options);
+void python_execute(const struct list *argv);
 _Noreturn void hand_over(void);
 
 #endif

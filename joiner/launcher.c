@@ -95,7 +95,7 @@ static bool is_relative(const char *image)
 }
 
 /* FNV-1a of 128 bits, as base/digest.py has it. */
-static void digest(const struct text *data, struct text *name)
+void digest(const struct text *data, struct text *name)
 {
     unsigned __int128 found = (unsigned __int128)0x6C62272E07BB0142u << 64 | 0x62B821756295C58Du;
     const unsigned __int128 prime = (unsigned __int128)1 << 88 | 0x13B;

@@ -49,18 +49,6 @@ static void refuse_privilege(void)
         hand_over();
 }
 
-/* What may have to be said once there is no way back; the rest of it is words of ours. */
-static void check_words(const struct command *command, const struct list *env)
-{
-    bool good = printable(command->argv.at[0]) && printable(get(&command->env, "PATH")) &&
-                printable(get_or(&command->env, "UDI_IMAGE", ""));
-    for (size_t i = 0; i < command->cwd.count; i++)
-        good = good && printable(command->cwd.at[i]);
-    if (!good)
-        hand_over();
-    speak_as(env);
-}
-
 /* Join where there is something to join; returns where not. */
 static void try_to_join(const struct request *request, const struct list *env, int directory,
                         const struct text *name, const struct text *key)
@@ -165,5 +153,7 @@ int main(int argc, char **argv)
         container_key(&request, kept ? kept : who, &env, &key, &name);
         join_or_elect(&request, &env, &name, &key, keep->set || who);
     }
+    if (!who)
+        start_known(&request, &env);
     hand_over();
 }

@@ -20,10 +20,10 @@ static char *text_of(char *value, size_t length)
     return value;
 }
 
-/* Push the three texts of a value, with NUL between. */
-static void three(struct list *list, char *value, size_t length)
+/* Push the texts of a value, so many, with NUL between. */
+static void texts(struct list *list, char *value, size_t length, int count)
 {
-    for (int i = 0; i < 2; i++) {
+    for (int i = 1; i < count; i++) {
         char *end = memchr(value, 0, length);
         if (!end)
             damaged();
@@ -36,7 +36,7 @@ static void three(struct list *list, char *value, size_t length)
 
 static void operation(struct list *list, char *value, size_t length)
 {
-    three(list, value, length);
+    texts(list, value, length, 3);
     const char *op = list->at[list->count - 3], *name = list->at[list->count - 2];
     if (!is_one_of(op, OPERATIONS) || strchr(name, '=') || (!*name && strcmp(op, "clear") != 0))
         damaged(); /* execve(2) would take it for another name */
@@ -48,14 +48,33 @@ static void once(char **where, char *value)
         *where = value;
 }
 
+/* What only a noted plan has; launch/known.py. */
+static void of_plan(struct record *record, char *name, char *value, size_t length)
+{
+    if (is_one_of(name, COPIED))
+        add_field(&record->copied, name, value, length);
+    if (strcmp(name, "step") == 0)
+        texts(&record->steps, value, length, 4);
+    else if (strcmp(name, "path") == 0)
+        once(&record->path, text_of(value, length));
+    else if (strcmp(name, "place") == 0)
+        once(&record->place, text_of(value, length));
+    else if (strcmp(name, "optimized") == 0)
+        record->optimized = length != 0;
+    else if (strcmp(name, "until") == 0 && !digits(value, length, 12, &record->until))
+        damaged();
+}
+
 static void field(struct record *record, char *name, char *value, size_t length)
 {
+    if (record->is_plan)
+        of_plan(record, name, value, length);
     if (strcmp(name, "before") == 0)
         operation(&record->before, value, length);
     else if (strcmp(name, "after") == 0)
         operation(&record->after, value, length);
     else if (strcmp(name, "same") == 0)
-        three(&record->same, value, length);
+        texts(&record->same, value, length, 3);
     else if (strcmp(name, "entrypoint") == 0)
         push(&record->entrypoint, text_of(value, length));
     else if (strcmp(name, "cmd") == 0)
@@ -119,15 +138,16 @@ static void head(struct record *record)
         field(record, name, equals + 1, length - (size_t)(equals + 1 - name));
         at += length + 1;
     }
-    if (!record->user || !record->mnt)
+    if (!record->is_plan && (!record->user || !record->mnt))
         damaged();
 }
 
-/* Read the record of the container `name`; false where there is none. */
+/* Read the record of the container `name`, or a noted plan; false where there is none. */
 bool record_read(int directory, const char *name, struct record *record)
 {
     struct stat found;
     *record = (struct record){0};
+    record->is_plan = starts(name, STARTS "/");
     add(&record->data, "");
     record->fd = openat(directory, JOIN(name, "." RECORD_FORMAT),
                         O_RDWR | O_APPEND | O_NOFOLLOW | O_CLOEXEC);

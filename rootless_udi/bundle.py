@@ -1,17 +1,16 @@
-"""Two files in place of fifty: the start path's modules, as code, for one version of Python.
+"""Three files in place of fifty: the start path's modules, as code, for one version of Python.
 
 Each module costs a start an open and three stats on what may be a file system shared by 10,000
 nodes. A bundle is one open and a stat a module. It lies with the compiled modules, is written by
 the first start that may write there (or by `udi bundle`). A group is left aside if one of its
 modules is not the file any more that it was made of, and that start writes the bundle anew. A rank
-that joins a container reads the first of the two, a fifth of both. The launcher script reads it
-like this:
+that joins a container reads one of them, a fifth of all. The launcher script reads it like this:
 
     head, marshalled: (FORMAT, boot, table, groups, elsewhere)
     table: {name: number of its group}
     groups: ((rows, codes), ...), where each begins, in bytes counted from the file's end: -9 is the
         ninth byte before it
-    elsewhere: {name: the other bundle's path}
+    elsewhere: {name: the path of another bundle that has it}
     after it, for each group, each marshalled:
         its rows ((name, path, mtime_ns, size, is_package), ...)
         its codes, a tuple of the modules' code
@@ -134,6 +133,10 @@ GROUPS = {
     ),
     "windows": ("rootless_udi.base.windows",),
     "checked": ("rootless_udi.fuse.checkedfile",),
+    "known": (
+        "rootless_udi.launch.holding",
+        "rootless_udi.launch.known",
+    ),
     "sif": ("rootless_udi.store.sif",),
     "inplace": (
         "rootless_udi.store.inplace",
@@ -166,14 +169,60 @@ GROUPS = {
         "rootless_udi.shifter.options",
         "rootless_udi.shifter.main",
     ),
+    "image": (
+        "rootless_udi",
+        "rootless_udi.base",
+        "rootless_udi.idmap",
+        "rootless_udi.fuse",
+        "rootless_udi.serve",
+        "rootless_udi.base.errors",
+        "rootless_udi.base.process",
+        "rootless_udi.base.syscalls",
+        "rootless_udi.idmap.maps",
+        "rootless_udi.base.calls",
+        "rootless_udi.base.messages",
+        "rootless_udi.base.superblock",
+        "rootless_udi.serve.outside",
+        "rootless_udi.serve.programs",
+        "rootless_udi.serve.helper",
+        "rootless_udi.serve.server",
+        "rootless_udi.fuse.protocol",
+        "rootless_udi.fuse.format",
+        "rootless_udi.fuse.failures",
+        "rootless_udi.fuse.bounded_cache",
+        "rootless_udi.fuse.decompress",
+        "rootless_udi.fuse.workers",
+        "rootless_udi.fuse.imagefile",
+        "rootless_udi.fuse.reader",
+        "rootless_udi.fuse.blocks",
+        "rootless_udi.fuse.filesystem",
+        "rootless_udi.fuse.recorder",
+        "rootless_udi.fuse.warmup",
+        "rootless_udi.fuse.raw_transport",
+        "rootless_udi.serve.separate",
+    ),
+    "over": (
+        "rootless_udi.node",
+        "rootless_udi.base.trust",
+        "rootless_udi.node.record",
+        "rootless_udi.node.places",
+        "rootless_udi.node.election",
+        "rootless_udi.node.publish",
+        "rootless_udi.node.sweep",
+        "rootless_udi.node.ending",
+    ),
 }
 """What is imported together, each module after those that it imports itself. A test compares."""
 
 FILES = {
     "udi-run": ("join", "elect", "pair"),
-    "udi-start": tuple(name for name in GROUPS if name not in ("join", "elect", "pair")),
+    "udi-image": ("image", "over"),
+    "udi-start": tuple(n for n in GROUPS if n not in ("join", "elect", "pair", "image", "over")),
 }
-"""Which groups are in which bundle; the launcher script reads the first."""
+"""Which groups are in which bundle. The launcher script reads the first, or the second as the image
+server of a start that udi-run in C makes (`serve.separate`)."""
+_BESIDE = {"udi-run": ("udi-start",), "udi-image": ("udi-run", "udi-start"), "udi-start": ()}
+"""In which other bundles each one's modules find what it lacks; the last counts."""
 
 BOOT = "base/boot.py"
 """Whose code is in each bundle: it checks the files and imports from it."""
@@ -192,7 +241,10 @@ def write(package: str) -> bool:
     except OSError:
         return False
     _remember(package)
-    elsewhere: dict[str, str] = {}
+    tables = {
+        stem: {name: n for n, group in enumerate(groups) for name in GROUPS[group]}
+        for stem, groups in FILES.items()
+    }
     # The first one last, since it is the one that starts look for.
     for stem, groups in reversed(FILES.items()):
         try:
@@ -200,7 +252,10 @@ def write(package: str) -> bool:
         except OSError:
             # An installation that is being replaced, or is not whole.
             return False
-        table = {name: n for n, group in enumerate(groups) for name in GROUPS[group]}
+        table = tables[stem]
+        elsewhere = {
+            name: path(package, other) for other in _BESIDE[stem] for name in tables[other]
+        }
         places, begin = [], -sum(len(rows) + len(codes) for rows, codes in content) - len(TAIL)
         for rows, codes in content:
             places.append((begin, begin + len(rows)))
@@ -209,7 +264,6 @@ def write(package: str) -> bool:
         parts = [part for pair in content for part in pair]
         if not _replace(path(package, stem), b"".join((head, *parts, TAIL))):
             return False
-        elsewhere = dict.fromkeys(table, path(package, stem))
     return True
 
 

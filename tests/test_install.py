@@ -70,7 +70,7 @@ def works(ask: Ask, box: Path, home: Path, version: str) -> None:
     for _ in range(2):
         assert ask("udi-run", "--quiet", box, "echo", "works") == "works\n"
     found = sorted(path.name.partition(".")[0] for path in home.rglob("*.bundle"))
-    assert found == ["udi-run", "udi-start"]
+    assert found == ["udi-image", "udi-run", "udi-start"]
     assert [path.name for path in home.rglob("udi-run.1")]
 
 

@@ -24,7 +24,7 @@ ROOMS = {
     "store": ("base plan", True),
     "config": ("base plan mpi_inject", True),
     "node": ("base plan config", True),
-    "serve": ("base plan idmap fuse node", True),
+    "serve": ("base plan idmap fuse node bundle", True),
     "launch": ("base plan idmap mpi_inject host config store node serve bundle", True),
     "run": ("base plan node serve launch version", True),
     "layers": ("base plan fuse", False),

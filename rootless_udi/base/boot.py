@@ -19,7 +19,7 @@ TAIL = b"end of bundle"
 """The same as `rootless_udi.bundle.TAIL`."""
 
 
-_COMPILED = "_ctypes", "_json"
+_COMPILED = "_ctypes", "_json", "_queue"
 """Modules of Python's own that a start needs and that are files in most of them. They are in the
 last folder of sys.path but ours; Python would list that folder."""
 _SPEC = type(sys.__spec__)
@@ -30,7 +30,7 @@ def boot(data: bytes, head: "Any", owner: int) -> bool:
     """Make Python import modules from a bundle; return False if it is none, or cut off.
 
     `data` is the bundle's content, `head` the object that stands first in it. User `owner` is
-    trusted to have written the second bundle, which `head` names, in the same folder.
+    trusted to have written the other bundles, which `head` names, in the same folder.
     `rootless_udi.bundle` describes the format.
     """
     if head[0] != FORMAT or not data.endswith(TAIL):
@@ -144,7 +144,8 @@ class _Importer:
 
     def other(self, path: str) -> bool:
         """Use the bundle at `path` too; return False where it is missing, damaged or old."""
-        self.elsewhere.clear()
+        for name in [name for name, where in self.elsewhere.items() if where == path]:
+            del self.elsewhere[name]
         try:
             fd = os.open(path, os.O_NONBLOCK)
             try:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 
 _THREADS = "a limit of processes may be reached (ulimit -u), or clone3 is refused: see `udi doctor`"
+TOLD: "list[str]" = []
+"""What this process has printed by `tell`. A start that said something is planned again."""
 _LINE_MAX = 8000
 """Most characters of a printed line; a name in it may have millions."""
 
@@ -170,6 +172,7 @@ def tell(*lines: str) -> None:
     They are one write(2): ranks share standard error, and their lines must not mix.
     """
     text = "".join(f"{_short(plain(line))}\n" for line in lines)
+    TOLD.append(text)
     try:
         os.write(2, text.encode())
     except OSError:

@@ -1,13 +1,14 @@
 """Make a new container: plan it, and either print the plan or carry it out and run the command."""
 
 import os
-from sys import meta_path
+from sys import _xoptions, meta_path
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.process import complain, current
 from rootless_udi.host.facts import look
 from rootless_udi.launch import command, execute, inject
 from rootless_udi.launch.facts import StartFacts
+from rootless_udi.launch.rootfs import Rootfs
 from rootless_udi.node import publish
 from rootless_udi.plan import folder, planner, volumes
 from rootless_udi.plan.options import Request
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from rootless_udi.launch.counted import Count
     from rootless_udi.launch.holding import Hold
+    from rootless_udi.launch.known import StartNote
     from rootless_udi.node.election import Election
     from rootless_udi.plan.environment import Operation
     from rootless_udi.plan.facts import HostPath
@@ -80,22 +82,23 @@ def build(
     the next start.
     """
     _bundle()
-    made = prepare(request, environ, found)
+    looked: dict[str, HostPath] = {}
+    made = prepare(request, environ, found, looked)
     for text in () if request.quiet else made.warnings:
         complain("udi-run", f"warning: {text}")
     defaults, scripts = _defaults(made), _scripts(made)
     words = command.argv(request, defaults)
     env = command.variables(environ, request, defaults, own)
     names = command.workdir(request, defaults, current(environ))
-    if made.root.server == "directory" and found.image.path:
-        _extract(made, found.image, resolve.all_stores(found.site, environ))
+    _extract(made, found.image, found.site, environ)
     if made.hooks:  # before pivot_root(2): afterwards our files may be unreachable
         from rootless_udi.launch import hooks
     count = _counter(found.site)
     hold = _hold(request, environ, found, made, keep) if keep else None
     helper.keeps = hold is not None
     helper.volumes = _volumes(made, found.site, environ)
-    execute.run(made, helper, spaces)
+    note = _note(request, environ, found, made, looked, place) if election is None else None
+    execute.run(made, helper, spaces, Rootfs if note is None else note.rootfs)
     helper.answer()
     if scripts is not None:
         made = scripts.sourced(made, found.image.path, environ, request.quiet)
@@ -106,7 +109,7 @@ def build(
     folder, lost = command.arrive(request, names)
     if place[1] >= 0:
         try:
-            _publish(place, made, fields, helper, hold, bool(lost))
+            _publish(place, made, fields, helper, hold, bool(lost), note)
         except UdiError:
             if election is not None:
                 raise
@@ -115,8 +118,7 @@ def build(
         election.release()
     if count is not None:
         count.send(made.digest, made.image)
-    if request.verbose:
-        _say(made, found)
+    _say(made, found, request.verbose)
     if lost:
         complain("udi-run", *command.outside(request, lost, environ))
     command.execute(words, env, folder)
@@ -159,14 +161,20 @@ def _publish(
     helper: "Helper",
     hold: "Hold | None",
     told: bool,
+    note: "StartNote | None",
 ) -> None:
-    """Write the container's record, with the process that keeps it. Raises UdiError."""
+    """Write the container's record, with the process that keeps it, and what is noted of the start.
+
+    Raises UdiError.
+    """
     path, directory, name = place
     pin = helper.keep(hold.seconds, hold.job) if hold else ""
     if hold and pin:
         fields = {**fields, "keep": str(hold.seconds)}
     same = hold.same if hold else ()
     publish.write(directory, path, name, made, fields, helper.answer(), told, pin, same)
+    if note is not None:
+        note.write(directory)
 
 
 def _hold(
@@ -180,10 +188,35 @@ def _hold(
     return holding.hold(request, environ, found, made, keep)
 
 
-def prepare(request: Request, environ: "dict[str, str]", found: StartFacts) -> Plan:
+def _note(
+    request: Request,
+    environ: "dict[str, str]",
+    found: StartFacts,
+    made: Plan,
+    looked: "dict[str, HostPath]",
+    place: tuple[str, int, str],
+) -> "StartNote | None":
+    """Return what notes this start for the next one, where udi-run in C has looked for such a note
+    and there is a state directory."""
+    if "known" not in _xoptions or place[1] < 0:
+        return None
+    from rootless_udi.launch import known
+
+    def again(facts: StartFacts, sources: "dict[str, HostPath]") -> Plan:
+        return prepare(request, environ, facts, sources)
+
+    return known.begin(request, environ, found, made, looked, again, place)
+
+
+def prepare(
+    request: Request,
+    environ: "dict[str, str]",
+    found: StartFacts,
+    looked: "dict[str, HostPath] | None" = None,
+) -> Plan:
     """Gather the rest of the facts and return the plan. Changes nothing.
 
-    Raises UdiError for what is impossible.
+    `looked` gets what was looked at of the host's paths. Raises UdiError for what is impossible.
     """
     site, facts, image = found.site, found.host, found.image
     asked = [v for text in request.volume for v in volumes.parse(text)]
@@ -199,6 +232,8 @@ def prepare(request: Request, environ: "dict[str, str]", found: StartFacts) -> P
     homes = (os.path.realpath(home), os.path.normpath(home))
     folders = folder.wanted(request, site, current(environ), homes)
     sources = look(planner.wanted(site, mounts, injections, folders))
+    if looked is not None:
+        looked.update(sources)
     if any("sqfs" in row.options for row in site.mounts):
         from rootless_udi.launch import squashvolumes
 
@@ -281,8 +316,11 @@ def _operations(environment: "Sequence[object]") -> "list[Operation]":
     return [(e.op, e.name, e.value) for e in environment]  # type: ignore[attr-defined]
 
 
-def _extract(made: Plan, image: "Image", stores: "tuple[str, ...]") -> None:
+def _extract(made: Plan, image: "Image", site: "Site", environ: "dict[str, str]") -> None:
     """Extract the image into the store where that has not been done; for hosts without FUSE."""
+    if made.root.server != "directory" or not image.path:
+        return
+    stores = resolve.all_stores(site, environ)
     if not image.directory:
         from rootless_udi.launch import unpacking
 
@@ -295,7 +333,9 @@ def _extract(made: Plan, image: "Image", stores: "tuple[str, ...]") -> None:
     find.check_tree(made.root.path, stores)
 
 
-def _say(made: Plan, found: StartFacts) -> None:
+def _say(made: Plan, found: StartFacts, verbose: bool) -> None:
+    if not verbose:
+        return
     complain("udi-run", f"image {made.image} ({made.digest or 'no digest'}): {made.root.reason}")
     if found.image.facts.get("user"):
         who = f"USER {found.image.facts['user']} is ignored: you are you"

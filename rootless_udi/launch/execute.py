@@ -52,14 +52,21 @@ if TYPE_CHECKING:
 
 BASE = "/tmp"
 """A directory that each host has; the private tmpfs is mounted on it until pivot_root(2)."""
+FUSE_OPTIONS = ",rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
+OVERLAY_OPTIONS = "lowerdir=/image,upperdir=/upper/upper,workdir=/upper/work,userxattr"
 
 
-def run(plan: Plan, helper: "Helper", spaces: "tuple[int, int] | None" = None) -> None:
+def run(
+    plan: Plan,
+    helper: "Helper",
+    spaces: "tuple[int, int] | None" = None,
+    rootfs: "Callable[[str, dict[str, int]], Rootfs]" = Rootfs,
+) -> None:
     """Make the container of `plan`. Afterwards the calling process is in it, at "/", unprivileged.
 
     `helper` has the image served if the plan mounts it by FUSE. `spaces` are an outer and an inner
-    user namespace that are there already. Raises UdiError, OSError; then the caller can just exit,
-    since the kernel removes all mounts with the namespaces.
+    user namespace that are there already; `rootfs` makes the tree over an overlay. Raises UdiError,
+    OSError; then the caller can just exit, since the kernel removes all mounts with the namespaces.
     """
     mask = os.umask(0o022)
     if spaces is None:
@@ -70,7 +77,7 @@ def run(plan: Plan, helper: "Helper", spaces: "tuple[int, int] | None" = None) -
     made = _by_itself(plan) if plan.root.server == "fuse-python" else -1
     _base()
     try:
-        tree = _build(plan, helper, caches, made)
+        tree = _build(plan, helper, caches, made, rootfs)
     except OSError:
         _to_the_host()
         raise
@@ -86,7 +93,13 @@ def run(plan: Plan, helper: "Helper", spaces: "tuple[int, int] | None" = None) -
     os.umask(mask)
 
 
-def _build(plan: Plan, helper: "Helper", caches: dict[str, int], made: int) -> Rootfs:
+def _build(
+    plan: Plan,
+    helper: "Helper",
+    caches: dict[str, int],
+    made: int,
+    rootfs: "Callable[[str, dict[str, int]], Rootfs]",
+) -> Rootfs:
     """Mount the image, lay what the plan says over it, and seal it."""
     if caches or made >= 0:
         from rootless_udi.serve import detached
@@ -98,7 +111,7 @@ def _build(plan: Plan, helper: "Helper", caches: dict[str, int], made: int) -> R
         _image(plan, helper)
     if helper.volumes is not None:
         caches |= helper.volumes.mount(_answers)
-    tree, done = _lay(plan, caches)
+    tree, done = _lay(plan, caches, rootfs)
     for step in plan.steps:
         if step not in done:
             tree.do(step)
@@ -156,7 +169,7 @@ def _image(plan: Plan, helper: "Helper") -> None:
     # /dev/fuse must be opened in the user namespace that mounts it (fuse(4)), whose id user_id is.
     # rootmode is octal, a directory (Documentation/filesystems/fuse.rst of the kernel).
     fuse = os.open("/host/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    data = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
+    data = f"fd={fuse}{FUSE_OPTIONS}"
     flags = MS_RDONLY | MS_NOSUID | MS_NODEV
     mount(root.server, "/image", f"fuse.{root.server}", flags, data)
     helper.hand_over(root, fuse, watch)
@@ -258,7 +271,9 @@ def _watch() -> int | None:
     return fd
 
 
-def _lay(plan: Plan, caches: dict[str, int]) -> "tuple[Rootfs, tuple[Step, ...]]":
+def _lay(
+    plan: Plan, caches: dict[str, int], rootfs: "Callable[[str, dict[str, int]], Rootfs]"
+) -> "tuple[Rootfs, tuple[Step, ...]]":
     """Make the layer over the image; return the tree, and the steps that are done by that.
 
     Raises UdiError where the layer can't be made; OSError.
@@ -268,7 +283,7 @@ def _lay(plan: Plan, caches: dict[str, int]) -> "tuple[Rootfs, tuple[Step, ...]]
         done = _upper(plan)
         why = _overlay()
         if not why:
-            return Rootfs("/root", caches), done
+            return rootfs("/root", caches), done
         kind = plan.layer.instead
     if plan.root.server == "directory" and kind in ("none", "underlay"):
         # A server's mount is read-only already. Binds of parts of it get its flags.
@@ -322,9 +337,8 @@ def _overlay() -> str:
     It answers one of REFUSED if users may not mount overlays, or for a directory with another mount
     in it (EINVAL); ENODEV if it has no overlayfs; ELOOP for too many layers of overlays.
     """
-    data = "lowerdir=/image,upperdir=/upper/upper,workdir=/upper/work,userxattr"
     try:
-        mount("overlay", "/root", "overlay", MS_NOSUID | MS_NODEV, data)
+        mount("overlay", "/root", "overlay", MS_NOSUID | MS_NODEV, OVERLAY_OPTIONS)
     except OSError as error:
         if error.errno not in (*REFUSED, ENODEV, ELOOP):
             raise

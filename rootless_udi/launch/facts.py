@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rootless_udi.serve.helper import Helper
 
 
-_WEEK = 7 * 86400
+WEEK = 7 * 86400
 """Seconds. After so long the reads of a start are recorded again, since programs change."""
 
 
@@ -134,7 +134,7 @@ def _start(image: Image, words: "list[str]", state: str, listed: str) -> Start:
     name = digest(repr(parts).encode())
     path = f"{state}/starts/{name}"
     try:
-        if time() - os.stat(path).st_mtime < _WEEK:
+        if time() - os.stat(path).st_mtime < WEEK:
             return Start(key, known=path)
     except OSError:
         pass

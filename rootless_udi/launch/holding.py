@@ -61,7 +61,7 @@ def hold(
 
     None where its image has got another meaning since it was looked up. Nothing is changed.
     """
-    rows = [*_image(request, environ, found), *_configuration(environ)]
+    rows = [*_image(request, environ, found), *configuration(environ)]
     for step in made.steps:
         if isinstance(step, Mount) and not step.fstype and not _is_kernels(step.source):
             rows.append(("place", step.source))
@@ -109,7 +109,7 @@ def _unchanged(request: Request, environ: "Mapping[str, str]", found: StartFacts
     return now is not None and now.digest == found.image.digest
 
 
-def _configuration(environ: "Mapping[str, str]") -> "Iterator[tuple[str, str]]":
+def configuration(environ: "Mapping[str, str]") -> "Iterator[tuple[str, str]]":
     """Yield the configuration's files, and the folders in which others may come."""
     site, user = files.site_directory(environ), files.user_directory(environ)
     for folder in (site, user):

@@ -31,9 +31,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rootless_udi.plan.pernodecache import FileCache
 
-_FLAGS = {"ro": MS_RDONLY, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC}
+FLAGS = {"ro": MS_RDONLY, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC}
 """Option of mount(8) -> flag of mount(2)."""
-_WORDS = {*_FLAGS, "rw", "rec", "private", "slave"}
+WORDS = {*FLAGS, "rw", "rec", "private", "slave"}
 """The options that are ours to do; others of a mount go to its file system."""
 
 
@@ -106,7 +106,7 @@ class Rootfs:
         """Bind the source, or mount a file system, on the target. Raises UdiError, OSError."""
         flags = 0
         for word in step.options:
-            flags |= _FLAGS.get(word, 0)
+            flags |= FLAGS.get(word, 0)
         source = f"/host{step.source}"
         try:
             is_directory = bool(step.fstype) or S_ISDIR(os.stat(source).st_mode)
@@ -121,13 +121,13 @@ class Rootfs:
         where = f"/host/proc/self/fd/{target}"
         self.mounts.append((step.target, found, "" if step.fstype else step.source))
         if step.fstype:
-            data = ",".join(o for o in step.options if o not in _WORDS)
+            data = ",".join(o for o in step.options if o not in WORDS)
             # Read-only only at the end (`seal`), since mount points must be made in it.
             mount(step.source, where, step.fstype, flags & ~MS_RDONLY, data)
             if flags & MS_RDONLY:
                 self.to_seal.append(self.open(step.target))
         else:
-            if unknown := set(step.options) - _WORDS:
+            if unknown := set(step.options) - WORDS:
                 raise AssertionError(f"a bind on {step.target} with {', '.join(unknown)}")
             # Always with MS_REC: mounts that come from the parent namespace are locked together,
             # and the kernel refuses to bind one without those below it (mount_namespaces(7)).

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from rootless_udi.plan.planner import Plan
 
 
+PLANNED = (
+    *("image", "digest", "rung", "before", "after", "entrypoint", "cmd"),
+    "workdir",
+)
+"""Keys of the fields that `described` returns."""
+
+
 def write(
     directory: int,
     path: str,
@@ -36,18 +43,11 @@ def write(
     spaces = {kind: os.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("user", "mnt")}
     pairs = [
         *fields.items(),
-        ("image", plan.image),
-        ("digest", plan.digest),
         ("started", str(int(time()))),
         ("user", str(spaces["user"])),
         ("mnt", str(spaces["mnt"])),
         ("server", server),
-        ("rung", plan.root.server),
-        *(("before", f"{e.op}\0{e.name}\0{e.value}") for e in plan.before),
-        *(("after", f"{e.op}\0{e.name}\0{e.value}") for e in plan.after),
-        *(("entrypoint", word) for word in plan.entrypoint),
-        *(("cmd", word) for word in plan.command),
-        ("workdir", plan.workdir),
+        *described(plan),
         *([("pin", pin)] if pin else []),
         *(("same", one) for one in same),
     ]
@@ -57,6 +57,20 @@ def write(
     first = f"{pin}\n".encode() if pin else b""
     tail = b"%s%d %d\n%s" % (first, me, process.started(me), said)
     replace(directory, path, name, content(pairs, tail))
+
+
+def described(plan: "Plan") -> "list[tuple[str, str]]":
+    """Return the fields of a record that the container's plan has."""
+    return [
+        ("image", plan.image),
+        ("digest", plan.digest),
+        ("rung", plan.root.server),
+        *(("before", f"{e.op}\0{e.name}\0{e.value}") for e in plan.before),
+        *(("after", f"{e.op}\0{e.name}\0{e.value}") for e in plan.after),
+        *(("entrypoint", word) for word in plan.entrypoint),
+        *(("cmd", word) for word in plan.command),
+        ("workdir", plan.workdir),
+    ]
 
 
 def content(pairs: "Iterable[tuple[str, str]]", tail: bytes) -> bytes:

@@ -144,17 +144,26 @@ class NodeRecord:
 def state_of(kind: str, path: str) -> str:
     """Return what tells a file at `path` from another one, and a changed one; "-" for none.
 
-    `kind` is "file", "link" for the link itself, and "place" for what may change within. For a
-    "variable" it is the value of the one that `path` names.
+    `kind` is "file", "exact" where also owner and mode count, "opened" where besides a network
+    file system is to ask its server (nfs(5), close-to-open), "link" for the link itself, and
+    "place" for what may change within. For a "variable" it is the value of the one that `path`
+    names.
     """
     if kind == "variable":
         return os.environ.get(path, "")
     try:
-        found = os.lstat(path) if kind == "link" else os.stat(path)
+        if kind == "opened":
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            found = os.fstat(fd)
+            os.close(fd)
+        else:
+            found = os.lstat(path) if kind == "link" else os.stat(path)
     except OSError:
         return "-"
     state = f"{found.st_dev} {found.st_ino}"
-    return state if kind == "place" else f"{state} {found.st_size} {found.st_mtime_ns}"
+    if kind != "place":
+        state += f" {found.st_size} {found.st_mtime_ns}"
+    return f"{state} {found.st_ctime_ns}" if kind in ("exact", "opened") else state
 
 
 def _text(data: bytes) -> str:

@@ -166,23 +166,26 @@ def keep(
     if directory < 0:
         return False
     try:
-        if not is_local(directory):
-            return False
-        try:
-            os.mkdir(FOLDER, 0o700, dir_fd=directory)
-        except FileExistsError:
-            pass
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        folder = os.open(FOLDER, flags, dir_fd=directory)
+        return is_local(directory) and put(directory, name, pack(questions))
     finally:
         os.close(directory)
+
+
+def put(directory: int, name: str, data: bytes) -> bool:
+    """Write `data` to the file `name` of FOLDER in the state directory of that descriptor; tell
+    whether there is room for it. Raises OSError."""
+    try:
+        os.mkdir(FOLDER, 0o700, dir_fd=directory)
+    except FileExistsError:
+        pass
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    folder = os.open(FOLDER, flags, dir_fd=directory)
     try:
         _thin_out(folder)
         new = f"{name}.{os.getpid()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(new, flags, 0o600, dir_fd=folder)
         try:
-            data = pack(questions)
             whole = os.write(fd, data) == len(data)
         except OSError:
             whole = False

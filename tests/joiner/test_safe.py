@@ -7,15 +7,21 @@ given number. Python is /bin/true here, so that handing over is cheap.
 import os
 import random
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from joiner import build
 from rootless_udi.base import process
+from rootless_udi.launch import known
 from rootless_udi.node import launcher, publish
+from rootless_udi.node import record as record_of
 from rootless_udi.plan import options
 from rootless_udi.shifter import options as shifter
+from tests.conftest import User
+from tests.joiner.test_known import STEPS, edited, noted
+from tests.kit.places import TREE
 
 pytestmark = pytest.mark.needs("gcc")
 
@@ -128,13 +134,38 @@ def record(chance: random.Random, key: str) -> bytes:
     return bytes(data[: chance.choice((None, None, None, chance.randrange(len(data) + 1)))])
 
 
+def note(chance: random.Random, key: str, place: Path) -> bytes:
+    """Return what is noted of a start: right in most of its bytes."""
+    pick = chance.choice
+    image = place / "variables"
+    pairs = [
+        *(("request", key), ("until", pick((str(int(time.time()) + 300), "x", "1")))),
+        *(("path", pick((str(image), "", "/"))), ("place", pick((f"{place}/rootless_udi", "/")))),
+        *(("optimized", pick(("", "1"))), ("image", pick(VALUES)), ("workdir", "/")),
+    ]
+    for _ in range(chance.randrange(4)):
+        kind, path = pick(("exact", "opened", "place", "link", "variable")), pick(("/", "/x", ""))
+        state = record_of.state_of(kind, path) if kind != "variable" else ""
+        pairs.append(("same", f"{kind}\0{path}\0{state}"))
+    for _ in range(chance.randrange(4)):
+        kind = pick(("write", "link", "mkdir", "create", "tmpfs", "bind", "slave", "x"))
+        words = (kind, pick(VALUES), pick(("420", "0", "x", "9" * 30)), pick(VALUES))
+        pairs.append(("step", "\0".join(words[: chance.choice((4, 4, 4, 2))])))
+    data = bytearray(publish.content(pairs, b""))
+    for _ in range(chance.choice((0, 0, 0, 1, 3))):
+        at = chance.randrange(len(data))
+        data[at : at + chance.randrange(3)] = chance.randbytes(chance.randrange(3))
+    return bytes(data)
+
+
 def one(program: Path, place: Path, seed: int) -> None:
     """Run the program once; nothing but a clean end may come of it."""
     chance = random.Random(seed)
     env = environment(chance, place)
     called = chance.choice((b"udi-run", b"udi-run", b"/x/shifter"))
     argv = [b"--share=job", *words(chance, 3), b"img", *words(chance, 4)]
-    argv = argv[chance.randrange(5) == 0 :]
+    # Without it, a start by itself.
+    argv = argv[chance.randrange(3) == 0 :]
     if called.endswith(b"shifter"):
         env |= {b"UDI_SHARE": b"job"}
         argv = [os.fsencode(chance.choice(SHIFTER_WORDS)) for _ in range(chance.randrange(5))]
@@ -143,19 +174,23 @@ def one(program: Path, place: Path, seed: int) -> None:
         chance.choice((b"A=1\n\r B=x ", b"#\n=", chance.randbytes(9)))
     )
     text = [os.fsdecode(word) for word in argv]
-    name, key = "x", ""
+    name, key, plan, of_plan = "x", "", "x", ""
     try:
         seen = {os.fsdecode(k): os.fsdecode(v) for k, v in env.items()}
         if called.endswith(b"shifter"):
             text = ["--shifter", *(shifter.translate(text, seen) or ())]
         request = options.parse(text, seen)
         name, key = launcher.key(request, "name job", seen)
+        script = str(program.parent / "udi-run-python")
+        plan, of_plan = launcher.key(request, known.owner(seen, script), seen)
     except Exception:
         # Refused: there is still a record.
         pass
     state = place / "rootless_udi"
-    for old in state.iterdir():
+    for old in state.rglob("*.2"):
         old.unlink()
+    (state / f"starts/{known.PLAN}{plan}.2").touch(mode=0o600)
+    (state / f"starts/{known.PLAN}{plan}.2").write_bytes(note(chance, of_plan, place))
     (state / f"{name}.2").touch(mode=0o600)
     (state / f"{name}.2").write_bytes(record(chance, key))
     argv = [] if chance.randrange(99) == 0 else [called, *argv]
@@ -177,7 +212,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "rootless_udi").mkdir(mode=0o700)
+    (tmp_path / "rootless_udi/starts").mkdir(mode=0o700, parents=True)
+    (tmp_path / "rootless_udi").chmod(0o700)
     tmp_path.chmod(0o700)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -194,6 +230,25 @@ def test_many_random_inputs_do_no_harm(program: Path, place: Path) -> None:
     """Ten minutes of an idle CPU."""
     for seed in range(1000, 31_000):
         one(program, place, seed)
+
+
+@pytest.mark.needs("userns", "fuse", "busybox")
+def test_a_known_start_holds_on_to_its_memory(user: User, box: Path) -> None:
+    """From the note to the command, and with steps that fail."""
+    folder = user.home / "sanitized"
+    folder.mkdir()
+    assert build.compiled(["gcc"], folder / "udi-run", SANITIZERS) == ""
+    (folder / "udi-run-python").symlink_to(TREE / "bin/udi-run")
+    user.env |= {**QUIET, "PATH": f"{folder}:{user.env['PATH']}"}
+    found = noted(user, box)
+    data = found.read_bytes()
+    for step in (None, *STEPS):
+        found.write_bytes(data)
+        if step is not None:
+            edited(found, step=step)
+        done = user.run("udi-run", box, "sh", "-c", "echo $GREETING")
+        assert (done.stdout, done.stderr, done.returncode) == ("image\n", "", 0)
+        assert bool(found.stat().st_size) is (step is None)
 
 
 def test_large_arguments_and_many_variables(program: Path, place: Path) -> None:

@@ -131,10 +131,11 @@ def test_a_damaged_bundle_is_left_aside_and_written_anew(user: User, box: Path) 
     argv = (prefix / "bin/udi-run", box, "echo", "ok")
     assert user.run(*argv).stdout == "ok\n"
     bundles = sorted((prefix / "rootless_udi/__pycache__").glob("udi-*.bundle"))
-    assert [one.name.partition(".")[0] for one in bundles] == ["udi-run", "udi-start"]
+    assert [one.name.partition(".")[0] for one in bundles] == ["udi-image", "udi-run", "udi-start"]
     odd = marshal.dumps((FORMAT, "boot = None", {}, (), {}))
     old = marshal.dumps((FORMAT - 1, "boot = None", {}, (), {}))
-    for bundle in bundles:
+    # A start by this script does not read udi-image: see tests/joiner/test_known.py.
+    for bundle in bundles[1:]:
         whole, sound = bundle.read_bytes(), modules(bundle)
         for content in (
             b"",
