@@ -103,15 +103,16 @@ def _fill(asked: "RemoteRequest", remote: "Remote", shown: "Progress") -> None:
     from rootless_udi.remote import places
     from rootless_udi.remote.filler import Filler, FillingEnded
     from rootless_udi.remote.kept import Kept
+    from rootless_udi.store.store import Store
 
-    what = f"fetching {remote.ranges.shown} failed"
+    what = f"fetching {remote.ranges.shown}"
     mask = os.umask(0)
     os.umask(mask)
     try:
         where = places.opened(asked, remote, mask)
         if where.filling is None:
             raise UdiError(
-                f"{what}: the store can't be filled: {where.why}",
+                f"{what} failed: the store can't be filled: {where.why}",
                 "set UDI_STORE to a directory on another file system",
             )
         if where.made():
@@ -127,9 +128,10 @@ def _fill(asked: "RemoteRequest", remote: "Remote", shown: "Progress") -> None:
         waits = lambda seconds: time.sleep(min(seconds, _LOOK))  # noqa: E731
         Filler(kept, where, remote.facts, waits, told, _TOGETHER).run()
     except FillingEnded as error:
-        raise UdiError(f"{what}: {error}", "what came is kept: the same command goes on") from None
+        hint = "what came is kept: the same command goes on"
+        raise UdiError(f"{what} failed: {error}", hint) from None
     except OSError as error:
-        raise UdiError(f"{what}: {error.strerror}") from None
+        raise Store(asked.folder).refused(what, error) from None
 
 
 def _nobody(number: int, why: str, window: bytes) -> None:

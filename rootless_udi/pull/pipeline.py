@@ -203,7 +203,7 @@ class _Pull:
         lock = self._store.lock(resolved.digest)
         try:
             waited = await self._acquire(lock, resolved.digest)
-            image = self._store.image(resolved.digest, name)
+            image = self._store.image(resolved.digest, name, fresh=waited)
             if image is not None and (waited or not self._options.force):
                 self._progress.stage("present", resolved.digest)
                 return image

@@ -94,7 +94,7 @@ class Filler:
             self._alone()
         except (FillingEnded, UdiError, OSError):
             # A node whose locks don't meet ours may have made it meanwhile.
-            if not self._place.made():
+            if not self._place.made(fresh=True):
                 raise
 
     def _alone(self) -> None:
@@ -107,7 +107,7 @@ class Filler:
                 if lock.acquire():
                     self._may_go_on(lock)
                     # It may have been made between the two looks.
-                    if not self._place.made():
+                    if not self._place.made(fresh=True):
                         self._fill()
                         self._make()
                         self._place.made()

@@ -34,8 +34,8 @@ class WindowsPlace(Record):
     mask: int = 0o022
     why: str = ""
 
-    def made(self) -> bool:
-        """Tell whether the store has the image by now, and give it its names.
+    def made(self, fresh: bool = False) -> bool:
+        """Tell whether the store has the image by now (`Store.image`), and give it its names.
 
         To be asked after the file was opened: whoever made the image meanwhile has taken the file
         away, and this would be another one.
@@ -44,7 +44,7 @@ class WindowsPlace(Record):
             return False
         from rootless_udi.store import filling
 
-        if self.store.image(self.filling.digest) is None:
+        if self.store.image(self.filling.digest, fresh=fresh) is None:
             return False
         found = filling.wanted(self.store, self.filling) or self.filling
         # The one that was asked for last: whoever waits for it finds the others, too.

@@ -96,8 +96,20 @@ class Store:
     def lock(self, digest: str) -> Lock:
         return Lock(self.path("locks", f"{stem(digest)}.lock"))
 
-    def image(self, digest: str, name: str = "") -> StoredImage | None:
-        return find.at(self.root, digest, name or digest)
+    def image(self, digest: str, name: str = "", fresh: bool = False) -> StoredImage | None:
+        """Return the image with this digest, which is called `name`, None where there is none.
+
+        `fresh`: also if another node has made it just now. NFS believes for up to a minute (nfs(5),
+        acdirmax) that a name is missing that was; but not in a folder that this node writes in.
+        """
+        found = find.at(self.root, digest, name or digest)
+        if found is None and fresh:
+            path = self.temporary("images", digest)
+            with contextlib.suppress(OSError):
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                os.unlink(path)
+            found = find.at(self.root, digest, name or digest)
+        return found
 
     def temporary(self, folder: str, digest: str) -> str:
         """Return a new temporary path in `folder` for the image `digest`; `sweep` finds such."""

@@ -13,12 +13,16 @@ row by row, and where it is run:
                                        refuses"; test_selinux.py
 """
 
+import hashlib
+import os
+import subprocess
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from tests.kit import images, vm
+from tests.kit import fuseimages, images, vm
 from tests.kit.places import TREE
 from tests.kit.vm import Done, step
 
@@ -30,6 +34,42 @@ MODULES = (
 )
 TRIO = ("trio", "attr", "attrs", "sortedcontainers", "idna", "outcome", "sniffio")
 LAYOUT = "oci:/srv/layout:latest"
+SERVE = """
+    ip link set lo up
+    cat >/tmp/serve.py <<END
+import sys
+sys.path.insert(0, "/srv")
+from rangeserver import RangeServer
+class Told(list):
+    def append(self, one):
+        print(*one, flush=True)
+with open("/srv/app.sqfs", "rb") as file:
+    server = RangeServer(file.read())
+server.asked = Told()
+print(server.url, flush=True)
+server.serve_forever()
+END
+    setsid python3 /tmp/serve.py >/tmp/asked 2>/tmp/asked.err </dev/null &
+    until [ -s /tmp/asked ]; do sleep 0.5; done
+    head -n 1 /tmp/asked
+"""
+"""A web server with ranges; /tmp/asked has its URL, and then what it is asked for."""
+LAZY = """
+    export UDI_STORE=$1
+    url=$(head -n 1 /tmp/asked)
+    udi-run --pull=lazy $url md5sum /noise
+    udi fetch -q $url
+    echo $?
+"""
+LAZY_TWO = f"""
+    ( sh -c '{LAZY}' sh /mnt/a/u/lazy >/tmp/la 2>/tmp/la.err ) &
+    ( sh -c '{LAZY}' sh /mnt/b/u/lazy >/tmp/lb 2>/tmp/lb.err ) &
+    wait
+    cat /tmp/la /tmp/lb; cat /tmp/la.err /tmp/lb.err >&2
+    find /srv/export/u/lazy -type f | sed 's/.*lazy//' | sort
+    cmp /srv/export/u/lazy/images/*.sqfs /srv/app.sqfs && echo same
+    UDI_STORE=/mnt/b/u/lazy udi-run --pull=never $(head -n 1 /tmp/asked) md5sum /noise
+"""
 
 QUOTA = """
     truncate -s 300M /srv/disk
@@ -161,9 +201,17 @@ def steps() -> list[vm.Step]:
         step("pull", "udi", "pull", "-q", image, seconds=200),
         step("start", "udi-run", image, "echo", "well"),
         step("doctor", "udi", "doctor"),
+        shell("serve", SERVE, user=False),
         # ext4 with quotas
         shell("quota", "set -e;" + QUOTA, user=False),
+        shell("less", LIMIT, "3000", user=False),
+        shell("lazy over", LAZY, "/srv/export/u/lazy-over", seconds=300),
+        shell("lazy lift", LIMIT, "0", user=False),
+        shell("lazy whole", LAZY, "/srv/export/u/lazy-over", seconds=300),
+        shell("lazy gone", "rm -r /srv/export/u/lazy-over"),
         shell("limit", LIMIT, "600", user=False),
+        shell("lazy none", LAZY, "/srv/export/u/lazy-none", seconds=300),
+        shell("lazy none gone", "rm -r /srv/export/u/lazy-none"),
         step("pull over", "udi", "pull", "-q", image, UDI_STORE="/srv/export/u/over", seconds=200),
         shell("left over", "find /srv/export/u/over -type f -size +0"),
         shell("fill", FILL),
@@ -178,6 +226,9 @@ def steps() -> list[vm.Step]:
         shell("nfs", NFS, user=False),
         shell("mounts", MOUNT, user=False),
         shell("two", TWO, image, seconds=300),
+        shell("asked before", "wc -l </tmp/asked"),
+        shell("lazy two", LAZY_TWO, seconds=400),
+        shell("asked", "cat /tmp/asked"),
         step("from b", "udi-run", image, "echo", "b", UDI_STORE="/mnt/b/u/store", HOME="/mnt/b/u"),
         shell("cwd", "cd /mnt/a/u; udi-run $1 sh -c 'pwd; echo x >made; cat made'", image),
         step("images", "udi", "images", "--names", UDI_STORE="/mnt/b/u/store"),
@@ -226,6 +277,20 @@ def steps() -> list[vm.Step]:
     ]
 
 
+NOISE = fuseimages.noise(3 << 20)
+
+
+def _exported(work: Path) -> Path:
+    """Return a file that `udi export` wrote, with NOISE as /noise."""
+    layout = images.Layout(work / "lazy")
+    layout.image("1", [images.tar([*images.busybox_entries(), ("noise", NOISE, {})])])
+    name, path = f"oci:{layout.path}:1", work / "app.sqfs"
+    env = {**os.environ, "UDI_STORE": f"{work}/store"}
+    for words in (("pull", "-q", name), ("export", name, path)):
+        subprocess.run([TREE / "bin/udi", *words], env=env, check=True)
+    return path
+
+
 @pytest.fixture(scope="module", params=SUITES)
 def guest(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -235,6 +300,7 @@ def guest(
     layout = images.Layout(work / "layout")
     ballast = bytes(range(256)) * 4096
     layout.image("latest", [images.tar([*images.busybox_entries(), ("ballast", ballast, {})])])
+    app = _exported(work)
     specs = [(name, find_spec(name)) for name in TRIO]
     files = {
         # They have no compiled parts, so this machine's do for the guest's Python.
@@ -244,6 +310,8 @@ def guest(
     }
     files |= {
         "/srv/layout": layout.path,
+        "/srv/app.sqfs": app,
+        "/srv/rangeserver.py": TREE / "tests/kit/rangeserver.py",
         "/etc/apparmor.d/udi-run": TREE / "contrib/apparmor/udi-run",
     }
     done = vm.boot(
@@ -288,6 +356,31 @@ def test_a_quota_that_is_used_up(guest: dict[str, Done]) -> None:
     assert guest["ranks over"].status == 125
     assert "state directory /srv/export/full/rootless_udi failed" in guest["ranks over"].stderr
     assert "hint: your quota there is used up" in guest["ranks over"].stderr
+
+
+READ = f"{hashlib.md5(NOISE).hexdigest()}  /noise\n"
+
+
+def test_a_store_that_fills_under_a_quota(guest: dict[str, Done]) -> None:
+    """What is read comes all the same, also where nothing fits; with more quota it goes on."""
+    for name in ("lazy over", "lazy none"):
+        assert guest[name].stdout == f"{READ}125\n", guest[name]
+        assert "Disk quota exceeded" in guest[name].stderr, guest[name]
+    assert guest["lazy whole"].stdout.startswith(READ), guest["lazy whole"]
+    assert guest["lazy whole"].stdout.endswith("\n0\n") and not guest["lazy whole"].stderr
+
+
+def test_two_machines_that_start_before_it_is_there(guest: dict[str, Done]) -> None:
+    """By NFS, at once: both read, one fills the store, and both find it there once."""
+    said = guest["lazy two"].stdout
+    digest = said.removeprefix(READ).partition("\n")[0]
+    stem = digest.replace(":", "-")
+    files = f"/images/{stem}.json\n/images/{stem}.sqfs\n"
+    assert said == f"{READ}{digest}\n0\n" * 2 + f"{files}same\n{READ}", guest["lazy two"]
+    assert guest["lazy two"].stderr == ""
+    lines = guest["asked"].stdout.splitlines()[int(guest["asked before"].stdout) :]
+    windows = Counter(int(line.split()[0]) >> 20 for line in lines)
+    assert max(times for number, times in windows.items() if number) <= 2, windows
 
 
 def test_two_machines_and_one_store(guest: dict[str, Done]) -> None:

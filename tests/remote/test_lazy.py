@@ -365,5 +365,7 @@ def test_a_full_disk(size: int, user: User, shop: Shop, tmp_path: Path) -> None:
             assert "MiB are missing, and" in log.wait("filling ")
         else:
             why = "No space left on device"
-            assert done.returncode == 125 and f"failed: {why}" in done.stderr, done.stderr
+            assert done.returncode == 125, done.stdout
+            said = f"/app failed on {user.env['UDI_STORE']}: {why}\nudi: hint: make room on "
+            assert said in done.stderr, done.stderr
             assert log.wait("the store does not get ").endswith(f"of {shop.front.host}/app: {why}")

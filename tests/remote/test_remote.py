@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -233,14 +234,21 @@ def test_what_a_start_read_is_asked_for_by_the_next(
     user: User, exported: Path, left: Leftovers
 ) -> None:
     """Also of an image that is elsewhere, by whatever URL."""
-    words = "sh", "-c", "for i in $(seq 200); do [ -e /bin/none$i ]; done; md5sum /noise; sleep 3"
     starts = left.state / "rootless_udi" / "starts"
+    script = "for i in $(seq 200); do [ -e /bin/none$i ]; done; md5sum /noise; read x || sleep 3"
     with serving(exported.read_bytes()) as server:
-        assert user.run("udi-run", server.url, *words).returncode == 0
+        words = "udi-run", server.url, "sh", "-c", script
+        one = user.popen(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        end = time.monotonic() + 60
+        while not (starts.exists() and list(starts.glob("[!.]*"))) and time.monotonic() < end:
+            time.sleep(0.05)
+        one.communicate("\n", timeout=60)
     left.check_processes()
     (kept,) = starts.iterdir()
     with serving(exported.read_bytes()) as server:
-        assert user.run("udi-run", server.url, *words).returncode == 0
+        # A start is over, and would be kept, when the image server was not asked for two seconds.
+        done = user.run("udi-run", server.url, "sh", "-c", script)
+        assert done.returncode == 0, done.stderr
     left.check_processes()
     assert list(starts.iterdir()) == [kept] and b" noise\0" in kept.read_bytes()
 
@@ -365,7 +373,7 @@ def test_each_window_flipped_on_the_way(tmp_path: Path) -> None:
         with serving(data) as server:
             # From the first request on: windows are fetched ahead.
             server.fault = rotten(bad)
-            one = distant.opened(server.url, 5, False)
+            one = distant.opened(server.url, 20, False)
             assert isinstance(one, distant.Distant)
             source = reader(one.file, one.sock, server.url)
             for number in range(len(known.sums) // 32):
@@ -385,7 +393,7 @@ def rotten(bad: int) -> Callable[[int, int, int], str]:
 
 
 def reader(fd: int, sock: "_socket.socket", url: str) -> ImageFile:
-    return Reader(fd, url, opener=opener(sock.detach(), url, 5, True, "")).source
+    return Reader(fd, url, opener=opener(sock.detach(), url, 20, True, "")).source
 
 
 @RUN
