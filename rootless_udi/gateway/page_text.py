@@ -21,6 +21,7 @@ _AGES = (
     (3600, "hour"),
     (60, "minute"),
 )
+_BLANKS = re.compile(r"(\s+)")
 _PARTS = re.compile(r"(?<=[/@])")
 
 
@@ -35,7 +36,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters.update(amount=amount, ago=ago, short=short, breaks=breaks)
+    found.filters.update(amount=amount, ago=ago, short=short, breaks=breaks, words=words)
     return found
 
 
@@ -73,6 +74,14 @@ def ago(then: float) -> Markup:
 def breaks(name: str) -> Markup:
     """Return a name that a narrow screen breaks at its parts."""
     return Markup("<wbr>").join(_PARTS.split(plain(name)))
+
+
+def words(text: str) -> Markup:
+    """Return a command that a narrow screen breaks between its words: a break behind the hyphens
+    of an option would be taken for a blank."""
+    word = Markup('<span class="word">{}</span>')
+    parts = _BLANKS.split(plain(text, keep="\n"))
+    return Markup("").join(part if part.isspace() else word.format(part) for part in parts if part)
 
 
 def short(digest: str) -> str:

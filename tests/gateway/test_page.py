@@ -58,6 +58,22 @@ def filled(store: Path, tags: dict[str, str]) -> None:
         base.executemany('insert into starts (id, time, "user", digest) values (?, ?, ?, ?)', begun)
 
 
+def many(store: Path) -> None:
+    """Have the list more images than a page has, with names as long as any."""
+    with sqlite3.connect(store / "gateway/gateway.sqlite") as base:
+        for number in range(120):
+            digest = f"sha256:{number:064x}"
+            values = (digest, 10 ** (number % 13), 1e9, 1e9 + number, number % 3 > 0, "{}")
+            columns = "digest, size, pulled, used, public, facts"
+            base.execute(f"insert into images ({columns}) values (?, ?, ?, ?, ?, ?)", values)
+            name = ("nvcr.io/nvidia/pytorch", f"docker.io/{'long-name/' * 14}{'x' * 80}")[
+                number % 2
+            ]
+            columns = "platform, name, digest, pulled"
+            named = ("amd64", f"{name}:{number}", digest, 1e9)
+            base.execute(f"insert into names ({columns}) values (?, ?, ?, ?)", named)
+
+
 def looked_at(browser: Browser, name: str) -> None:
     """Nothing keeps people from using the page that is shown, on any screen, in any colours."""
     for width, size in (("wide", WIDE), ("narrow", NARROW)):
@@ -91,6 +107,18 @@ def test_all_pages_on_all_screens(
     browser.open(f"{mine}images?q=nothing+like+it")
     assert "No image that you may read" in browser.text
     browser.picture("images-none")
+    many(served.store)
+    browser.open(f"{mine}images?order=name&page=2")
+    assert "123 names" in browser.text and "Page 2 of 3" in browser.text
+    browser.picture("images-many-wide-light")
+    browser.size(*NARROW)
+    browser.picture("images-many-narrow-light")
+    assert browser.too_wide() == []
+    browser.size(*WIDE)
+    browser.open(f"{mine}image?id=sha256:{0:064}")
+    browser.picture("error-wide-light")
+    # Chromium says that the answer was a 404.
+    assert len(browser.complaints()) == 1
     browser.open(f"{mine}queue")
     browser.until(lambda: browser.one("#live").text == "Live")
     assert "Nothing is being pulled." in browser.text and "MANIFEST_UNKNOWN" in browser.text

@@ -9,12 +9,17 @@ function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+// A name that a narrow screen breaks at its parts.
+function parts(name) {
+  return name.split(/(?<=[/@])/).flatMap(part => [part, document.createElement("wbr")]);
+}
+
 function fill(item, job) {
   item.dataset.kind = job.kind;
   const name = item.querySelector(".name");
   if (name.textContent.trim() !== job.name || Boolean(name.querySelector("a")) !== Boolean(job.digest)) {
-    const inner = job.digest ? document.createElement("a") : document.createTextNode("");
-    inner.textContent = job.name;
+    const inner = document.createElement(job.digest ? "a" : "span");
+    inner.append(...parts(job.name));
     if (job.digest) inner.href = `image?id=${encodeURIComponent(job.digest)}`;
     name.replaceChildren(inner);
   }
