@@ -57,8 +57,7 @@ class _OwnApi:
 
     async def _entry(self, request: Request, asker: Asker) -> CatalogueEntry:
         words, service = request.path_params, self._service
-        if words["system"] not in service.systems:
-            raise NotFound(f"there is no system {words['system'][:60]!r} here")
+        service.check_system(words["system"])
         reference = requests.reference(words["kind"], words["tag"], service.site.registry)
         text = request.query_params.get("platform", "")
         platform = requests.platform(text, service.machine)

@@ -186,6 +186,15 @@ class Service:
         await self.database.write(call, self.store, uid, digest, users, groups)
         self.queue.published += 1
 
+    def check_system(self, system: str) -> None:
+        """Raise NotFound for a system's name that is none of this gateway's."""
+        if system not in self.systems:
+            known = ", ".join(self.systems)
+            raise NotFound(
+                f"there is no system {system[:60]!r} here",
+                f"known: {known}; `site.name` says which one is asked for",
+            )
+
     async def find(self, platform: str, reference: Reference) -> CatalogueEntry | None:
         """Return the image that a reference means on a platform (`Platform.key`), or None."""
         named = reference.kind != "store"

@@ -200,9 +200,7 @@ async def look_up(
 def _system(service: Service, system: str) -> str:
     if system == ANY_SYSTEM:
         return service.systems[0]
-    if system not in service.systems:
-        known = ", ".join(service.systems)
-        raise NotFound(f"there is no system {system[:60]!r} here", f"known: {known}")
+    service.check_system(system)
     return system
 
 

@@ -88,6 +88,8 @@ def test_other_wrong_requests(served: Gateway) -> None:
     assert served.get(f"/api/metrics/{SYSTEM}/?limit=x").status == 400
     assert served.get(f"/api/metrics/{SYSTEM}/?limit=%D9%A3").status == 400
     assert served.ask("POST", f"/api/doimport/{SYSTEM}/docker/x/", b"{}").status == 403
+    for path in ("/api/lookup/other/docker/x:1/", "/api/v1/access/other/docker/x:1/"):
+        assert f"known: {SYSTEM}; `site.name` says" in str(served.get(path).body)
     found = served.ask("GET", f"/api/list/{SYSTEM}/", authentication="MUNGE:x")
     assert found.status == 401 and "does not take munge" in found.body["message"]
 

@@ -242,6 +242,7 @@ def test_who_is_answered(tmp_path: Path) -> None:
             await people.known(uid, how)
         for other in (None, -1, 5002, 5003, 65534):
             assert await quick(lookup("a:1"), other) is None, other
+        assert await quick(lookup("b:1"), 65534) is None
         assert (await quick(lookup("a:1"), 5001) or b"").startswith(b"HTTP/1.1 200 ")
         # Remembered for one, and not for another.
         assert await quick(lookup("a:1"), 5002) is None
