@@ -267,4 +267,5 @@ def test_importing_the_server_is_light() -> None:
     heavy = {"re", "enum", "dataclasses", "typing", "subprocess", "logging", "threading", "json"}
     assert not heavy & set(loaded)
     served = {m for m in loaded if m.startswith("rootless_udi.fuse.")}
-    assert served == {*bundle.GROUPS["serve"], "rootless_udi.fuse.choice"}
+    groups = bundle.GROUPS
+    assert served == {*groups["format"], *groups["serve"], "rootless_udi.fuse.choice"}
