@@ -111,7 +111,7 @@ def shared(out: str) -> None:
 @pytest.fixture
 def serving(slurm: Slurm, user: User, image: Path) -> Iterator[Path]:
     """Return the ssh configuration of a job that serves on one node until it is ended."""
-    process = slurm.popen(user, "srun", "-N1", "-n1", "udi", "sshd", image, stdout=subprocess.PIPE)
+    process = slurm.popen(user, "srun", "-wn0", "-n1", "udi", "sshd", image, stdout=subprocess.PIPE)
     assert process.stdout
     line = process.stdout.readline()
     while "ssh -F" not in line:
