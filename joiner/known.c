@@ -68,7 +68,8 @@ static bool built(const struct served *served, const struct known *known, struct
         char *path = number_in("/proc/", (unsigned)maker, JOIN("/ns/", kinds[i]));
         spaces[i] = open(path, O_RDONLY | O_CLOEXEC);
         good = spaces[i] >= 0 && fstat(spaces[i], &found) == 0;
-        *(i ? &record->mnt : &record->user) = found.st_ino;
+        if (good)
+            *(i ? &record->mnt : &record->user) = found.st_ino;
     }
     close(ready[0]);
     close(go[1]);
