@@ -49,6 +49,8 @@ bool say(int socket, const struct list *words, const int *fds, size_t count)
 static _Noreturn void become_server(const struct list *argv, const int sockets[2])
 {
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (null < 0)
+        _exit(125);
     for (int fd = 0; fd < 3; fd++)
         dup2(null, fd);
     syscall(CLOSE_RANGE, 3U, ~0U, ON_EXEC); /* where it is refused, Python closes them */
