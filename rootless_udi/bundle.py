@@ -36,6 +36,22 @@ if TYPE_CHECKING:
 
 FORMAT = 6
 TAIL = b"end of bundle"
+_SERVE = (
+    "rootless_udi.fuse.protocol",
+    "rootless_udi.fuse.failures",
+    "rootless_udi.fuse.bounded_cache",
+    "rootless_udi.fuse.decompress",
+    "rootless_udi.fuse.workers",
+    "rootless_udi.fuse.imagefile",
+    "rootless_udi.fuse.reader",
+    "rootless_udi.fuse.blocks",
+    "rootless_udi.fuse.filesystem",
+    "rootless_udi.fuse.recorder",
+    "rootless_udi.fuse.warmup",
+    "rootless_udi.fuse.raw_transport",
+)
+"""What our image server loads, be it a child of udi-run or a program of its own."""
+
 GROUPS = {
     "join": (
         "rootless_udi",
@@ -117,20 +133,7 @@ GROUPS = {
         "rootless_udi.launch.container",
     ),
     "format": ("rootless_udi.fuse.format",),
-    "serve": (
-        "rootless_udi.fuse.protocol",
-        "rootless_udi.fuse.failures",
-        "rootless_udi.fuse.bounded_cache",
-        "rootless_udi.fuse.decompress",
-        "rootless_udi.fuse.workers",
-        "rootless_udi.fuse.imagefile",
-        "rootless_udi.fuse.reader",
-        "rootless_udi.fuse.blocks",
-        "rootless_udi.fuse.filesystem",
-        "rootless_udi.fuse.recorder",
-        "rootless_udi.fuse.warmup",
-        "rootless_udi.fuse.raw_transport",
-    ),
+    "serve": _SERVE,
     "windows": ("rootless_udi.base.windows",),
     "checked": ("rootless_udi.fuse.checkedfile",),
     "known": (
@@ -186,19 +189,8 @@ GROUPS = {
         "rootless_udi.serve.programs",
         "rootless_udi.serve.helper",
         "rootless_udi.serve.server",
-        "rootless_udi.fuse.protocol",
         "rootless_udi.fuse.format",
-        "rootless_udi.fuse.failures",
-        "rootless_udi.fuse.bounded_cache",
-        "rootless_udi.fuse.decompress",
-        "rootless_udi.fuse.workers",
-        "rootless_udi.fuse.imagefile",
-        "rootless_udi.fuse.reader",
-        "rootless_udi.fuse.blocks",
-        "rootless_udi.fuse.filesystem",
-        "rootless_udi.fuse.recorder",
-        "rootless_udi.fuse.warmup",
-        "rootless_udi.fuse.raw_transport",
+        *_SERVE,
         "rootless_udi.serve.separate",
     ),
     "over": (

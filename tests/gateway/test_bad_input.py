@@ -214,20 +214,13 @@ def test_options_that_are_refused(user: User, tmp_path: Path, words: list[str], 
     assert done.returncode == 125 and why in done.stderr, done.stderr
 
 
-def test_a_file_at_the_sockets_place_is_not_removed(user: User, tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--listen=", "--starts=unix:"])
+def test_a_file_at_a_sockets_place_is_not_removed(user: User, tmp_path: Path, option: str) -> None:
     (tmp_path / "socket").write_text("mine")
-    words = [f"--store={tmp_path}/site", f"--listen={tmp_path}/socket"]
+    words = [f"--store={tmp_path}/site", f"{option}{tmp_path}/socket"]
     done = user.run("udi", "gateway", "serve", *words)
     assert done.returncode == 125 and "File exists" in done.stderr
     assert (tmp_path / "socket").read_text() == "mine"
-
-
-def test_a_file_where_datagrams_would_come_is_not_removed(user: User, tmp_path: Path) -> None:
-    (tmp_path / "grams").write_text("mine")
-    words = [f"--store={tmp_path}/site", f"--starts=unix:{tmp_path}/grams"]
-    done = user.run("udi", "gateway", "serve", *words)
-    assert done.returncode == 125 and "File exists" in done.stderr
-    assert (tmp_path / "grams").read_text() == "mine"
 
 
 def test_without_the_extra_it_says_which(user: User, tmp_path: Path) -> None:
