@@ -10,7 +10,8 @@ class Relay:
     """Forwards to the server at `host`, HOST:PORT; `sent` are the bytes that clients sent it.
 
     Nothing more is forwarded once `bytes` of them were sent, or `answers` answers with the status
-    202 came back; `held` is set when a client sends more then.
+    202 came back; `held` is set when a client sends more then. What was held back never arrives,
+    nor what follows it on the same connection.
     """
 
     def __init__(self, host: str) -> None:
@@ -41,9 +42,11 @@ class Relay:
                     threading.Thread(target=call, args=(client, server), daemon=True).start()
 
     def _up(self, client: socket.socket, server: socket.socket) -> None:
+        held = False
         with contextlib.suppress(OSError):
             while data := client.recv(1 << 16):
-                if self.sent >= self.bytes or self.accepted >= self.answers:
+                held = held or self.sent >= self.bytes or self.accepted >= self.answers
+                if held:
                     self.held.set()
                     continue
                 self.sent += len(data)
