@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from rootless_udi.base.errors import counted, plain
 
-_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
+_UNITS = ("", "kB", "MB", "GB", "TB", "PB")
 _DAY = 86400
 _AGES = (
     (_DAY * 365, "year"),
@@ -50,8 +50,9 @@ def amount(size: float) -> str:
     value, unit = float(size), 0
     while value >= 999.5 and unit < len(_UNITS) - 1:
         value, unit = value / 1000, unit + 1
-    digits = 1 if unit and value < 99.95 else 0
-    return f"{value:.{digits}f} {_UNITS[unit]}"
+    if not unit:
+        return counted(round(value), "byte")
+    return f"{value:.{1 if value < 99.95 else 0}f} {_UNITS[unit]}"
 
 
 def age(then: float) -> str:

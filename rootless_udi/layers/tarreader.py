@@ -185,7 +185,8 @@ def _extension(stream: Stream, size: int) -> bytes:
         stream.refuse(f"an extension header of {size} bytes (at most {EXTENSION} are taken)")
     data = stream.read(size)
     if len(data) < size:
-        stream.refuse(f"the layer ends {size - len(data)} bytes before an extension header's end")
+        missing = counted(size - len(data), "byte")
+        stream.refuse(f"the layer ends {missing} before an extension header's end")
     stream.skip(-size % BLOCK)
     return data
 

@@ -183,7 +183,9 @@ class Endpoint:
                     if not data:
                         break
                     if done + len(data) > descriptor.size:
-                        raise WrongContent(f"{what}: is longer than {descriptor.size} bytes")
+                        raise WrongContent(
+                            f"{what}: is longer than {counted(descriptor.size, 'byte')}"
+                        )
                     write(data, done)
                     done += len(data)
                     tries.progressed(done, descriptor.size)
@@ -191,7 +193,7 @@ class Endpoint:
                 reply.close()
             if done < descriptor.size:
                 how = "it comes too slowly:" if slow else "the connection broke after"
-                why = f"{how} {done} of {descriptor.size} bytes"
+                why = f"{how} {done} of {counted(descriptor.size, 'byte')}"
                 tries.failed(what, why)
 
     def part(self, digest: str, headers: dict[str, str], what: str) -> Reply:
@@ -229,8 +231,8 @@ class Endpoint:
         length = reply.length()
         if length is not None and length != descriptor.size - done:
             raise WrongContent(
-                f"{what}: {length + done} bytes are announced, its descriptor says "
-                f"{descriptor.size}",
+                f"{what}: it is announced with {counted(length + done, 'byte')}, its descriptor "
+                f"says {descriptor.size}",
                 "the registry's copy is damaged: push it again, or use a mirror",
             )
 

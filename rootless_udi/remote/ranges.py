@@ -8,7 +8,7 @@ then the reader gets an error that names the source. Where it is, redirects and 
 
 import time
 
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import UdiError, counted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class Ranges:
             raise self._wrong(f"bytes {span} in answer to {at}-{at + wanted - 1}")
         length = reply.length()
         if length is not None and length != wanted:
-            raise self._wrong(f"{length} bytes in answer to {wanted}")
+            raise self._wrong(f"{counted(length, 'byte')} in answer to {wanted}")
         return wanted
 
     def _wrong(self, what: str, hint: str = "") -> UdiError:

@@ -16,7 +16,9 @@ from tests.conftest import User
 from tests.kit.browser import Browser
 from tests.kit.forwarding import forwarded
 from tests.kit.gateway import SYSTEM, Answer, Gateway, gateway
+from tests.kit.images import Layout, tar
 from tests.kit.postgres import cluster
+from tests.kit.pulling import HERE
 from tests.kit.registry import PASSWORD, USER, Quiet, Registry, serve
 
 pytestmark = pytest.mark.needs("registry", "skopeo", "gateway")
@@ -189,6 +191,21 @@ def test_heads_and_errors(served: Gateway, registry: Registry) -> None:
     assert served.get("/").body == "{lookup,pull,expire,list}"
     assert served.get("/", Accept="text/html").headers["location"] == "page/images"
     assert served.get("/page").headers["location"] == "page/images"
+
+
+def test_one_byte(served: Gateway, registry: Registry, tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "tiny")
+    layout.image("1", [tar([("file", b"x", {})])], {}, HERE.architecture)
+    registry.push(layout.path, "1", "site/tiny:1")
+    digest = "sha256:" + served.pulled(f"{registry.host}/site/tiny:1")["id"]
+    assert "of 1 byte in " in served.get(f"/page/image?id={digest}").body
+    for size in range(3):
+        row = {"digest": f"sha256:{size:064x}", "size": size, "pulled": 1e9, "used": 1e9}
+        insert(served, "images", **row, public=1, facts="{}")
+        name = {"platform": HERE.key(), "name": f"docker.io/a:{size}", "digest": row["digest"]}
+        insert(served, "names", **name, pulled=1e9)
+    body = served.get("/page/images").body
+    assert all(f">{words}<" in body for words in ("0 bytes", "1 byte", "2 bytes")), body
 
 
 def test_many_follow_the_queue(served: Gateway) -> None:
