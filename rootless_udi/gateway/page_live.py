@@ -119,7 +119,15 @@ class Events:
         mine = self._open.get(asker.uid, 0)
         if mine >= _EACH or sum(self._open.values()) >= _STREAMS:
             raise Busy("too many pages follow the queue at once", "close some, or ask again later")
+        # Counted before anything is waited for: another one may ask meanwhile.
+        self._open[asker.uid] = mine + 1
         return _Stream(self, asker)
+
+    def end(self, asker: Asker) -> None:
+        """Count one stream of his less."""
+        self._open[asker.uid] -= 1
+        if not self._open[asker.uid]:
+            del self._open[asker.uid]
 
     async def _read(self) -> list[page_data.QueueRow]:
         async with self._looking:
@@ -136,29 +144,23 @@ class Events:
 
     async def follow(self, asker: Asker, send: Callable[[bytes], Any]) -> None:
         """Send the queue, and again what it has become, until the stream's time is over."""
-        self._open[asker.uid] = self._open.get(asker.uid, 0) + 1
-        try:
-            await send(b"retry: 2000\n\n")
-            last, sent = b"", 0.0
-            with trio.move_on_after(_LIFE):
-                while True:
-                    changed = self._service.queue.changed
-                    text = self._text(await self._read(), asker)
-                    now = time.monotonic()
-                    if text != last or now - sent > _ALIVE:
-                        await send(text if text != last else b":\n\n")
-                        last, sent = text, now
-                    with trio.move_on_after(_GLANCE):
-                        await changed.wait()
-                    await trio.sleep(_STEP)
-        finally:
-            self._open[asker.uid] -= 1
-            if not self._open[asker.uid]:
-                del self._open[asker.uid]
+        await send(b"retry: 2000\n\n")
+        last, sent = b"", 0.0
+        with trio.move_on_after(_LIFE):
+            while True:
+                changed = self._service.queue.changed
+                text = self._text(await self._read(), asker)
+                now = time.monotonic()
+                if text != last or now - sent > _ALIVE:
+                    await send(text if text != last else b":\n\n")
+                    last, sent = text, now
+                with trio.move_on_after(_GLANCE):
+                    await changed.wait()
+                await trio.sleep(_STEP)
 
 
 class _Stream(Response):
-    """An answer that goes on until its client goes."""
+    """An answer that goes on until its client goes; `events` counts it until then."""
 
     def __init__(self, events: Events, asker: Asker) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -178,9 +180,12 @@ class _Stream(Response):
             scope.cancel()
 
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        await send(start)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(until_gone, nursery.cancel_scope)
-            await self._events.follow(self._asker, more)
-            await send({"type": "http.response.body", "body": b""})
-            nursery.cancel_scope.cancel()
+        try:
+            await send(start)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(until_gone, nursery.cancel_scope)
+                await self._events.follow(self._asker, more)
+                await send({"type": "http.response.body", "body": b""})
+                nursery.cancel_scope.cancel()
+        finally:
+            self._events.end(self._asker)

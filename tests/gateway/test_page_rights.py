@@ -229,6 +229,23 @@ def test_many_follow_the_queue(served: Gateway) -> None:
     assert streams[7].recv(65536) is not None
 
 
+def test_many_begin_to_follow_the_queue_at_once(served: Gateway) -> None:
+    """None passes the limit while another one is being looked at."""
+    cookie = log_in(served, str(own_token(served)["token"]))
+    streams = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(40)]
+    for one in streams:
+        one.sendall(f"GET /page/events HTTP/1.1\r\nHost: x\r\nCookie: {cookie}\r\n\r\n".encode())
+    statuses = [int(one.recv(65536).split()[1]) for one in streams]
+    assert sorted(statuses) == [200] * 8 + [429] * 32
+    # Those that were refused are not counted.
+    streams[statuses.index(200)].close()
+    end = time.monotonic() + 60
+    while page_status(served, cookie) != 200:
+        assert time.monotonic() < end
+    for one in streams:
+        one.close()
+
+
 def page_status(served: Gateway, cookie: str) -> int:
     """Return the status of a stream's head alone."""
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
