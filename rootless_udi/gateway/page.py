@@ -143,12 +143,12 @@ class _Pages:
         reference = requests.reference("id", digest, self._service.site.registry)
         entry = await self._service.find("", reference)
         if entry is None or not (asker.admin or entry.readable(asker.uid, asker.groups)):
-            raise NotFound("image not found", "it has expired, or is not for you to read")
+            raise NotFound("there is no image of this digest here that you may read")
         database, store = self._service.database, self._service.store
         names = await database.read(page_data.names, digest)
         found = store.image(digest)
         if found is None:
-            raise NotFound("image not found", "it has expired")
+            raise NotFound("the image's file is not in the store")
         facts = page_facts.read(await trio.to_thread.run_sync(store.facts, found))
         since = time.time() - page_usage.LONGEST * 86400
         used = await database.read(page_data.used_by, digest, since) if asker.admin else []

@@ -183,6 +183,13 @@ def test_heads_and_errors(served: Gateway, registry: Registry) -> None:
         ("images?q=%00%1b%ff", 200),
     ):
         assert served.get(f"/page/{path}").status == status, path
+    unknown = served.get(f"/page/image?id=sha256:{'0' * 64}").body
+    assert "There is no image of this digest here that you may read." in unknown
+    # The file of an image is gone, and the gateway does not know it yet.
+    digest = "sha256:" + served.pulled(f"{registry.host}/site/box:1")["id"]
+    served.store.joinpath("images", digest.replace(":", "-") + ".sqfs").unlink()
+    found = served.get(f"/page/image?id={digest}")
+    assert found.status == 404 and "The image&#39;s file is not in the store." in found.body
     assert served.ask("POST", "/page/images", b"", Sec_Fetch_Site="none").status in (403, 405)
     link = re.search(r'href="(page\.css\?v=\w+)"', served.get("/page/images").body)
     assert link and "immutable" in served.get(f"/page/{link[1]}").headers["cache-control"]
