@@ -42,7 +42,10 @@ _STATUS: tuple[tuple[type[UdiError], int], ...] = (
 
 def application(service: Service) -> Callable[..., Any]:
     """Return the ASGI application that `service` answers."""
-    handlers: dict[Any, Any] = {UdiError: _error, HTTPException: _refused}
+    handlers: dict[Any, Any] = {
+        UdiError: functools.partial(_error, service),
+        HTTPException: functools.partial(_refused, service),
+    }
     routes = shifter_api.routes(service) + own_api.routes(service) + page.routes(service)
     return page_guard.around(Starlette(routes=routes, exception_handlers=handlers))
 
@@ -57,19 +60,21 @@ def status_of(error: UdiError) -> int:
     return next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
 
 
-async def _error(request: Request, error: Exception) -> Response:
+async def _error(service: Service, request: Request, error: Exception) -> Response:
     assert isinstance(error, UdiError)
-    return _answer(request, status_of(error), error.message, error.hint)
+    return await _answer(service, request, status_of(error), error.message, error.hint)
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _refused(service: Service, request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _answer(request, error.status_code, str(error.detail))
+    return await _answer(service, request, error.status_code, str(error.detail))
 
 
-def _answer(request: Request, status: int, message: str, hint: str = "") -> Response:
+async def _answer(
+    service: Service, request: Request, status: int, message: str, hint: str = ""
+) -> Response:
     """Return an error as Shifter's gateway writes it; of a page as one."""
     if page.is_of_page(request):
-        return page.failed(status, message, hint, request)
+        return await page.failed(service, status, message, hint, request)
     found = {"status": status, "error": plain(message), "message": plain(message)}
     return JSONResponse({**found, "hint": plain(hint)} if hint else found, status)

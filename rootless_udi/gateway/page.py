@@ -52,6 +52,7 @@ HEADERS = {
 }
 _STATIC = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 _NEXT = re.compile(r"(images|image|queue|usage)(\?[A-Za-z0-9%&=+._:~-]*)?\Z")
+_ROUTES = {404: "there is no such page", 405: "this page takes no such request"}
 _WORDS_MOST = 200
 _PAGES_MOST = 1_000_000
 
@@ -81,14 +82,23 @@ def is_of_page(request: Request) -> bool:
     return request.url.path.startswith(PAGES)
 
 
-def failed(status: int, message: str, hint: str, request: Request) -> Response:
+async def failed(
+    service: Service, status: int, message: str, hint: str, request: Request
+) -> Response:
     """Return an error as a page; to who must prove who he is, the form for that."""
     if status == 401:
         ended = "this session has ended" if page_session.COOKIE in request.cookies else ""
         why = message if request.method == "POST" else ended
         return _rendered("login.html", status, why=why, next=_next(request))
     title = HTTPStatus(status).phrase
-    return _rendered("error.html", status, title=title, why=message, hint=hint)
+    if message == title:
+        # Starlette's own words say it twice.
+        message = _ROUTES.get(status, message)
+    values = {"title": title, "why": message, "hint": hint}
+    asker = await page_session.found(service, request)
+    # Only who may look is told what this gateway is of.
+    systems = ", ".join(service.systems) if asker else ""
+    return _rendered("error.html", status, asker=asker, systems=systems, menu=True, **values)
 
 
 class _Pages:
@@ -104,7 +114,8 @@ class _Pages:
 
     def _page(self, name: str, asker: Asker, here: str, **values: Any) -> Response:
         systems = ", ".join(self._service.systems)
-        return _rendered(name, 200, asker=asker, here=here, systems=systems, **values)
+        frame = {"asker": asker, "here": here, "systems": systems, "menu": True}
+        return _rendered(name, 200, **frame, **values)
 
     def shown(self, name: str) -> str:
         """Return a name of the store as users type it."""
@@ -251,5 +262,5 @@ async def _file(request: Request) -> Response:
 
 def _rendered(template: str, status: int, **values: Any) -> Response:
     files = {name.replace(".", "_"): f"{name}?v={_content(name)[1]}" for name in _STATIC}
-    whole = {"asker": None, "here": "", "systems": "", **files, **values}
+    whole = {"asker": None, "here": "", "systems": "", "menu": False, **files, **values}
     return HTMLResponse(environment().get_template(template).render(whole), status, HEADERS)

@@ -6,6 +6,7 @@ alone: the token can't be computed from it. It is the browser's until that is cl
 most.
 """
 
+import contextlib
 import hmac
 import time
 from typing import Any
@@ -15,12 +16,15 @@ from sqlalchemy import Connection, select
 from starlette.requests import Request
 from starlette.responses import Response
 
+from rootless_udi.base.errors import UdiError
 from rootless_udi.gateway import requests, tokens
 from rootless_udi.gateway.people import Asker, Denied
 from rootless_udi.gateway.service import Service
 from rootless_udi.gateway.tables import TOKENS
 
 COOKIE = "udi_page"
+_LOOKER = "udi.looker"
+"""Who looks at a page, in the scope of his request."""
 _SECONDS = 7 * 86400
 _PURPOSE = b"a session of the gateway's pages"
 _LONGEST = 200
@@ -29,11 +33,29 @@ _NOBODY = Asker(-1, "", frozenset(), False, "nobody")
 
 async def looker(service: Service, request: Request) -> Asker:
     """Return who looks at a page. Raises Denied, and Busy."""
+    request.scope[_LOOKER] = None
+    asker = request.scope[_LOOKER] = await _looker(service, request)
+    return asker
+
+
+async def found(service: Service, request: Request) -> Asker | None:
+    """Return who looks at an error: the `looker` of its page, or None where there is none.
+
+    Nobody is looked for twice: a munge credential proves its sender once.
+    """
+    if _LOOKER not in request.scope:
+        with contextlib.suppress(UdiError):
+            await looker(service, request)
+    one: Asker | None = request.scope[_LOOKER]
+    return one
+
+
+async def _looker(service: Service, request: Request) -> Asker:
     text = request.cookies.get(COOKIE, "")
     if text:
-        found = await service.database.read(_owner, text)
-        if found is not None:
-            asker = await service.holder(*found)
+        owner = await service.database.read(_owner, text)
+        if owner is not None:
+            asker = await service.holder(*owner)
             service.spend(asker)
             return asker.replace(how="page")
     return await service.asker(request)

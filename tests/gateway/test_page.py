@@ -115,10 +115,13 @@ def test_all_pages_on_all_screens(
     browser.picture("images-many-narrow-light")
     assert browser.too_wide() == []
     browser.size(*WIDE)
-    browser.open(f"{mine}image?id=sha256:{0:064}")
-    browser.picture("error-wide-light")
+    browser.open(f"{mine}image?id=sha256:{1 << 200:064x}")
     # Chromium says that the answer was a 404.
     assert len(browser.complaints()) == 1
+    assert "There is no image of this digest here that you may read" in browser.text
+    looked_at(browser, "error")
+    browser.one(".top nav a[href=queue]").click()
+    browser.until(lambda: browser.one("h1").text == "Queue")
     browser.open(f"{mine}queue")
     browser.until(lambda: browser.one("#live").text == "Live")
     assert "Nothing is being pulled." in browser.text and "MANIFEST_UNKNOWN" in browser.text

@@ -162,7 +162,7 @@ def test_a_cookie_is_good_for_the_pages_while_its_token_is(served: Gateway) -> N
     assert page(served, "events", cookie).status == 401
 
 
-def test_heads_and_errors(served: Gateway, registry: Registry) -> None:
+def test_heads_and_errors(served: Gateway, registry: Registry, user: User) -> None:
     for path in ("images", "queue", "usage", "login", "nothing", "image?id=1", "images?order=x"):
         found = served.get(f"/page/{path}")
         policy = found.headers["content-security-policy"]
@@ -182,7 +182,18 @@ def test_heads_and_errors(served: Gateway, registry: Registry) -> None:
         (f"images?q={'%25_' * 900}", 200),
         ("images?q=%00%1b%ff", 200),
     ):
-        assert served.get(f"/page/{path}").status == status, path
+        found = served.get(f"/page/{path}")
+        assert found.status == status, path
+        # Errors too lead to the other pages, and say who one is and where.
+        assert 'aria-label="Pages"' in found.body and SYSTEM in found.body, path
+        assert f"<span>{user.name} " in found.body, path
+    assert "<p>There is no such page.</p>" in served.get("/page/nothing").body
+    # To who proves nothing they say neither.
+    stranger = served.ask("GET", "/page/nothing", None, True)
+    assert stranger.status == 404 and '<a href="queue">' in stranger.body
+    assert SYSTEM not in stranger.body and user.name not in stranger.body
+    body = served.ask("POST", "/page/images", b"", Origin="http://gateway").body
+    assert "<p>This page takes no such request.</p>" in body
     unknown = served.get(f"/page/image?id=sha256:{'0' * 64}").body
     assert "There is no image of this digest here that you may read." in unknown
     # The file of an image is gone, and the gateway does not know it yet.

@@ -29,6 +29,11 @@ def test_a_credential_is_no_proof_after_its_time(user: User, tmp_path: Path) -> 
         munged(tmp_path / "munge") as path,
         gateway(user, tmp_path / "s", f"--munge={path}") as one,
     ):
+        # One proves its sender once: to a page's error too.
+        for page in ("nothing", f"image?id=sha256:{'0' * 64}"):
+            proof = {"authentication": credential(path)}
+            failed = one.ask("GET", f"/page/{page}", None, True, **proof)
+            assert failed.status == 404 and f"<span>{user.name}" in failed.body
         held = deque(credential(path, "", "--ttl=1") for _ in range(200))
         for _ in range(2000):
             text = held.popleft()
