@@ -38,7 +38,7 @@ def sign(arguments: Arguments) -> int:
     there = Uploading(
         reference.registry, reference.repository, transport, insecure=insecure, note=tell
     )
-    body, _ = there.manifest(reference.digest or reference.tag)
+    body, _ = there.manifest(reference.digest or reference.tag, "reading")
     digests = [reference.digest or manifest.sha256(body)]
     document = parse(body, f"reading {there}@{digests[0]}")
     if arguments.recursive and isinstance(document, dict) and "manifests" in document:

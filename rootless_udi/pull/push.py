@@ -97,7 +97,7 @@ def _subject(
         if endpoint is None:
             continue
         try:
-            body, media = endpoint.manifest(digest)
+            body, media = endpoint.manifest(digest, "reading")
         except Missing:
             continue
         document = parse(body, f"reading {endpoint}@{digest}")
@@ -132,10 +132,11 @@ def _look_at_tag(target: Reference, there: Uploading, subject: Descriptor | None
         return
     what = f"reading {there}:{target.tag}"
     try:
-        body, _ = there.manifest(target.tag)
+        body, _ = there.manifest(target.tag, "reading")
     except Missing:
         if subject is not None:
-            there.put_manifest(target.tag, there.manifest(subject.digest)[0], subject.media_type)
+            body, _ = there.manifest(subject.digest, "reading")
+            there.put_manifest(target.tag, body, subject.media_type)
         return
     document = parse(body, what)
     if subject is None:
@@ -187,7 +188,7 @@ def _note(there: Uploading, subject: str, one: Descriptor, body: bytes) -> None:
 def _index(there: Uploading, tag: str) -> dict[str, Any]:
     empty = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
     try:
-        found = parse(there.manifest(tag)[0], f"reading {there}:{tag}")
+        found = parse(there.manifest(tag, "reading")[0], f"reading {there}:{tag}")
     except Missing:
         return empty
     if not isinstance(found, dict) or not isinstance(found.get("manifests"), list):

@@ -51,6 +51,9 @@ class Endpoint:
     none.
     """
 
+    mirrored = True
+    """Whether a mirror may have what is asked for: for a pull."""
+
     def __init__(
         self,
         host: str,
@@ -92,13 +95,14 @@ class Endpoint:
         """Raise UdiError unless the registry answers, and takes the credentials if it asks."""
         self._answer("", {}, self._tries(), what).close()
 
-    def manifest(self, reference: str) -> tuple[bytes, str]:
+    def manifest(self, reference: str, doing: str = "pulling") -> tuple[bytes, str]:
         """Return a manifest's or an index's bytes and its Content-Type.
 
-        `reference` is a tag or a digest; by digest the content is checked. Raises Missing.
+        `reference` is a tag or a digest; by digest the content is checked. `doing` is what an error
+        says of it. Raises Missing.
         """
         digest = reference if ":" in reference else ""
-        what = f"pulling {self}@{digest}" if digest else f"pulling {self}:{reference}"
+        what = f"{doing} {self}{'@' if digest else ':'}{reference}"
         body, headers = self._whole(f"manifests/{reference}", DOCUMENT_MAX, what)
         if digest:
             check(body, digest, what)
@@ -237,7 +241,8 @@ class Endpoint:
             )
 
     def _tries(self) -> Tries:
-        return Tries(self.patience, self._transport.stop, self.note)
+        hint = "; a mirror may serve the image meanwhile" if self.mirrored else ""
+        return Tries(self.patience, self._transport.stop, self.note, f"try again later{hint}")
 
     def _answer(self, path: str, headers: dict[str, str], tries: Tries, what: str) -> Reply:
         """Return an answer with status 200, 206 or 416; wait and ask again where that may help."""
@@ -267,7 +272,8 @@ class Endpoint:
                 raise self._refusal(what, reply, body)
             hint = ""
             if reply.status == 429:
-                hint = f"its limit is reached: `udi login {self.host}`, or use a mirror"
+                instead = ", or use a mirror" if self.mirrored else ""
+                hint = f"its limit is reached: `udi login {self.host}`{instead}"
             why = f"{self.host} answers {reply.status}{said(body)}"
             tries.failed(what, why, retry_after(reply.headers.get("Retry-After")), hint)
 

@@ -68,10 +68,17 @@ class Patience(Record):
 
 
 class Tries:
-    """The attempts at one thing under a `Patience`."""
+    """The attempts at one thing under a `Patience`. `hint` is what to do once they are over."""
 
-    def __init__(self, patience: Patience, stop: Stop, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        patience: Patience,
+        stop: Stop,
+        note: Callable[[str], None],
+        hint: str,
+    ) -> None:
         self.patience = patience
+        self._hint = hint
         self._stop = stop
         self._note = note
         self._failures = 0
@@ -93,7 +100,7 @@ class Tries:
     def failed(self, what: str, why: str, asked: float | None = None, hint: str = "") -> None:
         """Wait before the next attempt. Raises GaveUp ("what: why") where there is none."""
         self._failures += 1
-        hint = hint or "try again later; a mirror may serve the image meanwhile"
+        hint = hint or self._hint
         if asked is not None and asked > self.patience.asked:
             raise GaveUp(f"{what}: {why}; it asks to come back in {asked:.0f} s", hint)
         if self._failures >= self.patience.attempts:

@@ -56,7 +56,7 @@ def _there(there: Uploading, tag: str) -> dict[str, Any]:
     empty = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {}, "layers": []}
     what = f"reading {there}:{tag}"
     try:
-        found = parse(there.manifest(tag)[0], what)
+        found = parse(there.manifest(tag, "reading")[0], what)
     except Missing:
         return empty
     layers = found.get("layers") if isinstance(found, dict) else None

@@ -92,6 +92,8 @@ class Uploading(Endpoint):
     """A repository to push to. `beside` is another repository of the registry, "" for none, whose
     blobs are asked for before any is sent."""
 
+    mirrored = False
+
     def __init__(
         self,
         host: str,

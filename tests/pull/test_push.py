@@ -290,6 +290,25 @@ def test_with_a_token(image: StoredImage, tmp_path: Path) -> None:
             pushed(image, f"{one.host}/public/app:1")
 
 
+@pytest.mark.parametrize("digest", [True, False])
+def test_errors_name_what_was_tried(image: StoredImage, digest: bool) -> None:
+    """A push reads what is there first: that is no pull, and a mirror is of no use."""
+    facts = {"digest": image.digest} if digest else {}
+    with small_registry() as small:
+        read = f"reading {small.host}/x{'@' + image.digest if digest else ':1'}"
+        small.answers = [("GET", 429, b"")] * 4
+        with pytest.raises(UdiError, match=f"^{read}: .* answers 429") as caught:
+            pushed(image, f"{small.host}/x:1", facts=facts)
+        assert caught.value.hint == f"its limit is reached: `udi login {small.host}`"
+        small.answers = [("GET", 503, b"")] * 4
+        with pytest.raises(UdiError, match=f"^{read}: .* answers 503") as caught:
+            pushed(image, f"{small.host}/x:1", facts=facts)
+        assert caught.value.hint == "try again later"
+        small.answers = [("GET", 403, b"")] * 4
+        with pytest.raises(UdiError, match=f"^{read}: access denied"):
+            pushed(image, f"{small.host}/x:1", facts=facts)
+
+
 class TestElsewhere:
     """A Location that leads to another host: nothing secret goes there."""
 
