@@ -31,7 +31,7 @@ def pull(arguments: Arguments, site: Site) -> int:
     from rootless_udi.pull.blobs import Blobs
     from rootless_udi.pull.claims import believed
     from rootless_udi.pull.registry import Endpoint
-    from rootless_udi.pull.repository import Repository
+    from rootless_udi.pull.repository import RegistryOptions, Repository
     from rootless_udi.pull.stop import Stop
 
     reference = _reference(arguments.image, site)
@@ -41,7 +41,7 @@ def pull(arguments: Arguments, site: Site) -> int:
     store.create()
     blobs = Blobs(store, stop, arguments.keep_blobs, note)
     insecure = arguments.insecure or reference.registry in site.insecure
-    there = Repository(reference, stop, insecure, dict(site.mirrors), note=note)
+    there = Repository(reference, stop, RegistryOptions(insecure, dict(site.mirrors), note=note))
     used = False
     try:
         with newfile.ending():

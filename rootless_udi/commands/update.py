@@ -83,13 +83,13 @@ def _there(reference: Reference, store: Store, options: "pipeline.Options") -> s
     """Return the digest that a tag means at its registry or a mirror, for the store's platform."""
     from rootless_udi.pull.blobs import Blobs
     from rootless_udi.pull.open import open_source
+    from rootless_udi.pull.repository import RegistryOptions
     from rootless_udi.pull.stop import Stop
 
     stop = Stop()
     blobs = Blobs(store, stop, False, lambda text: None)
-    source = open_source(
-        reference, blobs, stop, options.insecure, options.mirrors, options.patience, tell
-    )
+    asked = RegistryOptions(options.insecure, options.mirrors, options.patience, tell)
+    source = open_source(reference, blobs, stop, asked)
     try:
         return source.resolve(options.platform or platforms.here()).digest
     finally:

@@ -182,19 +182,13 @@ def _is_public(
     """Tell whether the registry gives the image to everybody; not where that can't be told."""
     from rootless_udi.pull.blobs import Blobs
     from rootless_udi.pull.open import open_source
+    from rootless_udi.pull.repository import RegistryOptions
     from rootless_udi.pull.stop import Stop
 
     assert options.platform is not None
     stop = Stop()
-    source = open_source(
-        reference,
-        Blobs(store, stop, False, teller.note),
-        stop,
-        options.insecure,
-        options.mirrors,
-        _QUICK,
-        lookup=_nobody,
-    )
+    asked = RegistryOptions(options.insecure, options.mirrors, _QUICK, lookup=_nobody)
+    source = open_source(reference, Blobs(store, stop, False, teller.note), stop, asked)
     try:
         source.resolve(options.platform)
     except UdiError:

@@ -1,20 +1,17 @@
 """An image in a registry (the OCI distribution specification)."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.plan.reference import Platform, Reference
-from rootless_udi.pull import credentials
 from rootless_udi.pull.artifact import FoundSquashfs
-from rootless_udi.pull.authorizer import Lookup
 from rootless_udi.pull.blobs import Blobs, Report
 from rootless_udi.pull.claims import Believed
 from rootless_udi.pull.manifest import Descriptor
 from rootless_udi.pull.referrers import find_squashfs
-from rootless_udi.pull.registry import Endpoint, Note
-from rootless_udi.pull.repository import Repository
-from rootless_udi.pull.retry import Patience
+from rootless_udi.pull.registry import Endpoint
+from rootless_udi.pull.repository import RegistryOptions, Repository
 from rootless_udi.pull.sources import Resolved, Told, config_of, descend, pushed
 from rootless_udi.pull.stop import Stop
 
@@ -25,22 +22,12 @@ class RegistrySource:
     parallel = 4
 
     def __init__(
-        self,
-        reference: Reference,
-        blobs: Blobs,
-        stop: Stop,
-        insecure: bool = False,
-        mirrors: Mapping[str, Sequence[str]] | None = None,
-        patience: Patience | None = None,
-        note: Note = lambda text: None,
-        lookup: Lookup = credentials.find,
-        answer: float | None = None,
+        self, reference: Reference, blobs: Blobs, stop: Stop, options: RegistryOptions
     ) -> None:
         self.what = f"pulling {reference.canonical}"
         self._reference = reference
         self._blobs = blobs
-        more = insecure, mirrors, patience, note, lookup, answer
-        self.repository = Repository(reference, stop, *more)
+        self.repository = Repository(reference, stop, options)
 
     def resolve(self, platform: Platform) -> Resolved:
         first = self._reference.digest or self._reference.tag

@@ -1,33 +1,19 @@
 """From a reference to the source that gives its image."""
 
-from collections.abc import Mapping, Sequence
-
 from rootless_udi.base.errors import UdiError
 from rootless_udi.plan.reference import STORAGES, Reference
-from rootless_udi.pull import credentials
-from rootless_udi.pull.authorizer import Lookup
 from rootless_udi.pull.blobs import Blobs
 from rootless_udi.pull.from_layout import LayoutSource
 from rootless_udi.pull.from_registry import RegistrySource
-from rootless_udi.pull.registry import Note
-from rootless_udi.pull.retry import Patience
+from rootless_udi.pull.repository import RegistryOptions
 from rootless_udi.pull.sources import Source
 from rootless_udi.pull.stop import Stop
 
 
-def open_source(
-    reference: Reference,
-    blobs: Blobs,
-    stop: Stop,
-    insecure: bool = False,
-    mirrors: Mapping[str, Sequence[str]] | None = None,
-    patience: Patience | None = None,
-    note: Note = lambda text: None,
-    lookup: Lookup = credentials.find,
-) -> Source:
+def open_source(reference: Reference, blobs: Blobs, stop: Stop, options: RegistryOptions) -> Source:
     """Return the source that `reference` names. Raises UdiError where there is nothing to pull."""
     if reference.kind == "registry":
-        return RegistrySource(reference, blobs, stop, insecure, mirrors, patience, note, lookup)
+        return RegistrySource(reference, blobs, stop, options)
     if reference.kind == "oci":
         return LayoutSource(reference, stop)
     if reference.kind == "archive":

@@ -18,7 +18,7 @@ from rootless_udi.base.records import Record
 from rootless_udi.layers import bounds, merge, squashfs_tools
 from rootless_udi.layers.tarwriter import Write
 from rootless_udi.plan.reference import Platform, Reference, platform_of
-from rootless_udi.pull import credentials, pushed
+from rootless_udi.pull import pushed
 from rootless_udi.pull.artifact import FoundSquashfs
 from rootless_udi.pull.authorizer import Lookup
 from rootless_udi.pull.blobs import Blobs
@@ -27,6 +27,7 @@ from rootless_udi.pull.facts import facts
 from rootless_udi.pull.manifest import LAYERS, Descriptor
 from rootless_udi.pull.open import open_source
 from rootless_udi.pull.progress import Progress, Silent
+from rootless_udi.pull.repository import RegistryOptions
 from rootless_udi.pull.retry import GaveUp, Patience
 from rootless_udi.pull.sources import Resolved, Source
 from rootless_udi.pull.stop import Stop
@@ -130,16 +131,11 @@ class _Pull:
         options = self._options
         # Fail here, before anything is downloaded.
         _check_writer(options)
-        source = open_source(
-            self._reference,
-            self._blobs,
-            self.stop,
-            options.insecure,
-            options.mirrors,
-            options.patience,
-            self._progress.note,
-            options.lookup or credentials.find,
+        note = self._progress.note
+        asked = RegistryOptions(
+            options.insecure, options.mirrors, options.patience, note, options.lookup
         )
+        source = open_source(self._reference, self._blobs, self.stop, asked)
         name = options.name
         if not name and self._reference.kind != "stream":
             name = find.name_of(self._reference)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rootless_udi.base.errors import UdiError
+from rootless_udi.base.records import Record
 from rootless_udi.plan.reference import Reference
 from rootless_udi.pull import credentials, manifest, signature
 from rootless_udi.pull.authorizer import Lookup
@@ -16,29 +17,35 @@ from rootless_udi.pull.sources import Answer, parse
 from rootless_udi.pull.stop import Stop
 
 
-class Repository:
-    """The repository that `reference` names. Calls block; they may come from several threads."""
+class RegistryOptions(Record):
+    """How a registry is asked. `mirrors`: registry -> hosts or URLs that are tried before it.
 
-    def __init__(
-        self,
-        reference: Reference,
-        stop: Stop,
-        insecure: bool = False,
-        mirrors: Mapping[str, Sequence[str]] | None = None,
-        patience: Patience | None = None,
-        note: Note = lambda text: None,
-        lookup: Lookup = credentials.find,
-        answer: float | None = None,
-    ) -> None:
-        """`answer`: most seconds for an answer (`http.Transport`). Where the time is fixed
-        (`Patience.total`), a mirror that was given up is not asked again."""
+    `note` gets what is tried again; `lookup` finds the credentials for a repository, None means
+    those of the process's user. `answer`: most seconds for an answer (`http.Transport`).
+    """
+
+    insecure: bool = False
+    mirrors: Mapping[str, Sequence[str]] = {}
+    patience: Patience = Patience()
+    note: Note | None = None
+    lookup: Lookup | None = None
+    answer: float | None = None
+
+
+class Repository:
+    """The repository that `reference` names. Calls block; they may come from several threads.
+
+    Where the time is fixed (`Patience.total`), a mirror that was given up is not asked again.
+    """
+
+    def __init__(self, reference: Reference, stop: Stop, options: RegistryOptions) -> None:
         self.reference = reference
-        self._note = note
-        self.transport = Transport(stop, answer=answer)
-        patience = patience or Patience()
+        self._note = options.note or (lambda text: None)
+        self.transport = Transport(stop, answer=options.answer)
+        patience = options.patience
         self._fixed = bool(patience.total)
         brief = patience.replace(attempts=1 if self._fixed else 2)
-        hosts = [*(mirrors or {}).get(reference.registry, ()), reference.registry]
+        hosts = [*options.mirrors.get(reference.registry, ()), reference.registry]
         self.endpoints = [
             Endpoint(
                 host,
@@ -46,9 +53,9 @@ class Repository:
                 self.transport,
                 # A mirror that does not answer is given up soon: there is another after it.
                 patience if host == reference.registry else brief,
-                insecure and host == reference.registry,
-                note,
-                lookup,
+                options.insecure and host == reference.registry,
+                self._note,
+                options.lookup or credentials.find,
             )
             for host in hosts
         ]

@@ -15,7 +15,7 @@ from rootless_udi.pull.artifact import FoundSquashfs
 from rootless_udi.pull.blobs import Blobs
 from rootless_udi.pull.from_registry import RegistrySource
 from rootless_udi.pull.referrers import find_squashfs
-from rootless_udi.pull.repository import Repository
+from rootless_udi.pull.repository import RegistryOptions, Repository
 from rootless_udi.pull.retry import Patience
 from rootless_udi.pull.stop import Stop
 from rootless_udi.remote.origins import Blob
@@ -78,10 +78,11 @@ def _source(asked: RemoteRequest, site: Site) -> RegistrySource:
     insecure = asked.insecure or reference.registry in site.insecure
     blobs = Blobs(Store(asked.folder or "/nowhere"), stop, False, lambda _: None)
     mirrors = dict(site.mirrors)
-    more = insecure, mirrors, Patience(total=asked.timeout)
     # A mirror that hangs shall leave time for those behind it.
     answer = asked.timeout / (1 + len(mirrors.get(reference.registry, ())))
-    return RegistrySource(reference, blobs, stop, *more, answer=answer)
+    patience = Patience(total=asked.timeout)
+    options = RegistryOptions(insecure, mirrors, patience, answer=answer)
+    return RegistrySource(reference, blobs, stop, options)
 
 
 def _read(
