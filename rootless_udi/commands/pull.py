@@ -59,7 +59,7 @@ def pull(arguments: Arguments) -> int:
         from rootless_udi.commands import pull_gateway
 
         return pull_gateway.pull(arguments)
-    if sif.is_sif(arguments.image):
+    if sif.is_sif(arguments.image) and not arguments.site:
         from rootless_udi.commands import import_
 
         return import_.import_(argparse.Namespace(file=arguments.image, name=arguments.name))
@@ -69,7 +69,7 @@ def pull(arguments: Arguments) -> int:
 
         return pull_oras.pull(arguments, site)
     piped = arguments.image == "-"
-    reference = _PIPE if piped else parsed_reference(arguments.image, site)
+    reference = _PIPE if piped else parsed_reference(arguments.image, site, arguments.name)
     try:
         from rootless_udi.commands.common import progress
         from rootless_udi.pull import pipeline

@@ -14,7 +14,6 @@ from rootless_udi.commands.common.given import (
 from rootless_udi.commands.common.parsers import Parsers, add_platform, command
 from rootless_udi.config import load
 from rootless_udi.plan.reference import ELSEWHERE, Platform, Reference, parse, platform_of
-from rootless_udi.plan.site import Site
 from rootless_udi.store import filling, find, upkeep
 from rootless_udi.store.store import Store
 
@@ -33,11 +32,12 @@ def rm(arguments: Arguments) -> int:
     platform = parsed_platform(arguments) or platform_of(os.uname().machine)
     status = 0
     for text in arguments.image:
+        reference: Reference | None = None
         try:
-            reference = _meant(text, site, store, platform)
-            gone, digests = store.remove(reference, platform)
+            reference = parsed_reference(text, site)
+            gone, digests = store.remove(_meant(text, reference, store, platform), platform)
         except UdiError as error:
-            if not _stopped(store, text, site, platform):
+            if reference is None or not _stopped(store, text, reference, platform):
                 complain("udi", error.message, error.hint)
                 status = OURS
             continue
@@ -48,9 +48,8 @@ def rm(arguments: Arguments) -> int:
     return status
 
 
-def _stopped(store: Store, text: str, site: Site, platform: Platform) -> bool:
+def _stopped(store: Store, text: str, reference: Reference, platform: Platform) -> bool:
     """Drop an image that is filling (--pull=lazy); tell whether there was one."""
-    reference = parsed_reference(text, site)
     digits = upkeep.short(text)
     for one in filling.listed(store):
         by_digits = digits and one.digest.partition(":")[2].startswith(digits)
@@ -69,9 +68,8 @@ def _names(reference: Reference) -> tuple[str, ...]:
     return (find.name_of(reference),) if reference.kind in ELSEWHERE else ()
 
 
-def _meant(text: str, site: Site, store: Store, platform: Platform) -> Reference:
+def _meant(text: str, reference: Reference, store: Store, platform: Platform) -> Reference:
     """Return what `text` means: a name in the store, else the first digits of a digest."""
-    reference = parsed_reference(text, site)
     if upkeep.short(text) and find.find((store.root,), reference, platform) is None:
         digest = upkeep.by_digits((store.root,), upkeep.short(text))
         return parse(digest) if digest else reference

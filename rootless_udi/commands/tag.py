@@ -30,7 +30,7 @@ def add(commands: Parsers) -> None:
 def tag(arguments: Arguments) -> int:
     """udi tag: print the name; the image that had it keeps its other names."""
     site = load.load(os.environ)
-    image = stored_image(arguments.image, site, parsed_platform(arguments))
+    image = stored_image(arguments.image, site, parsed_platform(arguments), arguments.name)
     own = image_stores(site)[0]
     if image.store != own:
         raise UdiError(

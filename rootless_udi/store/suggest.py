@@ -2,13 +2,15 @@
 
 import os
 
+from rootless_udi.base.superblock import MAGIC
 from rootless_udi.store import find
 
 _NAMES_MAX = 2000
 """Most names of stores that are compared."""
+_SIF = "a SIF file"
 _OFFSETS = (
     (
-        "a SIF file",
+        _SIF,
         32,
         b"SIF_MAGIC",
         "udi-run runs it; as an image of the store: udi import {} NAME",
@@ -46,6 +48,28 @@ def kind(path: str) -> tuple[str, str]:
             return ("an empty file", "was its copy broken off?") if not file.tell() else ("", "")
     except OSError:
         return "", ""
+
+
+def stored(path: str, name: str) -> str:
+    """Return how the store has what is at `path` as the image `name`; "" where that is unknown."""
+    if not os.path.lexists(path):
+        return ""
+    if os.path.isdir(path):
+        if os.path.exists(f"{path}/oci-layout"):
+            return f"it is an OCI image layout: udi pull oci:{path} {name}"
+        return "udi-run takes a root directory as it is"
+    what, hint = kind(path)
+    if what == _SIF or _is_squashfs(path):
+        return f"udi import {path} {name} puts it into the store"
+    return f"it is {what}: {hint}" if what else ""
+
+
+def _is_squashfs(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return int.from_bytes(file.read(4), "little") == MAGIC
+    except OSError:
+        return False
 
 
 def meant(text: str, stores: tuple[str, ...]) -> str:

@@ -10,7 +10,7 @@ import pytest
 from rootless_udi.base.errors import UdiError, counted
 from rootless_udi.commands.common import names
 from tests.conftest import User
-from tests.kit import images
+from tests.kit import images, sifs
 from tests.kit.nodes import state_files
 from tests.kit.places import TREE
 from tests.launch.test_run import wait_for
@@ -83,6 +83,47 @@ def test_a_long_name_stays_whole_on_its_own_line(user: User, three: list[str]) -
     assert lines[lines.index(name) + 1].split()[0] == three[0][7:19]
     assert "shared by several names" in done.stderr and "3 images" in done.stderr
     assert user.run("udi", "images", env={"COLUMNS": "160"}).stdout.count("\n") == 5
+
+
+def test_a_path_in_place_of_a_name(user: User, three: list[str], tmp_path: Path) -> None:
+    """Each command that takes a name of the store says what makes an image of a file."""
+    squashfs = sqfs(user, three[0]).read_bytes()
+    user.home.joinpath("app.sif").write_bytes(sifs.sif(squashfs))
+    user.home.joinpath("app.sqfs").write_bytes(squashfs)
+    user.home.joinpath("app.tar").write_bytes(images.tar(images.busybox_entries()))
+    user.home.joinpath("notes").write_bytes(b"words")
+    user.home.joinpath("root/bin").mkdir(parents=True)
+    user.home.joinpath("layout").symlink_to(tmp_path / "layout")
+    said = {
+        "./app.sif": "udi import ./app.sif NAME puts it into the store",
+        "app.sif": "udi import app.sif NAME puts it into the store",
+        "./app.sqfs": "udi import ./app.sqfs NAME puts it into the store",
+        "./app.tar": "it is a tar file: docker-archive:./app.tar, or oci-archive:./app.tar",
+        "./layout": "it is an OCI image layout: udi pull oci:./layout NAME",
+        "./root": "udi-run takes a root directory as it is",
+        "./notes": "udi images shows what is in the store",
+        "./nothing": "udi images shows what is in the store",
+    }
+    for path, hint in said.items():
+        done = user.run("udi", "rm", path)
+        message = f"udi: {path} is a path, not an image of a registry or a store"
+        assert done.returncode == 125 and done.stderr == f"{message}\nudi: hint: {hint}\n", path
+    done = user.run("udi", "inspect", "./root")
+    assert (
+        "is a directory, not an image's file\nudi: hint: udi-run takes it as it is" in done.stderr
+    )
+    commands = "fetch", "update", "tags", "pull --site", "share", "sign --key=x", "push one:1"
+    for command in commands:
+        assert said["./app.sif"] in user.run("udi", *command.split(), "./app.sif").stderr, command
+    assert said["./app.sqfs"] in user.run("udi", "pull", "./app.sqfs").stderr
+    done = user.run("udi", "tag", "./app.sif", "my/app:2")
+    assert "udi import ./app.sif my/app:2 puts it into the store" in done.stderr
+    assert user.run("udi", "import", "./app.sif", "my/app:2").returncode == 0
+    assert "my/app:2" in names_now(user)
+    # What cannot be meant keeps nothing else from being removed.
+    done = user.run("udi", "rm", "./app.sif", "a b", "my/app:2", "one:1")
+    assert done.returncode == 125 and "has a space" in done.stderr
+    assert names_now(user) == ["host:5000/three:3", "two:2"]
 
 
 @pytest.mark.parametrize(

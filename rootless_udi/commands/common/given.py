@@ -20,14 +20,18 @@ from rootless_udi.store import find, resolve, upkeep
 Arguments = argparse.Namespace
 
 
-def parsed_reference(text: str, site: Site) -> Reference:
-    """Return a name's reference, or a URL's. Raises UdiError for a path, and what is no name."""
+def parsed_reference(text: str, site: Site, name: str | None = None) -> Reference:
+    """Return a name's reference, or a URL's. Raises UdiError for a path, and what is no name.
+
+    For a path the error says how the store has it by `name`.
+    """
     found = named(text, site.registry)
     if found.kind in ("squashfs", "directory", "path"):
+        from rootless_udi.store import suggest
+
         raise UdiError(
             f"{text} is a path, not an image of a registry or a store",
-            "an OCI image layout is oci:DIR, the output of `docker save` docker-archive:FILE; a "
-            "squashfs file or a root directory needs no pull: udi-run takes it as it is",
+            suggest.stored(text, name or "NAME") or "udi images shows what is in the store",
         )
     return found
 
@@ -42,12 +46,14 @@ def image_stores(site: Site) -> tuple[str, ...]:
     return resolve.all_stores(site, os.environ)
 
 
-def stored_image(text: str, site: Site, platform: Platform | None = None) -> find.StoredImage:
+def stored_image(
+    text: str, site: Site, platform: Platform | None = None, name: str | None = None
+) -> find.StoredImage:
     """Return an image of the stores by its name, its digest, or the first digits of that.
 
-    Raises UdiError where it is in none.
+    Raises UdiError where it is in none; for a path as `parsed_reference` does.
     """
-    found = resolve.lookup(image_stores(site), parsed_reference(text, site), platform)
+    found = resolve.lookup(image_stores(site), parsed_reference(text, site, name), platform)
     if found is None and upkeep.short(text):
         digest = upkeep.by_digits(image_stores(site), upkeep.short(text))
         found = find.find(image_stores(site), parse(digest)) if digest else None
@@ -70,7 +76,9 @@ def any_image(text: str, site: Site, platform: Platform | None = None, sif: bool
     if reference.kind in ("squashfs", "path"):
         found = resolve.local(text, os.path.abspath(reference.path), sif)
         if not found.path:
-            raise UdiError(f"{text} is a directory, not an image's file")
+            raise UdiError(
+                f"{text} is a directory, not an image's file", "udi-run takes it as it is"
+            )
         return found
     stored = stored_image(text, site, platform)
     owners = find.owners(stored)
