@@ -31,7 +31,7 @@ def pull(arguments: Arguments) -> int:
         shown.stage("resolve", f"{one.image.canonical}, of the gateway at {one.client.address}")
 
         def tell(done: int, total: int) -> None:
-            shown.blob("sha256:image", done, total, "running" if done < total else "done")
+            shown.blob("squashfs", done, total, "running" if done < total else "done")
 
         store = Store(image_stores(site)[0])
         image = from_gateway.pull(one, store, platform, names, tell)

@@ -63,7 +63,10 @@ class _OwnApi:
         platform = requests.platform(text, service.machine)
         found = await service.find(platform.key(), reference)
         if found is None or not (asker.admin or found.readable(asker.uid, asker.groups)):
-            raise NotFound("image not found")
+            raise NotFound(
+                "image not found",
+                "there is none that you may read; `udi pull --site` has the gateway pull one",
+            )
         return found
 
     async def access(self, request: Request) -> Response:

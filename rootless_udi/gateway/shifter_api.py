@@ -193,7 +193,10 @@ async def look_up(
     found = await service.find(_platform(service, platform).key(), reference)
     if found is None or not found.readable(asker.uid, asker.groups):
         # The same answer to both: that an image is there is its readers' to know.
-        raise NotFound("image not found", "pull it first")
+        raise NotFound(
+            "image not found",
+            "there is none that you may read; `udi pull --site` has the gateway pull one",
+        )
     return KnownAnswer(found, record(system, found).encode(), system, kind, tag)
 
 

@@ -37,6 +37,7 @@ _PAUSE = 0.5
 TOKEN = "UDI_GATEWAY_TOKEN"
 """The variable that has a token of the gateway's, in place of munge."""
 _NAME_IT = "the configuration has to name it (gateway.address), or to trust its host"
+_PROVE = f"munged must run here, or ${TOKEN} have a token (udi gateway token)"
 IDENTITY = "<token>"
 """The user's name where the password is an identity token, as credential helpers have it."""
 
@@ -171,10 +172,9 @@ class GatewayClient:
             record = self.ask_to_pull(reference, users, groups, platform)
             tell(record)
             if record.get("status") == "FAILURE":
-                raise UdiError(
-                    f"the gateway could not pull {reference.canonical}: "
-                    f"{record.get('status_message', '')}"
-                )
+                why = str(record.get("status_message", ""))
+                why = why.removeprefix(f"pulling {reference.canonical}: ")
+                raise UdiError(f"the gateway could not pull {reference.canonical}: {why}")
             if record.get("status") in ENDED:
                 return record
             time.sleep(_PAUSE)
@@ -313,6 +313,8 @@ class GatewayClient:
             )
             if status == 401 and not self.known:
                 hint = f"it was not told who asks: {_NAME_IT}"
+            elif status == 401 and os.environ.get(TOKEN):
+                hint = f"it is that of ${TOKEN}; `udi gateway token` prints a new one"
             raise UdiError(f"the image gateway at {self.address} says: {message}", hint)
         return found
 
@@ -345,9 +347,9 @@ def encoded(payload: bytes, socket_path: str = "") -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UdiError(
             f"making a munge credential failed: {error}",
-            "the gateway's address is not a socket of this host, so munge must be here",
+            f"the gateway's address is not a socket of this host: {_PROVE}",
         ) from None
     if done.returncode:
         why = done.stderr.decode(errors="replace").strip()
-        raise UdiError(f"making a munge credential failed: {why}", "munged must run here")
+        raise UdiError(f"making a munge credential failed: {why}", _PROVE)
     return done.stdout.decode().strip()

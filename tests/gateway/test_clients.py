@@ -59,9 +59,12 @@ def test_shifterimg_over_the_gateway(served: Gateway, user: User, registry: Regi
     assert user.run(SHIFTERIMG, "autoexpire").returncode == 0
     done = user.run(SHIFTERIMG, "lookup", tag)
     assert done.returncode == 1 and "says: image not found" in done.stderr
+    assert "there is none that you may read; `udi pull --site` has" in done.stderr
     done = user.run(SHIFTERIMG, "pull", f"{registry.host}/site/none:1")
     assert done.returncode == 1 and done.stdout.endswith("status: FAILURE\n")
-    assert "the gateway could not pull" in done.stderr and "site/none" in done.stderr
+    none = f"{registry.host}/site/none:1"
+    # Once, and no "pulling" once more.
+    assert f"the gateway could not pull {none}: not found: " in done.stderr
 
 
 def test_shifterimg_gives_an_image_to_users_and_groups(

@@ -25,6 +25,7 @@ def test_an_image_is_fetched_into_a_store_of_ones_own(
         ready = one.pulled(tag)
         done = user.run("udi", "pull", f"gateway:///{tag}")
         assert done.stdout == f"sha256:{ready['id']}\n", done.stderr
+        assert "\nsquashfs: 1." in done.stderr and "layer" not in done.stderr
         token = user.run("udi", "gateway", "token").stdout.strip()
         env = {"UDI_GATEWAY_TOKEN": token, "UDI_STORE": str(tmp_path / "other")}
         trusted = f'[registry."127.0.0.1:{one.port}"]\ntrusted = true\n'

@@ -119,6 +119,10 @@ def test_a_token_proves_its_user_within_its_scope(
     configured(user, f"http://127.0.0.1:{served.port}")
     done = user.run("udi", "images", "--site", "--names", env={"UDI_GATEWAY_TOKEN": whole})
     assert done.stdout == f"{tag}\n", done.stderr
+    done = user.run("udi", "images", "--site", env={"UDI_GATEWAY_TOKEN": whole[:-1]})
+    assert "hint: it is that of $UDI_GATEWAY_TOKEN; `udi gateway token` prints" in done.stderr
+    done = user.run("udi", "images", "--site")
+    assert "or $UDI_GATEWAY_TOKEN have a token (udi gateway token)" in done.stderr
     configured(user, "http://gateway.invalid:80")
     done = user.run("udi", "images", "--site", env={"UDI_GATEWAY_TOKEN": whole})
     assert done.returncode == 125 and "others could read it on its way" in done.stderr

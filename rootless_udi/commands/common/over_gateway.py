@@ -32,7 +32,7 @@ def pull(one: GatewayClient, reference: Reference, platform: str, progress: Prog
         if status != last and status in stages:
             progress.stage(stages[status], reference.canonical)
         if isinstance(done, int) and isinstance(total, int) and 0 < done < total:
-            progress.blob("sha256:layers", done, total, "running")
+            progress.blob("layers", done, total, "running")
         last = str(status)
 
     progress.stage("resolve", f"{reference.canonical}, by the gateway at {one.address}")
