@@ -6,69 +6,52 @@ is, out of the kernel's cache, for a while; then it is compared anew, since the 
 dropped it, and the disk may give something else.
 """
 
-from _thread import start_new_thread
-from os import nice, pread, preadv
+from os import pread, preadv
 from time import monotonic
 
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.windows import WindowList, behind, sha256
-from rootless_udi.fuse.format import Corrupt, Superblock, WrongWindow
+from rootless_udi.fuse.format import Superblock, WrongWindow
 from rootless_udi.fuse.imagefile import WINDOW, ImageFile
+from rootless_udi.fuse.precheck import GOOD, Beforehand
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rootless_udi.fuse.imagefile import Opener
-    from rootless_udi.fuse.workers import Workers
+
+    Early = Callable[[int, int], Beforehand | None]
 
 _CACHED = 32 * WINDOW
 """Bytes of windows that are kept, of those that are in no file (`remotefile`)."""
-GOOD = 10.0
-"""Seconds for which a window that was right is taken to be so."""
-_EARLY = 64
-"""Most windows that are compared before the start that will read them does."""
-_NICE = 8
-"""nice(2) of the thread that does it, as of a worker (`workers`)."""
 _HINT = "`udi verify IMAGE` checks all of it; copy it again, or pull it anew (udi pull --force)"
 
 
 class CheckedFile(ImageFile):
     """Reads of the image open at `fd`, each window compared with the list `known`, if there is one.
 
-    `place` says where the bytes come from, for messages.
+    `place` says where the bytes come from, for messages; `ahead` which windows were compared
+    before.
     """
 
-    __slots__ = ("_good", "_rooms", "known", "place")
+    __slots__ = ("_ahead", "_good", "_rooms", "known", "place")
 
     def __init__(
-        self, fd: int, known: "WindowList | None", place: str, size: int, base: int = 0
+        self,
+        fd: int,
+        known: "WindowList | None",
+        place: str,
+        size: int,
+        base: int = 0,
+        ahead: Beforehand | None = None,
     ) -> None:
         super().__init__(fd, size, _CACHED, base)
         self.known = known
         self.place = place
+        self._ahead = ahead
         self._good: dict[int, float] = {}  # window -> until when it is taken to be right
         self._rooms: list[bytearray] = []  # what threads read windows into
-
-    def expect(self, ranges: "tuple[tuple[int, int], ...]", workers: "Workers | None") -> None:
-        """Compare the windows of `ranges` in a thread, while the container is made."""
-        super().expect(ranges, None)
-        order: list[int] = []
-        for at, size in ranges:
-            most = at // WINDOW + _EARLY - len(order)
-            order += range(at // WINDOW, min((at + size - 1) // WINDOW + 1, most))
-        if order:
-            try:
-                start_new_thread(self._early, (order,))
-            except RuntimeError:
-                return  # at a limit of processes: who reads them compares them
-
-    def _early(self, order: "list[int]") -> None:
-        nice(_NICE)  # on Linux of this thread alone (sched(7))
-        for number in order:
-            try:
-                if number not in self._good:
-                    self.sure(number)
-            except (Corrupt, OSError):
-                continue  # who reads it gets the error
 
     def read(self, at: int, size: int) -> bytes:
         """Return `size` bytes from position `at`. Raises WrongWindow, Corrupt, OSError."""
@@ -90,8 +73,11 @@ class CheckedFile(ImageFile):
     def sure(self, number: int) -> bytes:
         """Make sure that the window `number` is in the file, and right; return it where it is not
         in the file, else b"". Any thread may call this. Raises WrongWindow, Corrupt, OSError."""
-        self.compare(number)
-        self._good[number] = monotonic() + GOOD
+        if self._ahead is not None and self._ahead.right(number):
+            self._good[number] = self._ahead.until
+        else:
+            self.compare(number)
+            self._good[number] = monotonic() + GOOD
         return b""
 
     def compare(self, number: int) -> None:
@@ -119,10 +105,11 @@ class CheckedFile(ImageFile):
         return WrongWindow(number, f"from byte {number * WINDOW} of {self.place}")
 
 
-def opener(listed: bool) -> "Opener":
+def opener(listed: bool, early: "Early | None" = None) -> "Opener":
     """Return what opens an image's file for a `reader.Reader`, to be checked if it has a list.
 
-    `listed` says that it must have one. Raises UdiError where it has not, or the list is damaged.
+    `listed` says that it must have one. `early(fd, base)` returns what is compared before it is
+    read. Raises UdiError where it has no list, or a damaged one.
     """
 
     def opened(fd: int, head: Superblock, name: str) -> ImageFile:
@@ -138,7 +125,10 @@ def opener(listed: bool) -> "Opener":
             if must:
                 raise UdiError(f"mounting failed on {name}: {why}", _HINT)
             return ImageFile(fd, used, base=head.base)
-        found = CheckedFile(fd, known, name, used, head.base)
+        ahead = early(fd, head.base) if early is not None else None
+        if ahead is not None and not ahead.of(fd, head):
+            ahead = None
+        found = CheckedFile(fd, known, name, used, head.base, ahead)
         # The superblock was read before anything could be checked.
         if found.some(0, len(head.head)) != head.head[:used]:
             raise UdiError(f"mounting failed on {name}: its first bytes have changed", _HINT)

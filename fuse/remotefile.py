@@ -15,9 +15,10 @@ from time import monotonic
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.messages import take
 from rootless_udi.base.windows import CHECKED, WRONG, WindowList, behind
-from rootless_udi.fuse.checkedfile import GOOD, CheckedFile
+from rootless_udi.fuse.checkedfile import CheckedFile
 from rootless_udi.fuse.format import Corrupt, Superblock
 from rootless_udi.fuse.imagefile import WINDOW, ImageFile
+from rootless_udi.fuse.precheck import GOOD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

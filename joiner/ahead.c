@@ -56,8 +56,8 @@ bool questions(struct known *known, const char *place, bool optimized)
 bool announce(const struct served *served, const struct known *known)
 {
     struct list words = {0};
-    const char *const told[] = {known->image, "", known->program, known->keep, known->key,
-                                "",           "0", "0",           ""};
+    const char *const told[] = {known->image,  "",  known->program, known->keep, known->key,
+                                known->verify, "0", "0",            ""};
     for (size_t i = 0; i < sizeof told / sizeof *told; i++)
         push(&words, told[i]);
     return say(served->server, &words, NULL, 0);

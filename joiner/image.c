@@ -76,7 +76,8 @@ static bool image(const struct served *served, const struct known *known)
     const char *options = JOIN(number_in("fd=", (unsigned)fuse, ""), FUSE_OPTIONS);
     push(&connection, "fuse");
     push_all(&told, (const char *const[]){
-                        "udi", JOIN(watch >= 0 ? "w" : "", known->behind ? "b" : ""), known->image,
+                        "udi", JOIN(watch >= 0 ? "w" : "", known->behind ? "b" : "",
+                                      *known->verify ? "c" : ""), known->image,
                         "", known->questions, known->key, known->keep, "0", NULL});
     bool good = mount("udi", "/image", "fuse.udi", MS_RDONLY | MS_NOSUID | MS_NODEV, options) == 0 &&
                 say(served->server, &connection, &fuse, 1) &&

@@ -108,6 +108,7 @@ struct record {
     bool is_plan, optimized;
     unsigned long long until; /* seconds since 1970 */
     char *path, *place;       /* of the image's file, of the state directory */
+    char *verify;             /* how its windows are checked; NULL: not */
     struct list steps;        /* kind, path, how, what, kind, ... */
     struct text copied;       /* the fields that a container's record has too */
 };
@@ -147,7 +148,7 @@ _Noreturn void execute(struct command *command);
 struct served {
     int helper, server; /* sockets to the two processes */
 };
-bool serve(struct served *served, const struct list *words);
+bool serve(struct served *served, const struct list *words, bool checks);
 bool say(int socket, const struct list *words, const int *fds, size_t count);
 char *server_of(const struct served *served);
 int ended(pid_t child);
@@ -155,7 +156,8 @@ int ended(pid_t child);
 /* ahead.c: what the image server is told of the start. */
 struct known {
     const char *image, *program;        /* the file; the command's first word */
-    const char *key, *keep, *questions; /* of plan/start.py: what is prefetched */
+    const char *key, *keep, *questions; /* of plan/start.py: what is prefetched, */
+    const char *verify;                 /* and how the image is checked, "" for not at all */
     bool behind;
 };
 void about(const struct request *request, struct known *known);

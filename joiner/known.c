@@ -144,6 +144,7 @@ void start_known(const struct request *request, const struct list *env)
     known.image = record.path;
     if (!record_is_known(&record, &key) || !is_place(record.place, directory) || !known.image)
         return;
+    known.verify = record.verify ? record.verify : "";
     about(request, &known);
     if (!questions(&known, record.place, record.optimized))
         return;
@@ -155,7 +156,8 @@ void start_known(const struct request *request, const struct list *env)
     push(&words, container);
     push(&words, token);
     push(&words, own);
-    if (serve(&served, &words) && announce(&served, &known) &&
+    push(&words, known.image);
+    if (serve(&served, &words, *known.verify) && announce(&served, &known) &&
         built(&served, &known, &record, spaces) && (server = server_of(&served)) &&
         published(&record, directory, container, token, server)) {
         close(served.helper);

@@ -59,6 +59,8 @@ static void of_plan(struct record *record, char *name, char *value, size_t lengt
         once(&record->path, text_of(value, length));
     else if (strcmp(name, "place") == 0)
         once(&record->place, text_of(value, length));
+    else if (strcmp(name, "verify") == 0)
+        once(&record->verify, text_of(value, length));
     else if (strcmp(name, "optimized") == 0)
         record->optimized = length != 0;
     else if (strcmp(name, "until") == 0 && !digits(value, length, 12, &record->until))

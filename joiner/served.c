@@ -60,8 +60,9 @@ static _Noreturn void become_server(const struct list *argv, const int sockets[2
     _exit(125);
 }
 
-/* Start it; `words` are the arguments of serve/separate.py. False where no process can be made. */
-bool serve(struct served *served, const struct list *words)
+/* Start it; `words` are the arguments of serve/separate.py, or of serve/checked.py where it `checks`
+ * the image. False where no process can be made. */
+bool serve(struct served *served, const struct list *words, bool checks)
 {
     struct list argv = {0}, options = {0};
     int helper[2], server[2];
@@ -71,7 +72,7 @@ bool serve(struct served *served, const struct list *words)
     int theirs[2] = {helper[1], server[1]};
     char *first = number_in("sockets=", (unsigned)helper[1], ".");
     push(&options, number_in(first, (unsigned)server[1], ""));
-    python_words(&argv, "image", &options);
+    python_words(&argv, checks ? "checked" : "image", &options);
     for (size_t i = 0; i < words->count; i++)
         push(&argv, words->at[i]);
     /* Not the command's child, which it would find among its own. */

@@ -52,6 +52,8 @@ _SERVE = (
 )
 """What our image server loads, be it a child of udi-run or a program of its own."""
 
+_CHECKS = "rootless_udi.base.windows", "rootless_udi.fuse.precheck"
+
 GROUPS = {
     "join": (
         "rootless_udi",
@@ -134,7 +136,7 @@ GROUPS = {
     ),
     "format": ("rootless_udi.fuse.format",),
     "serve": _SERVE,
-    "windows": ("rootless_udi.base.windows",),
+    "windows": _CHECKS,
     "checked": ("rootless_udi.fuse.checkedfile",),
     "known": (
         "rootless_udi.launch.holding",
@@ -172,6 +174,18 @@ GROUPS = {
         "rootless_udi.shifter.options",
         "rootless_udi.shifter.main",
     ),
+    "checks": (
+        "rootless_udi",
+        "rootless_udi.base",
+        "rootless_udi.fuse",
+        "rootless_udi.serve",
+        "rootless_udi.base.errors",
+        "rootless_udi.base.records",
+        "rootless_udi.base.superblock",
+        "rootless_udi.fuse.format",
+        *_CHECKS,
+        "rootless_udi.serve.checked",
+    ),
     "image": (
         "rootless_udi",
         "rootless_udi.base",
@@ -193,6 +207,7 @@ GROUPS = {
         *_SERVE,
         "rootless_udi.serve.separate",
     ),
+    "compared": ("rootless_udi.fuse.checkedfile",),
     "over": (
         "rootless_udi.node",
         "rootless_udi.base.trust",
@@ -208,8 +223,12 @@ GROUPS = {
 
 FILES = {
     "udi-run": ("join", "elect", "pair"),
-    "udi-image": ("image", "over"),
-    "udi-start": tuple(n for n in GROUPS if n not in ("join", "elect", "pair", "image", "over")),
+    "udi-image": ("checks", "image", "compared", "over"),
+    "udi-start": tuple(
+        n
+        for n in GROUPS
+        if n not in ("join", "elect", "pair", "checks", "image", "compared", "over")
+    ),
 }
 """Which groups are in which bundle. The launcher script reads the first, or the second as the image
 server of a start that udi-run in C makes (`serve.separate`)."""

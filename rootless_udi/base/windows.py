@@ -13,12 +13,14 @@ in the image's facts too (`windows`).
 """
 
 from _struct import Struct
+from sys import modules
 
 from rootless_udi.base.records import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 MARK = b"udi-list"
 WINDOW = 1 << 20
@@ -28,6 +30,8 @@ BLOCK = 4096
 _HEAD = Struct("<8s2Q")
 SUM = 32
 """Bytes of a SHA-256."""
+_SMALL = 512 << 10
+"""Bytes that Python's own code sums in less than the 3 ms that OpenSSL takes to load."""
 WRONG, CHECKED = "wrong", "checked"
 """What who fetches windows answers (`remote.process`) for one that is not what the list says, also
 when it came once more; and for one that it has compared with the list and written into the file."""
@@ -97,10 +101,20 @@ def _document(size: int, sums: bytes) -> bytes:
 
 def sha256(data: "bytes | memoryview") -> bytes:
     """Return the SHA-256 of `data`."""
+    found: bytes = _summed(len(data))(data).digest()
+    return found
+
+
+def _summed(size: int) -> "Callable[[bytes | memoryview], Any]":
+    if size <= _SMALL and "_hashlib" not in modules:
+        for name in ("_sha2", "_sha256"):  # the first from Python 3.12 on
+            try:
+                return __import__(name).sha256  # type: ignore[no-any-return]
+            except ImportError:
+                continue
     try:
         # OpenSSL's, without the 2 ms that hashlib takes to look which others there are.
         from _hashlib import openssl_sha256 as summed
     except ImportError:
         from hashlib import sha256 as summed
-    found: bytes = summed(data).digest()
-    return found
+    return summed

@@ -69,7 +69,7 @@ def find(
         from rootless_udi.launch import unpacking
 
         root = unpacking.root(wanted, host, image, site, environ)
-    verify = away.verify(root) if away is not None else _verify(site, image, root)
+    checks = away.verify(root) if away is not None else verify(site, image, root)
     if root.program:
         root = root.replace(options=site.server_options)
     if request.trace:
@@ -84,8 +84,8 @@ def find(
         listed = away.listed if away is not None else ""
         state = state or places.seen(places.directories(environ, os.getuid()))
         start = _start(image, words, state, listed)
-        if verify:
-            start = start.replace(verify=verify)
+        if checks:
+            start = start.replace(verify=checks)
         if away is None:
             helper.announce(root, program, start)
         else:
@@ -95,7 +95,7 @@ def find(
     return StartFacts(site, host, image, root)
 
 
-def _verify(site: Site, image: Image, root: Root) -> str:
+def verify(site: Site, image: Image, root: Root) -> str:
     """Return how the image server checks what it reads, for `Start.verify`.
 
     Raises UdiError where the site wants an image checked that another server serves.

@@ -12,6 +12,7 @@ container's record (`node.record`), with these fields besides:
     request                     `key` of the start, in full
     until                       seconds since 1970 after which it is not used
     path, optimized             the image's file; "1" where `udi optimize` made it
+    verify                      how its windows are checked (`plan.start.Start`), "" for not at all
     place                       the state directory's path
     same                        KIND, PATH, STATE of what it depends on, as in a record
     step                        KIND, PATH, HOW, WHAT, in their order:
@@ -213,6 +214,7 @@ def begin(
         ("until", str(int(time()) + AGE)),
         ("path", found.image.path),
         ("optimized", "1" if found.image.optimized else ""),
+        ("verify", facts.verify(found.site, found.image, found.root)),
         ("place", path),
         *described(made),
         *(("same", one) for one in same),
@@ -229,7 +231,7 @@ def _possible(request: "Request", found: "StartFacts", made: "Plan") -> bool:
         *(request.verbose, request.keep),
     )
     sites = (
-        *(site.default_modules, site.keep, site.gateway_starts, site.verify == "always"),
+        *(site.default_modules, site.keep, site.gateway_starts),
         *(site.pull in ("always", "lazy"), any("sqfs" in row.options for row in site.mounts)),
     )
     plan = (made.hooks, made.scripts, made.warnings, made.writable, not made.complete)

@@ -6,20 +6,20 @@
 import os
 from sys import meta_path
 
-from rootless_udi.base.calls import close_others, spawn
+from rootless_udi.base.calls import close_others
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.messages import pair, receive, send, tell
 from rootless_udi.base.process import started
 from rootless_udi.base.syscalls import CLONE_NEWUSER, setns
-from rootless_udi.serve import outside
+from rootless_udi.serve import outside, programs
 from rootless_udi.serve.outside import AHEAD, BUG, HELPER
-from rootless_udi.serve.programs import command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
     from collections.abc import Callable
 
+    from rootless_udi.fuse.precheck import Beforehand
     from rootless_udi.plan.image import Root
     from rootless_udi.plan.start import Start
     from rootless_udi.serve.outside import Place
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _SOON = 3000
 """Milliseconds after which all ranks of a launcher have loaded their MPI, mostly."""
+_LAST = 19
+"""The lowest priority, of nice(2)."""
 _LIMITS = "a limit may be reached: of processes (ulimit -u, the job's), or of memory (ulimit -v)"
 
 
@@ -47,7 +49,7 @@ class Helper:
         self._server = ""
         self._said = ""
         self.known = self._key = self._keep = ""
-        self._behind = False
+        self._behind = self._compared = False
         self.keeps = self.ranks = False
         self.volumes: Volumes | None = None
         self._mine, theirs = pair()
@@ -89,6 +91,7 @@ class Helper:
         if not root.trace:
             self.known, self._behind = start.known, start.behind
         self._key, self._keep = start.key, start.keep
+        self._compared = bool(start.verify) and not fds
         try:
             told = root.path, root.trace, program, start.keep, start.key, start.verify
             numbers = str(root.offset), str(start.timeout)
@@ -121,6 +124,7 @@ class Helper:
         kinds += "k" if self.keeps else ""
         kinds += "r" if self.ranks else ""
         kinds += "b" if self._behind else ""
+        kinds += "c" if self._compared else ""
         what = root.server, kinds, root.path, root.program, self.known, self._key, self._keep
         try:
             send(self._mine, (*what, str(root.offset), *root.options), fds)
@@ -190,18 +194,24 @@ class Helper:
         os.waitpid(self._between, 0)
 
 
-def work(sock: "_socket.socket", source: "_socket.socket", place: "Place", launcher: int) -> None:
+def work(
+    sock: "_socket.socket",
+    source: "_socket.socket",
+    place: "Place",
+    launcher: int,
+    ahead: "Beforehand | None" = None,
+) -> None:
     """The helper: have the image served, wait for the container's end, remove its record.
 
     `sock` is for messages with udi-run, `source` for those of our own server, a child of this one.
-    `launcher` is udi-run's process, which becomes the command; it is told if the server dies.
-    """
+    `launcher` is udi-run's process, which becomes the command; it is told if the server dies. For
+    `ahead` see `server.run`."""
     child = os.fork()
     if child == 0:
         sock.close()
         from rootless_udi.serve.server import run
 
-        run(source, place)
+        run(source, place, ahead)
     source.close()
     message, fds = receive(sock)
     if not message:
@@ -213,26 +223,20 @@ def work(sock: "_socket.socket", source: "_socket.socket", place: "Place", launc
     fuse = fds.pop(0) if "f" in kinds else None
     if server == "udi":
         tell(sock, f"pid {child} {started(child)}")
-    asked = _asked(sock, known, "b" in kinds, key, watch) if known else ("", [])
+    asked = _asked(sock, known, kinds, key, watch) if known else ("", [])
     hold = _holder(sock, "k" in kinds, asked, place)
     if "r" in kinds and "k" not in kinds:
         hold = _looker(launcher, watch)
     if server == "udi":
         hold(child)
-    ended, status = os.wait()
-    while ended != child:
-        ended, status = os.wait()
-    status = os.waitstatus_to_exitcode(status)
+    status = _reaped(child)
     why = ""
     if server == "udi":
         if status == 0:
             # The mount is gone, and the server has removed the record.
             return
         why = f"it was killed by signal {-status}" if status < 0 else "it failed"
-        if keep and place[0]:
-            from rootless_udi.serve import prefetch
-
-            prefetch.drop(place[0], keep, child)
+        _forget(place, keep, child)
     elif fuse is None:
         outside.hold(path)
         tell(sock, "pid ")
@@ -241,7 +245,7 @@ def work(sock: "_socket.socket", source: "_socket.socket", place: "Place", launc
         from rootless_udi.plan.image import Root
 
         root = Root(server, path, program, options=tuple(options), offset=int(offset))
-        why = _program(sock, root, fuse, hold)
+        why = programs.serve(sock, root, fuse, hold)
     if why:
         _lost(place, why, sock, launcher)
     sock.close()
@@ -252,15 +256,31 @@ def work(sock: "_socket.socket", source: "_socket.socket", place: "Place", launc
         _end(place)
 
 
+def _reaped(child: int) -> int:
+    """Return the exit status of a child once it has ended, whichever others end before."""
+    while True:
+        ended, status = os.wait()
+        if ended == child:
+            return os.waitstatus_to_exitcode(status)
+
+
+def _forget(place: "Place", keep: str, server: int) -> None:
+    """Remove what the image server, which has died, began to note in the file `keep`."""
+    if keep and place[0]:
+        from rootless_udi.serve import prefetch
+
+        prefetch.drop(place[0], keep, server)
+
+
 def _asked(
-    sock: "_socket.socket", known: str, behind: bool, key: str, watch: int | None
+    sock: "_socket.socket", known: str, kinds: str, key: str, watch: int | None
 ) -> tuple[str, list[int]]:
     """Start the process that prefetches if udi-run asks for it; return the message if it is another
     one, else ("", [])."""
     said, fds = receive(sock)
     if said != "ask":
         return said, fds
-    _ask_ahead(known, behind, key, fds, watch)
+    _ask_ahead(known, kinds, key, fds, watch)
     return "", []
 
 
@@ -329,15 +349,15 @@ def _end(place: "Place", why: str = "") -> None:
         ending.end(*place, why)
 
 
-def _ask_ahead(known: str, behind: bool, key: str, fds: list[int], watch: int | None) -> None:
+def _ask_ahead(known: str, kinds: str, key: str, fds: list[int], watch: int | None) -> None:
     """Start a process that prefetches.
 
-    `known` is the path of the questions, with `behind` of an image's file to which they are
+    `known` is the path of the questions, with "b" in `kinds` of an image's file to which they are
     appended for `key`; `fds` are the mount's user namespace and a copy of the mount.
     """
     from rootless_udi.serve import prefetch
 
-    questions = prefetch.behind(known, key) if behind else prefetch.find(known)
+    questions = prefetch.behind(known, key) if "b" in kinds else prefetch.find(known)
     try:
         child = os.fork() if questions else -1
     except OSError:
@@ -346,6 +366,9 @@ def _ask_ahead(known: str, behind: bool, key: str, fds: list[int], watch: int | 
     if child == 0:
         try:
             outside.title(AHEAD)
+            if "c" in kinds:
+                # Where windows are compared, it asks faster than they are. The command first.
+                os.nice(_LAST)
             space, top = fds
             over = prefetch.over(watch)
             # Only processes in the mount's user namespace may use the mount (fuse(4), allow_other).
@@ -362,35 +385,3 @@ def _ask_ahead(known: str, behind: bool, key: str, fds: list[int], watch: int | 
             os._exit(0)
     for fd in fds:
         os.close(fd)
-
-
-def _program(sock: "_socket.socket", root: "Root", fuse: int, hold: "Callable[[int], None]") -> str:
-    """Run another program as image server on the connection `fuse`; return why it failed, or "".
-
-    `hold` is called with its process's id once it runs.
-    """
-    program, argv = command(root, f"/dev/fd/{fuse}")
-    os.set_inheritable(fuse, True)
-    # Its standard error goes to memory and not to a pipe, which nobody would read before the end:
-    # a full pipe would stop the server.
-    said = os.memfd_create("stderr")
-    try:
-        # A program that an environment module brought may need this to find its libraries.
-        known = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-        env = {"PATH": "/usr/bin:/bin", **known}
-        pid = spawn(program, argv, env, [(said, 2)])
-    except OSError as error:
-        tell(sock, f"! starting {program} failed: {error.strerror}")
-        return f"{program} could not be started"
-    finally:
-        os.close(fuse)
-    tell(sock, f"pid {pid} {started(pid)}")
-    hold(pid)
-    _, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if code == 0:
-        return ""
-    words = outside.printed(said)
-    why = f"{root.server} ended ({outside.ending(code)}){': ' + words if words else ''}"
-    tell(sock, f"! {why}")
-    return why

@@ -20,22 +20,25 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
+    from rootless_udi.fuse.precheck import Beforehand
 
-def main() -> "NoReturn":
-    """Serve, and end. The arguments are the `Place` of the container's record, and udi-run's
-    process id; the descriptors of the sockets are in the option -X sockets."""
+
+def main(ahead: "Beforehand | None" = None) -> "NoReturn":
+    """Serve, and end. The arguments are the `Place` of the container's record, udi-run's process
+    id, and the image's file; the descriptors of the sockets are in the option -X sockets. `ahead`
+    tells which of the image's windows were compared already."""
     status = BUG
     try:
         mine, source = map(int, str(sys._xoptions["sockets"]).split("."))
-        path, name, token, launcher = sys.argv[1:]
+        path, name, token, launcher, _ = sys.argv[1:]
         kind = _socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0
-        outside.leave(HELPER, mine, source)
+        outside.leave(HELPER, mine, source, *(ahead.fds if ahead is not None else ()))
         os.set_inheritable(mine, False)
         os.set_inheritable(source, False)
         # The usual one: `udi pull` makes images with it.
         decompress.available("zstd")
         sock, server = _socket.socket(*kind, mine), _socket.socket(*kind, source)
-        work(sock, server, (path, name, token), int(launcher))
+        work(sock, server, (path, name, token), int(launcher), ahead)
         _renew()
         status = 0
     finally:
@@ -45,7 +48,9 @@ def main() -> "NoReturn":
 def _renew() -> None:
     """Write the bundles anew where this one was missing, damaged or old: no other start looks."""
     stale = any(getattr(one, "stale", False) for one in sys.meta_path)
-    if __spec__.loader.__class__.__name__ != "SourceFileLoader" and not stale:
+    # None: of a bundle, as another module than the one that was asked for.
+    loader = __spec__.loader if __spec__ is not None else None
+    if loader.__class__.__name__ != "SourceFileLoader" and not stale:
         return
     package = os.path.dirname(os.path.dirname(__file__))
     if os.access(f"{package}/__pycache__", os.W_OK):

@@ -14,21 +14,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
+    from rootless_udi.fuse.checkedfile import Early
     from rootless_udi.fuse.filesystem import Attributes, FileSystem
     from rootless_udi.fuse.imagefile import Opener
+    from rootless_udi.fuse.precheck import Beforehand
     from rootless_udi.fuse.recorder import Question
     from rootless_udi.serve.outside import Place
 
 
-def run(source: "_socket.socket", place: "Place") -> "NoReturn":
+def run(source: "_socket.socket", place: "Place", ahead: "Beforehand | None" = None) -> "NoReturn":
     """Serve the image that udi-run names, remove the record at `place`, and end the process.
 
-    `source` is for messages with udi-run. The exit status is 0, or 1 or BUG for an error.
+    `source` is for messages with udi-run; `ahead` tells which of the image's windows were compared
+    already. The exit status is 0, or 1 or BUG for an error.
     """
     status = BUG
     try:
         outside.title(SERVER)
-        served = _serve(source)
+        served = _serve(source, ahead)
         # If the connection was aborted, udi-run may wait for the end of `source`, and hold the
         # record's lock meanwhile.
         source.close()
@@ -52,7 +55,7 @@ def run(source: "_socket.socket", place: "Place") -> "NoReturn":
         os._exit(status)
 
 
-def _serve(source: "_socket.socket") -> bool:
+def _serve(source: "_socket.socket", ahead: "Beforehand | None") -> bool:
     """Serve until the mount is gone; return False where udi-run needs no server of ours."""
     import gc
 
@@ -84,7 +87,10 @@ def _serve(source: "_socket.socket") -> bool:
         return False
     path, trace, program, keep, key, verify, offset, *remote = message.split("\0")
     image = fds[0] if fds else path
-    reads = _remote(fds[1], path, verify, *remote) if fds else opener(verify)
+    if fds:
+        reads = _remote(fds[1], path, verify, *remote)
+    else:
+        reads = opener(verify, (lambda *_: ahead) if ahead is not None else _begin)
     if trace:
         from rootless_udi.fuse.profile import serve_traced
 
@@ -123,15 +129,27 @@ def owned() -> "type[FileSystem]":
     return Owned
 
 
-def opener(verify: str) -> "Opener":
-    """Return what opens the image's file; `verify` is `plan.start.Start`'s."""
+def opener(verify: str, early: "Early | None" = None) -> "Opener":
+    """Return what opens the image's file; `verify` is `plan.start.Start`'s, `early` that of
+    `checkedfile.opener`."""
     if not verify:
         from rootless_udi.fuse.imagefile import plain
 
         return plain
     from rootless_udi.fuse import checkedfile
 
-    return checkedfile.opener(verify == LISTED)
+    return checkedfile.opener(verify == LISTED, early)
+
+
+def _begin(fd: int, base: int) -> "Beforehand | None":
+    """Start to compare the windows of the image open at `fd`."""
+    from _signal import SIG_IGN, SIGCHLD, signal
+
+    from rootless_udi.fuse import precheck
+
+    # Then no parent need reap it.
+    signal(SIGCHLD, SIG_IGN)
+    return precheck.begin(os.dup(fd), base)
 
 
 def _remote(sock: int, url: str, verify: str, timeout: str, digest: str) -> "Opener":

@@ -3,6 +3,7 @@
 It makes the same container as Python does, and only while nothing is different.
 """
 
+import json
 import marshal
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 
 from rootless_udi.launch import known
 from rootless_udi.node import publish
+from rootless_udi.store import windows
 from tests.conftest import User
 from tests.kit.calls import calls_of
 from tests.kit.nodes import Leftovers, counted
@@ -227,6 +229,42 @@ CHANGES: list[Callable[[User, Path], None]] = [
     *(other_image, image_touched, facts, facts_gone, facts_mode),
     *(site_file, own_file, volume, site_words),
 ]
+
+
+def test_an_image_that_is_checked(user: User, image: Path, site: Path, left: Leftovers) -> None:
+    """image.verify = always: a known start checks as a planned one does."""
+    (site / "udi.toml").write_text(f'{NO_TMP}[image]\nverify = "always"\n')
+    with image.open("r+b", buffering=0) as file:
+        windows.append(file.fileno())
+    facts = json.loads(image.with_suffix(".json").read_text())
+    image.with_suffix(".json").write_text(json.dumps({**facts, "windows": "sha256:0"}))
+    note = noted(user, "--quiet", image)
+    assert b"verify=listed" in note.read_bytes()
+    assert ran(user, "--quiet", image, "echo", "right") == (False, "right\n")
+    log = user.home / "files"
+    words = (
+        "strace",
+        "-f",
+        "-o",
+        log,
+        "-e",
+        "trace=preadv,preadv2",
+        "udi-run",
+        "--quiet",
+        image,
+        "true",
+    )
+    assert user.run(*words).returncode == 0
+    assert " preadv" in log.read_text()
+    assert "exited with 70" not in log.read_text()
+    status = image.stat()
+    with image.open("r+b") as file:
+        file.seek(status.st_size // 8)
+        file.write(b"damaged" * 40)
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    planned, done = traced(user, "--quiet", image, "true")
+    assert planned and done.returncode == 125
+    assert "window 0 of 1 MiB" in done.stderr or "its first bytes have changed" in done.stderr
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda one: one.__name__)
