@@ -62,7 +62,8 @@ def expire(arguments: Arguments) -> int:
         called = ", ".join(map(str, one.get("names", []))) or str(one.get("digest"))
         say(f"{called}: {names.amount(size)}, last used {_day(when)}")
     total = names.amount(sum(int(one.get("size", 0)) for one in found))
-    tell(f"{counted(len(found), 'image')}, {total}" + (" would go" if arguments.dry_run else ""))
+    what = "would go" if arguments.dry_run else "went"
+    tell(f"{counted(len(found), 'image')}, {total} {what}")
     return 0
 
 

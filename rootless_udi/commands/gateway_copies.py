@@ -31,10 +31,18 @@ def backup(arguments: Arguments) -> int:
     from rootless_udi.gateway.database import Database
 
     root = os.path.abspath(arguments.store)
-    if not arguments.database and not os.path.exists(Database.path(root)):
-        raise UdiError(
-            f"{root} has no database of a gateway", "--store is the site's store; see --database"
-        )
+    if not arguments.database:
+        try:
+            os.stat(Database.path(root))
+        except PermissionError:
+            raise UdiError(
+                f"the gateway's database in {root} is not yours to read", "only its own account may"
+            ) from None
+        except OSError:
+            raise UdiError(
+                f"{root} has no database of a gateway",
+                "--store is the site's store; see --database",
+            ) from None
     database = Database(root, arguments.database, beside=True)
     try:
         found = copies.write(database, arguments.file)

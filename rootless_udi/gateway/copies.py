@@ -76,7 +76,10 @@ def _copied(here: Connection, there: Connection) -> dict[str, int]:
 
 
 def restore(database: Database, store: Store, path: str) -> dict[str, int]:
-    """Put a copy back; return each table's rows in it. Raises UdiError, with nothing changed."""
+    """Put a copy back; return how many of its rows of each table are here then.
+
+    Raises UdiError, with nothing changed.
+    """
     with tempfile.TemporaryDirectory(dir=database.folder, ignore_cleanup_errors=True) as folder:
         # It is brought to the schema of now, and the file stays as it is.
         own = f"{folder}/copy"
@@ -167,7 +170,8 @@ def _starts(here: Connection, there: Connection) -> int:
 
 
 def _tokens(here: Connection, there: Connection) -> int:
-    """Add tokens that are not here, but for those that were taken back since the copy.
+    """Add tokens that are not here, but for those that were taken back since the copy; return how
+    many of the copy's are here then.
 
     They keep their numbers where these are free: the log has them.
     """
@@ -177,7 +181,9 @@ def _tokens(here: Connection, there: Connection) -> int:
     back = set(here.execute(query).scalars())
     number = 0
     for row in _rows(there, TOKENS):
-        if row["mark"] not in known and str(row["id"]) not in back:
+        if row["mark"] in known:
+            number += 1
+        elif str(row["id"]) not in back:
             one = _unnumbered(row) if row["id"] in taken else row
             here.execute(insert(TOKENS).values(**one))
             number += 1

@@ -35,6 +35,10 @@ class Rules(Record):
     user_keep: Mapping[str, float] = {}
     user_room: Mapping[str, int] = {}
 
+    def any(self) -> bool:
+        """Tell whether anything can go by them."""
+        return bool(self.keep or self.room or self.user_keep or self.user_room)
+
     def keep_of(self, user: str) -> float:
         """Return the seconds for which an unused image that `user` has brought stays."""
         own = self.user_keep.get(user, self.user_keep.get("", 0.0))

@@ -22,7 +22,7 @@ from starlette.routing import Route
 from rootless_udi.gateway import audit, jobs, requests, sharing, statistics, tokens
 from rootless_udi.gateway.catalogue import CatalogueEntry
 from rootless_udi.gateway.image_file import ImageResponse
-from rootless_udi.gateway.people import Asker, Forbidden
+from rootless_udi.gateway.people import ADMINISTRATORS, Asker, Forbidden
 from rootless_udi.gateway.requests import BadRequest
 from rootless_udi.gateway.service import NotFound, Service
 
@@ -101,7 +101,7 @@ class _OwnApi:
 
     async def token(self, request: Request) -> Response:
         """Make a token for the asker himself, or take one back."""
-        asker = await self._service.asker(request, "all")
+        asker = await self._service.asker(request)
         if asker.how not in ("socket", "munge"):
             raise Forbidden("a token makes no tokens", "ask on the gateway's host, or with munge")
         given = await requests.body(request)
@@ -128,17 +128,17 @@ class _OwnApi:
 
     async def audit(self, request: Request) -> Response:
         """Answer with the last rows of the log."""
-        asker = await self._service.asker(request, "all")
+        asker = await self._service.asker(request)
         if not asker.admin:
-            raise Forbidden("only administrators read the log")
+            raise Forbidden("only administrators read the log", ADMINISTRATORS)
         limit = requests.limit(request.query_params.get("limit", "100"))
         return JSONResponse({"list": await self._service.database.read(audit.last, limit)})
 
     async def stats(self, request: Request) -> Response:
         """Answer with what was asked for, by day."""
-        asker = await self._service.asker(request, "all")
+        asker = await self._service.asker(request)
         if not asker.admin:
-            raise Forbidden("only administrators read the statistics")
+            raise Forbidden("only administrators read the statistics", ADMINISTRATORS)
         days = requests.limit(request.query_params.get("days", "30"))
         await self._service.write_counts()
         since = time.time() - days * 86400.0
@@ -146,7 +146,12 @@ class _OwnApi:
 
     async def expire(self, request: Request) -> Response:
         """Remove what goes by the site's rules, or only say what would."""
-        asker = await self._service.asker(request, "all")
+        asker = await self._service.asker(request)
+        if asker.admin and not self._service.rules.any():
+            raise BadRequest(
+                "this gateway has no rules by which images expire",
+                "udi gateway serve --keep=DAYS or --room=SIZE gives it some",
+            )
         dry = (await requests.body(request)).get("dry_run") is not False
         return JSONResponse({"list": await self._service.apply_rules(asker, dry)})
 

@@ -15,6 +15,7 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
 from rootless_udi.gateway import munge
 
+ADMINISTRATORS = "root, the gateway's own account and its --admin are: no token makes one"
 _KEPT_SECONDS = 60.0
 """For how long an account's name and groups are believed."""
 _KEPT = 10_000

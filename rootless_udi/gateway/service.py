@@ -31,7 +31,7 @@ from rootless_udi.gateway.expiry import Clock, Rules
 from rootless_udi.gateway.finding import Finder
 from rootless_udi.gateway.limits import Limits
 from rootless_udi.gateway.member import GatewayMember
-from rootless_udi.gateway.people import Asker, Denied, Forbidden, People
+from rootless_udi.gateway.people import ADMINISTRATORS, Asker, Denied, Forbidden, People
 from rootless_udi.gateway.queue import Queue
 from rootless_udi.gateway.requests import BadRequest
 from rootless_udi.gateway.starts import StartCounter
@@ -289,7 +289,7 @@ class Service:
         What others did to the store (`udi pull`, `udi rm`) is taken over too.
         """
         if not asker.admin:
-            raise Forbidden("only administrators clean up")
+            raise Forbidden("only administrators clean up", ADMINISTRATORS)
         await self.database.write(catalogue.adopt, self.store)
         self.queue.published += 1
         await self.apply_rules(asker, dry=False)
@@ -301,7 +301,7 @@ class Service:
         Raises Forbidden, and UdiError where the clock has jumped.
         """
         if not asker.admin:
-            raise Forbidden("only administrators clean up")
+            raise Forbidden("only administrators clean up", ADMINISTRATORS)
         await self.write_counts()
         known = await self.database.read(expiry.looked_up)
         now = self._clock.now()

@@ -148,7 +148,7 @@ class _Api:
 
     async def autoexpire(self, request: Request) -> Response:
         """Remove what broken pulls left; for administrators."""
-        asker = await self._service.asker(request, "all")
+        asker = await self._service.asker(request)
         self._system(request)
         return JSONResponse({"status": True, "removed": await self._service.autoexpire(asker)})
 

@@ -37,7 +37,7 @@ _PAUSE = 0.5
 TOKEN = "UDI_GATEWAY_TOKEN"
 """The variable that has a token of the gateway's, in place of munge."""
 _NAME_IT = "the configuration has to name it (gateway.address), or to trust its host"
-_PROVE = f"munged must run here, or ${TOKEN} have a token (udi gateway token)"
+_PROVE = "munged must run here, or $UDI_GATEWAY_TOKEN have a token (udi gateway token)"
 IDENTITY = "<token>"
 """The user's name where the password is an identity token, as credential helpers have it."""
 
@@ -347,7 +347,7 @@ def encoded(payload: bytes, socket_path: str = "") -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UdiError(
             f"making a munge credential failed: {error}",
-            f"the gateway's address is not a socket of this host: {_PROVE}",
+            "the gateway's address is not a socket of this host: " + _PROVE,
         ) from None
     if done.returncode:
         why = done.stderr.decode(errors="replace").strip()

@@ -73,7 +73,7 @@ def test_what_a_copy_has_is_put_back_while_it_runs(
     one.pulled(f"{registry.host}/site/same:3-none", "FAILURE")
     rows = len(one.get("/api/v1/audit/").body["list"])
     lookups = len(one.get(f"/api/metrics/{SYSTEM}/?limit=99").body)
-    assert "2 images, 2 rights" in did(user, one, "restore", str(copy))
+    assert "2 images, 2 rights, 1 token, " in did(user, one, "restore", str(copy))
     until(lambda: readers(one, private) == {(4711, False), (me, True)}, one.log)
     acl = os.getxattr(file_of(one, private), "system.posix_acl_access")
     assert (4711).to_bytes(4, "little") in acl and (4712).to_bytes(4, "little") not in acl
@@ -173,6 +173,12 @@ def test_what_is_no_copy(served: Gateway, user: User, tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
     done = user.run("udi", "gateway", "backup", f"--store={tmp_path}/other", f"{tmp_path}/x")
     assert done.returncode == 125 and "has no database of a gateway" in done.stderr
+    other = tmp_path / "closed/gateway"
+    other.mkdir(parents=True)
+    other.chmod(0)
+    done = user.run("udi", "gateway", "backup", f"--store={other.parent}", f"{tmp_path}/x")
+    other.chmod(0o700)
+    assert "is not yours to read\nudi: hint: only its own account may" in done.stderr
     assert not (tmp_path / "other").exists() and not list(tmp_path.glob("*.part*"))
     assert served.get("/api/v1/audit/").body == before
     # A gateway of an earlier version has it in use.

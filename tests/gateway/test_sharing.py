@@ -111,8 +111,19 @@ def test_a_token_proves_its_user_within_its_scope(
         "POST", "/api/v1/tokens/", asked, loopback=True, Authorization=f"Bearer {whole}"
     )
     assert found.status == 403 and "a token makes no tokens" in found.body["message"]
-    path = "/api/v1/audit/"
-    assert served.ask("GET", path, loopback=True, Authorization=f"Bearer {whole}").status == 403
+    # No scope would make it good for these.
+    for one in (token, whole):
+        proof = {"Authorization": f"Bearer {one}"}
+        for method, path in (
+            ("GET", "/api/v1/audit/"),
+            ("GET", "/api/v1/stats/"),
+            ("POST", "/api/v1/expire/"),
+            ("GET", f"/api/autoexpire/{SYSTEM}/"),
+        ):
+            found = served.ask(method, path, None, True, **proof)
+            assert found.status == 403 and "no token makes one" in found.body["hint"], path
+        found = served.ask("POST", "/api/v1/tokens/", asked, True, **proof)
+        assert found.status == 403 and "a token makes no tokens" in found.body["message"]
     for wrong in (f"{bearer[:-1]}", "Bearer udi_", "Bearer " + "x" * 5000, "Basic dTpw"):
         assert served.ask("GET", lookup, loopback=True, Authorization=wrong).status == 401
     # udi itself uses it, on an address that is no socket.

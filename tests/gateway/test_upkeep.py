@@ -34,6 +34,15 @@ def unused(one: Gateway, record: dict[str, object]) -> Path:
     return image
 
 
+def test_without_rules_nothing_can_expire(user: User, tmp_path: Path) -> None:
+    with gateway(user, tmp_path / "site") as one:
+        configured(user, f"unix:{one.socket}")
+        done = user.run("udi", "gateway", "expire", "--dry-run")
+        assert done.returncode == 125 and "has no rules by which images expire" in done.stderr
+        assert "hint: udi gateway serve --keep=DAYS or --room=SIZE gives it some" in done.stderr
+        assert one.get(f"/api/autoexpire/{SYSTEM}/").status == 200
+
+
 def test_what_nobody_used_for_long_goes(served: Gateway, user: User, registry: Registry) -> None:
     import sqlite3
 
@@ -55,6 +64,7 @@ def test_what_nobody_used_for_long_goes(served: Gateway, user: User, registry: R
     assert "1 image, " in done.stderr and done.stderr.endswith(" would go\n") and old.exists()
     done = user.run("udi", "gateway", "expire", check=True)
     assert done.stdout.startswith(f"{box}: ") and not old.exists() and new.exists()
+    assert done.stderr.startswith("1 image, ") and done.stderr.endswith(" went\n")
     # Who has it open goes on reading it.
     assert held.read(4) == b"hsqs"
     held.close()
