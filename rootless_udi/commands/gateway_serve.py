@@ -2,20 +2,24 @@
 
 import argparse
 import os
+import pwd
 import sys
 from typing import TYPE_CHECKING
 
 from rootless_udi.base.errors import UdiError
-from rootless_udi.base.process import say
+from rootless_udi.base.process import complain, say
 from rootless_udi.commands.common.given import Arguments
 from rootless_udi.commands.common.parsers import Parsers, command
 from rootless_udi.config import load
 from rootless_udi.plan import sizes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rootless_udi.gateway.database import Database
     from rootless_udi.gateway.expiry import Rules
     from rootless_udi.gateway.starts import StartCounter
+    from rootless_udi.store.store import Store
 
 
 def add(actions: Parsers) -> None:
@@ -74,11 +78,12 @@ def _add_rules(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--keep", metavar="DAYS", type=float, default=0.0, help="expire what is unused so long"
     )
+    one.add_argument("--room", metavar="SIZE", default="", help="expire what does not fit: 500G")
     one.add_argument(
         "--user-keep",
         metavar="[USER=]DAYS",
         action="append",
-        help="the same for what a user has brought; several times",
+        help="as --keep, for what a user has brought; several times",
     )
     one.add_argument(
         "--user-room",
@@ -93,7 +98,6 @@ def _add_rules(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--import", metavar="SIZE", default="", dest="import_", help="import users' files up to it"
     )
-    one.add_argument("--room", metavar="SIZE", default="", help="expire what does not fit: 500G")
 
 
 def serve(arguments: Arguments) -> int:
@@ -112,7 +116,7 @@ def serve(arguments: Arguments) -> int:
 
     if min(arguments.workers, arguments.pulls, arguments.rate) <= 0 or arguments.keep < 0:
         raise UdiError("--workers, --pulls and --rate are numbers above 0", "leave them out")
-    rules, most = _rules(arguments), sizes.parse(arguments.import_) if arguments.import_ else 0
+    rules, most = _rules(arguments), _size(arguments.import_, "--import")
     examiner = Examiner(arguments.examiner, arguments.examiner_seconds)
     examiner.check()
     root = os.path.abspath(arguments.store)
@@ -122,7 +126,8 @@ def serve(arguments: Arguments) -> int:
     certificate = listen.Certificate(*given) if arguments.certificate else None
     os.umask(0o022)
     store, site = Store(root), load.load(os.environ)
-    store.create(0o755)
+    _create(store)
+    _doubts(root, arguments.admin or ())
     database = Database(root, arguments.database)
     service = None
     try:
@@ -150,6 +155,36 @@ def serve(arguments: Arguments) -> int:
     return 0
 
 
+def _create(store: "Store") -> None:
+    """Make the store, if it is missing, for everybody to enter. Raises UdiError."""
+    try:
+        store.create(0o755)
+    except UdiError as error:
+        if "UDI_STORE" in error.hint and not error.hint.startswith(("make room", "your quota")):
+            error.hint = "--store is a folder of the account that the gateway runs as"
+        raise
+
+
+def _doubts(root: str, admins: "Iterable[str]") -> None:
+    """Tell what may be meant otherwise: a store that nobody else can reach, admins unknown here."""
+    parts = root.split("/")
+    for end in range(2, len(parts) + 1):
+        folder = "/".join(parts[:end])
+        # An access list's rights for others are those of the group, as the mode shows them.
+        if not os.stat(folder).st_mode & 0o011:
+            complain(
+                "udi gateway",
+                f"{folder} is closed to others, who so can't run images of the store",
+                f"chmod a+x {folder}",
+            )
+            break
+    for name in admins:
+        try:
+            pwd.getpwnam(name)
+        except KeyError:
+            complain("udi gateway", f"--admin={name}: there is no such user now")
+
+
 def _counter(arguments: Arguments, database: "Database") -> "StartCounter":
     from rootless_udi.gateway import starts
 
@@ -173,6 +208,9 @@ def _rules(arguments: Arguments) -> "Rules":
             raise UdiError(f"--user-keep={text}: is no [USER=]DAYS", "--user-keep=30")
     for text in arguments.user_room or ():
         user, _, size = text.rpartition("=")
-        room[user] = sizes.parse(size)
-    most = sizes.parse(arguments.room) if arguments.room else 0
-    return Rules(arguments.keep * 86400, most, keep, room)
+        room[user] = sizes.parse(size, "--user-room")
+    return Rules(arguments.keep * 86400, _size(arguments.room, "--room"), keep, room)
+
+
+def _size(text: str, option: str) -> int:
+    return sizes.parse(text, option) if text else 0

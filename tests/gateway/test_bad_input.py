@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import sqlite3
 import time
@@ -207,11 +208,29 @@ def test_a_locked_database_is_waited_for_and_then_said_to_be(user: User, tmp_pat
         ([f"--listen=/{'x' * 107}"], "is no absolute path of at most 107 bytes"),
         (["--listen=/proc/none/socket"], "listening on unix:/proc/none/socket failed"),
         (["--workers=0"], "--workers, --pulls and --rate are numbers above 0"),
+        (["--room=lots"], "--room=lots: not a size"),
+        (["--import=lots"], "--import=lots: not a size"),
+        (["--user-room=ada=lots"], "--user-room=lots: not a size"),
+        (["--store=/usr/none"], "--store is a folder of the account that the gateway runs as"),
     ],
 )
 def test_options_that_are_refused(user: User, tmp_path: Path, words: list[str], why: str) -> None:
     done = user.run("udi", "gateway", "serve", f"--store={tmp_path}/site", *words)
     assert done.returncode == 125 and why in done.stderr, done.stderr
+
+
+def test_what_may_be_meant_otherwise_is_told(user: User, tmp_path: Path) -> None:
+    """It serves all the same: the folder may be opened, and the user may come."""
+    shut = tmp_path / "shut"
+    shut.mkdir(mode=0o700)
+    with gateway(user, shut / "site", "--admin=no-such-user", "--admin=root") as one:
+        found = one.log.read_text()
+    closed = re.search("udi gateway: (.*) is closed to others, who so can't run images", found)
+    assert closed and shut.is_relative_to(closed[1]), found
+    assert f"udi gateway: hint: chmod a+x {closed[1]}\n" in found
+    assert not os.stat(closed[1]).st_mode & 0o011
+    assert "udi gateway: --admin=no-such-user: there is no such user now\n" in found
+    assert "--admin=root" not in found
 
 
 @pytest.mark.parametrize("option", ["--listen=", "--starts=unix:"])

@@ -91,6 +91,12 @@ class Gateway:
         return self.store.parent / f"socket{self.name}"
 
     @property
+    def complaints(self) -> str:
+        """What it has said on standard error, but for that a test's folder is closed to others."""
+        closed = r"udi gateway: .* is closed to others.*\nudi gateway: hint: chmod a\+x .*\n"
+        return re.sub(closed, "", self.log.read_text())
+
+    @property
     def port(self) -> int:
         found = re.search(r":(\d+)$", self.said[0])
         assert found
