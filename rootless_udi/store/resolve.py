@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
     from rootless_udi.plan.site import Site
 
+_PRIVATE = (
+    "it is private: who brought it into the site's store lets others read it (udi share); `udi "
+    "pull` brings one of your own"
+)
 _AGAIN = "make it anew: udi pull --force IMAGE"
 INSIDE_MAX = 64 << 20
 """Most bytes of facts that are read from an image's file; they are JSON, with zeros that fill a
@@ -239,7 +243,10 @@ def examine(
         finally:
             os.close(fd)
     except OSError as error:
-        raise UdiError(f"opening image {path} failed: {error.strerror}") from None
+        private = owners is not None and isinstance(error, PermissionError)
+        raise UdiError(
+            f"opening image {path} failed: {error.strerror}", _PRIVATE if private else ""
+        ) from None
     if len(head) < SIZE or int.from_bytes(head[:4], "little") != MAGIC:
         from rootless_udi.store import suggest
 

@@ -85,6 +85,14 @@ def test_a_long_name_stays_whole_on_its_own_line(user: User, three: list[str]) -
     assert user.run("udi", "images", env={"COLUMNS": "160"}).stdout.count("\n") == 5
 
 
+def test_an_image_that_is_not_ones_own_to_read(user: User, three: list[str]) -> None:
+    """As the gateway keeps a private one: its name can be seen."""
+    sqfs(user, three[0]).chmod(0)
+    done = user.run("udi-run", "one:1", "true")
+    assert done.returncode == 125 and "failed: Permission denied\n" in done.stderr
+    assert "hint: it is private: who brought it into the site's store lets others" in done.stderr
+
+
 def test_a_path_in_place_of_a_name(user: User, three: list[str], tmp_path: Path) -> None:
     """Each command that takes a name of the store says what makes an image of a file."""
     squashfs = sqfs(user, three[0]).read_bytes()
