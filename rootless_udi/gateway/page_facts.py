@@ -35,6 +35,8 @@ class ImageFacts(Record):
 
     layers: tuple[LayerStep, ...]
     more_layers: int
+    looked: bool
+    """Whether anybody has looked for MPI and GPU libraries in it: not in what was imported."""
     mpi: str
     mpi_hint: str
     gpu: str
@@ -65,6 +67,7 @@ def read(facts: Mapping[str, Any]) -> ImageFacts:
     return ImageFacts(
         layers=layers[:_ROWS],
         more_layers=max(0, len(layers) - _ROWS),
+        looked="elf" in facts,
         mpi=mpi,
         mpi_hint=mpi_hint,
         gpu=gpu,

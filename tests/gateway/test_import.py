@@ -55,6 +55,9 @@ def test_a_file_of_the_askers_is_an_image_of_the_site(
     assert done.stdout == "hello\n", done.stderr
     image = served.store / f"images/sha256-{ready['id']}.sqfs"
     assert image.stat().st_mode & 0o777 == 0o644
+    # What nobody has looked at is not said to be nothing.
+    page = served.get(f"/page/image?id=sha256:{ready['id']}").body
+    assert page.count("<dd>not known</dd>") == 2 and " files</span>" not in page
     # The file may go, or change: the site has its own. What it has become is another image.
     subprocess.run(["mksquashfs", "/usr/bin/env", path, "-noappend", "-quiet"], check=True)
     second = imported(served, "mine:1", path)
