@@ -51,12 +51,16 @@ class RemoteFile(CheckedFile):
         sock: int,
         timeout: float,
         always: bool = False,
+        there: "tuple[int, ...]" = (),
     ) -> None:
+        """The windows `there` are in the file, and are what the list says."""
         super().__init__(fd, known, place, size)
         self._always = always
         self._sock = _socket.socket(fileno=sock)
         self._timeout = timeout
-        self._there: set[int] = {0}
+        self._there: set[int] = {0, *there}
+        if known is not None and not always:
+            self._good.update(dict.fromkeys(there, _EVER))
         self._waiting: dict[int, LockType] = {}
         self._answers: dict[int, tuple[str, int]] = {}
         start_new_thread(self._listen, ())
@@ -161,13 +165,19 @@ class RemoteFile(CheckedFile):
 
 
 def opener(
-    sock: int, url: str, timeout: float, check: bool, digest: str, always: bool = False
+    sock: int,
+    url: str,
+    timeout: float,
+    check: bool,
+    digest: str,
+    always: bool = False,
+    there: "tuple[int, ...]" = (),
 ) -> "Opener":
     """Return what opens a remote image's file, to be checked with the list of its windows.
 
-    Its beginning and what is behind its squashfs are there. `digest` is the list's, "" if that is
-    not known; with `always` each window is checked at each read. Raises UdiError where the list is
-    missing, damaged or another.
+    Its beginning and what is behind its squashfs are there, and right are the windows `there`.
+    `digest` is the list's, "" if that is not known; with `always` each window is checked at each
+    read. Raises UdiError where the list is missing, damaged or another.
     """
 
     def opened(fd: int, head: Superblock, name: str) -> ImageFile:
@@ -183,7 +193,7 @@ def opener(
             if digest and known.digest != digest:
                 why = f"its list of windows is {known.digest}, wanted is {digest}"
                 raise UdiError(f"mounting failed on {url}: {why}", "the file there is another one")
-        found = RemoteFile(fd, used, known, url, sock, timeout, always)
+        found = RemoteFile(fd, used, known, url, sock, timeout, always, there)
         # The superblock was read before anything could be checked.
         if found.some(0, len(head.head)) != head.head[:used]:
             raise UdiError(f"mounting failed on {url}: its first bytes have changed")

@@ -118,7 +118,7 @@ def _fill(asked: "RemoteRequest", remote: "Remote", shown: "Progress") -> None:
         if where.made():
             return
         kept = Kept(remote.ranges, where.fd, remote.used, _nobody, where.journal, remote.known)
-        kept.begin(remote.head, remote.tail)
+        kept.begin(remote.head, remote.tail, remote.last)
 
         def told(there: int, windows: int) -> None:
             state = "done" if there == windows else "running"

@@ -63,7 +63,7 @@ class Away:
         if not start.known and self.image.optimized:
             # What is behind the squashfs has come.
             start = start.replace(known=self.kept, behind=True)
-        return start.replace(timeout=self._timeout, digest=self._digest)
+        return start.replace(timeout=self._timeout, digest=self._digest, there=self._found.there)
 
     def close(self) -> None:
         """Close the descriptors, of which the server has its own now."""

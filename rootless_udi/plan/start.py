@@ -11,7 +11,8 @@ class Start(Record):
     reads of an earlier start; with `behind` of an image's file to which they are appended; ""
     where none are known. `verify` is LISTED or CHECKED of `serve.outside`, "" where nothing is
     checked. Of a remote image `timeout` is the site's, `digest` its list's, "" where that is not
-    known, and LISTED means that each window is compared here too, not only by who fetches it.
+    known, `there` the numbers of the windows that have come and are right, and LISTED means that
+    each window is compared here too, not only by who fetches it.
     """
 
     key: str
@@ -21,3 +22,4 @@ class Start(Record):
     verify: str = ""
     timeout: int = 0
     digest: str = ""
+    there: str = ""

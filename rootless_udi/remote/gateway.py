@@ -10,7 +10,7 @@ from rootless_udi.plan.reference import parse_platform, platform_of
 from rootless_udi.pull import from_gateway
 from rootless_udi.pull.gateway import GatewayClient
 from rootless_udi.pull.http import Reply
-from rootless_udi.remote.sources import Remote, RemoteRequest, begun
+from rootless_udi.remote.sources import Remote, RemoteRequest, begun, end
 from rootless_udi.serve.distant import THERE
 from rootless_udi.store.store import Store
 
@@ -49,9 +49,9 @@ def of_gateway(asked: RemoteRequest) -> Remote | str:
         return THERE
     given = one.client.facts(digest)
     ranges, head, used = begun(_GatewayFile(one.client, digest), asked.timeout)
-    tail = ranges.part(place(used), ranges.size)
+    last, tail = end(ranges, head, used, asked.folder)
     try:
-        known = windows.behind(lambda at, most: tail[at - place(used) :][:most], used)
+        known = windows.behind(lambda at, most: bytes(tail[at - place(used) :][:most]), used)
     except ValueError as error:
         raise UdiError(f"reading {ranges.shown} failed: {error}") from None
     if known is None:
@@ -59,4 +59,4 @@ def of_gateway(asked: RemoteRequest) -> Remote | str:
     own = own or known.digest
     facts = from_gateway.facts(given, digest, own, one.names[0])
     names = tuple((platform.key(), name) for name in one.names)
-    return Remote(ranges, head, used, tail, known, own, facts, names)
+    return Remote(ranges, head, used, tail, known, own, facts, names, last)

@@ -91,8 +91,9 @@ class Kept:
             done = os.pwrite(self._fd, left, at)
             at, left = at + done, left[done:]
 
-    def begin(self, head: bytes, tail: bytes) -> None:
-        """Put the first window, and what is behind the squashfs in its file.
+    def begin(self, head: memoryview, tail: memoryview, last: memoryview) -> None:
+        """Put the first window, what is behind the squashfs in its file, and the `last` windows, if
+        they are right.
 
         Raises UdiError where the window is not what the list says; OSError.
         """
@@ -106,10 +107,17 @@ class Kept:
         self.put(0, window)
         if tail:
             self.put(place(self._size), tail)
+        right = [0]
+        for begin in range(0, len(last), WINDOW):
+            number, window = (self._size - len(last) + begin) // WINDOW, last[begin:][:WINDOW]
+            if self._known is None or sha256(window) == self._known.of(number):
+                self.put(number * WINDOW, window)
+                right.append(number)
         with self._lock:
-            self._there.add(0)
-        self._sure(0)
-        self._journal.note(0)
+            self._there.update(right)
+        for number in right:
+            self._sure(number)
+            self._journal.note(number)
 
     def want(self, number: int, fresh: bool = False) -> bool:
         """Tell whether a window is there; if not, have it fetched before others.
@@ -246,21 +254,20 @@ class Kept:
         """
         at = numbers[0] * WINDOW
         stop = min((numbers[-1] + 1) * WINDOW, self._size)
-        left, wrong, room = list(numbers), [], self._room(stop - at)
+        left, wrong, room = list(numbers), [], self._room()
 
         def come(there: int) -> None:
-            while left:
-                number, begin = left[0], left[0] * WINDOW - at
-                end = begin + self._length(number)
-                if there < end:
-                    return
+            number = left[0]
+            size = self._length(number)
+            if at + there == number * WINDOW + size:
                 del left[0]
-                if not self._take(number, room[begin:end]):
+                if not self._take(number, room[:size]):
                     wrong.append(number)
 
         why = ""
         try:
-            self._source.read(at, room, come, fresh)
+            # One window after the other into the same memory, which the processor's cache holds.
+            self._source.read(at, stop - at, lambda there: room[there % WINDOW :], come, fresh)
         except UdiError as error:
             why = error.message
         except Exception as error:
@@ -275,13 +282,13 @@ class Kept:
             self._settle(wrong, why)
         return why
 
-    def _room(self, size: int) -> memoryview:
-        """Return memory of this thread for an answer: its own, since what is new costs a fault of
+    def _room(self) -> memoryview:
+        """Return memory of this thread for a window: its own, since what is new costs a fault of
         each page."""
-        room: bytearray | None = getattr(self._rooms, "room", None)
-        if room is None or len(room) < size:
-            room = self._rooms.room = bytearray(size)
-        return memoryview(room)[:size]
+        room: memoryview | None = getattr(self._rooms, "room", None)
+        if room is None:
+            room = self._rooms.room = memoryview(bytearray(WINDOW))
+        return room
 
     def _length(self, number: int) -> int:
         return min(WINDOW, self._size - number * WINDOW)

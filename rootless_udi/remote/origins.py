@@ -9,6 +9,7 @@ again. What is sent to whom is `pull.parties`'s: nothing to the target of a redi
 import os
 from _thread import allocate_lock
 
+from rootless_udi.base import windows
 from rootless_udi.remote import plain
 
 TYPE_CHECKING = False
@@ -111,6 +112,8 @@ class Web:
         self._plain = plain.usual(url, insecure, timeout, os.environ)
         if self._plain is None:
             self._judge()
+        else:
+            self._plain.sent = windows.load
 
     def _judge(self) -> None:
         from urllib.parse import urlsplit, urlunsplit

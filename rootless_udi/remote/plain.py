@@ -11,7 +11,7 @@ from time import monotonic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 _HOST = frozenset("abcdefghijklmnopqrstuvwxyz0123456789.-")
 _PATH = _HOST | frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ/%:=&?~+!$,;'@()*_")
@@ -106,6 +106,8 @@ class Plain:
         named = host if port == 80 else f"{host}:{port}"
         self._head = f"GET {target} HTTP/1.1\r\nHost: {named}\r\nUser-Agent: rootless_udi/1\r\n"
         self._timeout = timeout
+        self.sent: Callable[[], object] = lambda: None
+        """Is called while an answer is on its way."""
 
     def ask(self, headers: "dict[str, str]") -> "PlainReply | None":
         """Return the answer to a GET, None for an answer that `pull.http` is to ask for.
@@ -122,6 +124,7 @@ class Plain:
                 sock, kept = self._connected(end), False
             try:
                 sock.sendall(request)
+                self.sent()
                 reply = self._answer(sock, end)
             except ValueError:
                 sock.close()

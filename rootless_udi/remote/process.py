@@ -20,6 +20,7 @@ sent then, whatever a thread does.
 """
 
 import os
+import sys
 import time
 from _thread import allocate_lock, start_new_thread
 from select import POLLIN, poll
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 _TABLES = 4 << 20
 """Most bytes of an image's tables, from its end, that are fetched before they are asked for."""
+_SWITCH = 0.0005
+"""Seconds after which a thread has to let others go on."""
 _MORE = 0.5
 """Seconds that a start has beyond the site's time: who waits for an answer says best which."""
 _HINT = "is the network there? image.timeout says how long to wait; `udi pull` is more patient"
@@ -59,6 +62,8 @@ def main(sock: "_socket.socket", *words: str) -> None:
     image, timeout, insecure, fill, platform, folder = words
     asked = RemoteRequest(image, float(timeout), bool(insecure), bool(fill), platform, folder)
     mask = os.umask(0o077)
+    # Who answers the server is not to wait 5 ms for each thread that has taken a window.
+    sys.setswitchinterval(_SWITCH)
     try:
         outside.leave(NAME, sock.fileno())
         _Fetcher(sock, asked, mask).run()
@@ -82,7 +87,7 @@ def _first(remote: Remote) -> tuple[tuple[int, int], ...]:
     """Return what every start reads first, each (position, length): inodes and folders, from which
     the server looks up all else, and what the image says itself."""
     try:
-        head = Superblock(remote.head[:HEAD])
+        head = Superblock(bytes(remote.head[:HEAD]))
         tables = max(head.inode_table, remote.used - _TABLES)
         return (tables, remote.used - tables), *head.hot()
     except Corrupt:
@@ -120,8 +125,8 @@ class _Fetcher:
             kept = self._begun(remote, where)
         self._kept = kept
         kept.start()
+        self._introduce(remote, where, kept)
         kept.expect(_first(remote))
-        self._introduce(remote, where)
         filler = None
         if self._asked.fill:
             from rootless_udi.remote.filler import Filler, log
@@ -168,15 +173,16 @@ class _Fetcher:
     def _begun(self, remote: Remote, where: WindowsPlace) -> Kept:
         """Return the windows in a file, which has the first and what is behind them."""
         kept = Kept(remote.ranges, where.fd, remote.used, self._answer, where.journal, remote.known)
-        kept.begin(remote.head, remote.tail)
+        kept.begin(remote.head, remote.tail, remote.last)
         return kept
 
-    def _introduce(self, remote: Remote, where: WindowsPlace) -> None:
+    def _introduce(self, remote: Remote, where: WindowsPlace, kept: Kept) -> None:
         listed = remote.known.digest if remote.known is not None else ""
         # Those of a web server's file are in it.
         known = {} if self._asked.image.startswith(REMOTE) else dict(remote.facts)
         facts = fastjson.dumps(known) if known else ""
-        words = "ok", where.path, listed, remote.digest, self._shown, facts
+        there = " ".join(map(str, kept.checked))
+        words = "ok", where.path, listed, remote.digest, self._shown, there, facts
         send(self._sock, words, [where.fd])
 
     def _serve(self, kept: Kept) -> None:

@@ -20,7 +20,7 @@ from rootless_udi.pull.retry import Patience
 from rootless_udi.pull.stop import Stop
 from rootless_udi.remote.origins import Blob
 from rootless_udi.remote.ranges import Ranges
-from rootless_udi.remote.sources import Remote, RemoteRequest, begun
+from rootless_udi.remote.sources import Remote, RemoteRequest, begun, end
 from rootless_udi.serve.distant import BROKEN, NONE, THERE
 from rootless_udi.store import find, platforms
 from rootless_udi.store.store import Store
@@ -62,14 +62,14 @@ def of_registry(asked: RemoteRequest, known: Callable[[], object]) -> Remote | s
         if resolved.found is not None:
             raise
         return f"{BROKEN}\0{error.message}"
-    tail = windows.packed(listed)
+    last, tail = memoryview(b""), memoryview(windows.packed(listed))
     if place(used) + len(tail) != ranges.size:
         # What `udi optimize` appended.
-        tail = ranges.part(place(used), ranges.size)
+        last, tail = end(ranges, head, used, asked.folder)
     if signed:
         facts["signed"] = list(signed)
     names = ((named.key(), name),)
-    return Remote(ranges, head, used, tail, listed, resolved.digest, facts, names)
+    return Remote(ranges, head, used, tail, listed, resolved.digest, facts, names, last)
 
 
 def _source(asked: RemoteRequest, site: Site) -> RegistrySource:
@@ -87,7 +87,7 @@ def _source(asked: RemoteRequest, site: Site) -> RegistrySource:
 
 def _read(
     repository: Repository, found: FoundSquashfs, asked: RemoteRequest
-) -> tuple[Ranges, bytes, int, WindowList, bytes]:
+) -> tuple[Ranges, memoryview, int, WindowList, bytes]:
     """Return what reads the squashfs, its first window, its size, its list, and the facts' bytes.
 
     All of it is asked for at once. Raises UdiError.

@@ -48,38 +48,37 @@ class Ranges:
         self.timeout = timeout
         self._version: str | None = None
 
-    def begin(self, most: int) -> bytes:
+    def begin(self, most: int) -> memoryview:
         """Return the file's first `most` bytes, fewer where it is shorter; it fixes `size`."""
-        room = memoryview(bytearray(most))
-        self.read(0, room)
-        return bytes(room[: self.size])
+        return self.part(0, most)[: self.size]
 
-    def part(self, at: int, stop: int) -> bytes:
+    def part(self, at: int, stop: int) -> memoryview:
         """Return the bytes from `at` to `stop`."""
-        room = bytearray(max(stop - at, 0))
-        self.read(at, memoryview(room))
-        return bytes(room)
+        room = memoryview(bytearray(max(stop - at, 0)))
+        self.read(at, len(room), lambda there: room[there:])
+        return room
 
     def read(
         self,
         at: int,
-        room: memoryview,
+        size: int,
+        room: "Callable[[int], memoryview]",
         come: "Callable[[int], object]" = lambda there: None,
         fresh: bool = False,
     ) -> None:
-        """Put the bytes from `at` on into `room`, as many as it holds or the file has; call
-        come(how many are there) as they come.
+        """Read `size` bytes from `at` on, or as many as the file has, with one request.
 
-        `come` raises no OSError. After an interruption the rest is asked for. `fresh`: caches on
-        the way shall not answer.
+        room(how many are there) returns where the next ones go, as many as it holds; call come(how
+        many are there) whenever it has been filled, or some have come. `come` raises no OSError.
+        After an interruption the rest is asked for. `fresh`: caches on the way shall not answer.
         """
         end, begun = time.monotonic() + self.timeout, at
         wait, others = _FIRST_WAIT, self._origin.others
-        stop = min(at + len(room), self.size or at + len(room))
+        stop = min(at + size, self.size or at + size)
         while at < stop:
             before = at
             try:
-                for got in self._once(at, room[at - begun : stop - begun], fresh, begun == at == 0):
+                for got in self._once(at, stop - at, room, at - begun, fresh):
                     at += got
                     stop = min(stop, self.size)
                     come(at - begun)
@@ -128,20 +127,21 @@ class Ranges:
             return None, reason(error)
         return UdiError(f"reading {self.shown} failed: {final[0]}", final[1]), final[0]
 
-    def _once(self, at: int, room: memoryview, fresh: bool, first: bool) -> "Iterator[int]":
-        size = len(room)
+    def _once(
+        self, at: int, size: int, room: "Callable[[int], memoryview]", there: int, fresh: bool
+    ) -> "Iterator[int]":
         headers = {"Range": f"bytes={at}-{at + size - 1}", "Accept-Encoding": "identity"}
         if fresh:
             headers["Cache-Control"] = "no-cache"
         self.requests += 1
         reply = self._origin.ask(headers)
         try:
-            room = room[: self._judged(reply, at, size, first)]
-            while room:
-                got = reply.read_into(room)
+            left = self._judged(reply, at, size, at == there == 0)
+            while left:
+                got = reply.read_into(room(there)[:left])
                 if not got:
                     raise _Again("the connection broke")
-                room = room[got:]
+                left, there = left - got, there + got
                 self.bytes += got
                 yield got
             if reply.length() is None and reply.read_some(1):

@@ -9,11 +9,13 @@ import os
 from rootless_udi.base import windows
 from rootless_udi.base.errors import UdiError
 from rootless_udi.base.records import Record
-from rootless_udi.base.superblock import INSIDE, MAGIC, SIZE, USED
+from rootless_udi.base.superblock import HEAD, INSIDE, MAGIC, SIZE, USED
 from rootless_udi.base.windows import WINDOW, WindowList, place
+from rootless_udi.fuse.format import Corrupt, Superblock
 from rootless_udi.plan.reference import platform_of, web
 from rootless_udi.remote.origins import Web
 from rootless_udi.remote.ranges import Ranges
+from rootless_udi.store import journal
 from rootless_udi.store.resolve import parsed
 
 TYPE_CHECKING = False
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
     from rootless_udi.remote.origins import Origin
 
+_LAST = 2
+"""Most windows of tables that are fetched with what is behind the squashfs."""
 _BEHIND_MAX = 80 << 20
 """Most bytes behind a squashfs: its list of windows, its facts and what starts ask."""
 
@@ -47,17 +51,19 @@ class Remote(Record):
     what is behind it in the file, `known` the list of its windows, if there is one.
 
     `digest` is what the image is called in a store, "" where nothing proves it; `names` its names
-    there, each (platform key, name).
+    there, each (platform key, name). `last` is the squashfs from a window's beginning to its end,
+    where that has come with the tail.
     """
 
     ranges: Ranges
-    head: bytes
+    head: memoryview
     used: int
-    tail: bytes
+    tail: memoryview
     known: WindowList | None
     digest: str
     facts: "Mapping[str, Any]"
     names: tuple[tuple[str, str], ...] = ()
+    last: memoryview = memoryview(b"")
 
     @property
     def size(self) -> int:
@@ -69,19 +75,41 @@ def of_web(asked: RemoteRequest) -> Remote:
     url, _, _ = asked.image.partition("#")
     origin = Web(url, asked.timeout, asked.insecure)
     ranges, head, used = begun(origin, asked.timeout)
-    tail = ranges.part(place(used), ranges.size)
+    last, tail = end(ranges, head, used, asked.folder)
     try:
-        known = windows.behind(lambda at, most: tail[at - place(used) :][:most], used)
+        known = windows.behind(lambda at, most: bytes(tail[at - place(used) :][:most]), used)
     except ValueError:
         known = None  # whoever reads the image will say what is wrong
     if known is None:
         return Remote(ranges, head, used, tail, None, "", {})
     name, key = web(asked.image).canonical, platform_of(os.uname().machine).key()
-    facts = {"version": 1, **_inside(tail), "digest": known.digest, "reference": name}
-    return Remote(ranges, head, used, tail, known, known.digest, facts, ((key, name),))
+    facts = {"version": 1, **_inside(bytes(tail)), "digest": known.digest, "reference": name}
+    return Remote(ranges, head, used, tail, known, known.digest, facts, ((key, name),), last)
 
 
-def begun(origin: "Origin", timeout: float) -> tuple[Ranges, bytes, int]:
+def end(ranges: Ranges, head: memoryview, used: int, folder: str) -> tuple[memoryview, memoryview]:
+    """Return `Remote.last` and `Remote.tail`, which come with one request: a start reads the tables
+    next, and a request is a round trip. The tail alone where the store at `folder` seems to have
+    windows of this image. Raises UdiError."""
+    at = place(used) if folder and journal.kept(folder, ranges.size) else _last(head, used)
+    rest = ranges.part(at, ranges.size)
+    return rest[: used - at], rest[place(used) - at :]
+
+
+def _last(head: memoryview, used: int) -> int:
+    """Return where the window begins in which an image's tables do; nearer to its end where they
+    are long; where the squashfs ends if that is in the first window."""
+    if used <= WINDOW:
+        return place(used)
+    try:
+        tables = int(Superblock(bytes(head[:HEAD])).inode_table)
+    except Corrupt:
+        tables = used  # whoever reads the image will say what is wrong
+    end = (used - 1) // WINDOW
+    return max(min(tables // WINDOW, end), end - _LAST + 1, 1) * WINDOW
+
+
+def begun(origin: "Origin", timeout: float) -> tuple[Ranges, memoryview, int]:
     """Return what reads a squashfs file, its first window, and the size of the squashfs in it.
 
     Raises UdiError for what is none.

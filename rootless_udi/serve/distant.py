@@ -27,7 +27,8 @@ class Distant(Record):
     The file is as long as the image's, and has its first window and what is behind the squashfs.
     `path` is one by which the user's processes on this node can open it. `listed` is the digest of
     the list of its windows, "" for none; `digest` the image's, by which a store calls it; `shown`
-    where it is, in words; `facts` its facts as JSON, "" where they are in the file.
+    where it is, in words; `there` the numbers of windows that are in the file, and right; `facts`
+    its facts as JSON, "" where they are in the file.
     """
 
     file: int
@@ -36,6 +37,7 @@ class Distant(Record):
     listed: str
     digest: str
     shown: str
+    there: str
     facts: str
 
 
@@ -79,7 +81,7 @@ def opened(
         pass  # the caller ignores SIGCHLD: the kernel has reaped it
     kind, _, rest = text.partition("\0")
     if kind == "ok" and fds:
-        return Distant(fds[0], ours, *rest.split("\0", 4))
+        return Distant(fds[0], ours, *rest.split("\0", 5))
     ours.close()
     if kind in (NONE, BROKEN, THERE):
         return text

@@ -95,7 +95,7 @@ class Helper:
         try:
             told = root.path, root.trace, program, start.keep, start.key, start.verify
             numbers = str(root.offset), str(start.timeout)
-            send(self._source, (*told, *numbers, start.digest), list(fds))
+            send(self._source, (*told, *numbers, start.digest, start.there), list(fds))
         except OSError:
             # The server has ended; `failure` will say why.
             pass

@@ -152,11 +152,12 @@ def _begin(fd: int, base: int) -> "Beforehand | None":
     return precheck.begin(os.dup(fd), base)
 
 
-def _remote(sock: int, url: str, verify: str, timeout: str, digest: str) -> "Opener":
+def _remote(sock: int, url: str, verify: str, timeout: str, digest: str, there: str) -> "Opener":
     """Return what opens a remote image's file; `sock` leads to the process that fetches it."""
     from rootless_udi.fuse.remotefile import opener
 
-    return opener(sock, url, int(timeout), bool(verify), digest, verify == LISTED)
+    right = tuple(map(int, there.split()))
+    return opener(sock, url, int(timeout), bool(verify), digest, verify == LISTED, right)
 
 
 def _keeper(name: str) -> "Callable[[list[Question]], object]":

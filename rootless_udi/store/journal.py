@@ -79,6 +79,15 @@ def name_of(digest: str, listed: str) -> str:
     return f"{digest.replace(':', '-', 1)}.{listed.partition(':')[2][:16]}"
 
 
+def kept(root: str, size: int) -> bool:
+    """Tell whether the store at `root` keeps windows of any file of `size` bytes."""
+    try:
+        with os.scandir(f"{root}/blobs") as entries:
+            return any(e.name.endswith(WINDOWS) and e.stat().st_size == size for e in entries)
+    except OSError:
+        return False  # there is no store yet, or another process has just moved one away
+
+
 def opened(root: str, name: str) -> tuple[int, int]:
     """Return the file of the windows and of the journal that `name_of` names, made if missing.
 

@@ -87,8 +87,8 @@ def source(digest: str, *hosts: str, known: bool = False, timeout: float = 20) -
 
 
 def read(one: Ranges, at: int, size: int) -> bytes:
-    room = bytearray(size)
-    one.read(at, memoryview(room))
+    room = memoryview(bytearray(size))
+    one.read(at, size, lambda there: room[there:])
     return bytes(room[: one.size - at])
 
 
