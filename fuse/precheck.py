@@ -17,9 +17,9 @@ GOOD = 10.0
 """Seconds for which a window that was right is taken to be so."""
 MOST = 64
 """Most windows that are compared before the start that will read them does."""
-_SOON = 64
+_SOON = 16
 """A window that many places or fewer ahead of the process is waited for: to compare it here would
-load OpenSSL here too."""
+load OpenSSL here too. One that lies farther ahead might take long, on a slow disk."""
 
 
 def order(head: Superblock) -> "list[int]":
@@ -39,7 +39,7 @@ def order(head: Superblock) -> "list[int]":
 class Beforehand:
     """What a process finds of the image open at the first of `fds`; the second is its pipe.
 
-    Both stay open, since any thread may read the pipe at any time; and without a lock, which a
+    Both stay open, since any thread may read the pipe at any time; and there is no lock, which a
     thread of low priority would hold while others wait for another window.
     """
 
@@ -63,17 +63,35 @@ class Beforehand:
         if place is None or monotonic() > self.until:
             return False
         while place not in self._right and not self._ended:
-            said = os.read(self.fds[1], MOST)
+            try:
+                said = os.read(self.fds[1], MOST)
+            except BlockingIOError:
+                if place > max(self._right, default=0) + _SOON:
+                    return False
+                self._wait()
+                continue
             self._right.update(said)
             if not said:
                 self._ended = True
         return place in self._right
 
+    def _wait(self) -> None:
+        """Wait until the process has written, or has ended."""
+        from select import POLLIN, poll
 
-def begin(fd: int, base: int = 0) -> Beforehand | None:
+        ready = poll()
+        ready.register(self.fds[1], POLLIN)
+        ready.poll()
+
+
+def begin(fd: int, base: int = 0, sockets: tuple[int, ...] = ()) -> Beforehand | None:
     """Start the process for the image at byte `base` of the file at `fd`; None where none can be
-    started. Who calls this reaps it, and has no other thread."""
+    started. It closes its copies of `sockets`, whose end others wait for.
+
+    Who calls this reaps it, and has no other thread.
+    """
     mine, theirs = os.pipe()
+    os.set_blocking(mine, False)
     try:
         child = os.fork()
     except OSError:
@@ -83,20 +101,13 @@ def begin(fd: int, base: int = 0) -> Beforehand | None:
         return None
     if child == 0:
         try:
-            # Sockets among them: others wait until all copies of these are closed.
-            _close_others(fd, theirs)
+            for one in sockets:
+                os.close(one)
             _compare(fd, base, theirs)
         finally:
             os._exit(0)
     os.close(theirs)
     return Beforehand(fd, mine)
-
-
-def _close_others(*keep: int) -> None:
-    begin = 3
-    for fd in (*sorted(keep), os.sysconf("SC_OPEN_MAX")):
-        os.closerange(begin, fd)
-        begin = fd + 1
 
 
 def _compare(fd: int, base: int, pipe: int) -> None:

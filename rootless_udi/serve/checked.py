@@ -22,7 +22,8 @@ def main() -> "NoReturn":
     except OSError:
         ahead = None  # the server will say it
     else:
-        ahead = precheck.begin(fd)
+        sockets = str(sys._xoptions["sockets"]).split(".")
+        ahead = precheck.begin(fd, sockets=tuple(map(int, sockets)))
     from rootless_udi.serve import separate
 
     separate.main(ahead)

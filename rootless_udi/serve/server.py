@@ -90,7 +90,7 @@ def _serve(source: "_socket.socket", ahead: "Beforehand | None") -> bool:
     if fds:
         reads = _remote(fds[1], path, verify, *remote)
     else:
-        reads = opener(verify, (lambda *_: ahead) if ahead is not None else _begin)
+        reads = opener(verify, lambda fd, base: ahead or _begin(fd, base, source.fileno()))
     if trace:
         from rootless_udi.fuse.profile import serve_traced
 
@@ -141,15 +141,15 @@ def opener(verify: str, early: "Early | None" = None) -> "Opener":
     return checkedfile.opener(verify == LISTED, early)
 
 
-def _begin(fd: int, base: int) -> "Beforehand | None":
-    """Start to compare the windows of the image open at `fd`."""
+def _begin(fd: int, base: int, source: int) -> "Beforehand | None":
+    """Start to compare the windows of the image open at `fd`; `source` is the socket's."""
     from _signal import SIG_IGN, SIGCHLD, signal
 
     from rootless_udi.fuse import precheck
 
     # Then no parent need reap it.
     signal(SIGCHLD, SIG_IGN)
-    return precheck.begin(os.dup(fd), base)
+    return precheck.begin(os.dup(fd), base, (source,))
 
 
 def _remote(sock: int, url: str, verify: str, timeout: str, digest: str, there: str) -> "Opener":

@@ -128,6 +128,25 @@ def test_it_is_killed(fd: int, moment: str) -> None:
     assert moment == "none" or len(source.seen) >= source.size // WINDOW
 
 
+def test_a_window_far_ahead_is_not_waited_for(fd: int) -> None:
+    """The process may be reading a slow disk; this one is stopped."""
+    mine, theirs = os.pipe()
+    os.set_blocking(mine, False)
+    found = Beforehand(fd, mine)
+    head = superblock(fd, "i")
+    head.flags = 0
+    head.bytes_used += 40 * WINDOW
+    head.head = head.head[:96] + hot(((WINDOW, 30 * WINDOW), (0, 1)))
+    assert found.of(fd, head)
+    order = precheck.order(head)
+    assert not found.right(order[20])
+    os.write(theirs, bytes(range(5)))
+    assert found.right(order[4]) and not found.right(order[-1])
+    os.close(theirs)
+    assert not found.right(order[5])
+    os.close(mine)
+
+
 def test_without_a_list_it_says_nothing(fd: int) -> None:
     os.ftruncate(fd, superblock(fd, "i").bytes_used)
     found = begun(fd)
