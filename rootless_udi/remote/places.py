@@ -93,7 +93,15 @@ def nameless(remote: Remote, why: str) -> WindowsPlace:
 
     Raises OSError.
     """
-    fd = _file()
+    return _place(_file(), remote, why)
+
+
+def in_memory(remote: Remote, why: str) -> WindowsPlace:
+    """Return a place as `nameless` does, for where its disk is full. Raises OSError."""
+    return _place(_memory(), remote, why)
+
+
+def _place(fd: int, remote: Remote, why: str) -> WindowsPlace:
     os.ftruncate(fd, remote.size)
     return WindowsPlace(fd, f"/proc/{os.getpid()}/fd/{fd}", why=why)
 
@@ -146,6 +154,13 @@ def _file() -> int:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError:
-        return os.memfd_create("udi-remote")
+        return _memory()
     os.unlink(path)
+    return fd
+
+
+def _memory() -> int:
+    fd = os.memfd_create("udi-remote")
+    # The kernel gives it to all.
+    os.fchmod(fd, 0o600)
     return fd

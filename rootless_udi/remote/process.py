@@ -117,11 +117,14 @@ class _Fetcher:
         if where.made():
             _tell(self._sock, THERE)
             return
-        try:
-            kept = self._begun(remote, where)
-        except OSError as error:
-            # Its disk is full, or a quota used up.
-            where = places.nameless(remote, error.strerror or str(error))
+        for further in (places.nameless, places.in_memory):
+            try:
+                kept = self._begun(remote, where)
+                break
+            except OSError as error:
+                # Its disk is full, or a quota used up.
+                where = further(remote, error.strerror or str(error))
+        else:
             kept = self._begun(remote, where)
         self._kept = kept
         kept.start()

@@ -59,6 +59,23 @@ def test_a_quota(user: User, shop: Shop, store: Store, tmp_path: Path) -> None:
     assert Path(store.images()[0].image.squashfs).read_bytes() == shop.data
 
 
+@pytest.mark.parametrize("room", ("4k", "1500k"))
+def test_neither_the_store_nor_tmpdir_has_room(
+    user: User, shop: Shop, left: Leftovers, tmp_path: Path, room: str
+) -> None:
+    """The windows are in memory."""
+    inner = (
+        'mount -t tmpfs -o mode=700,size=64k none "$UDI_STORE" && mkdir -p "$TMPDIR" && '
+        f'mount -t tmpfs -o mode=700,size={room} none "$TMPDIR" && '
+        f"exec udi-run {LAZY} {shop.name} md5sum /noise"
+    )
+    user.env["TMPDIR"] = str(tmp_path / "tmp")
+    with devlog(tmp_path / "log") as log:
+        done = user.run(*log.words, "sh", "-c", inner)
+        assert done.returncode == 0 and "/noise" in done.stdout, done.stderr
+        assert "No space left on device" in log.wait("the store does not get ")
+
+
 FILLED = f"""
 mount -t tmpfs -o mode=700,size=24m none "$UDI_STORE"
 udi-run {LAZY} "$1" sh -c 'echo up; read x; md5sum /noise'
