@@ -226,7 +226,7 @@ def begin(
 def _possible(request: "Request", found: "StartFacts", made: "Plan") -> bool:
     site, image, root = found.site, found.image, found.root
     asked = (
-        *(request.module, request.mpi, request.gpu, request.device, request.fuse, request.trace),
+        *(request.module, request.mpi, request.gpu, request.device, request.trace),
         *(request.writable, request.shifter, request.edf, request.pull, request.insecure),
         *(request.verbose, request.keep),
     )

@@ -124,7 +124,7 @@ def shown(done: "subprocess.CompletedProcess[str]") -> str:
     "options",
     [
         (),
-        ("--no-cwd", "--clearenv", "--env=A=b c", "--workdir=/etc", "--quiet"),
+        ("--no-cwd", "--clearenv", "--env=A=b c", "--workdir=/etc", "--quiet", "--fuse=udi"),
         ("--volume=%s/data:/data:ro", "--volume=%s/data/file:/srv/file", "--home"),
         ("--volume=%s/data:/usr/new/deep", "--volume=%s/data:/run/in", "--layer=overlay"),
     ],
