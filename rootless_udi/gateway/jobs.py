@@ -15,7 +15,7 @@ from rootless_udi.base.errors import UdiError
 from rootless_udi.gateway import catalogue, expiry
 from rootless_udi.gateway.catalogue import Wanted, wanted_of
 from rootless_udi.gateway.people import Forbidden
-from rootless_udi.gateway.tables import JOBS
+from rootless_udi.gateway.tables import GATEWAYS, JOBS
 
 DONE = ("READY", "FAILURE")
 """The states in which a job stays."""
@@ -131,7 +131,8 @@ def take(connection: Connection, running: frozenset[int], gateway: int = 0) -> A
     now = time.time()
     # A clock that was set back must not make a pause longer than the longest.
     due = or_(JOBS.c.due <= now, JOBS.c.due > now + max(PAUSES))
-    free = JOBS.c.gateway.in_((0, gateway))
+    # A number that none has any more: it asked just when it entered anew with another (`nodes`).
+    free = or_(JOBS.c.gateway.in_((0, gateway)), JOBS.c.gateway.not_in(select(GATEWAYS.c.id)))
     query = select(JOBS).where(JOBS.c.state.not_in(DONE), JOBS.c.id.not_in(running), due, free)
     query = query.order_by(JOBS.c.id).limit(1).with_for_update(skip_locked=True)
     job = connection.execute(query).first()

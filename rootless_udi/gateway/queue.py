@@ -83,7 +83,15 @@ class Queue:
         other = bool(secrets) and self._marks.get(which, mark) != mark
         what = (platform, name, uid, wanted, bool(secrets))
         args = (*what, most, other, self.number, file, room)
-        job, new = await self._database.write_quietly(self._ask, dict(secrets), args)
+        own, begun = dict(secrets), list[int]()
+        try:
+            job, new = await self._database.write_quietly(self._ask, own, args, begun)
+        except BaseException:
+            # Not written: with SQLite the next job has its number, and is somebody else's perhaps.
+            for number in begun:
+                if self._secrets.get(number) is own:
+                    del self._secrets[number]
+            raise
         if secrets:
             if len(self._marks) >= _MARKS:
                 self._marks.clear()
@@ -93,13 +101,18 @@ class Queue:
         return job, new
 
     def _ask(
-        self, connection: Connection, secrets: dict[str, str], args: tuple[Any, ...]
+        self,
+        connection: Connection,
+        secrets: dict[str, str],
+        args: tuple[Any, ...],
+        begun: list[int],
     ) -> tuple[Any, bool]:
         job, new = jobs.ask(connection, *args)
         if new:
             # Before a runner can see the row: without credentials it would say that they are lost.
             if secrets:
                 self._secrets[job.id] = secrets
+                begun.append(job.id)
             # Who asks how a pull goes does so often: others hear of new ones alone.
             tell_others(connection)
         return job, new
@@ -127,7 +140,7 @@ class Queue:
         while True:
             news = self._news
             try:
-                job = await self._database.write_quietly(self._take)
+                job = await self._next()
                 if job is None:
                     with trio.move_on_after(_GLANCE):
                         await news.wait()
@@ -141,15 +154,27 @@ class Queue:
                 complain("udi gateway", error.message, error.hint)
                 await trio.sleep(_GLANCE)
 
-    def _take(self, connection: Connection) -> Any:
+    async def _next(self) -> Any:
+        """Return a job that is taken, None where none waits. Raises Unavailable."""
+        taken: list[int] = []
+        try:
+            return await self._database.write_quietly(self._take, taken)
+        except BaseException:
+            # The transaction's end failed: nobody does it, and it would be left for ever.
+            for number in taken:
+                del self._running[number]
+            raise
+
+    def _take(self, connection: Connection, taken: list[int]) -> Any:
         job = jobs.take(connection, frozenset(self._running), self.number)
         if job is not None:
             # In the thread that writes, so that no other runner takes it as well.
             self._running[job.id] = Said()
+            taken.append(job.id)
         return job
 
     async def _do(self, job: Any) -> None:
-        secrets = self._secrets.get(job.id, {})
+        secrets = self._secrets.get(job.id, {}) if job.secret else {}
         if job.secret and not secrets:
             await self._database.write(self._change, job.id, "FAILURE", jobs.RESTARTED, {})
             return

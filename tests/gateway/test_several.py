@@ -35,6 +35,15 @@ def url(postgres: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
     postgres.sql(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+NO_END = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN RAISE 'no room for the log' USING ERRCODE = 'disk_full'; END $$;
+CREATE CONSTRAINT TRIGGER no_end AFTER {what} ON jobs DEFERRABLE INITIALLY DEFERRED
+FOR EACH ROW EXECUTE FUNCTION refuse();
+"""
+"""Has transactions that do `what` fail where they end, as where the disk is full then."""
+
+
 @pytest.fixture
 def two(user: User, tmp_path: Path, url: str) -> Iterator[tuple[Gateway, Gateway]]:
     store, option = tmp_path / "site", f"--database={url}"
@@ -170,6 +179,38 @@ def test_access_lists_are_in_force_whoever_changes_them(
     image = one.store / f"images/sha256-{ready['id']}.sqfs"
     data = os.getxattr(image, "system.posix_acl_access")
     assert (4_000_000_000).to_bytes(4, "little") in data
+
+
+@pytest.mark.parametrize("number", [0, 99])
+def test_a_job_whose_taking_was_not_written_is_taken_again(
+    user: User, tmp_path: Path, url: str, registry: Registry, postgres: Cluster, number: int
+) -> None:
+    """Also one that a gateway asked for which has entered anew since, by the number before."""
+    tag = f"{registry.host}/site/box:1"
+    name = url.removeprefix("postgresql:///").partition("?")[0]
+    with gateway(user, tmp_path / "site", f"--database={url}", "--workers=1") as one:
+        postgres.sql(NO_END.format(what="UPDATE OF attempts"), name)
+        assert one.pull(tag).status == 200
+        until(lambda: "no room for the log" in one.log.read_text(), one.log)
+        postgres.sql(f"UPDATE jobs SET gateway = {number}", name)
+        postgres.sql("DROP FUNCTION refuse() CASCADE", name)
+        assert one.pulled(tag)["status"] == "READY"
+
+
+def test_credentials_of_a_request_that_was_not_written_are_nobodys(
+    user: User, tmp_path: Path, url: str, closed: Registry, postgres: Cluster
+) -> None:
+    """The next job may have the number of the one that was not written, and is another's."""
+    name, tag = url.removeprefix("postgresql:///").partition("?")[0], f"{closed.host}/site/box:1"
+    given = {closed.host: f"{USER}:{PASSWORD}"}
+    with gateway(user, tmp_path / "site", f"--database={url}") as one:
+        postgres.sql(NO_END.format(what="INSERT"), name)
+        assert one.pull(tag, authorized_locations=given).status == 503
+        postgres.sql("DROP FUNCTION refuse() CASCADE", name)
+        postgres.sql("ALTER SEQUENCE jobs_id_seq RESTART", name)
+        found = one.pulled(tag)
+        assert found["status"] == "FAILURE" and "access denied" in found["status_message"]
+        assert status(one, tag) == 404
 
 
 @pytest.mark.needs("munge")

@@ -35,7 +35,7 @@ class Cluster:
         data = f"{self.folder}/data"
         self._do("pg_ctl", "stop", "--wait", "--silent", "--mode=fast", "-D", data)
 
-    def sql(self, text: str) -> str:
+    def sql(self, text: str, database: str = "postgres") -> str:
         argv = [
             f"{postgres_programs()}/psql",
             "-XAtq",
@@ -43,7 +43,7 @@ class Cluster:
             str(self.folder),
             "-c",
             text,
-            "postgres",
+            database,
         ]
         return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
 
