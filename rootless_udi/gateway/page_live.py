@@ -12,6 +12,7 @@ from starlette.responses import Response
 from rootless_udi.base.errors import counted, plain
 from rootless_udi.base.records import Record
 from rootless_udi.gateway import page_data, page_session
+from rootless_udi.gateway.database import Unavailable
 from rootless_udi.gateway.limits import Busy
 from rootless_udi.gateway.page_text import age, amount
 from rootless_udi.gateway.people import Asker
@@ -116,6 +117,8 @@ class Events:
     async def stream(self, request: Request) -> Response:
         """Answer with server-sent events: the jobs that who looks may know of, as JSON."""
         asker = await page_session.looker(self._service, request)
+        # Where the database is lost the answer says so.
+        await self._read()
         mine = self._open.get(asker.uid, 0)
         if mine >= _EACH or sum(self._open.values()) >= _STREAMS:
             raise Busy("too many pages follow the queue at once", "close some, or ask again later")
@@ -143,13 +146,18 @@ class Events:
         return b"data: %s\n\n" % json.dumps(document).encode()
 
     async def follow(self, asker: Asker, send: Callable[[bytes], Any]) -> None:
-        """Send the queue, and again what it has become, until the stream's time is over."""
+        """Send the queue, and again what it has become, until the stream's time is over, or the
+        database is lost: the page asks again.
+        """
         await send(b"retry: 2000\n\n")
         last, sent = b"", 0.0
         with trio.move_on_after(_LIFE):
             while True:
                 changed = self._service.queue.changed
-                text = self._text(await self._read(), asker)
+                try:
+                    text = self._text(await self._read(), asker)
+                except Unavailable:
+                    return
                 now = time.monotonic()
                 if text != last or now - sent > _ALIVE:
                     await send(text if text != last else b":\n\n")

@@ -9,8 +9,7 @@ import pytest
 
 from tests.conftest import User
 from tests.gateway.test_clients import configured
-from tests.gateway.test_several import postgres, until, url  # noqa: F401  # fixtures
-from tests.kit.gateway import SYSTEM, Gateway, gateway
+from tests.kit.gateway import SYSTEM, Gateway, gateway, until
 from tests.kit.registry import PASSWORD, USER, Registry
 
 pytestmark = pytest.mark.needs("registry", "skopeo", "gateway")
@@ -92,7 +91,7 @@ def test_from_sqlite_to_postgresql_and_back(
     user: User,
     tmp_path: Path,
     closed: Registry,
-    url: str,  # noqa: F811
+    url: str,
 ) -> None:
     store, copy, me = tmp_path / "site", tmp_path / "copy", os.getuid()
     tag = f"{closed.host}/site/box:1"

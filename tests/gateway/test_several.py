@@ -3,65 +3,26 @@
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from rootless_udi.base.errors import UdiError
 from tests.conftest import User
-from tests.kit.gateway import SYSTEM, Answer, Gateway, credential, gateway, munged
-from tests.kit.postgres import Cluster, cluster
+from tests.kit.gateway import (
+    SYSTEM,
+    Answer,
+    Gateway,
+    credential,
+    gateway,
+    munged,
+    status,
+    until,
+)
+from tests.kit.postgres import Cluster
 from tests.kit.registry import PASSWORD, USER, Registry, flaky
 
 pytestmark = pytest.mark.needs("registry", "skopeo", "gateway", "postgresql")
-
-LOST = "its session with the database is lost: the gateway's database failed on"
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    home = tmp_path_factory.mktemp("pg")
-    (home / "run").mkdir()
-    with cluster(User(home), home / "c") as one:
-        yield one
-
-
-@pytest.fixture
-def url(postgres: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The address of an empty database."""
-    name = f"d{abs(hash(request.node.name))}"
-    yield postgres.database(name)
-    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-NO_END = """
-CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
-$$ BEGIN RAISE 'no room for the log' USING ERRCODE = 'disk_full'; END $$;
-CREATE CONSTRAINT TRIGGER no_end AFTER {what} ON jobs DEFERRABLE INITIALLY DEFERRED
-FOR EACH ROW EXECUTE FUNCTION refuse();
-"""
-"""Has transactions that do `what` fail where they end, as where the disk is full then."""
-
-
-@pytest.fixture
-def two(user: User, tmp_path: Path, url: str) -> Iterator[tuple[Gateway, Gateway]]:
-    store, option = tmp_path / "site", f"--database={url}"
-    with gateway(user, store, option) as one, gateway(user, store, option, name="2") as other:
-        yield one, other
-
-
-def until(true: Callable[[], bool], log: Path) -> None:
-    """Ask until it is so: another gateway hears of a change within a second or so."""
-    for _ in range(1200):
-        if true():
-            return
-        threading.Event().wait(0.05)
-    raise AssertionError(log.read_text())
-
-
-def status(one: Gateway, tag: str) -> int:
-    return one.get(f"/api/lookup/{SYSTEM}/docker/{tag}/").status
 
 
 def test_texts_that_postgresql_takes_not(user: User, tmp_path: Path, url: str) -> None:
@@ -144,7 +105,7 @@ def test_a_pull_of_a_gateway_that_was_killed_is_done_by_the_other(
         one.pull(tag)
         assert cut.wait(60)
         until(lambda: other.pulled(tag, "PULLING")["done"] > 0, other.log)
-        killed, left = (one, other) if children(one) else (other, one)
+        killed, left = (one, other) if one.children() else (other, one)
         # Its other worker is held too, so that this one waits there.
         killed.pull(f"{proxy.host}/site/big:2")
         secret = {closed.host: f"{USER}:{PASSWORD}"}
@@ -160,12 +121,6 @@ def test_a_pull_of_a_gateway_that_was_killed_is_done_by_the_other(
         assert all("keeps no credentials" in text for text in found)
 
 
-def children(one: Gateway) -> list[str]:
-    assert one.process is not None
-    tasks = Path(f"/proc/{one.process.pid}/task").glob("*/children")
-    return "".join(path.read_text() for path in tasks).split()
-
-
 def test_access_lists_are_in_force_whoever_changes_them(
     two: tuple[Gateway, Gateway], closed: Registry
 ) -> None:
@@ -179,38 +134,6 @@ def test_access_lists_are_in_force_whoever_changes_them(
     image = one.store / f"images/sha256-{ready['id']}.sqfs"
     data = os.getxattr(image, "system.posix_acl_access")
     assert (4_000_000_000).to_bytes(4, "little") in data
-
-
-@pytest.mark.parametrize("number", [0, 99])
-def test_a_job_whose_taking_was_not_written_is_taken_again(
-    user: User, tmp_path: Path, url: str, registry: Registry, postgres: Cluster, number: int
-) -> None:
-    """Also one that a gateway asked for which has entered anew since, by the number before."""
-    tag = f"{registry.host}/site/box:1"
-    name = url.removeprefix("postgresql:///").partition("?")[0]
-    with gateway(user, tmp_path / "site", f"--database={url}", "--workers=1") as one:
-        postgres.sql(NO_END.format(what="UPDATE OF attempts"), name)
-        assert one.pull(tag).status == 200
-        until(lambda: "no room for the log" in one.log.read_text(), one.log)
-        postgres.sql(f"UPDATE jobs SET gateway = {number}", name)
-        postgres.sql("DROP FUNCTION refuse() CASCADE", name)
-        assert one.pulled(tag)["status"] == "READY"
-
-
-def test_credentials_of_a_request_that_was_not_written_are_nobodys(
-    user: User, tmp_path: Path, url: str, closed: Registry, postgres: Cluster
-) -> None:
-    """The next job may have the number of the one that was not written, and is another's."""
-    name, tag = url.removeprefix("postgresql:///").partition("?")[0], f"{closed.host}/site/box:1"
-    given = {closed.host: f"{USER}:{PASSWORD}"}
-    with gateway(user, tmp_path / "site", f"--database={url}") as one:
-        postgres.sql(NO_END.format(what="INSERT"), name)
-        assert one.pull(tag, authorized_locations=given).status == 503
-        postgres.sql("DROP FUNCTION refuse() CASCADE", name)
-        postgres.sql("ALTER SEQUENCE jobs_id_seq RESTART", name)
-        found = one.pulled(tag)
-        assert found["status"] == "FAILURE" and "access denied" in found["status_message"]
-        assert status(one, tag) == 404
 
 
 @pytest.mark.needs("munge")
@@ -244,44 +167,6 @@ def test_a_credential_that_one_has_taken_is_no_proof_to_another(
             body = text.removeprefix("MUNGE:").removesuffix(":")
             for more in (f"MUNGE:{body[:8]} {body[8:]}:", f"MUNGE:{body}=:", f"MUNGE:{body}:x"):
                 assert asked(other, more).status == 401, more
-
-
-def test_gateways_go_on_when_the_database_is_there_again(
-    two: tuple[Gateway, Gateway], registry: Registry, postgres: Cluster
-) -> None:
-    tag = f"{registry.host}/site/box:1"
-    assert two[0].pulled(tag)["status"] == "READY" and status(two[1], tag) == 200
-    postgres.stop()
-    try:
-        for one in two:
-            until(lambda one=one: status(one, tag) == 503, one.log)  # type: ignore[misc]
-            found = one.pull(tag)
-            assert found.status == 503 and "is PostgreSQL up" in found.body["hint"]
-            until(lambda one=one: LOST in one.log.read_text(), one.log)  # type: ignore[misc]
-    finally:
-        postgres.start()
-    for one in two:
-        until(lambda one=one: status(one, tag) == 200, one.log)  # type: ignore[misc]
-    assert two[0].pulled(f"{registry.host}/site/same:2")["status"] == "READY"
-    until(lambda: status(two[1], f"{registry.host}/site/same:2") == 200, two[1].log)
-
-
-def test_a_database_that_becomes_read_only(
-    user: User, tmp_path: Path, url: str, postgres: Cluster
-) -> None:
-    with gateway(user, tmp_path / "site", f"--database={url}") as one:
-        try:
-            postgres.sql("ALTER SYSTEM SET default_transaction_read_only = on")
-            postgres.sql("SELECT pg_reload_conf()")
-            until(lambda: one.pull("127.0.0.1:1/a:1").status == 503, one.log)
-            found = one.pull("127.0.0.1:1/a:2")
-            assert "read-only transaction" in found.body["message"]
-            assert found.body["hint"] == "is it a standby? the gateway must write"
-            assert one.get(f"/api/list/{SYSTEM}/").status == 200
-        finally:
-            postgres.sql("ALTER SYSTEM RESET ALL")
-            postgres.sql("SELECT pg_reload_conf()")
-        until(lambda: one.pull("127.0.0.1:1/a:2").status == 200, one.log)
 
 
 def test_a_sqlite_and_a_shared_one_do_not_mix(

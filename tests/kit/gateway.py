@@ -7,8 +7,9 @@ import re
 import shutil
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,6 +103,10 @@ class Gateway:
         assert found
         return int(found[1])
 
+    def connect(self) -> HTTPConnection:
+        """Return a connection to its Unix socket."""
+        return _Local(str(self.socket))
+
     def ask(
         self,
         method: str,
@@ -111,7 +116,7 @@ class Gateway:
         **headers: str,
     ) -> Answer:
         """Send one request, by the Unix socket unless `loopback`."""
-        one = HTTPConnection("127.0.0.1", self.port) if loopback else _Local(str(self.socket))
+        one = HTTPConnection("127.0.0.1", self.port) if loopback else self.connect()
         data = json.dumps(body).encode() if isinstance(body, dict) else body
         try:
             # What is refused unread is answered, and the connection closed, while it is being sent.
@@ -141,7 +146,25 @@ class Gateway:
             if found.body["status"] in states:
                 return dict(found.body)
             time.sleep(0.05)
-        raise AssertionError(f"{tag} is {found.body} after a minute: {self.log.read_text()}")
+        text = f"{self.log.read_text()}\nits processes: {self.processes()}"
+        raise AssertionError(f"{tag} is {found.body} after a minute: {text}")
+
+    def children(self) -> list[str]:
+        """The numbers of the processes that it has started and that live."""
+        assert self.process is not None
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return "".join(path.read_text() for path in tasks).split()
+
+    def processes(self) -> list[str]:
+        """What its processes wait for in the kernel, and how long they have run, a text each."""
+        found = []
+        for number in self.children():
+            for task in Path(f"/proc/{number}/task").iterdir():
+                with contextlib.suppress(OSError):
+                    ran = task.joinpath("stat").read_text().rpartition(")")[2].split()
+                    waits = task.joinpath("wchan").read_text()
+                    found.append(f"{number}/{task.name} {ran[0]} {ran[11]}+{ran[12]} in {waits}")
+        return found
 
     def kill(self) -> None:
         """End it as a crash of its node does."""
@@ -175,6 +198,19 @@ def gateway(
         one.stop()
         log = one.log.read_text()
         assert "Traceback" not in log, log
+
+
+def until(true: Callable[[], bool], log: Path) -> None:
+    """Ask until it is so: another gateway hears of a change within a second or so."""
+    for _ in range(1200):
+        if true():
+            return
+        threading.Event().wait(0.05)
+    raise AssertionError(log.read_text())
+
+
+def status(one: Gateway, tag: str) -> int:
+    return one.get(f"/api/lookup/{SYSTEM}/docker/{tag}/").status
 
 
 @contextlib.contextmanager

@@ -56,20 +56,38 @@ function show(found) {
   for (const item of there.values()) item.remove();
 }
 
-if (list) {
+// Whether the queue is refused for good. Else the gateway, or what it needs, is away for a while.
+async function refused() {
+  const end = new AbortController();
+  try {
+    const status = (await fetch("events", {signal: end.signal})).status;
+    return status >= 400 && status < 500;
+  } catch {
+    return false;
+  } finally {
+    end.abort();
+  }
+}
+
+function follow() {
   const events = new EventSource("events");
   events.onopen = () => { say(live, "Live"); live.dataset.state = "live"; };
   events.onmessage = event => show(JSON.parse(event.data));
-  events.onerror = () => {
+  events.onerror = async () => {
     delete live.dataset.state;
-    if (events.readyState === EventSource.CLOSED) {
+    say(live, "Connecting again…");
+    // The browser does so itself after a connection that broke, not after an error's answer.
+    if (events.readyState !== EventSource.CLOSED) return;
+    if (await refused()) {
       const again = document.createElement("a");
       again.href = "queue";
       again.textContent = "Look again";
       live.replaceChildren("Not live any more. ", again);
-    } else say(live, "Connecting again…");
+    } else setTimeout(follow, 2000);
   };
 }
+
+if (list) follow();
 
 // Browsers let a page write the clipboard only where nobody could have changed it on its way.
 if (navigator.clipboard) {
