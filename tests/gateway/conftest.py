@@ -1,4 +1,4 @@
-"""Registries with small images and gateways of one database, which the tests of the gateway share."""
+"""Registries with small images and gateways of one database, shared by the tests of the gateway."""
 
 from collections.abc import Iterator
 from pathlib import Path
