@@ -128,6 +128,8 @@ def serve(arguments: Arguments) -> int:
     store, site = Store(root), load.load(os.environ)
     _create(store)
     _doubts(root, arguments.admin or ())
+    if arguments.munge is not None:
+        _munged(arguments.munge)
     database = Database(root, arguments.database)
     service = None
     try:
@@ -183,6 +185,22 @@ def _doubts(root: str, admins: "Iterable[str]") -> None:
             pwd.getpwnam(name)
         except KeyError:
             complain("udi gateway", f"--admin={name}: there is no such user now")
+
+
+def _munged(socket: str) -> None:
+    """Tell what is not to be had where no munged answers; it may come later."""
+    import trio
+
+    from rootless_udi.gateway import munge
+
+    try:
+        trio.run(munge.check, socket)
+    except munge.Unreachable as error:
+        complain(
+            "udi gateway",
+            f"--munge: {error.message}: who proves himself by munge is answered 503 until it works",
+            error.hint,
+        )
 
 
 def _counter(arguments: Arguments, database: "Database") -> "StartCounter":

@@ -5,6 +5,7 @@ user once. Each node's munged knows its own alone: gateways that share a databas
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import time
@@ -24,6 +25,8 @@ LONGEST = 16 << 10
 _SECONDS = 10
 _WHY = {15: "it has expired", 16: "its time is in the future", 17: "it was used before"}
 """Exit statuses of unmunge (munge.h, munge_err_t)."""
+_UNREACHED = (6, 7)
+"""Those where munged was not reached, or gave no answer."""
 _KEPT_SECONDS = 86400.0
 """How long a credential that was taken is remembered: longer than any is good (munged's hour, of
 clocks that differ)."""
@@ -81,7 +84,8 @@ async def decoded(credential: str, socket: str = "") -> Decoded:
     )
     if done.returncode != 0:
         why = done.stderr.decode(errors="replace").strip() or f"exit status {done.returncode}"
-        if "Unable to access" in why or "ocket" in why:
+        why = why.removeprefix("unmunge: Error: ")
+        if done.returncode in _UNREACHED:
             raise Unreachable(f"unmunge failed: {why}", "munged must run on the gateway's host")
         raise BadCredential(f"the munge credential is no proof: {why}")
     try:
@@ -90,6 +94,13 @@ async def decoded(credential: str, socket: str = "") -> Decoded:
     except (KeyError, ValueError, IndexError):
         raise Unreachable("unmunge's answer is not as munge 0.5 writes it") from None
     return Decoded(uid, gid, payload[:length])
+
+
+async def check(socket: str) -> None:
+    """See that a munged answers. Raises Unreachable."""
+    with contextlib.suppress(BadCredential):
+        # It is none, which munged must say.
+        await decoded("MUNGE:AAAA:", socket)
 
 
 async def take(database: Database, credential: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from tests.conftest import User
 from tests.gateway.conftest import CONFIG
 from tests.kit.gateway import SYSTEM, Gateway, credential, gateway, munged
+from tests.kit.places import TREE
 from tests.kit.registry import PASSWORD, USER, Registry, flaky
 
 pytestmark = pytest.mark.needs("registry", "skopeo", "gateway")
@@ -232,13 +234,39 @@ def test_munge_says_who_asks_on_loopback(user: User, tmp_path: Path, registry: R
 
 @pytest.mark.needs("munge")
 def test_without_munged_the_gateway_says_so(user: User, tmp_path: Path) -> None:
+    """At once, and who sends a credential; it goes on, since munged may come later."""
     with munged(tmp_path / "munge") as socket:
         good = credential(socket)
-    with gateway(user, tmp_path / "site", f"--munge={socket}") as one:
+        with gateway(user, tmp_path / "site", f"--munge={socket}") as one:
+            assert one.complaints == ""
+    with gateway(user, tmp_path / "site", f"--munge={socket}", name="2") as one:
+        assert one.complaints == (
+            f'udi gateway: --munge: unmunge failed: Failed to access "{socket}": No such file or '
+            "directory (Did you start munged?): who proves himself by munge is answered 503 until "
+            "it works\nudi gateway: hint: munged must run on the gateway's host\n"
+        )
         path = f"/api/list/{SYSTEM}/"
         found = one.ask("GET", path, loopback=True, authentication=good)
         assert found.status == 503 and "unmunge failed" in found.body["message"]
         assert one.get(path).status == 200
+
+
+@pytest.mark.needs("munge")
+def test_a_missing_munged_is_not_taken_for_a_wrong_credential(user: User, tmp_path: Path) -> None:
+    """Whatever the name of its socket."""
+    with munged(tmp_path / "munge") as socket:
+        good = credential(socket)
+    with gateway(user, tmp_path / "site", f"--munge={tmp_path}/none") as one:
+        path = f"/api/list/{SYSTEM}/"
+        found = one.ask("GET", path, loopback=True, authentication=good)
+        assert found.status == 503 and f'"{tmp_path}/none"' in found.body["message"]
+
+
+def test_without_unmunge_the_gateway_says_so(user: User, tmp_path: Path) -> None:
+    ours = f"{TREE}/bin:{Path(sys.executable).parent}"
+    with gateway(user, tmp_path / "site", "--munge", PATH=ours) as one:
+        assert "--munge: starting unmunge failed: No such file or directory: " in one.complaints
+        assert "\nudi gateway: hint: install munge\n" in one.complaints
 
 
 def test_a_second_gateway_of_a_store_is_refused(served: Gateway, user: User) -> None:
