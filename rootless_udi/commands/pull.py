@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _PIPE = Reference("stream", "docker-archive:-")
 """An archive that standard input brings."""
+_PATHS = "an OCI image layout is oci:DIR, the output of `docker save` docker-archive:FILE"
+"""What is pulled of a path."""
 
 
 def add(commands: Parsers) -> None:
@@ -69,7 +71,7 @@ def pull(arguments: Arguments) -> int:
 
         return pull_oras.pull(arguments, site)
     piped = arguments.image == "-"
-    reference = _PIPE if piped else parsed_reference(arguments.image, site, arguments.name)
+    reference = _PIPE if piped else parsed_reference(arguments.image, site, arguments.name, _PATHS)
     try:
         from rootless_udi.commands.common import progress
         from rootless_udi.pull import pipeline

@@ -222,7 +222,10 @@ def _through(pid: int, start: int, number: int) -> int:
 
 
 def _names(pid: int, number: int) -> "Iterator[str]":
-    """Yield the paths in /proc by which the process may have the namespace."""
+    """Yield the paths in /proc by which the process may have the namespace.
+
+    The first once more at the end: it may have entered it between, and closed its descriptor.
+    """
     yield f"/proc/{pid}/ns/user"
     try:
         names = os.listdir(f"/proc/{pid}/fd")
@@ -234,6 +237,7 @@ def _names(pid: int, number: int) -> "Iterator[str]":
                 yield f"/proc/{pid}/fd/{name}"
         except FileNotFoundError:
             pass
+    yield f"/proc/{pid}/ns/user"
 
 
 def _joined(directory: int, part: str, number: int) -> "Iterator[tuple[int, int]]":

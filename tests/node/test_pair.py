@@ -6,12 +6,14 @@ So they reach each other's memory, as bare ones do. Afterwards nothing may remai
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from rootless_udi.base import process
+from rootless_udi.node import pair as pairs
 from rootless_udi.node import publish
 from rootless_udi.node.sweep import sweep
 from tests.conftest import User
@@ -320,6 +322,42 @@ def test_what_is_swept(tmp_path: Path) -> None:
 
 
 # Ranks outside
+
+
+BUILDER = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+maker = os.fork()
+if maker == 0:
+    assert libc.unshare(0x10000000) == 0
+    os.write(1, b"made\\n")
+    os.read(0, 1)
+    os._exit(0)
+sys.stdin.buffer.raw.read(1)
+space = os.open(f"/proc/{maker}/ns/user", os.O_RDONLY)
+print(os.fstat(space).st_ino, flush=True)
+sys.stdin.buffer.raw.read(1)
+assert libc.setns(space, 0x10000000) == 0
+os.close(space)
+print("inside", flush=True)
+sys.stdin.buffer.raw.read(1)
+"""
+
+
+def test_a_builder_enters_while_it_is_looked_at(user: User) -> None:
+    """Between the look at its namespace and the one at its descriptors."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with user.popen(sys.executable, "-c", BUILDER, **pipes) as one:
+        assert one.stdin is not None and one.stdout is not None
+        assert one.stdout.readline() == "made\n"
+        print(end="1", file=one.stdin, flush=True)
+        number = int(one.stdout.readline())
+        paths = pairs._names(one.pid, number)
+        assert os.stat(next(paths)).st_ino != number
+        print(end="2", file=one.stdin, flush=True)
+        assert one.stdout.readline() == "inside\n"
+        assert number in [os.stat(path).st_ino for path in paths]
+        one.communicate("34", timeout=60)
 
 
 def test_a_bare_rank_beside_one_in_a_container_is_told(

@@ -20,10 +20,16 @@ from rootless_udi.store import find, resolve, upkeep
 Arguments = argparse.Namespace
 
 
-def parsed_reference(text: str, site: Site, name: str | None = None) -> Reference:
+def parsed_reference(
+    text: str,
+    site: Site,
+    name: str | None = None,
+    otherwise: str = "udi images shows what is in the store",
+) -> Reference:
     """Return a name's reference, or a URL's. Raises UdiError for a path, and what is no name.
 
-    For a path the error says how the store has it by `name`.
+    For a path the error says how the store has it by `name`, and where there is nothing at it what
+    to do `otherwise`.
     """
     found = named(text, site.registry)
     if found.kind in ("squashfs", "directory", "path"):
@@ -31,7 +37,7 @@ def parsed_reference(text: str, site: Site, name: str | None = None) -> Referenc
 
         raise UdiError(
             f"{text} is a path, not an image of a registry or a store",
-            suggest.stored(text, name or "NAME") or "udi images shows what is in the store",
+            suggest.stored(text, name or "NAME") or otherwise,
         )
     return found
 
