@@ -5,7 +5,7 @@ from typing import Any
 
 from rootless_udi.base import jsontext
 from rootless_udi.base.errors import BYTES, plain
-from rootless_udi.base.process import page, say
+from rootless_udi.base.process import page, say, tell
 from rootless_udi.commands.common import names
 from rootless_udi.commands.common.given import Arguments, image_stores
 from rootless_udi.commands.common.parsers import Parsers, add_json, command
@@ -21,11 +21,14 @@ def add(commands: Parsers) -> None:
 
 def df(arguments: Arguments) -> int:
     """udi df: for each store its images, trees of `udi extract` (images, files), and downloads."""
-    stores = [Store(root) for root in image_stores(load.load(os.environ)) if os.path.isdir(root)]
+    roots = image_stores(load.load(os.environ))
+    stores = [Store(root) for root in roots if os.path.isdir(root)]
     documents = [_look(store) for store in stores]
     if arguments.json:
         page(jsontext.text(documents) + "\n")
         return 0
+    if not stores:
+        tell(f"there is no image store at {' nor at '.join(roots)}")
     for store, found in zip(stores, documents, strict=True):
         where = plain(store.root, keep=BYTES)
         say(f"{where} ({names.amount(found['free'])} free on {plain(store.filesystem())})")

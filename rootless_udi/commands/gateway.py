@@ -42,8 +42,11 @@ def token(arguments: Arguments) -> int:
             (str(one["id"]), str(one["scope"]), _day(one["expires"]), plain(str(one["note"])))
             for one in rows
         ]
-        for line in names.table(("NUMBER", "SCOPE", "UNTIL", "NOTE"), cells, 200):
+        head = ("NUMBER", "SCOPE", "UNTIL", "NOTE")
+        for line in names.table(head, cells, 200) if cells else ():
             say(line)
+        if not cells:
+            tell("you have no token: udi gateway token makes one")
         return 0
     wanted = {"scope": arguments.scope, "days": arguments.days, "note": arguments.note}
     found = client.tokens(wanted)

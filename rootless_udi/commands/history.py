@@ -5,7 +5,7 @@ import shutil
 
 from rootless_udi.base import jsontext
 from rootless_udi.base.errors import UdiError, plain
-from rootless_udi.base.process import page, say
+from rootless_udi.base.process import page, say, tell
 from rootless_udi.commands.common import names
 from rootless_udi.commands.common.given import Arguments, any_image, parsed_platform
 from rootless_udi.commands.common.parsers import Parsers, add_json, add_platform, command
@@ -38,6 +38,9 @@ def history(arguments: Arguments) -> int:
     if arguments.json:
         keys = ("created", "created_by", "size")
         page(jsontext.text([dict(zip(keys, step, strict=True)) for step in steps]) + "\n")
+        return 0
+    if not steps:
+        tell(f"the history of image {arguments.image} has no step")
         return 0
     width = shutil.get_terminal_size().columns
     say(f"{'CREATED':<10}  {'SIZE':>9}  STEP")

@@ -64,8 +64,12 @@ def images(arguments: Arguments) -> int:
         texts = [names.digits(r.entry.image.digest) if arguments.quiet else r.name for r in rows]
         for text in dict.fromkeys(filter(None, texts)):
             say(text)
-    else:
+    elif rows:
         _print(rows, arguments.digests)
+    elif arguments.filter:
+        tell("no image is as --filter asks")
+    else:
+        tell(f"no image is in {' and '.join(image_stores(site))}: udi pull IMAGE brings one")
     return 0
 
 
@@ -82,6 +86,8 @@ def _of_gateway(arguments: Arguments, site: Site) -> int:
         texts = [names.digits(row[1]) if arguments.quiet else row[0] for row in found]
         for text in dict.fromkeys(texts):
             say(text)
+    elif not found:
+        tell("the site's gateway has no image that you may read: udi pull --site IMAGE brings one")
     else:
         rows = [
             (
@@ -154,8 +160,7 @@ def _print(rows: Sequence[ImageRow], whole: bool) -> None:
     images = {(r.entry.image.store, r.entry.image.digest): r.entry.image.size for r in rows}
     shared = sum(row.entry.image.size for row in rows) - sum(images.values())
     again = f"; shared by several names: {names.amount(shared)}" if shared else ""
-    if rows:
-        tell(f"{counted(len(images), 'image')}, {names.amount(sum(images.values()))}{again}")
+    tell(f"{counted(len(images), 'image')}, {names.amount(sum(images.values()))}{again}")
 
 
 def _filters(texts: Sequence[str]) -> list[Callable[[ImageRow], bool]]:

@@ -4,7 +4,7 @@ import os
 
 from rootless_udi.base import jsontext
 from rootless_udi.base.errors import plain
-from rootless_udi.base.process import complain, page
+from rootless_udi.base.process import complain, page, tell
 from rootless_udi.commands.common.containers import Container, containers, short
 from rootless_udi.commands.common.given import Arguments
 from rootless_udi.commands.common.mixed import mixed
@@ -25,8 +25,10 @@ def ps(arguments: Arguments) -> int:
         page(jsontext.text([dict(zip(c.FIELDS, c.values(), strict=True)) for c in found]) + "\n")
     elif arguments.names:
         page("".join(f"{short(one.name)}\n" for one in found))
-    else:
+    elif found:
         page(_table(found))
+    else:
+        tell("no container of yours is on this node")
     for job, rank, pid, program in mixed(found):
         complain(
             "udi",
@@ -38,7 +40,7 @@ def ps(arguments: Arguments) -> int:
 
 
 def _table(found: list[Container]) -> str:
-    """Return the containers as a table for a person; the header alone where there are none."""
+    """Return the containers as a table for a person."""
     rows = [("NAME", "IMAGE", "JOB", "MEMBERS", "AGE", "WAITS", "SERVER", "MEMORY")]
     for one in found:
         rows.append(

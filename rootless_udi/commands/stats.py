@@ -30,8 +30,10 @@ def stats(arguments: Arguments) -> int:
         return 0
     width = shutil.get_terminal_size().columns
     rows = [tuple(str(row.get(word, "")) for word in _COLUMNS) for row in found.get("days", [])]
-    for line in names.table(tuple(word.upper() for word in _COLUMNS), rows, width):
+    for line in names.table(tuple(map(str.upper, _COLUMNS)), rows, width) if rows else ():
         say(line)
+    if not rows:
+        tell(f"nothing was asked for in {counted(arguments.days, 'day')}")
     for one in found.get("top", []):
         say(f"{plain(str(one.get('tag')))}: {counted(int(one.get('lookups', 0)), 'lookup')}")
     size = names.amount(int(found.get("bytes", 0)))

@@ -293,6 +293,12 @@ def test_history(user: User, tmp_path: Path) -> None:
     steps = json.loads(user.run("udi", "history", "--json", image).stdout)
     assert steps[0]["size"] == body["layers"][0]["size"] and steps[1]["size"] == -1
     assert len(steps[1]["created_by"]) == 400
+    user.run("udi", "pull", "-q", f"oci:{layout.path}:1", check=True)
+    done = user.run("udi", "history", f"oci:{layout.path}:1")
+    assert (done.stdout, done.stderr) == (
+        "",
+        f"the history of image oci:{layout.path}:1 has no step\n",
+    )
     bare = user.home / "bare.sqfs"
     source = next(Path(user.env["UDI_STORE"], "images").glob("*.sqfs"))
     bare.write_bytes(source.read_bytes())

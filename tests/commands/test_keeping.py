@@ -270,8 +270,16 @@ def test_df(user: User, three: list[str]) -> None:
 
 
 def test_without_a_store(user: User) -> None:
-    assert user.run("udi", "df").stdout == ""
-    assert user.run("udi", "images", "--names").stdout == ""
+    store = user.env["UDI_STORE"]
+    for words, line in (
+        (("df",), f"there is no image store at {store}\n"),
+        (("images",), f"no image is in {store}: udi pull IMAGE brings one\n"),
+        (("images", "--filter=untagged=true"), "no image is as --filter asks\n"),
+        (("images", "--names"), ""),
+        (("images", "--quiet"), ""),
+    ):
+        done = user.run("udi", *words)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", line)
     done = user.run("udi", "prune")
     assert done.returncode == 0 and "there is no image store at" in done.stderr
 

@@ -82,6 +82,23 @@ def test_shifterimg_gives_an_image_to_users_and_groups(
     assert done.returncode == 1 and "no-such-user is no user or group" in done.stderr
 
 
+def test_what_is_empty_is_one_line(served: Gateway, user: User) -> None:
+    for words, line in (
+        (
+            ("images", "--site"),
+            "the site's gateway has no image that you may read: udi pull --site IMAGE brings one\n",
+        ),
+        (("images", "--site", "--names"), ""),
+        (("gateway", "token", "--list"), "you have no token: udi gateway token makes one\n"),
+        (
+            ("stats", "--days=7"),
+            "nothing was asked for in 7 days\n0 images, 0 B, 0 private\n",
+        ),
+    ):
+        done = user.run("udi", *words)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", line)
+
+
 def test_udi_with_site(served: Gateway, user: User, registry: Registry) -> None:
     tag = f"{registry.host}/site/box:1"
     done = user.run("udi", "pull", "--site", tag, check=True)
