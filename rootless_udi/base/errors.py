@@ -53,6 +53,17 @@ def counted(number: int, one: str, many: str = "") -> str:
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
+def amount(size: int) -> str:
+    """Return a number of bytes for people, in powers of 1000: "1.2 GB". Where two are compared
+    that may differ by little, the exact numbers are better."""
+    for power, unit in ((18, "EB"), (15, "PB"), (12, "TB"), (9, "GB"), (6, "MB"), (3, "kB")):
+        factor = 10**power
+        # What rounds up to a thousand is one of the next unit.
+        if size >= factor - factor // 20000:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} B"
+
+
 BYTES = "".join(map(chr, range(0xDCA0, 0xDD00)))
 """The characters that os.fsdecode makes of bytes which are no UTF-8, as a file's name may have.
 Those for bytes 0x80 to 0x9f are not among them: some terminals obey these bytes."""

@@ -2,7 +2,7 @@
 
 import os
 
-from rootless_udi.base.errors import UdiError, counted
+from rootless_udi.base.errors import UdiError, amount, counted
 from rootless_udi.base.process import say, tell
 from rootless_udi.commands.common import newfile
 from rootless_udi.commands.common.given import Arguments
@@ -62,8 +62,8 @@ def pack(arguments: Arguments) -> int:
         name = os.path.join(top, os.fsdecode(found.left_out[0]))
         number = len(found.left_out)
         tell(f"left out: {number} that {'is' if number == 1 else 'are'} no file, as {name}")
-    files = f"{counted(len(found.files), 'file')} of {counted(total, 'byte')}"
-    tell(f"{files}, packed {counted(size, 'byte')}")
+    files = f"{counted(len(found.files), 'file')} of {amount(total)}"
+    tell(f"{files}, packed {amount(size)}")
     say(target)
     return 0
 

@@ -7,7 +7,7 @@ imported.
 
 import argparse
 
-from rootless_udi.base.errors import UdiError, counted
+from rootless_udi.base.errors import UdiError, amount
 from rootless_udi.base.process import tell
 from rootless_udi.commands.common import newfile
 from rootless_udi.commands.common.given import Arguments, image_stores
@@ -47,7 +47,7 @@ def pull(arguments: Arguments, site: Site) -> int:
         with newfile.ending():
             layer, digest = _layer(there, reference)
             believed(site).allow(reference, [digest], there.signatures)
-            note(f"fetching a SIF file of {counted(layer.size, 'byte')}")
+            note(f"fetching a SIF file of {amount(layer.size)}")
 
             def ask(endpoint: Endpoint) -> str:
                 what = f"pulling blob {layer.digest} of {endpoint}"

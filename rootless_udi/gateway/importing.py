@@ -10,7 +10,7 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import UdiError, amount
 from rootless_udi.plan.reference import platform_of_key
 from rootless_udi.store import adding, inside, resolve
 from rootless_udi.store.store import Store, discard
@@ -36,7 +36,7 @@ def opened(path: str, uid: int, most: int) -> tuple[int, os.stat_result]:
     elif status.st_uid != uid:
         why = "it is not yours"
     elif status.st_size > most:
-        why = f"it has {status.st_size} bytes, and the site takes {most} at most"
+        why = f"it has {amount(status.st_size)}, and the site takes {amount(most)} at most"
     if why:
         os.close(fd)
         raise UdiError(f"importing {path} failed: {why}", "copy it to a file of your own")

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, func, insert, or_, select, update
 
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import UdiError, amount
 from rootless_udi.gateway import catalogue, expiry
 from rootless_udi.gateway.catalogue import Wanted, wanted_of
 from rootless_udi.gateway.people import Forbidden
@@ -102,7 +102,8 @@ def _check_bounds(connection: Connection, uid: int, most: int, room: int) -> Non
     held = expiry.brought(connection, uid) if room else 0
     if room and held >= room:
         raise Forbidden(
-            f"the images that you have brought take {held} bytes, and you may have {room}",
+            f"the images that you have brought take {amount(held)}, and you may have "
+            f"{amount(room)}",
             "shifterimg expire removes your private ones; ask the site for the others",
         )
 

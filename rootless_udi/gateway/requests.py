@@ -6,7 +6,7 @@ from typing import Any
 import trio
 from starlette.requests import ClientDisconnect, Request
 
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import UdiError, amount
 from rootless_udi.gateway import importing
 from rootless_udi.gateway.catalogue import Wanted
 from rootless_udi.plan.reference import Platform, Reference, parse, parse_platform, platform_of
@@ -55,7 +55,7 @@ async def raw(request: Request) -> bytes:
             async for part in request.stream():
                 data += part
                 if len(data) > BODY_MAX:
-                    raise TooLarge(f"the request's body has more than {BODY_MAX} bytes")
+                    raise TooLarge(f"the request's body has more than {amount(BODY_MAX)}")
     except trio.TooSlowError:
         raise TooSlow(f"the request's body did not come within {_BODY_SECONDS} seconds") from None
     except ClientDisconnect:

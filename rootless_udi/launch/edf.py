@@ -3,7 +3,7 @@
 import os
 
 from rootless_udi.base import trust
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import UdiError, amount
 from rootless_udi.config import load
 from rootless_udi.plan import edf, modules
 from rootless_udi.plan.options import SIF, Request
@@ -99,7 +99,7 @@ def _parsed(path: str) -> "edf.Edf":
     except OSError as error:
         raise UdiError(f"reading environment definition {path} failed: {error.strerror}") from None
     if len(data) > _LARGEST:
-        raise UdiError(f"environment definition {path}: is larger than {_LARGEST} bytes")
+        raise UdiError(f"environment definition {path}: is larger than {amount(_LARGEST)}")
     try:
         text = data.decode()
         document = tomllib.loads(text)

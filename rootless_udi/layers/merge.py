@@ -32,6 +32,7 @@ from contextlib import closing, contextmanager
 from os import fsdecode, stat
 from stat import S_ISGID, S_ISUID
 
+from rootless_udi.base.errors import amount
 from rootless_udi.base.records import Record
 from rootless_udi.layers.blob import ahead, chunks, verified
 from rootless_udi.layers.bounds import (
@@ -204,7 +205,7 @@ class _Merge:
         self.left -= member.holes
         if self.left < 0:
             stream.refuse(
-                f"{shown(path)} is a sparse file of {member.size} bytes, more than an image of "
+                f"{shown(path)} is a sparse file of {amount(member.size)}, more than an image of "
                 "its compressed size may come to",
                 "shrink it in the image (often /var/log/lastlog, from a very large user id)",
             )

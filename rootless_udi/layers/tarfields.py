@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from os import fsdecode
 from typing import NoReturn
 
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import UdiError, amount
 from rootless_udi.layers.bounds import NAME, PATH
 
 BLOCK = 512
@@ -66,7 +66,7 @@ class Stream:
             if chunk:
                 if self._before + len(chunk) > self._most:
                     self.refuse(
-                        f"it goes on for more than {self._most} bytes",
+                        f"it goes on for more than {amount(self._most)}",
                         "this is far more than a layer of its compressed size has; a file of "
                         "zeros there can be made by what starts from the image",
                     )

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 from urllib.parse import unquote_to_bytes
 
-from rootless_udi.base.errors import counted
+from rootless_udi.base.errors import amount, counted
 from rootless_udi.layers import tarsparse
 from rootless_udi.layers.bounds import EXTENSION, GLOBAL, PATH, XATTR_NAME, XATTR_RECORD, XATTRS
 from rootless_udi.layers.tarfields import (
@@ -162,7 +162,7 @@ def members(stream: Stream) -> Iterator[Member]:
             if kind == b"g":
                 common.update((key, value) for key, value in _records(stream, data) if _lasts(key))
                 if sum(len(key) + len(value) for key, value in common.items()) > GLOBAL:
-                    stream.refuse(f"global pax headers of more than {GLOBAL} bytes are in force")
+                    stream.refuse(f"global pax headers of more than {amount(GLOBAL)} are in force")
             elif kind in b"xX":
                 pax = dict(_records(stream, data))
                 if b"GNU.sparse.numblocks" in pax and b"GNU.sparse.map" not in pax:
@@ -182,7 +182,9 @@ def members(stream: Stream) -> Iterator[Member]:
 def _extension(stream: Stream, size: int) -> bytes:
     """Return the data of an extension header (pax, GNU long name)."""
     if not 0 <= size <= EXTENSION:
-        stream.refuse(f"an extension header of {size} bytes (at most {EXTENSION} are taken)")
+        stream.refuse(
+            f"an extension header of {amount(size)} (at most {amount(EXTENSION)} are taken)"
+        )
     data = stream.read(size)
     if len(data) < size:
         missing = counted(size - len(data), "byte")

@@ -6,6 +6,7 @@ formats are in GNU tar's manual, "Storing Sparse Files".
 
 from collections.abc import Iterator
 
+from rootless_udi.base.errors import amount
 from rootless_udi.layers.bounds import FRAGMENTS, SPARSE
 from rootless_udi.layers.tarfields import BLOCK, FIELDS, Stream, decimal, field, number, shown
 
@@ -103,7 +104,7 @@ def _checked(stream: Stream, path: bytes, numbers: list[int], real: int, stored:
         stream.refuse(f"the sparse map of {shown(path)} does not fit its size")
     if real > SPARSE:
         stream.refuse(
-            f"{shown(path)} is a sparse file of {real} bytes (at most {SPARSE})",
+            f"{shown(path)} is a sparse file of {amount(real)} (at most {amount(SPARSE)})",
             "shrink it in the image (often /var/log/lastlog, from a very large user id)",
         )
     return pairs

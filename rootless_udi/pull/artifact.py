@@ -16,7 +16,7 @@ import json
 from typing import Any
 
 from rootless_udi.base import windows
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import UdiError, amount
 from rootless_udi.base.records import Record
 from rootless_udi.plan.reference import digest_fault
 from rootless_udi.pull import manifest
@@ -118,5 +118,7 @@ def parsed(document: dict[str, Any], what: str) -> Artifact:
     one = Artifact(found[SQUASHFS], found[WINDOWS], found[FACTS], str(listed), subject)
     for part, most in ((one.windows, windows.room(one.squashfs.size)), (one.facts, FACTS_MAX)):
         if part.size > most:
-            raise UdiError(f"{what}: {part.digest} has {part.size} bytes; at most {most} are read")
+            raise UdiError(
+                f"{what}: {part.digest} has {amount(part.size)}; at most {amount(most)} are read"
+            )
     return one

@@ -13,7 +13,7 @@ import threading
 import urllib.parse
 from collections.abc import Iterable, Mapping
 
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import UdiError, amount
 from rootless_udi.pull import parties, proxies
 from rootless_udi.pull.parties import Origin, Pass, origin
 from rootless_udi.pull.proxies import Connection, Proxies
@@ -102,7 +102,7 @@ class Reply:
                 parts.append(part)
                 left -= len(part)
         if left <= 0:
-            raise UdiError(f"{what}: the answer has more than {most} bytes")
+            raise UdiError(f"{what}: the answer has more than {amount(most)}")
         body = b"".join(parts)
         length = self.length()
         if length is not None and length != len(body):

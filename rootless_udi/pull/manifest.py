@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from rootless_udi.base.errors import UdiError, counted
+from rootless_udi.base.errors import UdiError, amount, counted
 from rootless_udi.base.records import Record
 from rootless_udi.layers import bounds
 from rootless_udi.plan.platforms import suitability
@@ -239,7 +239,9 @@ def manifest(document: dict[str, Any], what: str) -> Manifest:
     if config.media_type.startswith(tuple(_HINTS)):
         raise _unknown(what, "the config", config.media_type)
     if config.size > DOCUMENT_MAX:
-        raise _refuse(what, f"the config has {config.size} bytes; at most {DOCUMENT_MAX} are read")
+        raise _refuse(
+            what, f"the config has {amount(config.size)}; at most {amount(DOCUMENT_MAX)} are read"
+        )
     if len(layers) > LAYERS_MAX:
         raise _refuse(what, f"has {len(layers)} layers; at most {LAYERS_MAX} are merged")
     found = []

@@ -12,7 +12,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from email.message import Message
 
-from rootless_udi.base.errors import UdiError, counted
+from rootless_udi.base.errors import UdiError, amount, counted
 from rootless_udi.plan.reference import DOCKER_HUB
 from rootless_udi.pull import credentials, parties
 from rootless_udi.pull.authorizer import Authorizer, Lookup, said
@@ -197,7 +197,7 @@ class Endpoint:
                 reply.close()
             if done < descriptor.size:
                 how = "it comes too slowly:" if slow else "the connection broke after"
-                why = f"{how} {done} of {counted(descriptor.size, 'byte')}"
+                why = f"{how} {amount(done)} of {amount(descriptor.size)}"
                 tries.failed(what, why)
 
     def part(self, digest: str, headers: dict[str, str], what: str) -> Reply:

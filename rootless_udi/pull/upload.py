@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from email.message import Message
 from typing import Protocol
 
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import UdiError, amount
 from rootless_udi.base.records import Record
 from rootless_udi.pull import credentials, parties
 from rootless_udi.pull.authorizer import Lookup, said
@@ -280,7 +280,7 @@ class Uploading(Endpoint):
         reply.close()
         came = _came(reply)
         if came is not None and came != stop:
-            raise _Cut(f"it has {came} of {stop} bytes")
+            raise _Cut(f"it has {amount(came)} of {amount(stop)}")
         return self._location(reply, what)
 
     def _came(self, place: str, what: str, size: int) -> tuple[str, int]:
@@ -292,7 +292,7 @@ class Uploading(Endpoint):
         reply.close()
         came = _came(reply) or 0
         if came > size:
-            raise _Gone(f"the registry has {came} of {size} bytes")
+            raise _Gone(f"the registry has {amount(came)} of {amount(size)}")
         where = reply.headers.get("Location", "")
         return (self._location(reply, what) if where else place), came
 

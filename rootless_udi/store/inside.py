@@ -8,7 +8,7 @@ optimize` appends (`serve.prefetch`). Starts read the facts (`store.resolve`); t
 import os
 
 from rootless_udi.base import fastjson
-from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import UdiError, amount
 from rootless_udi.base.superblock import ASKS, INSIDE, SIZE, USED
 from rootless_udi.base.windows import BLOCK, WindowList, count, packed
 from rootless_udi.store import windows
@@ -32,7 +32,9 @@ def pack(facts: "Mapping[str, Any]") -> bytes:
     data = fastjson.dumps(facts, separators=(",", ":")).encode("utf-8", "surrogateescape")
     data += bytes(-(len(data) + 16) % BLOCK)
     if len(data) + 16 > INSIDE_MAX:
-        raise UdiError(f"its facts have {len(data)} bytes; at most {INSIDE_MAX} go into a file")
+        raise UdiError(
+            f"its facts have {amount(len(data))}; at most {amount(INSIDE_MAX)} go into a file"
+        )
     return data + INSIDE + (len(data) + 16).to_bytes(8, "little")
 
 

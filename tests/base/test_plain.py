@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rootless_udi.base import jsontext
-from rootless_udi.base.errors import plain
+from rootless_udi.base.errors import amount, plain
 from tests.conftest import User
 from tests.kit import images, plans
 from tests.kit.places import TREE
@@ -193,3 +193,19 @@ def test_a_plan_reads_back(user: User) -> None:
     done = user.run("udi-run", "--explain=json", TREE / "tests")
     assert done.returncode == 125 or plans.from_json(done.stdout)
     assert Path(TREE).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (949, "949 B"),
+        (1000, "1.0 kB"),
+        (999_940, "999.9 kB"),
+        (999_950, "1.0 MB"),
+        (10**12, "1.0 TB"),
+        (2**60, "1.2 EB"),
+    ],
+)
+def test_amounts_are_told_in_the_unit_that_they_round_to(size: int, text: str) -> None:
+    assert amount(size) == text

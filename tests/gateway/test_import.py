@@ -82,7 +82,7 @@ def test_what_is_not_imported(served: Gateway, user: User, tmp_path: Path, box: 
         ("x", pipe, 400, "it is no regular file"),
         ("x", tmp_path, 400, "it is no regular file"),
         ("x", tmp_path / "none", 400, "No such file"),
-        ("x", big, 400, "the site takes 52428800 at most"),
+        ("x", big, 400, "the site takes 52.4 MB at most"),
         ("x", "relative", 400, "is no absolute path"),
         ("docker.io/library/alpine:1", mine, 400, "is no name for an imported image"),
         ("../x", mine, 400, "is no name"),
@@ -172,6 +172,6 @@ def test_a_user_who_has_brought_enough_brings_no_more(
                 pass
             if name == "big:1":
                 assert found[0] == 200
-        assert found[0] == 403 and "the images that you have brought take" in found[1]
+        assert found[0] == 403 and "brought take 9.4 MB, and you may have 1.0 MB" in found[1]
         # Who has room may.
         assert one.pulled(f"{registry.host}/site/box:1")["status"] == "READY"

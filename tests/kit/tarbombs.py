@@ -222,7 +222,7 @@ def config(many: int) -> Bomb:
 
 
 def config_size(many: int) -> Bomb:
-    return Bomb([tar(head("a"))], "bytes; at most", {"Labels": {"a": "v" * (5 << 20)}})
+    return Bomb([tar(head("a"))], "MB; at most", {"Labels": {"a": "v" * (5 << 20)}})
 
 
 BOMBS: dict[str, Callable[[int], Bomb]] = {

@@ -162,7 +162,7 @@ def test_every_known_layer(media: str) -> None:
         ("config.digest", "sha256:00", "the config: a sha256 digest has 64", ""),
         ("config.digest", 5, "the config: 5 is no digest", ""),
         ("config.size", -1, "size -1 of the config is no number of bytes", ""),
-        ("config.size", 5 << 20, "the config has 5242880 bytes; at most 4194304 are read", ""),
+        ("config.size", 5 << 20, "the config has 5.2 MB; at most 4.2 MB are read", ""),
         ("config.size", "3", "size '3' of the config is no number of bytes", ""),
         ("config.size", True, "size True of the config is no number of bytes", ""),
         ("config.mediaType", "application/vnd.cncf.helm.config.v1+json", "is unknown", "Helm"),

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 
 from rootless_udi.base.errors import UdiError
+from rootless_udi.base.errors import amount as amount
 from rootless_udi.plan.reference import parse
 
 _UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400, "y": 365 * 86400}
@@ -34,14 +35,6 @@ def _means(text: str, registry: str) -> str:
 def digits(digest: str) -> str:
     """Return the 12 digits by which a digest is shown."""
     return digest.partition(":")[2][:12]
-
-
-def amount(size: int) -> str:
-    """Return bytes as text, in powers of 1000."""
-    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} B"
 
 
 def when(seconds: float) -> str:
