@@ -93,7 +93,7 @@ def end(ranges: Ranges, head: memoryview, used: int, folder: str) -> tuple[memor
     windows of this image. Raises UdiError."""
     at = place(used) if folder and journal.kept(folder, ranges.size) else _last(head, used)
     rest = ranges.part(at, ranges.size)
-    return rest[: used - at], rest[place(used) - at :]
+    return rest[: max(used - at, 0)], rest[place(used) - at :]
 
 
 def _last(head: memoryview, used: int) -> int:

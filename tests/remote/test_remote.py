@@ -18,6 +18,7 @@ from rootless_udi.fuse.format import WrongWindow
 from rootless_udi.fuse.imagefile import ImageFile
 from rootless_udi.fuse.reader import Reader
 from rootless_udi.fuse.remotefile import opener
+from rootless_udi.remote import sources
 from rootless_udi.remote.kept import Kept
 from rootless_udi.remote.origins import Web
 from rootless_udi.remote.ranges import Ranges
@@ -395,6 +396,26 @@ def rotten(bad: int) -> Callable[[int, int, int], str]:
 
 def reader(fd: int, sock: "_socket.socket", url: str) -> ImageFile:
     return Reader(fd, url, opener=opener(sock.detach(), url, 20, True, "")).source
+
+
+@pytest.mark.parametrize("used", (5000, 8192, WINDOW, WINDOW + 1, 5 * WINDOW + 7))
+@pytest.mark.parametrize("kept", (False, True))
+def test_what_comes_with_the_end(used: int, kept: bool, tmp_path: Path) -> None:
+    """The last windows and what is behind the squashfs, whose sizes do not fit together; nothing
+    but the latter where the store has windows of a file of that size."""
+    data = os.urandom(used) + bytes(place(used) - used) + b"what is behind it"
+    (tmp_path / "blobs").mkdir()
+    if kept:
+        with (tmp_path / "blobs/x.windows").open("wb") as file:
+            file.truncate(len(data))
+    with serving(data) as server:
+        ranges = Ranges(Web(server.url, 20), 20)
+        head = ranges.begin(WINDOW)
+        last, tail = sources.end(ranges, head, used, str(tmp_path))
+    assert bytes(tail) == b"what is behind it"
+    # Where the tables are nobody can say here.
+    wanted = 0 if kept or used <= WINDOW else used - (used - 1) // WINDOW * WINDOW
+    assert bytes(last) == (data[used - wanted : used] if wanted else b"")
 
 
 @RUN
