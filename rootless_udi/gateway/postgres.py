@@ -60,7 +60,11 @@ def _shown(text: str) -> str:
 
 def engines(url: URL, readers: int) -> tuple[Engine, Engine]:
     """Return what writes the database, one transaction at a time, and what reads it."""
-    writer = create_engine(url, pool_size=1, max_overflow=0, **_options(url))
+    # Whatever the server's default is: a snapshot of before the lock lacks what others wrote.
+    isolation = "READ COMMITTED"
+    writer = create_engine(
+        url, pool_size=1, max_overflow=0, isolation_level=isolation, **_options(url)
+    )
     reader = create_engine(
         url,
         pool_size=readers,

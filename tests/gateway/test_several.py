@@ -87,6 +87,29 @@ def test_many_who_ask_both_for_one_image_cause_one_download(
         assert len(blobs) == len(set(blobs))
 
 
+def test_a_database_whose_transactions_see_what_was_before_them(
+    user: User, tmp_path: Path, url: str, postgres: Cluster
+) -> None:
+    """As a site may have set it: who waits to write would not see what was written meanwhile."""
+    name, store = url.removeprefix("postgresql:///").partition("?")[0], tmp_path / "site"
+    postgres.sql(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
+    option = f"--database={url}"
+    with gateway(user, store, option) as one, gateway(user, store, option, name="2") as other:
+        found: list[int] = []
+
+        def ask(number: int) -> None:
+            for _ in range(20):
+                found.append((one, other)[number % 2].pull("127.0.0.1:1/a:1").status)
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == [200] * 160
+        assert one.complaints == other.complaints == ""
+
+
 def test_a_pull_of_a_gateway_that_was_killed_is_done_by_the_other(
     two: tuple[Gateway, Gateway], registry: Registry, closed: Registry
 ) -> None:
