@@ -147,12 +147,14 @@ class _OwnApi:
     async def expire(self, request: Request) -> Response:
         """Remove what goes by the site's rules, or only say what would."""
         asker = await self._service.asker(request)
+        # Read first: who is answered while he still sends it may see a broken connection alone.
+        given = await requests.body(request)
         if asker.admin and not self._service.rules.any():
             raise BadRequest(
                 "this gateway has no rules by which images expire",
                 "udi gateway serve --keep=DAYS or --room=SIZE gives it some",
             )
-        dry = (await requests.body(request)).get("dry_run") is not False
+        dry = given.get("dry_run") is not False
         return JSONResponse({"list": await self._service.apply_rules(asker, dry)})
 
     async def metrics(self, request: Request) -> Response:
