@@ -327,11 +327,13 @@ def test_what_is_swept(tmp_path: Path) -> None:
 BUILDER = """
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
+here, there = os.pipe()
 maker = os.fork()
 if maker == 0:
+    os.close(there)
     assert libc.unshare(0x10000000) == 0
     os.write(1, b"made\\n")
-    os.read(0, 1)
+    os.read(here, 1)
     os._exit(0)
 sys.stdin.buffer.raw.read(1)
 space = os.open(f"/proc/{maker}/ns/user", os.O_RDONLY)
