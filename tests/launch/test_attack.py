@@ -81,7 +81,7 @@ def test_standard_output_is_closed_full_or_gone(
 
 
 def test_udi_on_a_full_device_says_so(user: User) -> None:
-    done = user.run("sh", "-c", "udi images >/dev/full")
+    done = user.run("sh", "-c", "udi config show >/dev/full")
     message = "udi: writing to standard output failed: No space left on device\n"
     assert (done.returncode, done.stderr) == (125, message)
 
@@ -258,7 +258,7 @@ def test_what_is_no_record_is_named(user: User, box: Path, left: Leftovers, kind
     where = f"the record {path.name} in the state directory {path.parent} failed: "
     assert f"udi-run: reading {where}" in done.stderr
     done = user.run("udi", "ps")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, "no container of yours is on this node\n")
     path.unlink() if kind == "link" else path.rmdir()
 
 
