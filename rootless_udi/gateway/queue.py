@@ -182,9 +182,8 @@ class Queue:
         if said.digest and self._examiner.program:
             verdict = await self._examine(job, said)
             if verdict.why:
-                await self._end(job, said.replace(error=verdict.why, again=verdict.again))
-                if not verdict.again or job.attempts + 1 >= jobs.ATTEMPTS:
-                    await self._database.write(self._drop, said.digest)
+                last = not verdict.again or job.attempts + 1 >= jobs.ATTEMPTS
+                await self._refuse(job, said.replace(error=verdict.why, again=verdict.again), last)
                 return
         if said.digest:
             try:
@@ -194,8 +193,7 @@ class Queue:
                 # Not lost: the row still says that it is unfinished.
                 raise
             except (UdiError, OSError) as error:
-                await self._end(job, said.replace(error=str(error)))
-                await self._database.write(self._drop, said.digest)
+                await self._refuse(job, said.replace(error=str(error)), True)
             else:
                 self._secrets.pop(job.id, None)
                 self._ended("READY")
@@ -217,6 +215,15 @@ class Queue:
         return await self._examiner.examine(
             image.squashfs, facts, job.name, said.digest, job.platform
         )
+
+    async def _refuse(self, job: Any, said: Said, last: bool) -> None:
+        """End a job whose image nobody shall have: with the `last` attempt it is removed first, so
+        that it is gone when the job has failed."""
+        try:
+            if last:
+                await self._database.write(self._drop, said.digest)
+        finally:
+            await self._end(job, said)
 
     def _drop(self, connection: Connection, digest: str) -> None:
         """Remove an image that was refused; what has another name was accepted by that."""
