@@ -221,14 +221,13 @@ GROUPS = {
 }
 """What is imported together, each module after those that it imports itself. A test compares."""
 
-FILES = {
+_EARLIER = {
     "udi-run": ("join", "elect", "pair"),
     "udi-image": ("checks", "image", "compared", "over"),
-    "udi-start": tuple(
-        n
-        for n in GROUPS
-        if n not in ("join", "elect", "pair", "checks", "image", "compared", "over")
-    ),
+}
+FILES = {
+    **_EARLIER,
+    "udi-start": tuple(n for n in GROUPS if not any(n in names for names in _EARLIER.values())),
 }
 """Which groups are in which bundle. The launcher script reads the first, or the second as the image
 server of a start that udi-run in C makes (`serve.separate`)."""
